@@ -1,0 +1,72 @@
+"""The objective: a named, weighted sum of terms.
+
+In: features and batch. Out: the scalar to optimise and a report of raw values by term. What is
+reported adds up, with the weights, to what is optimised.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Objective(nn.Module):
+    """Weighted sum of terms over one set of features.
+
+    Args:
+        terms: the losses by name (any `nn.Module` that keeps the contract of `term.Term`).
+        weights: weight by term name; 1 where not named.
+        logit_scale_init: multiplicative logit scale the model starts from (CLIP 1/0.07, SigLIP 10).
+        logit_bias_init: logit bias the model starts from; None: the model has no bias.
+
+    Raises:
+        ValueError: no terms, a weight for a term that is not there, or a term without `needs`.
+    """
+
+    def __init__(
+        self,
+        terms: dict[str, nn.Module],
+        weights: dict[str, float] | None = None,
+        logit_scale_init: float = 1 / 0.07,
+        logit_bias_init: float | None = None,
+    ):
+        super().__init__()
+        if not terms:
+            raise ValueError("objective.terms is empty: name at least one term")
+        unknown = sorted(set(weights or {}) - set(terms))
+        if unknown:
+            raise ValueError(
+                f"objective.weights names {unknown}, which are no terms; "
+                f"the terms are {sorted(terms)}"
+            )
+        for name, term in terms.items():
+            if not hasattr(term, "needs"):
+                raise ValueError(
+                    f"objective.terms.{name} is a {type(term).__name__}, which declares no `needs`:"
+                    " derive it from counterpoint.losses.term.Term"
+                )
+        self.terms = nn.ModuleDict(terms)
+        self.weights = dict.fromkeys(terms, 1.0) | (weights or {})
+        self.logit_scale_init = logit_scale_init
+        self.logit_bias_init = logit_bias_init
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The union of what the terms read."""
+        return frozenset(name for term in self.terms.values() for name in term.needs)
+
+    def forward(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns (weighted sum, detached raw values `TERM` or `TERM/PART`).
+
+        Both are this rank's share: their mean over ranks is the value of the global batch.
+        """
+        parts: list[Tensor] = []
+        report: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            values = term(features, batch)
+            parts += [self.weights[name] * value for value in values.values()]
+            for part, value in values.items():
+                report[name if len(values) == 1 else f"{name}/{part}"] = value.detach()
+        return torch.stack(parts).sum(), report

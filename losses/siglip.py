@@ -1,0 +1,51 @@
+"""Pairwise sigmoid loss over the global batch (SigLIP).
+
+L = -1/B sum_ij log sigmoid(z_ij (s u_i.v_j + b)), z_ii = 1 and -1 elsewhere, over all B x B pairs.
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023), section 3.2; the paper starts
+from s = 10 and b = -10.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .exchange import AllGather, Exchange, world
+from .term import Term, full_precision, need
+
+
+class SigLIP(Term):
+    """Binary classification of every image-text pair; only the texts travel.
+
+    Args:
+        exchange: how the other ranks' texts arrive; the default is exact.
+    """
+
+    needs = ("image", "text", "logit_scale", "logit_bias")
+
+    def __init__(self, exchange: Exchange | None = None):
+        super().__init__()
+        self.exchange = exchange or AllGather()
+
+    def forward(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns `{"siglip": value}`; reads `image`, `text` [b, d], `logit_scale`, `logit_bias`.
+
+        Raises:
+            ValueError: the model has no logit bias.
+        """
+        bias = need(features, "logit_bias", self, "set objective.logit_bias_init (SigLIP: -10)")
+        image, text, scale, bias = full_precision(
+            features["image"], features["text"], features["logit_scale"], bias
+        )
+        with torch.autocast(image.device.type, enabled=False):
+            texts = self.exchange(text)
+            logits = scale * image @ texts.values.T + bias
+            # log sigmoid(-x) summed over all pairs, then the diagonal's sign turned:
+            # log sigmoid(x) - log sigmoid(-x) = x.
+            own = torch.arange(image.shape[0], device=image.device)
+            share = F.softplus(logits).sum() - logits[own, own + texts.offset].sum()
+            value = share * world()[1] / texts.values.shape[0]
+        return {"siglip": value}

@@ -1,0 +1,64 @@
+"""Text towers: token ids in, one pooled vector a caption out."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+
+class ClipTextTower(nn.Module):
+    """CLIP's causal text transformer, built from a configuration (nothing is downloaded).
+
+    The pooled vector is the last layer's state at the end-of-text token. Attention is causal, so
+    padding after it changes nothing. Radford et al. (2021), section 2.4.
+
+    Args:
+        width, depth, num_heads: of the transformer.
+        context_length: longest caption in tokens, start and end included.
+        vocab_size: number of token ids (CLIP's BPE has 49,408).
+        mlp_ratio: hidden width of the MLPs as a multiple of `width`.
+        activation: `gelu`, or `quick_gelu` for OpenAI's weights.
+        dropout: on the attention weights, in training.
+    """
+
+    def __init__(
+        self,
+        width: int = 512,
+        depth: int = 12,
+        num_heads: int = 8,
+        context_length: int = 77,
+        vocab_size: int = 49408,
+        mlp_ratio: float = 4.0,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(
+                f"text width {width} does not divide by num_heads {num_heads}: "
+                f"use {width // num_heads * num_heads} or other heads"
+            )
+        config = CLIPTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=int(width * mlp_ratio),
+            num_hidden_layers=depth,
+            num_attention_heads=num_heads,
+            max_position_embeddings=context_length,
+            hidden_act=activation,
+            attention_dropout=dropout,
+            projection_dim=width,
+            bos_token_id=vocab_size - 2,
+            eos_token_id=vocab_size - 1,
+            pad_token_id=0,
+        )
+        self.trunk = CLIPTextModel(config)
+        self.context_length = context_length
+        self.width = width
+
+    def forward(
+        self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
+    ) -> Float[Tensor, "n width"]:
+        """Returns the state at position `text_length - 1` (the end of text) of each caption."""
+        states = self.trunk(input_ids=text).last_hidden_state
+        return states[torch.arange(len(text), device=text.device), text_length - 1]
