@@ -1,0 +1,135 @@
+"""The run file: its slots, and the parser that reads them.
+
+In: a run file (one file a slot, phases inline) and leaf overrides of the command line. Out: one
+resolved configuration, which goes into the run folder and every checkpoint. Unknown keys are
+refused.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch import Trainer
+
+from ..data.module import PairsDataModule
+from ..losses.objective import Objective
+from ..models.two_tower import TwoTower
+from ..train.optim import AdamW
+from ..train.phases import Phase
+
+# The phases own the run's length, the data module owns the order, we own logs and checkpoints.
+OWNED = {
+    "max_epochs",
+    "max_steps",
+    "min_epochs",
+    "min_steps",
+    "fast_dev_run",
+    "overfit_batches",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "use_distributed_sampler",
+    "reload_dataloaders_every_n_epochs",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "model_registry",
+    "barebones",
+}
+
+
+@dataclass
+class EvaluationConfig:
+    """When and on what a run is evaluated.
+
+    Attributes:
+        suite: name of a packaged suite or path of a suite file; none: no evaluation.
+        every_n_steps: distance between evaluations; there is always one after the last step.
+        batch_size: images or captions per tower call and process.
+        data_root: folder that relative paths in the suite start from.
+    """
+
+    suite: str | None = None
+    every_n_steps: int = 1_000_000_000
+    batch_size: int = 256
+    data_root: str = "."
+
+
+@dataclass
+class CheckpointConfig:
+    """How often the run is saved.
+
+    Attributes:
+        every_n_steps: distance between checkpoints; there is always one after the last step.
+        keep: how many files stay.
+    """
+
+    every_n_steps: int = 1000
+    keep: int = 3
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of run files: the slots are flat and typed by the classes they build."""
+    parser = ArgumentParser(
+        prog="counterpoint fit",
+        exit_on_error=False,
+        description="Train a two-tower model. --resume RUN_DIR continues a run.",
+    )
+    parser.add_argument("--config", action="config", help="a run file, or a packaged run's name")
+    parser.add_argument("--run_dir", type=str | None, help="where results go (runs/NAME)")
+    parser.add_argument("--name", type=str, default="run", help="name in reports")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation")
+    parser.add_argument("--init_from", type=str | None, help="run folder or file: weights only")
+    parser.add_class_arguments(Trainer, "trainer", skip=OWNED, instantiate=False)
+    parser.add_class_arguments(PairsDataModule, "data")
+    parser.add_class_arguments(TwoTower, "model")
+    parser.add_class_arguments(Objective, "objective")
+    parser.add_class_arguments(AdamW, "optim")
+    parser.add_argument("--phases", type=dict[str, Phase], required=True)
+    parser.add_class_arguments(EvaluationConfig, "evaluation")
+    parser.add_class_arguments(CheckpointConfig, "checkpoint")
+    for name in ("logit_scale_init", "logit_bias_init"):
+        parser.link_arguments(f"objective.{name}", f"model.{name}")
+    return parser
+
+
+def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """Parses; a mistake becomes one sentence.
+
+    Raises:
+        ValueError: what the user wrote cannot be used.
+    """
+    try:
+        return parser.parse_args(argv)
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The resolved configuration as plain dicts, as it goes into files and checkpoints."""
+    text = parser.dump(config, skip_none=False)
+    return yaml.safe_load(text)
+
+
+def save(config: dict[str, Any], path: Path) -> None:
+    """Writes a resolved configuration as YAML."""
+    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Hash of what is trained and on what, not of where, on how many devices or how it is logged."""
+    data = {k: v for k, v in config["data"].items() if k not in ("num_workers", "manifest")}
+    trainer = {k: config["trainer"].get(k) for k in ("precision", "gradient_clip_val")}
+    kept = {k: config[k] for k in ("model", "objective", "optim", "phases", "init_from")}
+    text = json.dumps([data, trainer, kept], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,167 @@
+"""What a run says while it trains: `RUN/metrics.jsonl`, other loggers, one line on the screen.
+
+In: the module's report, already on the device. Out: at log steps only, values averaged over ranks;
+no step in between waits for the device.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from .control import ControlGroup
+from .module import ContrastiveModule
+
+
+class MetricsFile(Logger):
+    """Appends one JSON object a line, `{"step": ..., "wall": seconds, ...}`.
+
+    Args:
+        path: of the file.
+        resume_step: rows after this step are cut off; None: a new file.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None):
+        super().__init__()
+        self.path = path
+        self._before = 0.0
+        self._start = time.monotonic()
+        if rank_zero_only.rank == 0:
+            rows = [] if resume_step is None else read_rows(path)
+            kept = [row for row in rows if row["step"] <= (resume_step or 0)]
+            self._before = max((row["wall"] for row in kept), default=0.0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    @property
+    def name(self) -> str:
+        """Lightning's name of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Not versioned: the run folder is."""
+        return ""
+
+    @property
+    def wall(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self._before + time.monotonic() - self._start
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends one row and hands it to the operating system at once."""
+        row = {"step": step, "wall": round(self.wall, 3)} | metrics
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration stands in `RUN/config.yaml`."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads a metrics file; a last line cut by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def log_row(trainer: pl.Trainer, values: dict[str, float], step: int) -> None:
+    """Sends one row to every logger."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step)
+
+
+class Metrics(pl.Callback):
+    """Collects, averages and logs the training metrics every `trainer.log_every_n_steps`."""
+
+    def __init__(self):
+        self._wait = 0.0
+        self._last_end = self._last_log = time.monotonic()
+        self._last_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clocks."""
+        self._control = ControlGroup()
+        self._last_end = self._last_log = time.monotonic()
+        self._last_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """The time since the last step's end was spent waiting for data."""
+        self._wait += time.monotonic() - self._last_end
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """At log steps: reduce, log, check the error budget."""
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:  # type: ignore
+            assert isinstance(pl_module, ContrastiveModule)
+            values = self._training_values(pl_module, step) | self._errors(trainer)
+            log_row(trainer, values, step)
+            if trainer.is_global_zero:
+                print(screen_line(step, int(trainer.max_steps), values), flush=True)
+            self._wait, self._last_step, self._last_log = 0.0, step, time.monotonic()
+        self._last_end = time.monotonic()
+
+    def _training_values(self, module: ContrastiveModule, step: int) -> dict[str, float]:
+        samples = module.phases.samples_before
+        seconds = time.monotonic() - self._last_log
+        names = list(module.report)
+        means = average([*module.report.values(), torch.tensor(self._wait / seconds)])
+        values = dict(zip([*names, "data_wait"], means, strict=True))
+        if bad := [n for n in names if not math.isfinite(values[n])]:
+            raise FloatingPointError(f"step {step}: {', '.join(bad)} is not finite; stopping")
+        for name, term in module.objective.weights.items():
+            values[f"weight/{name}"] = term
+        phase, _, _ = module.phases.at(step - 1)
+        return values | {
+            "logit_scale": float(module.model.logit_scale.detach().exp()),
+            "lr": module.phases.learning_rate(step - 1),
+            "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
+            "samples": samples(step),
+            "pairs_per_s": (samples(step) - samples(self._last_step)) / seconds,
+            "phase": list(module.phases.named).index(phase),
+        }
+
+    def _errors(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Adds up the ranks' counters; raises, on every rank alike, past the budget."""
+        ledger = trainer.datamodule.ledger  # type: ignore[attr-defined]
+        for delta in self._control.gather(ledger.take_delta()):
+            ledger.merge(delta)
+        ledger.check()
+        return {name: float(count) for name, count in ledger.summary().items()}
+
+
+def average(values: list[torch.Tensor]) -> list[float]:
+    """Means over ranks of scalars, in one all-reduce."""
+    stacked = torch.stack([v.detach().double().to(values[0].device) for v in values])
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(stacked)
+        stacked /= dist.get_world_size()
+    return stacked.tolist()
+
+
+def screen_line(step: int, total: int, values: dict[str, float]) -> str:
+    """One dense line with what is needed to compare two runs."""
+    left = (total - step) * values["samples"] / step / max(values["pairs_per_s"], 1e-9)
+    return (
+        f"step {step:>{len(str(total))}}/{total}  loss {values['loss']:.4f}  "
+        f"scale {values['logit_scale']:.2f}  lr {values['lr']:.2e}  "
+        f"grad {values['grad_norm']:.2f}  {values['pairs_per_s']:.0f} pairs/s  "
+        f"data wait {values['data_wait']:.0%}  left {left / 60:.1f} min"
+    )

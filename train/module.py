@@ -1,0 +1,102 @@
+"""The LightningModule: one step from a batch to a loss.
+
+In: the batch (uint8 pixels, token ids). Out: the scalar to optimise; `report` keeps the step's raw
+values on the device for whoever logs them.
+"""
+
+import hashlib
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from ..losses.objective import Objective
+from ..models.two_tower import TwoTower
+from .optim import AdamW
+from .phases import Phases
+
+
+class ContrastiveModule(pl.LightningModule):
+    """Model + objective + optimiser, driven by the phases.
+
+    Attributes:
+        report: detached values of the last step, this rank's share (mean over ranks = global).
+        grad_norm: global norm of the last step's gradient, before clipping.
+        resolved_config: the run's configuration; it goes into every checkpoint.
+        fingerprint: of the data; resume compares it.
+    """
+
+    def __init__(
+        self, model: TwoTower, objective: Objective, optim: AdamW, phases: Phases, seed: int
+    ):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.optim = optim
+        self.phases = phases
+        self.seed = seed
+        self.report: dict[str, Tensor] = {}
+        self.grad_norm: Tensor | None = None
+        self.resolved_config: dict[str, Any] = {}
+        self.fingerprint = ""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Features, objective, loss."""
+        features = self.model(batch, self.objective.needs)
+        loss, report = self.objective(features, batch)
+        self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser; its learning rate is set before every step."""
+        return self.optim.build(self.model, self.objective)
+
+    def on_train_start(self) -> None:
+        """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
+        fresh = self.optim.build(self.model, self.objective)
+        for group, wanted in zip(self._optimizer().param_groups, fresh.param_groups, strict=True):
+            group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Seeds dropout and sets the learning rate: both depend on the step alone."""
+        step = self.global_step
+        torch.manual_seed(step_seed(self.seed, step, self.global_rank))
+        for group in self._optimizer().param_groups:
+            group["lr"] = self.phases.learning_rate(step)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measures the gradient's global norm, then clips as the trainer is told to."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, then clamps at once: a checkpoint written after the step holds clamped scales."""
+        super().optimizer_step(*args, **kwargs)
+        self.model.clamp_logit_scale()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what a resume must compare."""
+        checkpoint["counterpoint"] = {
+            "config": self.resolved_config,
+            "fingerprint": self.fingerprint,
+            "samples": self.phases.samples_before(self.global_step),
+        }
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed from (seed, step, rank), the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

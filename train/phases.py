@@ -1,0 +1,109 @@
+"""Phases: what changes during a run, and the only source of its length.
+
+In: the named, ordered phases of a run file. Out: for every step its phase, its global batch size
+and its learning rate. Everything is a function of the step, so that nothing needs to be saved.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class Phase:
+    """A stretch of training with one batch size and one learning-rate curve.
+
+    Attributes:
+        samples: length in image-text pairs (rounded up to whole steps).
+        batch_size: pairs in the global batch, over all processes.
+        learning_rate: at the peak.
+        warmup_samples: pairs over which the rate rises linearly from 0 to the peak.
+        schedule: the curve after the warm-up.
+        final_fraction: the cosine's last rate as a fraction of the peak.
+    """
+
+    samples: int
+    batch_size: int
+    learning_rate: float
+    warmup_samples: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_fraction: float = 0.0
+
+    @property
+    def num_steps(self) -> int:
+        """Whole optimiser steps."""
+        return math.ceil(self.samples / self.batch_size)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the phase's step `step` (0-based)."""
+        warmup = math.ceil(self.warmup_samples / self.batch_size)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = (step - warmup) / max(1, self.num_steps - warmup)
+        cosine = (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+
+
+class Phases:
+    """The phases of a run in order; looks up a global step.
+
+    Raises:
+        ValueError: no phases, or a value out of range.
+    """
+
+    def __init__(self, phases: Mapping[str, Phase]):
+        if not phases:
+            raise ValueError("phases is empty: give at least one, such as phases: {train: {...}}")
+        for name, phase in phases.items():
+            _check(name, phase)
+        self.named = dict(phases)
+
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """(steps, global batch size) of each phase: what the data schedule needs."""
+        return [(phase.num_steps, phase.batch_size) for phase in self.named.values()]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return sum(num_steps for num_steps, _ in self.lengths)
+
+    def at(self, step: int) -> tuple[str, Phase, int]:
+        """Returns (name, phase, step within the phase); past the end, the last step's."""
+        first = 0
+        for name, phase in self.named.items():
+            if step < first + phase.num_steps:
+                return name, phase, step - first
+            first += phase.num_steps
+        name, phase = list(self.named.items())[-1]
+        return name, phase, phase.num_steps - 1
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of global step `step`."""
+        _, phase, local = self.at(step)
+        return phase.rate(local)
+
+    def samples_before(self, step: int) -> int:
+        """Pairs consumed by the steps before `step`."""
+        total = 0
+        for num_steps, batch_size in self.lengths:
+            taken = min(step, num_steps)
+            total += taken * batch_size
+            step -= taken
+        return total
+
+
+def _check(name: str, phase: Phase) -> None:
+    for field in ("samples", "batch_size"):
+        if getattr(phase, field) < 1:
+            raise ValueError(f"phases.{name}.{field} is {getattr(phase, field)}: it must be >= 1")
+    if phase.learning_rate < 0:
+        raise ValueError(f"phases.{name}.learning_rate is {phase.learning_rate}: it must be >= 0")
+    if not 0 <= phase.warmup_samples <= phase.samples:
+        raise ValueError(
+            f"phases.{name}.warmup_samples is {phase.warmup_samples}: it must lie between 0 and "
+            f"the phase's {phase.samples} samples"
+        )

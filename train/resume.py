@@ -1,0 +1,47 @@
+"""What may change when a run continues, and what may not.
+
+In: the configuration in the checkpoint and the one asked for. Out: nothing, or one sentence that
+names every change that would make the continued run another run.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+FIXED = ("seed", "model", "objective")
+FIXED_DATA = ("lanes", "block", "train_transform", "tokenizer", "caption", "key_field")
+
+
+def check_resume(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], saved_data: str, wanted_data: str
+) -> None:
+    """Compares two resolved configurations and two data fingerprints.
+
+    Raises:
+        ValueError: seed, model, objective, the data or a phase's batch size differ.
+    """
+    changes = [line for key in FIXED for line in _differences(key, saved.get(key), wanted.get(key))]
+    for key in FIXED_DATA:
+        old, new = saved["data"].get(key), wanted["data"].get(key)
+        changes += _differences(f"data.{key}", old, new)
+    old_phases = {name: phase["batch_size"] for name, phase in saved["phases"].items()}
+    new_phases = {name: phase["batch_size"] for name, phase in wanted["phases"].items()}
+    if list(old_phases) != list(new_phases)[: len(old_phases)]:
+        changes.append(f"phases: {list(old_phases)} -> {list(new_phases)}")
+    for name in old_phases.keys() & new_phases.keys():
+        name_of = f"phases.{name}.batch_size"
+        changes += _differences(name_of, old_phases[name], new_phases[name])
+    if saved_data != wanted_data:
+        changes.append(f"the data behind data.manifest: {saved_data[:12]} -> {wanted_data[:12]}")
+    if changes:
+        raise ValueError(
+            "cannot resume: " + "; ".join(changes) + ". A resumed run keeps its seed, data, global "
+            "batch, model and objective; start a new run with --init_from to change them"
+        )
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{path}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        yield f"{path}: {old} -> {new}"
