@@ -1,0 +1,241 @@
+"""A pool of gloo worker processes for multi-process tests (the fixture `gloo`).
+
+    def total(rank, world_size, scale):
+        value = torch.tensor(scale * (rank + 1.0))
+        torch.distributed.all_reduce(value)
+        return value
+
+    def test_total(gloo):
+        assert gloo(2, total, 10.0) == [torch.tensor(30.0)] * 2
+
+Workers import torch once and live as long as the pool. Every call gets a process group of its own,
+of exactly `world_size` ranks, and the environment variables torchrun would set. A call that
+hangs is ended, and the workers it leaves in an unknown state are replaced at the next call.
+"""
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+NUM_WORKERS = 4
+START_SECONDS = 180.0  # importing torch on a busy machine
+GRACE_SECONDS = 3.0  # how long the other ranks may take to notice that one has failed
+
+
+class WorkerError(AssertionError):
+    """A rank raised; the message is its traceback. An assertion, so pytest calls it a failure."""
+
+
+class WorkerTimeout(WorkerError):
+    """At least one rank did not answer in time; the message says which and where they stand."""
+
+
+class Worker:
+    """One worker process, its pipe and its log."""
+
+    def __init__(self, log: Path):
+        self.log = log
+        self.pipe, child = Pipe()
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        if sys.platform == "linux":
+            environment["GLOO_SOCKET_IFNAME"] = "lo"  # no look-up of the host's own name
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("worker.py")), str(child.fileno())],
+                pass_fds=[child.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        child.close()
+        self.ready = False
+
+    def wait_until_ready(self) -> None:
+        """Returns once torch is imported. Start-up is not counted as a call's time."""
+        if self.ready:
+            return
+        if not self.pipe.poll(START_SECONDS):
+            self.kill()
+            raise WorkerTimeout(f"a worker did not start in {START_SECONDS:.0f} s\n{self.tail()}")
+        try:
+            self.pipe.recv_bytes()
+        except EOFError:
+            raise WorkerError(f"a worker died while starting\n{self.tail()}") from None
+        self.ready = True
+
+    def mark(self) -> int:
+        """Returns the present length of the log, where `tail` is to start."""
+        return self.log.stat().st_size
+
+    def tail(self, start: int = 0) -> str:
+        """Returns what was printed since `start`, at most the last 4000 characters."""
+        return self.log.read_bytes()[start:].decode(errors="replace")[-4000:].strip()
+
+    def where(self) -> str:
+        """Returns the stack of the main thread of a process that does not answer."""
+        start = self.mark()
+        self.process.send_signal(signal.SIGUSR1)
+        time.sleep(0.3)
+        return self.tail(start)
+
+    def kill(self) -> None:
+        """Ends the process; `alive` is False from here on."""
+        self.process.kill()
+        self.process.wait()
+        self.pipe.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs and may be given a call."""
+        return self.process.poll() is None
+
+
+class GlooPool:
+    """Calls `fn(rank, world_size, *args)` on 1 to 4 processes; see the module's docstring."""
+
+    def __init__(self):
+        self._folder = tempfile.TemporaryDirectory(prefix="gloo-pool-")
+        self._workers: list[Worker] = []
+        self._num_started = 0
+        self._num_calls = 0
+
+    def __call__(self, world_size: int, fn: Callable, *args: Any, timeout: float = 60.0) -> list:
+        """Runs `fn` on `world_size` ranks and returns their results in the order of the ranks.
+
+        Args:
+            world_size: Number of ranks, 1 to 4.
+            fn: A top-level function of a test file (or of counterpoint).
+            args: Passed on to every rank; picklable, as must be the results.
+            timeout: Seconds for the call and for each of its collectives.
+
+        Raises:
+            WorkerError: A rank raised or died; the one that failed first is told.
+            WorkerTimeout: A rank did not answer within `timeout`.
+        """
+        if not 1 <= world_size <= NUM_WORKERS:
+            raise ValueError(f"world_size {world_size}: the pool has 1 to {NUM_WORKERS} workers")
+        if "<" in fn.__qualname__ or "." in fn.__qualname__:
+            raise ValueError(f"{fn.__qualname__}: workers can only import top-level functions")
+        workers = self._claim(world_size)
+        marks = [worker.mark() for worker in workers]
+        self._send(workers, fn, args, timeout)
+        answers = self._collect(workers, time.monotonic() + timeout)
+        failed = [rank for rank, answer in answers.items() if answer[0] == "error"]
+        if failed:
+            first = min(failed, key=lambda rank: answers[rank][2])
+            printed = workers[first].tail(marks[first])
+            raise WorkerError(
+                f"rank {first} of {world_size} failed in {fn.__qualname__}\n{answers[first][1]}"
+                + (f"\nprinted by rank {first}:\n{printed}" if printed else "")
+            )
+        if len(answers) < world_size:
+            raise self._hang(workers, answers, fn, timeout)
+        return [pickle.loads(answers[rank][1]) for rank in range(world_size)]
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for worker in self._workers:
+            if worker.alive:
+                worker.kill()
+        self._workers.clear()
+        self._folder.cleanup()
+
+    def _claim(self, num: int) -> list[Worker]:
+        """Returns `num` live workers, starting those that are missing, all at once."""
+        self._workers = [worker for worker in self._workers if worker.alive]
+        while len(self._workers) < num:
+            self._workers.append(Worker(Path(self._folder.name, f"{self._num_started}.log")))
+            self._num_started += 1
+        for worker in self._workers[:num]:
+            worker.wait_until_ready()
+        return self._workers[:num]
+
+    def _send(self, workers: list[Worker], fn: Callable, args: tuple, timeout: float) -> None:
+        self._num_calls += 1
+        call = {
+            "module": fn.__module__,
+            "path": fn.__code__.co_filename,
+            "function": fn.__name__,
+            "rendezvous": str(Path(self._folder.name, f"rendezvous-{self._num_calls}")),
+            "world_size": len(workers),
+            "timeout": timeout,
+        }
+        arguments, port = pickle.dumps(args), free_port()
+        for rank, worker in enumerate(workers):
+            env = torchrun_environment(rank, len(workers), port)
+            worker.pipe.send_bytes(pickle.dumps(call | {"rank": rank, "env": env}))
+            worker.pipe.send_bytes(arguments)
+
+    @staticmethod
+    def _collect(workers: list[Worker], deadline: float) -> dict[int, tuple]:
+        """Gathers answers by rank until all are in, time is up, or one failed and grace is over.
+
+        Workers that have not answered by then are of no more use if another one has failed.
+        """
+        answers: dict[int, tuple] = {}
+        ranks: dict[Connection, int] = {worker.pipe: i for i, worker in enumerate(workers)}
+        while len(answers) < len(workers):
+            pending = [pipe for pipe, rank in ranks.items() if rank not in answers]
+            ready = wait(pending, max(0.0, deadline - time.monotonic()))
+            if not ready:
+                break
+            for pipe in ready:
+                rank = ranks[pipe]  # pyright: ignore[reportArgumentType]
+                try:
+                    answers[rank] = pickle.loads(workers[rank].pipe.recv_bytes())
+                except (EOFError, ConnectionResetError):
+                    status = workers[rank].process.wait()
+                    answers[rank] = ("error", f"its process ended, exit status {status}", 0.0)
+                if answers[rank][0] == "error":
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if any(answer[0] == "error" for answer in answers.values()):
+            for rank, worker in enumerate(workers):
+                if rank not in answers:
+                    worker.kill()
+        return answers
+
+    @staticmethod
+    def _hang(workers: list[Worker], answers: dict, fn: Callable, timeout: float) -> WorkerTimeout:
+        """Ends the ranks that did not answer; returns the error that tells where they stood."""
+        stacks = {r: w.where() for r, w in enumerate(workers) if r not in answers}
+        for rank in stacks:
+            workers[rank].kill()
+        waiting = [rank for rank, stack in stacks.items() if "distributed_c10d.py" in stack]
+        stuck = [rank for rank in stacks if rank not in waiting] or waiting
+        lines = [f"{fn.__qualname__}: no answer from rank {stuck} within {timeout:g} s"]
+        if waiting != stuck and waiting:
+            lines.append(f"rank {waiting} waits in a collective")
+        lines += [f"stack of rank {rank}:\n{stack}" for rank, stack in stacks.items()]
+        return WorkerTimeout("\n".join(lines))
+
+
+def torchrun_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """Returns the variables torchrun sets, so that a Trainer finds the ranks it may use."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "gloo-pool",
+    }
+
+
+def free_port() -> int:
+    """Returns a TCP port that was free a moment ago (the pool's own groups need none)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

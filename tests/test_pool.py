@@ -1,0 +1,139 @@
+"""The gloo pool itself: results, isolation, failures, deaths, hangs and recovery."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from .pool import WorkerError, WorkerTimeout
+
+
+@dataclass
+class Pair:
+    """A class of the test module: travels to the workers and back."""
+
+    tensor: torch.Tensor
+    rank: int
+
+
+def summed(rank, world_size, scale):
+    value = torch.tensor(scale * (rank + 1))
+    dist.all_reduce(value)
+    return value.item(), dist.get_world_size(), dist.get_rank()
+
+
+def shifted(rank, world_size, pair):
+    return Pair(pair.tensor + rank, rank)
+
+
+def process(rank, world_size):
+    return os.getpid()
+
+
+def dirty(rank, world_size):
+    os.environ["COUNTERPOINT_DIRTY"] = "1"
+    torch.set_default_dtype(torch.float64)
+    return torch.rand(1).item()
+
+
+def state(rank, world_size):
+    return "COUNTERPOINT_DIRTY" in os.environ, torch.get_default_dtype(), torch.rand(1).item()
+
+
+def ranks_in_environment(rank, world_size):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    return [int(os.environ[name]) for name in names], torch.get_num_threads()
+
+
+def one_raises(rank, world_size):
+    if rank == 1:
+        print("about to fail")
+        raise KeyError("the culprit")
+    dist.all_reduce(torch.zeros(1))
+
+
+def one_dies(rank, world_size):
+    if rank == 0:
+        os._exit(7)
+    dist.all_reduce(torch.zeros(1))
+
+
+def one_sleeps(rank, world_size):
+    if rank == 1:
+        time.sleep(600)
+    dist.all_reduce(torch.zeros(1))
+
+
+def unpicklable(rank, world_size):
+    return lambda: rank
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_every_world_size_has_its_own_group(gloo, world_size):
+    total = 10 * sum(range(1, world_size + 1))
+    assert gloo(world_size, summed, 10) == [(total, world_size, r) for r in range(world_size)]
+
+
+def test_classes_of_a_test_file_travel_both_ways(gloo):
+    results = gloo(2, shifted, Pair(torch.tensor([1.0, 2.0]), -1))
+    assert [result.rank for result in results] == [0, 1]
+    assert all(type(result) is Pair for result in results)
+    assert results[1].tensor.tolist() == [2.0, 3.0]
+
+
+def test_workers_are_reused(gloo):
+    assert gloo(2, process) == gloo(3, process)[:2]
+
+
+def test_calls_leave_nothing_behind(gloo):
+    first = gloo(2, state)
+    gloo(2, dirty)
+    assert gloo(2, state) == first
+    assert first[0][:2] == (False, torch.float32)
+
+
+def test_workers_look_as_if_under_torchrun_and_use_one_thread(gloo):
+    assert gloo(2, ranks_in_environment) == [([0, 0, 2], 1), ([1, 1, 2], 1)]
+
+
+def test_an_exception_comes_back_with_its_traceback(gloo):
+    with pytest.raises(WorkerError) as caught:
+        gloo(2, one_raises)
+    text = str(caught.value)
+    assert text.startswith("rank 1 of 2 failed in one_raises")
+    assert "in one_raises" in text and "KeyError: 'the culprit'" in text
+    assert "about to fail" in text
+    assert gloo(2, summed, 1)[0][0] == 3
+
+
+def test_a_dead_process_is_named_and_replaced(gloo):
+    with pytest.raises(WorkerError, match=r"rank 0 of 2 failed[^\n]*\n.*exit status 7"):
+        gloo(2, one_dies)
+    assert gloo(2, summed, 1)[0][0] == 3
+
+
+def test_a_result_that_cannot_be_pickled_is_an_error(gloo):
+    with pytest.raises(WorkerError, match="unpicklable"):
+        gloo(1, unpicklable)
+
+
+def test_a_hang_names_the_rank_and_the_place_and_the_pool_recovers(gloo):
+    gloo(2, process)
+    started = time.monotonic()
+    with pytest.raises(WorkerTimeout) as caught:
+        gloo(2, one_sleeps, timeout=2)
+    assert time.monotonic() - started < 10
+    text = str(caught.value)
+    assert "no answer from rank [1] within 2 s" in text
+    assert "in one_sleeps" in text
+    assert gloo(2, summed, 1)[0][0] == 3
+
+
+def test_only_top_level_functions(gloo):
+    with pytest.raises(ValueError, match="top-level"):
+        gloo(1, lambda rank, world_size: rank)
+    with pytest.raises(ValueError, match="1 to 4"):
+        gloo(5, process)

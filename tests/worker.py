@@ -1,0 +1,133 @@
+"""One gloo worker process: takes calls from the pool, runs them in a process group, answers.
+
+In: over the pipe whose descriptor is the first argument, pairs of messages: a `Call` as a dict,
+then the pickled positional arguments (unpickled only once the function's module is loaded, since
+they may be of its classes). Out: ("ready", None, 0.0) once torch is imported, then one message a
+call: ("ok" | "error", pickled result | traceback text, time of the end).
+"""
+
+import faulthandler
+import importlib
+import importlib.util
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+
+def load_module(name: str, path: str) -> types.ModuleType:
+    """Imports the file `path` under `name`, the name it has in the test process.
+
+    Under pytest's importlib mode a test module is not on `sys.path`. Its parent folders become
+    packages here as they do there, so that pickles name the same classes on both sides and
+    relative imports find their neighbours.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    if name.startswith("counterpoint."):
+        return importlib.import_module(name)
+    folder, parent = Path(path).parent, name.rpartition(".")[0]
+    while parent:
+        package = sys.modules.setdefault(parent, types.ModuleType(parent))
+        package.__path__ = [str(folder)]
+        folder, parent = folder.parent, parent.rpartition(".")[0]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, path
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def clean_state(env: dict[str, str]):
+    """A call sees `env` and fixed seeds, and leaves nothing behind for the next one."""
+    import numpy as np
+    import torch
+
+    saved, folder = dict(os.environ), os.getcwd()
+    dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    os.environ.update(env)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - resets what the code under test may use
+    torch.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+def run_call(call: dict, arguments: bytes) -> tuple[str, Any, float]:
+    """Runs one call inside its own process group; returns the answer to send."""
+    import torch.distributed as dist
+
+    try:
+        module = load_module(call["module"], call["path"])
+        function: Callable = getattr(module, call["function"])
+        with clean_state(call["env"]):
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{call['rendezvous']}",
+                rank=call["rank"],
+                world_size=call["world_size"],
+                timeout=timedelta(seconds=call["timeout"]),
+            )
+            result = function(call["rank"], call["world_size"], *pickle.loads(arguments))
+            return "ok", pickle.dumps(result), time.monotonic()
+    except BaseException:  # pytest.fail and SystemExit are answers too
+        # The time is taken before the group is destroyed: that makes the other ranks fail as well,
+        # and the pool tells of the first.
+        return "error", traceback.format_exc(), time.monotonic()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def exit_with_parent() -> None:
+    """Ends this process, wherever it hangs, soon after the test process is gone."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def main() -> None:
+    """Serves calls until the pipe is closed."""
+    sys.path.pop(0)  # tests/: its folders are named like modules
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    pipe = Connection(int(sys.argv[1]))
+    pipe.send_bytes(pickle.dumps(("ready", None, 0.0)))
+    while True:
+        try:
+            call, arguments = pickle.loads(pipe.recv_bytes()), pipe.recv_bytes()
+        except EOFError:
+            return
+        answer = run_call(call, arguments)
+        sys.stdout.flush()
+        pipe.send_bytes(pickle.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
