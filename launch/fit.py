@@ -150,9 +150,7 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
     return arguments
 
 
-def resumable(
-    run_dir: Path, resolved: dict[str, Any], fingerprint: str, total_steps: int
-) -> Path:
+def resumable(run_dir: Path, resolved: dict[str, Any], fingerprint: str, total_steps: int) -> Path:
     """The newest checkpoint of a run, after checking that it may be continued like this.
 
     Raises:
@@ -189,9 +187,7 @@ def prepare_folder(run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
 
 
-def write_summary(
-    run_dir: Path, resolved: dict[str, Any], phases: Phases, seconds: float
-) -> None:
+def write_summary(run_dir: Path, resolved: dict[str, Any], phases: Phases, seconds: float) -> None:
     """Writes `summary.json`: the last value of every metric and what produced it."""
     rows = read_rows(run_dir / "metrics.jsonl")
     final: dict[str, Any] = {}
