@@ -117,7 +117,7 @@ def test_equals_open_clip_in_one_process():
 
 @pytest.mark.parametrize("name", TERMS)
 def test_half_precision_features_give_float32_losses(name):
-    u, v, s, b = inputs(torch.float32)
+    u, _, _, b = inputs(torch.float32)
     s = torch.tensor([100.0])
     with torch.autocast("cpu", torch.bfloat16):
         value = TERMS[name][0]()(features(u.bfloat16(), u.bfloat16(), s, b), {})[name]
