@@ -1,0 +1,209 @@
+"""A step number to this rank's batch.
+
+In: the plan, the schedule, the reader, a tokenizer and a transform. Out: `dict[str, Tensor]`. The
+batch is a function of the step alone: whichever worker makes it, and however often.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from .decode import decode_caption, decode_image, find_image, sample_key
+from .errors import SampleError
+from .hashing import mix, seeded
+from .manifest import Manifest
+from .plan import Plan
+from .reader import RawSample, ShardReader
+from .schedule import Schedule
+from .transforms import Transform
+
+Batch = dict[str, Tensor]
+TokenizeTexts = Callable[[list[str], int], tuple[Tensor, Tensor]]
+
+# Replacements are looked for near by first: the shard is open. Bad samples come in runs, so a few
+# tries suffice to tell a bad sample from a bad shard.
+TRIES_IN_SHARD = 16
+SHARDS_TRIED = 32
+TRIES_IN_OTHER_SHARD = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded pair: uint8 [3, size, size], caption, key and `CAUSES` code of the sample."""
+
+    image: Tensor
+    text: str
+    key: int
+    status: int
+
+
+class SampleLoader:
+    """(epoch, shard, ordinal) to a sample; a bad one is replaced by a good one, by rule.
+
+    Args:
+        manifest: The shards.
+        transform: Applied to the picture.
+        seed: Of the augmentations.
+        image_size: Side in pixels.
+        key_field: JSON field that identifies a sample.
+        caption: Caption fields, see `decode_caption`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        transform: Transform,
+        seed: int,
+        image_size: int,
+        key_field: str = "key",
+        caption: Sequence[str] = ("txt",),
+    ):
+        self.manifest = manifest
+        self.reader = ShardReader(manifest.urls)
+        self.transform = transform
+        self.seed = seed
+        self.image_size = image_size
+        self.key_field = key_field
+        self.caption = tuple(caption)
+
+    def load(self, epoch: int, shard: int, ordinal: int) -> Sample:
+        """Loads a sample, or the first good one of `candidates`; `status` tells why.
+
+        If none is good the picture is blank and the caption empty: the error budget, which sees
+        every failure, is what stops such a run.
+        """
+        status = 0
+        for place in self.candidates(shard, ordinal):
+            try:
+                raw = self.reader.read(*place)
+                text = decode_caption(raw, self.caption)
+                key = self._key(raw, place[0])
+                image = decode_image(find_image(raw))
+            except SampleError as error:
+                status = status or error.code
+                continue
+            # An epoch has each sample once, so its key needs no step to give fresh draws.
+            stream = mix(np.array([key]), seeded(self.seed, epoch))
+            rng = np.random.Generator(np.random.Philox(key=stream[0]))
+            return Sample(self.transform(image, self.image_size, rng), text, key, status)
+        blank = torch.full((3, self.image_size, self.image_size), 255, dtype=torch.uint8)
+        return Sample(blank, "", 0, status)
+
+    def candidates(self, shard: int, ordinal: int) -> Iterator[tuple[int, int]]:
+        """Yields the sample itself, its followers in the shard, then samples of the next shards.
+
+        A function of the manifest alone. The next shards are those of the same source.
+        """
+        counts = self.manifest.counts
+        for step in range(min(TRIES_IN_SHARD, int(counts[shard]))):
+            yield shard, (ordinal + step) % int(counts[shard])
+        same = self.manifest.source_ids == self.manifest.source_ids[shard]
+        usable = np.flatnonzero(same & (counts > 0))
+        usable = np.roll(usable, -int(np.searchsorted(usable, shard, side="right")))
+        for other in usable[usable != shard][:SHARDS_TRIED].tolist():
+            for step in range(min(TRIES_IN_OTHER_SHARD, int(counts[other]))):
+                yield other, (ordinal + step) % int(counts[other])
+
+    def _key(self, raw: RawSample, shard: int) -> int:
+        source = self.manifest.sources[self.manifest.source_ids[shard]]
+        name = self.manifest.urls[shard].rpartition("/")[2]
+        return sample_key(raw, source, name, self.key_field)
+
+
+class StepDataset(Dataset):
+    """Maps a step to this rank's batch.
+
+    Args:
+        plan: Positions to samples.
+        schedule: Steps to positions.
+        loader: Samples to pictures and captions.
+        tokenize: `(texts, context_length)` to (ids [n, context_length], lengths [n]).
+        context_length: Tokens a caption.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        schedule: Schedule,
+        loader: SampleLoader,
+        tokenize: TokenizeTexts,
+        context_length: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.plan = plan
+        self.schedule = schedule
+        self.loader = loader
+        self.tokenize = tokenize
+        self.context_length = context_length
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.schedule.total_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        positions = self.schedule.positions(step, self.rank, self.world_size)
+        epochs, shards, ordinals = self.plan.locate(positions)
+        places = zip(epochs.tolist(), shards.tolist(), ordinals.tolist(), strict=True)
+        batch = collate([self.loader.load(*place) for place in places])
+        texts = batch.pop("texts")
+        ids, lengths = self.tokenize(texts, self.context_length)
+        sources = self.loader.manifest.source_ids[shards]
+        return {
+            **batch,
+            "text": ids,
+            "text_length": lengths,
+            "source": torch.from_numpy(sources),
+            "shard": torch.from_numpy(shards),
+        }
+
+
+def collate(samples: Sequence[Sample]) -> dict:
+    """Stacks samples: `image` uint8 [b, 3, H, W], `key` and `status` int64 [b], `texts` a list."""
+    first = samples[0].image
+    # Filling one buffer leaves contiguous memory whatever layout the transform returned.
+    images = torch.empty((len(samples), *first.shape), dtype=torch.uint8)
+    for row, sample in enumerate(samples):
+        images[row] = sample.image
+    return {
+        "image": images,
+        "key": torch.tensor([sample.key for sample in samples], dtype=torch.int64),
+        "status": torch.tensor([sample.status for sample in samples], dtype=torch.int64),
+        "texts": [sample.text for sample in samples],
+    }
+
+
+class StepSampler(Sampler[int]):
+    """Steps from the stored one to the last.
+
+    Its length is that of the whole run, not of what remains: a trainer that resumes counts batches
+    from the stored step on and would otherwise end the epoch early and start over.
+
+    Args:
+        first_step: Where to start.
+        total_steps: One past the last step.
+    """
+
+    def __init__(self, first_step: int, total_steps: int):
+        self.first_step = first_step
+        self.total_steps = total_steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first_step, self.total_steps))
+
+    def __len__(self) -> int:
+        return self.total_steps
+
+
+def start_worker(worker: int) -> None:
+    """Prepares a loader worker: one thread, and Ctrl-C is left to the training process."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

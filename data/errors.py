@@ -1,0 +1,145 @@
+"""What can go wrong with one sample, and how much of it a run accepts.
+
+In: batches with `status`, `source` and `shard`. Out: counts by cause, source and shard, and a
+`ValueError` once more samples than agreed had to be replaced. A loader worker never raises for bad
+data: it replaces the sample, writes the cause into `status`, and the ledger in the training process
+decides.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from torch import Tensor
+
+# The position is the value of `status` in a batch and in checkpoints: append, never reorder.
+CAUSES = (
+    "read",
+    "shard_missing",
+    "shard_truncated",
+    "wrong_count",
+    "no_image",
+    "no_caption",
+    "bad_image",
+    "bad_text",
+)
+
+
+class SampleError(Exception):
+    """One sample cannot be used.
+
+    Args:
+        cause: One of `CAUSES`.
+        message: What was found, for people.
+    """
+
+    def __init__(self, cause: str, message: str = ""):
+        assert cause in CAUSES[1:], cause
+        # Both go to the base class, so that the error survives pickling.
+        super().__init__(cause, message)
+        self.cause = cause
+
+    @property
+    def code(self) -> int:
+        """The value of `status` for this cause."""
+        return CAUSES.index(self.cause)
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.args[1]}"
+
+
+class LedgerDelta(TypedDict):
+    """Counts of one rank since its last report; plain and picklable.
+
+    `errors` maps (cause code, source index, shard index) to a number of samples.
+    """
+
+    samples: int
+    errors: dict[tuple[int, int, int], int]
+
+
+class ErrorLedger:
+    """Counts replaced samples and stops the run past a budget.
+
+    `update` collects on this rank alone; the totals grow only through `merge`. So every rank takes
+    its delta, the deltas are gathered, and every rank merges all of them: totals are then equal
+    everywhere, and so is the verdict of `check`. With one process: `merge(take_delta())`.
+
+    Args:
+        sources: Names of the sources, in the order of the batch's `source` index.
+        max_error_rate: Accepted errors per sample.
+        min_samples: Samples that must have been seen before the rate is judged.
+    """
+
+    def __init__(self, sources: Sequence[str], max_error_rate: float, min_samples: int = 1000):
+        if not 0 <= max_error_rate <= 1:
+            raise ValueError(
+                f"max_error_rate is a fraction of the samples between 0 and 1, not {max_error_rate}"
+            )
+        self.sources = list(sources)
+        self.max_error_rate = max_error_rate
+        self.min_samples = min_samples
+        self.samples = 0
+        self._errors: Counter[tuple[int, int, int]] = Counter()
+        self._new_samples = 0
+        self._new_errors: Counter[tuple[int, int, int]] = Counter()
+
+    @property
+    def errors(self) -> int:
+        """Number of replaced samples in the totals."""
+        return sum(self._errors.values())
+
+    def update(self, batch: Mapping[str, Tensor]) -> None:
+        """Counts this rank's batch; its `status`, `source`, `shard` [b] should lie on the CPU."""
+        status = batch["status"]
+        self._new_samples += len(status)
+        bad = status.nonzero().flatten()
+        if len(bad):
+            columns = (status, batch["source"], batch["shard"])
+            rows = zip(*(column[bad].tolist() for column in columns), strict=True)
+            self._new_errors.update(rows)
+
+    def take_delta(self) -> LedgerDelta:
+        """Returns what `update` collected since the last call, and forgets it."""
+        delta: LedgerDelta = {"samples": self._new_samples, "errors": dict(self._new_errors)}
+        self._new_samples, self._new_errors = 0, Counter()
+        return delta
+
+    def merge(self, delta: LedgerDelta) -> None:
+        """Adds one rank's delta to the totals."""
+        self.samples += delta["samples"]
+        self._errors.update(delta["errors"])
+
+    def check(self) -> None:
+        """Raises a ValueError when errors per sample exceed the budget."""
+        if self.samples < self.min_samples or self.errors <= self.max_error_rate * self.samples:
+            return
+        causes: Counter[str] = Counter()
+        shards: Counter[int] = Counter()
+        for (cause, _, shard), count in self._errors.items():
+            causes[CAUSES[cause]] += count
+            shards[shard] += count
+        by_cause = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
+        worst = ", ".join(f"{shard} ({count})" for shard, count in shards.most_common(5))
+        raise ValueError(
+            f"{self.errors} of {self.samples} samples could not be used ({by_cause}), more than "
+            f"data.max_error_rate={self.max_error_rate:g} allows; most are in the manifest's "
+            f"shards {worst}: repair or remove these, or raise data.max_error_rate"
+        )
+
+    def summary(self) -> dict[str, int]:
+        """Returns totals such as `{"errors/bad_image/default": 3}`."""
+        table: Counter[str] = Counter()
+        for (cause, source, _), count in sorted(self._errors.items()):
+            table[f"errors/{CAUSES[cause]}/{self.sources[source]}"] += count
+        return dict(table)
+
+    def state_dict(self) -> dict[str, object]:
+        """Returns the totals; deltas not merged yet are not part of it."""
+        return {"samples": self.samples, "errors": [[*k, n] for k, n in self._errors.items()]}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Takes the totals of `state_dict`."""
+        self.samples = int(state["samples"])  # pyright: ignore[reportArgumentType]
+        rows: list[list[int]] = state["errors"]  # pyright: ignore[reportAssignmentType]
+        self._errors = Counter({(c, source, shard): n for c, source, shard, n in rows})

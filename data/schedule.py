@@ -1,0 +1,90 @@
+"""How many samples each step takes, and which of them are this rank's.
+
+In: the phases as (number of steps, global batch size). Out: positions in the plan's endless
+sequence for any (step, rank, world size). The global batch of a step never depends on the world
+size.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+
+class Schedule:
+    """Steps to positions.
+
+    Args:
+        phases: (num_steps, batch_size) of each phase in order; batch_size is the global batch.
+
+    Attributes:
+        total_steps: Steps of all phases.
+
+    Raises:
+        ValueError: There are no steps, or a number is not positive.
+    """
+
+    def __init__(self, phases: Sequence[tuple[int, int]]):
+        self.phases = [(int(steps), int(size)) for steps, size in phases]
+        for steps, size in self.phases:
+            if steps < 0 or size < 1:
+                raise ValueError(
+                    f"a phase of {steps} steps with batch size {size} cannot run; give at least "
+                    "1 step and a batch size of 1"
+                )
+        self._first_steps = [0, *accumulate(steps for steps, _ in self.phases)]
+        self._first_positions = [0, *accumulate(steps * size for steps, size in self.phases)]
+        self.total_steps = self._first_steps[-1]
+        self.total_samples = self._first_positions[-1]
+        if not self.total_steps:
+            raise ValueError("the phases have no steps; give one of them num_steps of 1 or more")
+
+    def phase(self, step: int) -> int:
+        """Returns the index of the phase that a step belongs to."""
+        if not 0 <= step < self.total_steps:
+            raise IndexError(f"step {step} is outside the {self.total_steps} steps of the run")
+        return bisect_right(self._first_steps, step) - 1
+
+    def batch_size(self, step: int) -> int:
+        """Returns the global batch size at a step."""
+        return self.phases[self.phase(step)][1]
+
+    def first_position(self, step: int) -> int:
+        """Returns how many samples were used before a step; `total_steps` is allowed."""
+        if step == self.total_steps:
+            return self.total_samples
+        index = self.phase(step)
+        done = step - self._first_steps[index]
+        return self._first_positions[index] + done * self.phases[index][1]
+
+    def positions(self, step: int, rank: int, world_size: int) -> np.ndarray:
+        """Returns this rank's positions at a step, int64 [batch_size / world_size].
+
+        Rank r takes the positions r, r + world_size, ... of the global batch, so the gathered
+        batches interleave to the same global batch for any world size.
+
+        Raises:
+            ValueError: The batch size does not divide by the world size.
+        """
+        assert 0 <= rank < world_size, (rank, world_size)
+        size = self.batch_size(step)
+        check_divides(size, world_size)
+        first = self.first_position(step)
+        return np.arange(first + rank, first + size, world_size, dtype=np.int64)
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raises the ValueError of `positions` for the first phase that cannot be split."""
+        for _, size in self.phases:
+            check_divides(size, world_size)
+
+
+def check_divides(batch_size: int, world_size: int) -> None:
+    """Raises a ValueError unless every rank gets the same number of samples."""
+    if batch_size % world_size:
+        below = batch_size // world_size * world_size
+        nearest = f"{below} or {below + world_size}" if below else f"{world_size}"
+        raise ValueError(
+            f"batch_size={batch_size} (the global batch) does not divide by the world size "
+            f"{world_size}; use {nearest}, or another number of processes"
+        )
