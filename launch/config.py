@@ -127,7 +127,7 @@ def save(config: dict[str, Any], path: Path) -> None:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Hash of what is trained and on what, not of where, on how many devices or how it is logged."""
+    """Hash of what is trained and on what; not of where, on how many devices, how logged."""
     data = {k: v for k, v in config["data"].items() if k not in ("num_workers", "manifest")}
     trainer = {k: config["trainer"].get(k) for k in ("precision", "gradient_clip_val")}
     kept = {k: config[k] for k in ("model", "objective", "optim", "phases", "init_from")}

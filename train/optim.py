@@ -1,7 +1,7 @@
 """Optimisers: parameters in, parameter groups and a torch optimiser out.
 
 Weight decay as the field does it (open_clip, from Radford et al. 2021, section 2.5): on matrices
-only; gains, biases, embeddings of class and position kept in 1-D, the logit scale and bias get none.
+only; gains, biases, the logit scale and bias get none.
 The learning rate is set by the phases at every step; here is only what it is multiplied by.
 """
 

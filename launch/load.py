@@ -1,0 +1,53 @@
+"""A finished or stopped run, rebuilt for evaluation and reports.
+
+In: a run folder. Out: its module with the newest weights, its data module, its configuration.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..data.module import PairsDataModule
+from ..data.schedule import Schedule
+from ..models.weights import load_weights, read_weights
+from ..train import checkpoint as checkpoints
+from ..train.module import ContrastiveModule
+from ..train.phases import Phases
+from . import config as run_config
+
+
+def load_run(
+    run_dir: str | Path, step: int | None = None
+) -> tuple[ContrastiveModule, PairsDataModule, dict[str, Any]]:
+    """Rebuilds a run in evaluation mode on the CPU.
+
+    Args:
+        run_dir: folder written by `counterpoint fit`.
+        step: which checkpoint; None: the newest.
+
+    Raises:
+        ValueError: no run, or no such checkpoint.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        raise ValueError(f"{run_dir} is no run folder: it has no config.yaml")
+    weights = (
+        checkpoints.newest(run_dir)
+        if step is None
+        else run_dir / "checkpoints" / f"step-{step:08d}.ckpt"
+    )
+    if weights is None or not weights.exists():
+        raise ValueError(f"{run_dir} holds no checkpoint" + (f" of step {step}" if step else ""))
+    parser = run_config.make_parser()
+    config = run_config.parse(parser, ["--config", str(path)])
+    parts = parser.instantiate(config)
+    phases = Phases(config.phases)
+    parts.data.connect(
+        schedule=Schedule(phases.lengths),
+        seed=config.seed,
+        image_size=parts.model.image_size,
+        context_length=parts.model.context_length,
+    )
+    load_weights(parts.model, read_weights(weights), str(weights))
+    module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
+    return module.eval(), parts.data, run_config.plain(parser, config)

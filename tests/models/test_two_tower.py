@@ -1,0 +1,130 @@
+"""The two-tower model: its features against the towers used by hand, its scalars, its weights."""
+
+import math
+
+import pytest
+import safetensors.torch
+import torch
+from torch.nn import functional as F
+
+from counterpoint.models.image import OPENAI_MEAN, OPENAI_STD, PixelStem, TimmTower
+from counterpoint.models.text import ClipTextTower
+from counterpoint.models.two_tower import TwoTower
+from counterpoint.models.weights import load_weights, read_weights
+
+
+def tiny(bias=None, width=16):
+    torch.manual_seed(0)
+    image = TimmTower(
+        "vit_tiny_patch16_224",
+        image_size=16,
+        model_args={"patch_size": 8, "embed_dim": width, "depth": 1, "num_heads": 2},
+    )
+    text = ClipTextTower(width=width, depth=2, num_heads=2, context_length=12, vocab_size=50)
+    return TwoTower(image, text, embed_dim=8, logit_scale_init=10.0, logit_bias_init=bias)
+
+
+def batch(n=3):
+    g = torch.Generator().manual_seed(1)
+    length = torch.tensor([4, 12, 2])[:n]
+    text = torch.randint(1, 48, (n, 12), generator=g)
+    for row, end in zip(text, length, strict=True):
+        row[end - 1], row[end:] = 49, 0
+    image = torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=g)
+    return {"image": image, "text": text, "text_length": length}
+
+
+def test_stem_is_the_usual_normalisation():
+    image = batch()["image"]
+    want = (image.double() / 255 - torch.tensor(OPENAI_MEAN, dtype=torch.float64).view(3, 1, 1)) / (
+        torch.tensor(OPENAI_STD, dtype=torch.float64).view(3, 1, 1)
+    )
+    got = PixelStem(OPENAI_MEAN, OPENAI_STD)(image)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_features_are_named_normalised_and_computed_once():
+    model, data = tiny(bias=-10.0).eval(), batch()
+    calls = []
+    model.image.register_forward_hook(lambda *_: calls.append("image"))
+    features = model(data, {"image", "image.raw", "text", "logit_scale"})
+    assert calls == ["image"]
+    torch.testing.assert_close(features["image"], F.normalize(features["image.raw"], dim=-1))
+    torch.testing.assert_close(features["image"], model.encode_image(data["image"]))
+    torch.testing.assert_close(
+        features["text"], model.encode_text(data["text"], data["text_length"])
+    )
+    assert math.isclose(features["logit_scale"].item(), 10.0, rel_tol=1e-6)
+    assert features["logit_bias"].item() == -10.0
+
+
+def test_only_needed_towers_run():
+    model, data = tiny(), batch()
+    del data["text"], data["text_length"]
+    assert "text" not in model(data, {"image", "logit_scale"})
+    assert model(data, {"image"})["image"].shape == (3, 8)
+    assert "logit_bias" not in model(data, {"image"})
+
+
+def test_another_view_goes_through_the_same_tower():
+    model, data = tiny().eval(), batch()
+    data["image.strong_1"] = data["image"].flip(0)
+    features = model(data, {"image", "image.strong_1"})
+    torch.testing.assert_close(features["image.strong_1"], features["image"].flip(0))
+
+
+def test_padding_changes_nothing_and_the_end_token_is_pooled():
+    model, data = tiny().double().eval(), batch()
+    full = model.encode_text(data["text"], data["text_length"])
+    other = data["text"].clone()
+    other[0, 4:] = 7
+    torch.testing.assert_close(model.encode_text(other, data["text_length"]), full)
+    for row, length, want in zip(data["text"], data["text_length"], full, strict=True):
+        alone = model.encode_text(row[None, :length], length[None])
+        torch.testing.assert_close(alone[0], want, rtol=1e-12, atol=1e-12)
+    pooled = model.text.trunk(input_ids=data["text"]).pooler_output
+    torch.testing.assert_close(model.text(data["text"], data["text_length"]), pooled)
+
+
+def test_scale_is_clamped_on_both_sides():
+    model = tiny()
+    for value, want in ((50.0, math.log(100)), (-3.0, 0.0), (1.5, 1.5)):
+        model.logit_scale.data.fill_(value)
+        model.clamp_logit_scale()
+        assert math.isclose(model.logit_scale.item(), want, rel_tol=1e-6)
+
+
+def test_weights_go_in_and_the_report_names_the_rest(tmp_path):
+    source, target = tiny(), tiny()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    file = tmp_path / "weights.safetensors"
+    extra = {**source.state_dict(), "head.weight": torch.zeros(2)}
+    del extra["text_projection.weight"]
+    safetensors.torch.save_file(extra, file)
+    before = target.text_projection.weight.clone()
+    report = load_weights(target, read_weights(file), str(file))
+    assert report.missing == ["text_projection.weight"]
+    assert report.unused == ["head.weight"]
+    assert not report.reshaped
+    torch.testing.assert_close(target.image_projection.weight, source.image_projection.weight)
+    torch.testing.assert_close(target.text_projection.weight, before)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    file = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"conv.weight": torch.zeros(3)}, file)
+    with pytest.raises(ValueError, match="another model"):
+        load_weights(tiny(), read_weights(file), str(file))
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_weights(file)
+    with pytest.raises(ValueError, match="no weights file"):
+        read_weights(tmp_path / "absent.pt")
+
+
+def test_bad_names_get_a_sentence():
+    with pytest.raises(ValueError, match="timm has no model 'vit_tinny'"):
+        TimmTower("vit_tinny")
+    with pytest.raises(ValueError, match="does not divide by num_heads 7"):
+        ClipTextTower(width=64, num_heads=7)

@@ -1,0 +1,86 @@
+"""Whole runs in processes that can be killed, without paying for imports each time.
+
+A fork server imports the framework once; every run is forked from it. Several ranks get the
+environment that torchrun gives.
+"""
+
+import io
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from tests.pool import free_port, torchrun_environment
+
+HERE = Path(__file__).resolve().parent
+PRELOAD = ["counterpoint.launch.fit", "counterpoint.launch.load", "timm", "transformers"]
+
+
+def command(argv: list[str], environment: dict[str, str], log: str) -> None:
+    """Runs one `counterpoint` command in this process; everything it prints goes to `log`."""
+    os.environ.update(environment)
+    file = open(log, "a", buffering=1)  # noqa: SIM115 - lives as long as the process
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
+    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
+    import torch
+
+    torch.set_num_threads(1)
+    from counterpoint.launch.cli import main
+
+    try:
+        status = main(argv)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    os._exit(status)
+
+
+class Run:
+    """The processes of one command, one a rank."""
+
+    def __init__(self, argv: list[str], world_size: int, log: Path):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        sys.path.insert(0, str(HERE)) if str(HERE) not in sys.path else None
+        port = free_port()
+        self.log = log
+        self.processes = []
+        for rank in range(world_size):
+            environment = {} if world_size == 1 else torchrun_environment(rank, world_size, port)
+            process = context.Process(
+                target=command, args=(argv, environment, str(log)), daemon=False
+            )
+            process.start()
+            self.processes.append(process)
+
+    def signal(self, number: int, ranks: list[int] | None = None) -> None:
+        """Sends a signal to some ranks (all by default)."""
+        for rank, process in enumerate(self.processes):
+            if ranks is None or rank in ranks:
+                os.kill(process.pid, number)
+
+    def wait(self, timeout: float = 120.0) -> list[int]:
+        """Waits for the end; returns the exit status of each rank."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        if any(process.is_alive() for process in self.processes):
+            self.signal(9)
+            raise AssertionError(f"the run hung:\n{self.text()[-3000:]}")
+        return [process.exitcode for process in self.processes]
+
+    def text(self) -> str:
+        """What the run printed."""
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def fit(argv: list[str], world_size: int, log: Path) -> str:
+    """Runs `counterpoint fit` to its end and returns what it printed."""
+    run = Run(["fit", *argv], world_size, log)
+    status = run.wait()
+    assert status == [0] * world_size, (status, run.text()[-3000:])
+    return run.text()

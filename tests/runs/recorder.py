@@ -1,0 +1,27 @@
+"""A callback that writes down which samples each step saw."""
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+
+class Keys(pl.Callback):
+    """Appends `step rank key,key,...` before each step is trained."""
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        keys = ",".join(map(str, batch["key"].tolist()))
+        pixels = int(batch["image"].long().sum())
+        with open(self.path, "a") as file:
+            file.write(f"{trainer.global_step} {trainer.global_rank} {keys} {pixels}\n")
+
+
+def read(path: Path) -> dict[tuple[int, int], set[str]]:
+    """Everything recorded for each (step, rank): one entry unless a repetition differed."""
+    found: dict[tuple[int, int], set[str]] = {}
+    for line in path.read_text().splitlines():
+        step, rank, rest = line.split(" ", 2)
+        found.setdefault((int(step), int(rank)), set()).add(rest)
+    return found
