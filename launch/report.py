@@ -49,7 +49,7 @@ def write_report(
     """
     runs = read_runs([str(folder) for folder in folders])
     out = Path(out) if out is not None else runs[0].folder / "report.html"
-    text = render(runs, [_grid_of(run, suite, pairs_of) for run in runs])
+    text = render(runs, _grids(runs, suite, pairs_of))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
@@ -57,11 +57,14 @@ def write_report(
     return out
 
 
-def _grid_of(run: Run, suite: str, pairs_of: Callable[[Path, str], Pairs]) -> GridEntry:
+def _grids(runs: list[Run], suite: str, pairs_of: Callable[[Path, str], Pairs]) -> list[GridEntry]:
     if suite == "none":
-        return GridEntry(run.name, None, "No images were asked for (--suite none).")
-    try:
-        return GridEntry(run.name, build_grid(pairs_of(run.folder, suite)))
-    except ValueError as error:
-        # The page about a run whose data or weights are gone is still worth having.
-        return GridEntry(run.name, None, f"No images can be shown: {error}.")
+        return [GridEntry("", None, "No images were asked for (--suite none).")]
+    entries = []
+    for run in runs:
+        try:
+            entries.append(GridEntry(run.name, build_grid(pairs_of(run.folder, suite))))
+        except ValueError as error:
+            # The page about a run whose data or weights are gone is still worth having.
+            entries.append(GridEntry(run.name, None, f"No images can be shown: {error}."))
+    return entries

@@ -15,7 +15,7 @@ from .panels import Panel
 NUM_COLOURS = 8
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
 NUM_POINTS = 400  # drawn per curve; more cannot be told apart at this size
-SMOOTHING = 30  # points of a dense curve averaged into its strong line
+SMOOTHING = 15  # drawn points of a noisy curve averaged into its strong line
 
 # matplotlib wants real colours; these stand for CSS variables and are replaced in the output.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
@@ -39,10 +39,10 @@ def draw(panel: Panel, prefix: str) -> str:
             "run `pip install 'counterpoint[demo]'`"
         ) from None
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 9.5}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 9}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(5.0, 2.75), facecolor="none")
-        axes = figure.add_axes((0.115, 0.17, 0.865, 0.79), facecolor="none")
+        figure = Figure(figsize=(5.4, 2.6), facecolor="none")
+        axes = figure.add_axes((0.1, 0.165, 0.88, 0.8), facecolor="none")
         for line in panel.lines:
             _plot(axes, panel, line)
         _dress(axes, panel)
@@ -87,12 +87,12 @@ def _plot(axes, panel: Panel, line) -> None:
         mark = {"marker": "o", "markersize": 4 if len(x) <= 30 else 0}
         axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.8, clip_on=False, **mark)
         return
-    if len(x) < 2 * SMOOTHING:
+    if panel.grain == "exact" or len(x) < 4 * SMOOTHING:
         mark = {"marker": "o", "markersize": 3 if len(x) <= 3 else 0}
         axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.6, **mark)
         return
     axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.28)
-    axes.plot(x, smooth(y, SMOOTHING // 2), color=colour, linestyle=dash, linewidth=1.7)
+    axes.plot(x, smooth(y, SMOOTHING), color=colour, linestyle=dash, linewidth=1.7)
 
 
 def _dress(axes, panel: Panel) -> None:
@@ -149,22 +149,24 @@ def _linear_axis(axes) -> None:
 
 
 def brief(value: float) -> str:
-    """Returns a tick's number in few characters: 1500 -> 1.5k, 2000000 -> 2M, 0.0005 -> 0.0005."""
+    """Returns a tick's number in few characters: 1500 -> 1.5k, 0.05 -> 0.05, 0.0005 -> 5e-4."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.4g}{unit}"
-    if value and abs(value) < 1e-4:
-        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    if value and abs(value) < 1e-2:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
     return f"{value:.4g}"
 
 
 def _inline(svg: str, prefix: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would rule the whole page
     # Inside HTML the namespaces are implied, and the page shall hold no address at all.
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'url\(#([^)]+)\)', rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", svg)
     for stand_in, name in NAMES.items():

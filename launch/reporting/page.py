@@ -43,12 +43,20 @@ def render(runs: list[Run], grids: list[GridEntry]) -> str:
         evaluation=drawn(panels.evaluation_panels(runs)),
         training=drawn(panels.training_panels(runs)),
         other=drawn(panels.other_panels(runs)),
-        num_colours=figures.NUM_COLOURS,
+        columns=[list(numbers.items())[:1], list(numbers.items())[1:]],
+        swatch=_swatch,
         grids=grids,
         errors=tables.error_counts(runs),
         configuration=tables.configuration(runs),
         versions=_versions(runs),
     )
+
+
+def _swatch(colour: int) -> str:
+    """Returns the style of a legend's mark: the same colour and dash as the curve's."""
+    dash = ("solid", "dashed", "dotted", "double")[colour // figures.NUM_COLOURS % 4]
+    name = f"var(--series-{colour % figures.NUM_COLOURS + 1})"
+    return f"border-top-color: {name}; border-top-style: {dash}"
 
 
 def _subtitle(runs: list[Run]) -> str:

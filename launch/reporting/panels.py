@@ -11,14 +11,14 @@ import numpy as np
 
 from .runs import Run, is_share, show
 
-# What training logs, in the order a reader asks for it: title, what the numbers are, scale.
+# What training logs, in the order a reader asks for it: title, what the numbers are, scale, grain.
 TRAINING = {
-    "loss": ("Loss", "optimised value, mean over ranks", "linear"),
-    "logit_scale": ("Logit scale", "multiplies the similarities", "linear"),
-    "lr": ("Learning rate", "of the first parameter group", "linear"),
-    "grad_norm": ("Gradient norm", "before clipping", "spiky"),
-    "pairs_per_s": ("Throughput", "pairs per second, all ranks", "linear"),
-    "data_wait": ("Waiting for data", "share of the step's time", "share"),
+    "loss": ("Loss", "optimised value, mean over ranks", "linear", "noisy"),
+    "logit_scale": ("Logit scale", "multiplies the similarities", "linear", "exact"),
+    "lr": ("Learning rate", "of the first parameter group", "linear", "exact"),
+    "grad_norm": ("Gradient norm", "before clipping", "spiky", "noisy"),
+    "pairs_per_s": ("Throughput", "pairs per second, all ranks", "linear", "noisy"),
+    "data_wait": ("Waiting for data", "share of the step's time", "share", "noisy"),
 }
 UNDRAWN = ("samples", "steps", "seconds")
 RECALL = re.compile(r"(?P<direction>\w+?)_?recall@(?P<rank>\d+)")
@@ -44,7 +44,7 @@ class Panel:
     note: str
     x_label: str
     scale: str  # "share" (percent), "linear", or "spiky" (logarithmic if the range is wide)
-    grain: str  # "dense" (training: many noisy points) or "sparse" (evaluation: few, exact)
+    grain: str  # "noisy" (a running mean helps), "exact", or "sparse" (few points, marked)
     lines: list[Line] = field(default_factory=list)
 
 
@@ -53,8 +53,10 @@ def training_panels(runs: list[Run]) -> list[Panel]:
     terms = [name for name in all_metrics(runs) if name.startswith("loss/")]
     titles = dict(TRAINING)
     if len(terms) > 1:
-        titles |= {name: (f"Loss term: {name[5:]}", "raw value", "linear") for name in terms}
-    found = [_by_run(runs, name, *titles[name], "dense") for name in titles]
+        titles |= {
+            name: (f"Loss term: {name[5:]}", "raw value", "linear", "noisy") for name in terms
+        }
+    found = [_by_run(runs, name, *titles[name]) for name in titles]
     return [panel for panel in found if panel.lines]
 
 
@@ -66,17 +68,16 @@ def evaluation_panels(runs: list[Run]) -> list[Panel]:
     groups: dict[tuple[str, str], list[str]] = {}
     for name in metrics:
         groups.setdefault(_group_of(name), []).append(name)
-    return [
-        _by_metric(runs[0], names, title, note)
-        for (title, note), names in groups.items()
-    ]
+    return [_by_metric(runs[0], names, title, note) for (title, note), names in groups.items()]
 
 
 def other_panels(runs: list[Run]) -> list[Panel]:
     """Panels of every logged number that has no place above, so that none is hidden."""
     shown = {*TRAINING, *UNDRAWN, *evaluation_metrics(runs)}
-    rest = [m for m in all_metrics(runs) if m not in shown and not m.startswith(("errors/", "loss/"))]
-    found = [_by_run(runs, name, name, "", "linear", "dense") for name in rest]
+    rest = [
+        m for m in all_metrics(runs) if m not in shown and not m.startswith(("errors/", "loss/"))
+    ]
+    found = [_by_run(runs, name, name, "", "linear", "noisy") for name in rest]
     return [panel for panel in found if panel.lines]
 
 
@@ -89,7 +90,14 @@ def evaluation_metrics(runs: list[Run]) -> list[str]:
     """Names of evaluation results: `suite/task/measure`; zero-shot first, then retrieval."""
     named = dict.fromkeys(name for run in runs for name in [*run.metrics, *run.final])
     found = [name for name in named if "/" in name and is_share(name)]
-    return sorted(found, key=lambda name: (bool(_recall(name)), _sort_key(name)))
+
+    def place(name: str) -> tuple:
+        folder, leaf = name.rsplit("/", 1)
+        if _recall(name):
+            return 1, _sort_key(folder), _sort_key(leaf)
+        return 0, _sort_key(leaf), _sort_key(folder)
+
+    return sorted(found, key=place)
 
 
 def title_of(metric: str) -> str:
@@ -133,9 +141,7 @@ def _sort_key(metric: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
 
 
-def _by_run(
-    runs: list[Run], metric: str, title: str, note: str, scale: str, grain: str
-) -> Panel:
+def _by_run(runs: list[Run], metric: str, title: str, note: str, scale: str, grain: str) -> Panel:
     x_label, axis = _axis(runs)
     panel = Panel(title, note, x_label, scale, grain)
     for colour, run in enumerate(runs):

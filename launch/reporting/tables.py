@@ -103,6 +103,8 @@ def _text(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.10g}"
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "empty"
     return str(value)
