@@ -48,7 +48,7 @@ def load_styles() -> list[Style]:
     for name, (package, folder, pattern) in folders.items():
         origin = demo_package(package).__file__
         assert origin is not None
-        files = sorted((Path(origin).parent / folder).glob(pattern))
+        files = (Path(origin).parent / folder).glob(pattern)
         styles.append(Style(name, {code_points(file): file for file in files}))
     return styles
 
@@ -88,5 +88,5 @@ def draw_picture(file: Path) -> tuple[bytes, bytes]:
     white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
     flat = Image.alpha_composite(white, picture).convert("RGB")
     target = io.BytesIO()
-    flat.save(target, format="PNG", compress_level=6)
+    flat.save(target, format="PNG", compress_level=1)  # 4% larger than at 6, sooner done
     return target.getvalue(), flat.tobytes()

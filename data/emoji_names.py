@@ -107,8 +107,11 @@ def load_names() -> list[EmojiName]:
     }
     captions = {characters: spaced(entry["en"]) for characters, entry in qualified.items()}
     assert len(set(captions.values())) == len(captions), "captions tell emoji apart"
-    people = {caption.removeprefix("woman ") for caption in captions.values()}
-    people = {base for base in people if f"woman {base}" in captions.values()}
+    people = {
+        caption.removeprefix("woman ")
+        for caption in captions.values()
+        if caption.startswith("woman ")
+    }
     result = []
     for characters, entry in qualified.items():
         caption = captions[characters]

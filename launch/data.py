@@ -1,9 +1,11 @@
 """The command `counterpoint data`: build the emoji corpus, index shards to a manifest."""
 
 import argparse
+import contextlib
+import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -64,9 +66,15 @@ def run_index(arguments: argparse.Namespace) -> int:
     """Writes a manifest and prints what is in it."""
     from ..data.index import index_shards
 
-    manifest = index_shards(
-        arguments.urls, arguments.out, source=arguments.source, checksum=arguments.checksum
-    )
+    with counter("counting") as report:
+        manifest = index_shards(
+            arguments.urls, arguments.out, source=arguments.source, progress=report
+        )
+    if arguments.checksum:
+        from ..data.checksum import store_checksums
+
+        with counter("checksums") as report:
+            store_checksums(arguments.out, report)
     num_shards = len(manifest.counts)
     print(f"{arguments.out}: {num_shards} shards, {manifest.num_samples} samples")
     return 0
@@ -76,16 +84,32 @@ def track() -> Callable[[Iterable[Any], int, str], Iterable[Any]]:
     """Returns what shows progress: a bar on a terminal, nothing elsewhere or without `rich`."""
     from ..data.emoji import silent
 
-    try:
-        from rich.progress import track as bar
-    except ModuleNotFoundError:
-        return silent
-    if not sys.stderr.isatty():
+    if not shows_progress():
         return silent
     from rich.console import Console
+    from rich.progress import track as bar
 
     console = Console(stderr=True)
     return lambda items, total, description: bar(items, description, total, console=console)
+
+
+@contextlib.contextmanager
+def counter(description: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yields a function of (done, total) that moves a bar; None where there is none to see."""
+    if not shows_progress():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def shows_progress() -> bool:
+    """Tells whether there is a terminal to draw a bar on, and `rich` to draw it."""
+    return sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
 
 
 def num_cores() -> int:
