@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from .dataset import SampleLoader, StepDataset, StepSampler, start_worker
+from .dataset import Batch, SampleLoader, StepDataset, StepSampler, start_worker
 from .errors import ErrorLedger
 from .manifest import Manifest
 from .plan import Plan
@@ -139,6 +139,11 @@ class PairsDataModule(LightningDataModule):
             worker_init_fn=start_worker,
             **workers,
         )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Counts replaced samples while the batch is still on the host."""
+        self.ledger.update(batch)
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the step to continue from, the error totals and what the data was."""

@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer
 from ..data.module import PairsDataModule
 from ..losses.objective import Objective
 from ..models.two_tower import TwoTower
+from ..train.evaluate import EvaluationConfig
 from ..train.optim import AdamW
 from ..train.phases import Phase
 
@@ -46,23 +47,6 @@ OWNED = {
     "model_registry",
     "barebones",
 }
-
-
-@dataclass
-class EvaluationConfig:
-    """When and on what a run is evaluated.
-
-    Attributes:
-        suite: name of a packaged suite or path of a suite file; none: no evaluation.
-        every_n_steps: distance between evaluations; there is always one after the last step.
-        batch_size: images or captions per tower call and process.
-        data_root: folder that relative paths in the suite start from.
-    """
-
-    suite: str | None = None
-    every_n_steps: int = 1_000_000_000
-    batch_size: int = 256
-    data_root: str = "."
 
 
 @dataclass

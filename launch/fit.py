@@ -19,6 +19,7 @@ from ..data.schedule import Schedule
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.control import StopOnSignal
+from ..train.errors import CountErrors
 from ..train.evaluate import Evaluate
 from ..train.metrics import Metrics, MetricsFile, read_rows
 from ..train.module import ContrastiveModule
@@ -101,9 +102,10 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
             "logger": [metrics, *_loggers(trainer_args.get("logger"), run_dir, step)],
             "callbacks": [
                 *(trainer_args.get("callbacks") or []),
+                stop,
+                CountErrors(config.checkpoint.every_n_steps),
                 Metrics(),
                 Evaluate(config.evaluation),
-                stop,
                 checkpoints.Checkpoints(run_dir / "checkpoints", **vars(config.checkpoint)),
             ],
             "plugins": [*(trainer_args.get("plugins") or []), checkpoints.AtomicCheckpointIO()],

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from .control import ControlGroup
 from .module import ContrastiveModule
 
 
@@ -94,7 +93,6 @@ class Metrics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clocks."""
-        self._control = ControlGroup()
         self._last_end = self._last_log = time.monotonic()
         self._last_step = trainer.global_step
 
@@ -107,11 +105,12 @@ class Metrics(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """At log steps: reduce, log, check the error budget."""
+        """At log steps: reduce and log."""
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:  # type: ignore
             assert isinstance(pl_module, ContrastiveModule)
-            values = self._training_values(pl_module, step) | self._errors(trainer)
+            values = self._training_values(pl_module, step)
+            values |= trainer.datamodule.ledger.summary()  # type: ignore[attr-defined]
             log_row(trainer, values, step)
             if trainer.is_global_zero:
                 print(screen_line(step, int(trainer.max_steps), values), flush=True)
@@ -125,7 +124,10 @@ class Metrics(pl.Callback):
         means = average([*module.report.values(), torch.tensor(self._wait / seconds)])
         values = dict(zip([*names, "data_wait"], means, strict=True))
         if bad := [n for n in names if not math.isfinite(values[n])]:
-            raise FloatingPointError(f"step {step}: {', '.join(bad)} is not finite; stopping")
+            raise ValueError(
+                f"step {step}: {', '.join(bad)} is not finite; resume from an earlier checkpoint "
+                "with a lower learning rate, or in a wider precision"
+            )
         for name, term in module.objective.weights.items():
             values[f"weight/{name}"] = term
         phase, _, _ = module.phases.at(step - 1)
@@ -137,14 +139,6 @@ class Metrics(pl.Callback):
             "pairs_per_s": (samples(step) - samples(self._last_step)) / seconds,
             "phase": list(module.phases.named).index(phase),
         }
-
-    def _errors(self, trainer: pl.Trainer) -> dict[str, float]:
-        """Adds up the ranks' counters; raises, on every rank alike, past the budget."""
-        ledger = trainer.datamodule.ledger  # type: ignore[attr-defined]
-        for delta in self._control.gather(ledger.take_delta()):
-            ledger.merge(delta)
-        ledger.check()
-        return {name: float(count) for name, count in ledger.summary().items()}
 
 
 def average(values: list[torch.Tensor]) -> list[float]:

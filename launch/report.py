@@ -1,0 +1,70 @@
+"""`counterpoint report RUN_DIR...`: run folders in, one self-contained HTML page out."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .reporting.grid import Pairs, build_grid, pairs_of_run
+from .reporting.page import GridEntry, render
+from .reporting.runs import Run, read_runs
+
+
+def main(argv: list[str]) -> int:
+    """Writes the page and prints its path and the final numbers; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="counterpoint report",
+        description="Writes one HTML page, in need of no other file, about one or more runs.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="folders that `fit` wrote")
+    parser.add_argument(
+        "--out", metavar="FILE", help="default: report.html in the run's (the first one's) folder"
+    )
+    parser.add_argument(
+        "--suite", default="emoji", help="suite whose held-out captions are shown; none: no images"
+    )
+    options = parser.parse_args(argv)
+    out = write_report(options.runs, out=options.out, suite=options.suite)
+    print(f"report: {out}")
+    return 0
+
+
+def write_report(
+    folders: list[str],
+    out: str | Path | None = None,
+    suite: str = "emoji",
+    pairs_of: Callable[[Path, str], Pairs] = pairs_of_run,
+) -> Path:
+    """Writes the page and returns its path.
+
+    Args:
+        folders: run folders, finished or not.
+        out: the file; by default `report.html` in the first folder.
+        suite: a suite's name or file, or "none".
+        pairs_of: (run folder, suite) -> held-out captions and images with their features;
+            raises ValueError with a sentence when there are none.
+
+    Raises:
+        ValueError: a folder is no run folder, or matplotlib is missing.
+    """
+    runs = read_runs([str(folder) for folder in folders])
+    out = Path(out) if out is not None else runs[0].folder / "report.html"
+    text = render(runs, _grids(runs, suite, pairs_of))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(out)
+    return out
+
+
+def _grids(runs: list[Run], suite: str, pairs_of: Callable[[Path, str], Pairs]) -> list[GridEntry]:
+    if suite == "none":
+        return [GridEntry("", None, "No images were asked for (--suite none).")]
+    entries = []
+    for run in runs:
+        try:
+            entries.append(GridEntry(run.name, build_grid(pairs_of(run.folder, suite))))
+        except ValueError as error:
+            # The page about a run whose data or weights are gone is still worth having.
+            entries.append(GridEntry(run.name, None, f"No images can be shown: {error}."))
+    return entries

@@ -1,0 +1,173 @@
+"""Runs in, panels out: which curves share a picture, in which order and under which title.
+
+One run: curves of one kind share a panel (R@1, R@5 and R@10 of one direction). Several runs: one
+panel a metric and one colour a run, the same in every panel.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .runs import Run, is_share, show
+
+# What training logs, in the order a reader asks for it: title, what the numbers are, scale, grain.
+TRAINING = {
+    "loss": ("Loss", "optimised value, mean over ranks", "linear", "noisy"),
+    "logit_scale": ("Logit scale", "multiplies the similarities", "linear", "exact"),
+    "lr": ("Learning rate", "of the first parameter group", "linear", "exact"),
+    "grad_norm": ("Gradient norm", "before clipping", "spiky", "noisy"),
+    "pairs_per_s": ("Throughput", "pairs per second, all ranks", "linear", "noisy"),
+    "data_wait": ("Waiting for data", "share of the step's time", "share", "noisy"),
+}
+UNDRAWN = ("samples", "steps", "seconds")
+RECALL = re.compile(r"(?P<direction>\w+?)_?recall@(?P<rank>\d+)")
+DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: what its legend says, where it goes, which colour it has."""
+
+    label: str
+    final: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: int
+
+
+@dataclass
+class Panel:
+    """One picture: a title, a line of explanation, and curves over the same axis."""
+
+    title: str
+    note: str
+    x_label: str
+    scale: str  # "share" (percent), "linear", or "spiky" (logarithmic if the range is wide)
+    grain: str  # "noisy" (a running mean helps), "exact", or "sparse" (few points, marked)
+    lines: list[Line] = field(default_factory=list)
+
+
+def training_panels(runs: list[Run]) -> list[Panel]:
+    """Panels of what training logs; a quantity that no run has is left out."""
+    terms = [name for name in all_metrics(runs) if name.startswith("loss/")]
+    titles = dict(TRAINING)
+    if len(terms) > 1:
+        titles |= {
+            name: (f"Loss term: {name[5:]}", "raw value", "linear", "noisy") for name in terms
+        }
+    found = [_by_run(runs, name, *titles[name]) for name in titles]
+    return [panel for panel in found if panel.lines]
+
+
+def evaluation_panels(runs: list[Run]) -> list[Panel]:
+    """Panels of zero-shot and retrieval results."""
+    metrics = evaluation_metrics(runs)
+    if len(runs) > 1:
+        return [_by_run(runs, name, title_of(name), name, "share", "sparse") for name in metrics]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in metrics:
+        groups.setdefault(_group_of(name), []).append(name)
+    return [_by_metric(runs[0], names, title, note) for (title, note), names in groups.items()]
+
+
+def other_panels(runs: list[Run]) -> list[Panel]:
+    """Panels of every logged number that has no place above, so that none is hidden."""
+    shown = {*TRAINING, *UNDRAWN, *evaluation_metrics(runs)}
+    rest = [
+        m for m in all_metrics(runs) if m not in shown and not m.startswith(("errors/", "loss/"))
+    ]
+    found = [_by_run(runs, name, name, "", "linear", "noisy") for name in rest]
+    return [panel for panel in found if panel.lines]
+
+
+def all_metrics(runs: list[Run]) -> list[str]:
+    """Every metric of any run, in the order of first appearance."""
+    return list(dict.fromkeys(name for run in runs for name in run.metrics))
+
+
+def evaluation_metrics(runs: list[Run]) -> list[str]:
+    """Names of evaluation results: `suite/task/measure`; zero-shot first, then retrieval."""
+    named = dict.fromkeys(name for run in runs for name in [*run.metrics, *run.final])
+    found = [name for name in named if "/" in name and is_share(name)]
+
+    def place(name: str) -> tuple:
+        folder, leaf = name.rsplit("/", 1)
+        if _recall(name):
+            return 1, _sort_key(folder), _sort_key(leaf)
+        return 0, _sort_key(leaf), _sort_key(folder)
+
+    return sorted(found, key=place)
+
+
+def title_of(metric: str) -> str:
+    """Returns words for a metric's name: `emoji/x/top1` -> `Zero-shot top-1: x`."""
+    parts = metric.split("/")
+    recall = _recall(metric)
+    if recall:
+        return f"R@{recall['rank']}, {_direction(recall)}"
+    measure = re.sub(r"^top(\d+)$", r"top-\1", parts[-1]).replace("_", " ")
+    task = "/".join(parts[1:-1]).replace("_", " ")
+    return f"Zero-shot {measure}: {task}" if task else f"Zero-shot {measure}"
+
+
+def _recall(metric: str) -> re.Match[str] | None:
+    return RECALL.fullmatch(metric.rsplit("/", 1)[-1])
+
+
+def _direction(recall: re.Match[str]) -> str:
+    return DIRECTIONS.get(recall["direction"], recall["direction"].replace("_", " "))
+
+
+def _group_of(metric: str) -> tuple[str, str]:
+    folder, leaf = metric.rsplit("/", 1)
+    recall = _recall(metric)
+    if recall:
+        return f"Retrieval, {_direction(recall)}", f"recall within the first k, {folder}"
+    measure = re.sub(r"^top(\d+)$", r"top-\1", leaf).replace("_", " ")
+    return f"Zero-shot {measure}", f"one curve a task, {metric.split('/')[0]}"
+
+
+def _short(metric: str) -> str:
+    recall = _recall(metric)
+    if recall:
+        return f"R@{recall['rank']}"
+    return "/".join(metric.split("/")[1:-1]).replace("_", " ") or metric.rsplit("/", 1)[-1]
+
+
+def _sort_key(metric: str) -> list[tuple[int, int, str]]:
+    # Digits compare as numbers: R@5 comes before R@10.
+    parts = re.findall(r"\d+|\D+", metric)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+
+def _by_run(runs: list[Run], metric: str, title: str, note: str, scale: str, grain: str) -> Panel:
+    x_label, axis = _axis(runs)
+    panel = Panel(title, note, x_label, scale, grain)
+    for colour, run in enumerate(runs):
+        steps, values = run.series(metric)
+        if len(steps):
+            final = show(metric, run.final.get(metric))
+            panel.lines.append(Line(run.name, final, axis(run, steps), values, colour))
+    return panel
+
+
+def _by_metric(run: Run, metrics: list[str], title: str, note: str) -> Panel:
+    x_label, axis = _axis([run])
+    panel = Panel(title, note, x_label, "share", "sparse")
+    for colour, metric in enumerate(metrics):
+        steps, values = run.series(metric)
+        final = show(metric, run.final.get(metric))
+        panel.lines.append(Line(_short(metric), final, axis(run, steps), values, colour))
+    return panel
+
+
+def _axis(runs: list[Run]):
+    """Steps, unless the runs' steps differ in size: then the pairs seen are what compares."""
+    sizes = set()
+    for run in runs:
+        steps, samples = run.series("samples")
+        sizes.add(round(samples[-1] / steps[-1]) if len(steps) and steps[-1] else None)
+    if len(sizes) > 1 and None not in sizes:
+        return "pairs seen", lambda run, steps: run.samples_at(steps)
+    return "step", lambda run, steps: steps

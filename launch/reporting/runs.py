@@ -1,0 +1,157 @@
+"""Run folders in, plain series and final numbers out.
+
+A folder may belong to a run that still trains, was killed, or has ended: `summary.json` is
+optional, and a last line of `metrics.jsonl` that was cut off in mid-write is left out.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+# A metric is shown as a percentage when its last part starts with one of these.
+SHARES = ("top1", "top5", "top10", "accuracy", "mean_per_class")
+
+
+def is_share(metric: str) -> bool:
+    """Whether `metric` is a fraction from 0 to 1 that people read as a percentage."""
+    leaf = metric.rsplit("/", 1)[-1]
+    return leaf.startswith(SHARES) or "recall@" in leaf or leaf == "data_wait"
+
+
+def show(metric: str, value: float | None) -> str:
+    """Returns `value` as text: percentages for shares, four digits for the rest."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return "not finite"
+    if is_share(metric):
+        return f"{100 * value:.1f}%"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+@dataclass
+class Run:
+    """One run folder, read once."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every number that was logged, in the order of its first appearance."""
+        names = dict.fromkeys(key for row in self.rows for key in row)
+        return [name for name in names if name not in ("step", "wall")]
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The last value of every number; what `summary.json` says comes first."""
+        last = {key: value for row in self.rows for key, value in row.items() if _number(value)}
+        last.pop("step", None)
+        last.pop("wall", None)
+        stated = self.summary.get("final", {})
+        return last | {key: value for key, value in stated.items() if _number(value)}
+
+    @property
+    def num_steps(self) -> int:
+        """Steps done so far."""
+        return int(self.summary.get("steps") or max((row["step"] for row in self.rows), default=0))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self.summary.get("seconds") or max((r.get("wall", 0) for r in self.rows), default=0)
+
+    @property
+    def num_samples(self) -> int:
+        """Pairs seen so far."""
+        return int(self.summary.get("samples") or self.final.get("samples", 0))
+
+    def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (steps [n], values [n]) of one metric, rows without it left out."""
+        pairs = [(row["step"], row[metric]) for row in self.rows if _number(row.get(metric))]
+        steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+        return np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+
+    def samples_at(self, steps: np.ndarray) -> np.ndarray | None:
+        """Returns the pairs seen at `steps`, or None when the run did not log them."""
+        known, samples = self.series("samples")
+        if not len(known):
+            return None
+        rate = samples[-1] / known[-1] if known[-1] else 0.0
+        return np.where(
+            steps > known[-1], steps * rate, np.interp(steps, np.r_[0, known], np.r_[0, samples])
+        )
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads one run folder.
+
+    Raises:
+        ValueError: there is no `metrics.jsonl`, or a line of it is not JSON.
+    """
+    folder = Path(folder)
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        raise ValueError(
+            f"{folder} is no run folder: it has no metrics.jsonl; "
+            "name the folder that `counterpoint fit` wrote"
+        )
+    return Run(
+        name=folder.resolve().name,
+        folder=folder,
+        config=_read_config(folder / "config.yaml"),
+        rows=_read_rows(file),
+        summary=_read_summary(folder / "summary.json"),
+    )
+
+
+def read_runs(folders: list[str]) -> list[Run]:
+    """Reads several folders; equal names are told apart by as much of the path as it takes."""
+    runs = [read_run(folder) for folder in folders]
+    paths = [run.folder.resolve().parts for run in runs]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"a run is named twice in {' '.join(folders)}; name each run once")
+    for run, parts in zip(runs, paths, strict=True):
+        depth = 1
+        while sum(other[-depth:] == parts[-depth:] for other in paths) > 1:
+            depth += 1
+        run.name = "/".join(parts[-depth:])
+    return runs
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            # A kill in mid-write leaves half a line at the end; anywhere else it is damage.
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise ValueError(f"{file}, line {number} is not JSON; mend or remove it") from None
+    return rows
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
+
+
+def _read_summary(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

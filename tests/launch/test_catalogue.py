@@ -1,0 +1,144 @@
+"""The method catalogue: what a row says, and that the page in docs/ is the one we would write."""
+
+import json
+import statistics
+
+import pytest
+import yaml
+from counterpoint.launch.catalogue import render, render_file
+from counterpoint.launch.results import ROOT
+
+TEXTS = {
+    "columns": [
+        {"title": "Held out", "metrics": ["emoji/heldout_a/top1", "emoji/heldout_b/top1"]},
+        {"title": "R@1", "metrics": ["emoji/retrieval/text_to_image_recall@1"]},
+    ],
+    "methods": {
+        "clip": {
+            "title": "CLIP",
+            "objective": "softmax",
+            "what": "Both | directions.",
+            "paper": "Radford et al. 2021",
+            "expectation": "A reference.",
+            "runs": {"short/clip": "emoji_clip_short", "standard/clip": "emoji_clip"},
+        }
+    },
+}
+
+
+def write_result(folder, seed, top1=(0.4, 0.3), run="clip", **changes):
+    final = {
+        "emoji/heldout_a/top1": top1[0],
+        "emoji/heldout_b/top1": top1[1],
+        "emoji/retrieval/text_to_image_recall@1": 0.5,
+    }
+    record = {
+        "sweep": "short",
+        "run": run,
+        "config": "emoji_clip_short",
+        "seed": seed,
+        "overrides": {},
+        "config_hash": "h1",
+        "commit": {"revision": "0123456789abcdef", "dirty": False},
+        "machine": {"cpu": "Abacus", "cores": 2, "accelerators": [], "python": "3", "torch": "2"},
+        "date": f"2026-01-0{seed + 1}T10:00:00+00:00",
+        "seconds": 100.0 + seed,
+        "samples": 40000,
+        "final": final,
+    } | changes
+    path = folder / "results" / "short" / f"{run}-seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+
+
+def render_in(folder) -> str:
+    catalogue = folder / "methods.yaml"
+    catalogue.write_text(yaml.safe_dump(TEXTS, sort_keys=False))
+    return render(catalogue, folder / "results")
+
+
+def cells_of(page: str, run: str) -> list[str]:
+    (line,) = [line for line in page.splitlines() if f"| {run} |" in line]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_mean_and_deviation_over_seeds(tmp_path):
+    scores = [(0.40, 0.30), (0.44, 0.32), (0.36, 0.34)]
+    for seed, top1 in enumerate(scores):
+        write_result(tmp_path, seed, top1)
+    cells = cells_of(render_in(tmp_path), "short/clip")
+    means = [sum(pair) / 2 for pair in scores]
+    mean, deviation = statistics.fmean(means), statistics.stdev(means)
+    assert cells == [
+        *["CLIP", "softmax", "short/clip", "`emoji_clip_short`"],
+        f"{100 * mean:.1f}% ± {100 * deviation:.1f}%",
+        *["50.0% ± 0.0%", "3", "40,000", "1 min 41 s"],
+        "2 cores, Abacus; 2026-01-01 to 2026-01-03; 01234567",
+    ]
+
+
+def test_a_single_seed_has_no_deviation(tmp_path):
+    write_result(tmp_path, 0)
+    assert cells_of(render_in(tmp_path), "short/clip")[4:7] == ["35.0%", "50.0%", "1"]
+
+
+def test_a_run_without_results_says_not_run(tmp_path):
+    cells = cells_of(render_in(tmp_path), "standard/clip")
+    assert cells[3:7] == ["`emoji_clip`", "not run", "", "0"]
+
+
+def test_results_of_an_older_configuration_are_left_out_and_counted(tmp_path):
+    write_result(tmp_path, 0, top1=(0.9, 0.9), config_hash="old")
+    write_result(tmp_path, 1)
+    page = render_in(tmp_path)
+    assert cells_of(page, "short/clip")[4] == "35.0%"
+    assert "short/clip: 1 result(s) of an older configuration are left out." in page
+
+
+def test_a_result_outside_the_catalogue_is_shown_all_the_same(tmp_path):
+    write_result(tmp_path, 0, run="secret")
+    assert cells_of(render_in(tmp_path), "short/secret")[0] == "(not in the catalogue)"
+
+
+def test_uncommitted_changes_and_missing_metrics_are_told(tmp_path):
+    write_result(tmp_path, 0, commit={"revision": "f" * 40, "dirty": True}, final={})
+    cells = cells_of(render_in(tmp_path), "short/clip")
+    assert cells[4:6] == ["-", "-"]
+    assert cells[-1].endswith("ffffffff changed")
+
+
+def test_the_texts_of_a_method(tmp_path):
+    page = render_in(tmp_path)
+    section = page[page.index("## CLIP") :]
+    assert "Both | directions." in section
+    assert "- **Paper:** Radford et al. 2021" in section
+    assert "- **Found:** nothing yet." in section
+
+
+@pytest.mark.parametrize("key", ["title", "runs"])
+def test_an_incomplete_method_is_refused(tmp_path, key):
+    method = {k: v for k, v in TEXTS["methods"]["clip"].items() if k != key}
+    file = tmp_path / "methods.yaml"
+    file.write_text(yaml.safe_dump(TEXTS | {"methods": {"clip": method}}))
+    with pytest.raises(ValueError, match=f"clip: the key {key} is missing"):
+        render(file, tmp_path)
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    write_result(tmp_path, 0)
+    (tmp_path / "results" / "short" / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json is no result"):
+        render_in(tmp_path)
+
+
+def test_the_page_is_written_beside_the_catalogue(tmp_path):
+    page = render_in(tmp_path)
+    assert render_file(tmp_path / "methods.yaml", tmp_path / "results").read_text() == page
+
+
+def test_the_page_in_docs_is_up_to_date():
+    docs = ROOT / "docs"
+    expected = render(docs / "methods.yaml", docs / "results")
+    assert (docs / "methods.md").read_text(encoding="utf-8") == expected, (
+        "run `counterpoint sweep --render`"
+    )

@@ -1,0 +1,243 @@
+"""Sweeps with a stand-in for `fit`: what runs, what is skipped, what is written."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from counterpoint.launch import claims, results
+from counterpoint.launch.results import find_yaml, read_results
+from counterpoint.launch.sweep import fit_command, main, read_sweep, run_sweep
+
+# Writes the summary that `fit` would write; seed 13 brings bad luck.
+STUB = """
+import json, pathlib, sys
+seed, run_dir, calls = int(sys.argv[1]), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+with calls.open("a") as file:
+    file.write(f"{run_dir.name}\\n")
+print("a line of output")
+if seed == 13:
+    sys.exit("the disk is made of cheese")
+assert not run_dir.exists(), "left from an interrupted attempt"
+run_dir.mkdir(parents=True)
+final = {"emoji/heldout_twemoji/top1": 0.25 + seed / 64, "loss": float("nan")}
+summary = {"final": final, "steps": 10, "samples": 1280, "seconds": 2.04, "seed": seed}
+(run_dir / "summary.json").write_text(json.dumps(summary))
+"""
+
+
+class Bench:
+    """A sweep file, folders, and the stand-in that notes each call."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.file = folder / "sweep.yaml"
+        self.results = folder / "results"
+        self.calls_file = folder / "calls"
+        (folder / "stub.py").write_text(STUB)
+
+    def write(self, **runs) -> None:
+        self.file.write_text(yaml.safe_dump({"name": "tiny", "runs": runs}, sort_keys=False))
+
+    def command(self, pair, run_dir):
+        stub = str(self.folder / "stub.py")
+        return [sys.executable, stub, str(pair.seed), str(run_dir), str(self.calls_file)]
+
+    def pairs(self, only=None):
+        return read_sweep(
+            self.file, only, hash_of=lambda config, changes: f"{config}+{len(changes)}+0000"
+        )
+
+    def run(self, only=None, limit=None) -> int:
+        pairs = self.pairs(only)
+        return run_sweep(pairs, self.results, self.folder / "runs", limit, self.command)
+
+    def calls(self) -> list[str]:
+        """The pairs that were run since the last call, without their hashes."""
+        text = self.calls_file.read_text() if self.calls_file.exists() else ""
+        self.calls_file.write_text("")
+        return [re.sub(r"(seed\d+)-.*", r"\1", line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+def test_a_result_per_pair_and_no_pair_twice(bench):
+    bench.write(clip={"config": "a", "seeds": [0, 1]}, siglip={"config": "b", "seeds": [0]})
+    assert bench.run() == 0
+    # Every run has a first seed before any has a second.
+    assert bench.calls() == ["clip-seed0", "siglip-seed0", "clip-seed1"]
+    assert bench.run() == 0
+    assert bench.calls() == []
+    files = sorted(str(p.relative_to(bench.results)) for p in bench.results.rglob("*.*"))
+    assert files == ["tiny/clip-seed0.json", "tiny/clip-seed1.json", "tiny/siglip-seed0.json"]
+
+
+def test_what_a_result_says(bench, monkeypatch):
+    monkeypatch.setattr(results, "_processor", lambda: "Abacus 3000")
+    bench.write(clip={"config": "a", "seeds": [4], "set": {"phases.train.samples": 1280}})
+    bench.run()
+    record = json.loads((bench.results / "tiny/clip-seed4.json").read_text())
+    keys = "sweep run config seed overrides config_hash commit machine date seconds samples final"
+    assert list(record) == keys.split()
+    assert record["overrides"] == {"phases.train.samples": 1280}
+    assert record["config_hash"] == "a+1+0000"
+    assert (record["seconds"], record["samples"], record["seed"]) == (2.0, 1280, 4)
+    # Not a number is no JSON; other tools read these files.
+    assert record["final"] == {"emoji/heldout_twemoji/top1": 0.3125, "loss": None}
+    machine = record["machine"]
+    assert set(machine) == {"cpu", "cores", "accelerators", "python", "torch"}
+    assert machine["cpu"] == "Abacus 3000"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["date"])
+
+
+def test_the_commit_is_that_of_the_checkout():
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=results.ROOT, capture_output=True, text=True, check=False
+    )
+    expected = head.stdout.strip() if (results.ROOT / ".git").exists() else None
+    assert results.commit()["revision"] == expected
+
+
+@pytest.mark.parametrize("change", [{"config": "other"}, {"set": {"data.manifest": "x"}}])
+def test_a_changed_configuration_says_so_and_runs_again(bench, capsys, change):
+    run = {"config": "a", "seeds": [0], "set": {"data.manifest": "y"}}
+    bench.write(clip=run)
+    bench.run()
+    bench.calls()
+    bench.write(clip=run | change)
+    assert bench.run() == 0
+    assert "configuration has changed" in capsys.readouterr().out
+    assert bench.calls() == ["clip-seed0"]
+    assert bench.run() == 0
+    assert bench.calls() == []
+
+
+def test_a_failure_is_told_and_stops_nothing(bench, capsys):
+    bench.write(clip={"config": "a", "seeds": [13, 14]})
+    assert bench.run() == 1
+    assert bench.calls() == ["clip-seed13", "clip-seed14"]
+    told = capsys.readouterr().err
+    assert "clip-seed13: FAILED (exit status 1)" in told
+    assert "a line of output" in told
+    assert "the disk is made of cheese" in told
+    assert [r["seed"] for r in read_results(bench.results)] == [14]
+    # A failed pair is tried again, the finished one is not.
+    assert bench.run() == 1
+    assert bench.calls() == ["clip-seed13"]
+
+
+def test_an_interrupted_attempt_starts_anew(bench):
+    bench.write(clip={"config": "a", "seeds": [0]})
+    left = bench.folder / "runs" / "tiny" / "clip-seed0-a+0+0000"
+    left.mkdir(parents=True)
+    assert bench.run() == 0
+    assert (left / "summary.json").is_file()
+
+
+def test_limit_and_only(bench):
+    bench.write(clip={"config": "a", "seeds": [0, 1]}, siglip={"config": "b", "seeds": [0, 1]})
+    bench.run(limit=1)
+    assert bench.calls() == ["clip-seed0"]
+    # The limit counts what runs now, not what has a result already.
+    bench.run(limit=1, only="clip")
+    assert bench.calls() == ["clip-seed1"]
+    bench.run(only="siglip")
+    assert bench.calls() == ["siglip-seed0", "siglip-seed1"]
+    with pytest.raises(ValueError, match=r"no run flip; it has clip, siglip"):
+        bench.pairs(only="flip")
+
+
+def test_a_pair_that_another_process_works_on_is_left_alone(bench, capsys):
+    bench.write(clip={"config": "a", "seeds": [0, 1]})
+    claim = bench.results / "tiny" / "clip-seed0.claim"
+    with claims.claimed(claim) as ours:
+        assert ours
+        assert bench.run() == 0
+    assert bench.calls() == ["clip-seed1"]
+    assert "another process" in capsys.readouterr().out
+    assert not claim.exists()
+    assert bench.run() == 0
+    assert bench.calls() == ["clip-seed0"]
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(bench, monkeypatch):
+    bench.write(clip={"config": "a", "seeds": [0]})
+    claim = bench.results / "tiny" / "clip-seed0.claim"
+    claim.parent.mkdir(parents=True)
+    claim.touch()
+    bench.run()
+    assert bench.calls() == []
+    monkeypatch.setattr(claims, "STALE_SECONDS", -1.0)
+    bench.run()
+    assert bench.calls() == ["clip-seed0"]
+
+
+def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
+    import os
+    import time
+
+    monkeypatch.setattr(claims, "TOUCH_SECONDS", 0.01)
+    path = tmp_path / "pair.claim"
+    with claims.claimed(path):
+        os.utime(path, (0, 0))
+        end = time.monotonic() + 5
+        while path.stat().st_mtime == 0 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert path.stat().st_mtime > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"runs": {}}, "the key name is missing"),
+        ({"name": "x", "runs": {}, "seed": 1}, "unknown key seed"),
+        ({"name": "x", "runs": {"r": {"config": "a"}}}, "the key seeds is missing"),
+        ({"name": "x", "runs": {"r": {"config": "a", "seeds": 3}}}, "such as"),
+        ({"name": "x", "runs": {"r": {"config": "a", "seeds": [1, 1]}}}, "such as"),
+        ({"name": "x", "runs": {"r": "a"}}, "needs the keys"),
+    ],
+)
+def test_a_sweep_file_that_cannot_be_used_is_refused(bench, content, message):
+    bench.file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=message):
+        bench.pairs()
+
+
+def test_the_command_line_of_a_pair(bench):
+    changes = {"phases.train.samples": 40000, "optim.betas": [0.9, 0.95], "name": "x"}
+    bench.write(clip={"config": "emoji_clip_short", "seeds": [3], "set": changes})
+    (pair,) = bench.pairs()
+    command = fit_command(pair, Path("runs/here"))
+    assert command == [
+        *[sys.executable, "-m", "counterpoint.launch.cli", "fit"],
+        *["--config", "emoji_clip_short", "--seed", "3", "--run_dir", "runs/here"],
+        *["--phases.train.samples=40000", "--optim.betas=[0.9, 0.95]", "--name=x"],
+    ]
+
+
+def test_the_shipped_sweeps_are_what_the_catalogue_expects():
+    catalogue = yaml.safe_load((results.ROOT / "docs" / "methods.yaml").read_text())
+    named = {
+        run: config
+        for method in catalogue["methods"].values()
+        for run, config in method["runs"].items()
+    }
+    shipped = {}
+    for file in sorted((results.ROOT / "configs" / "sweep").glob("*.yaml")):
+        pairs = read_sweep(find_yaml(file.stem, "sweep"), hash_of=lambda config, changes: "")
+        assert {pair.sweep for pair in pairs} == {file.stem}
+        shipped |= {f"{pair.sweep}/{pair.run}": pair.config for pair in pairs}
+    assert shipped == named
+
+
+def test_the_command_asks_for_a_file(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "--render" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+"""Sample errors of all ranks, added up and held against the budget.
+
+In: the data module's ledger, which every rank feeds with its own batches. Out: equal totals on
+every rank before they are logged or saved; the run stops, on every rank alike, past the budget.
+"""
+
+import lightning.pytorch as pl
+
+from .control import ControlGroup
+
+
+class CountErrors(pl.Callback):
+    """Merges the ranks' counts at log steps and before every checkpoint.
+
+    Args:
+        checkpoint_every: distance between checkpoints in steps.
+    """
+
+    def __init__(self, checkpoint_every: int):
+        self.checkpoint_every = checkpoint_every
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes the group (collective)."""
+        self._control = ControlGroup()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
+    ) -> None:
+        """Runs after the stop is agreed and before rows and checkpoints are written.
+
+        Raises:
+            ValueError: more samples were unusable than the budget allows.
+        """
+        step = trainer.global_step
+        intervals = (trainer.log_every_n_steps, self.checkpoint_every)  # type: ignore[attr-defined]
+        if (
+            any(step % interval == 0 for interval in intervals)
+            or step == trainer.max_steps
+            or trainer.should_stop
+        ):
+            ledger = trainer.datamodule.ledger  # type: ignore[attr-defined]
+            for delta in self._control.gather(ledger.take_delta()):
+                ledger.merge(delta)
+            ledger.check()

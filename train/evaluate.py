@@ -1,0 +1,69 @@
+"""Evaluation during training: every N steps and after the last one.
+
+In: the run's evaluation settings. Out: a row of `SUITE/TASK/METRIC` values in every logger. The
+run goes on exactly as if it had not been evaluated.
+"""
+
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+
+from .evaluation.run import evaluate
+from .evaluation.suite import Suite, load_suite
+from .metrics import log_row
+from .module import ContrastiveModule
+
+
+@dataclass
+class EvaluationConfig:
+    """When and on what a run is evaluated.
+
+    Attributes:
+        suite: name of a packaged suite or path of a suite file; none: no evaluation.
+        every_n_steps: distance between evaluations; there is always one after the last step.
+        batch_size: images or captions per tower call and process.
+        data_root: folder that relative paths in the suite start from; none: the suite's own.
+    """
+
+    suite: str | None = None
+    every_n_steps: int = 1_000_000_000
+    batch_size: int = 256
+    data_root: str | None = None
+
+
+class Evaluate(pl.Callback):
+    """Runs the suite of `config` and logs what it finds; decoded images are kept in memory.
+
+    Raises:
+        ValueError: no such suite.
+    """
+
+    def __init__(self, config: EvaluationConfig):
+        self.config = config
+        self.suite: Suite | None = None
+        if config.suite is not None:
+            self.suite = load_suite(config.suite, config.data_root)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
+    ) -> None:
+        """Evaluates when it is due."""
+        step = trainer.global_step
+        if self.suite is None:
+            return
+        if step % self.config.every_n_steps == 0 or step == trainer.max_steps:
+            assert isinstance(pl_module, ContrastiveModule)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            values = evaluate(
+                pl_module.model,
+                self.suite,
+                data.tokenizer,
+                data.eval_transform,
+                device=pl_module.device,
+                precision=trainer.precision_plugin.forward_context,
+                batch_size=self.config.batch_size,
+            )
+            log_row(trainer, values, step)
+            if trainer.is_global_zero:
+                shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+                print(f"step {step}  {shown}", flush=True)
