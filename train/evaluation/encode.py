@@ -1,0 +1,211 @@
+"""Features of whole sets, computed by all ranks together.
+
+In: a model's towers, an image set or texts. Out: float32 features [n, d] in the set's order, on
+every rank. Batches are cut from the global order with one fixed size; batch k belongs to rank
+k % world_size. So a batch has the same rows, and its features the same bits, for any number of
+processes. Every rank makes the same number of tower calls (a rank without a batch encodes a spare
+one): under sharded strategies an unequal number is a deadlock.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...data.errors import SampleError
+from ...data.suite import ImageSet
+
+Encode = Callable[..., Tensor]
+
+
+class ByteCache:
+    """Keeps decoded batches between evaluations, up to a number of bytes.
+
+    Nothing is evicted: evaluation scans its set in the same order each time, and a cache that
+    evicts the oldest entry of a longer scan never answers.
+
+    Args:
+        max_bytes: Total size of what is kept; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int = 512 << 20):
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._scope: tuple[Any, ...] = ()
+        self._entries: dict[Any, tuple[Tensor, ...]] = {}
+
+    def enter(self, *scope: Any) -> None:
+        """Forgets everything unless `scope` (what entries depend on) is that of the last call."""
+        same = len(scope) == len(self._scope) and all(
+            a is b or (isinstance(a, int) and a == b)
+            for a, b in zip(scope, self._scope, strict=True)
+        )
+        if not same:
+            self._scope, self._entries, self.num_bytes = scope, {}, 0
+
+    def get(self, key: Any) -> tuple[Tensor, ...] | None:
+        """Returns the entry, or None."""
+        return self._entries.get(key)
+
+    def put(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
+        """Keeps the entry if it fits."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if key not in self._entries and self.num_bytes + size <= self.max_bytes:
+            self._entries[key] = tensors
+            self.num_bytes += size
+
+
+@dataclass
+class Encoder:
+    """The towers of a model as functions of whole sets; lives for one evaluation.
+
+    Attributes:
+        model: Has `encode_image(uint8 [n,3,H,W])`, `encode_text(ids, lengths)`, `image_size`,
+            `context_length`.
+        tokenizer: `(texts, context_length) -> (ids [n, L], lengths [n])`.
+        transform: `(uint8 [3,H,W], size, None) -> uint8 [3,size,size]`.
+        device: Where the towers run and the features are kept.
+        precision: Makes the context the towers run in (autocast).
+        batch_size: Images or texts per tower call.
+        rank, world_size: This process among those that share the work.
+        wanted: Of each image set, the items any task needs; they are encoded once.
+        cache: Decoded images from one evaluation to the next.
+        num_threads: Threads that decode images.
+    """
+
+    model: Any
+    tokenizer: Callable[[list[str], int], tuple[Tensor, Tensor]]
+    transform: Callable[[Tensor, int, Any], Tensor]
+    device: torch.device
+    precision: Callable[[], AbstractContextManager] = nullcontext
+    batch_size: int = 256
+    rank: int = 0
+    world_size: int = 1
+    wanted: dict[ImageSet, np.ndarray] = field(default_factory=dict)
+    cache: ByteCache = field(default_factory=lambda: ByteCache(0))
+    num_threads: int = 2
+    _images: dict[ImageSet, Tensor] = field(default_factory=dict, init=False)
+
+    def images(self, images: ImageSet, chosen: Sequence[int] | np.ndarray) -> Tensor:
+        """Returns the normalised features of the chosen items, float32 [n, d].
+
+        Raises:
+            ValueError: Images cannot be decoded; raised on every rank.
+        """
+        if images not in self.wanted:
+            self.wanted[images] = np.unique(np.asarray(chosen))
+        wanted = self.wanted[images]
+        if images not in self._images:
+            self._images[images] = self._encode_images(images, wanted)
+        rows = np.searchsorted(wanted, chosen)
+        assert np.array_equal(wanted[rows], chosen), "a task asks for items it did not announce"
+        return self._images[images][torch.from_numpy(rows).to(self.device)]
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Returns the normalised features of the texts, float32 [n, d]."""
+        texts = list(texts)
+
+        def load(start: int) -> tuple[Tensor, ...]:
+            rows = texts[start : start + self.batch_size]
+            return self.tokenizer(rows, self.model.context_length)
+
+        return self._run(len(texts), map(load, self._starts(len(texts))), self.model.encode_text)
+
+    def _encode_images(self, images: ImageSet, wanted: np.ndarray) -> Tensor:
+        size = self.model.image_size
+        # What is decoded may only be used again for the same items, size and transform.
+        self.cache.enter(self.transform, size, self.batch_size, self.rank, self.world_size)
+        failures: list[str] = []
+
+        def load_one(index: int) -> Tensor:
+            try:
+                return self.transform(images.image(index), size, None)
+            except (SampleError, OSError) as error:
+                failures.append(f"{images.items[index].get('key')} ({error})")
+                return torch.zeros(3, size, size, dtype=torch.uint8)
+
+        def load(start: int) -> tuple[Tensor, ...]:
+            rows = wanted[start : start + self.batch_size].tolist()
+            key = (images, tuple(rows))
+            batch = self.cache.get(key)
+            if batch is None:
+                before = len(failures)
+                batch = (torch.stack(list(pool.map(load_one, rows))),)
+                if len(failures) == before:
+                    self.cache.put(key, batch)
+            return batch
+
+        with ThreadPoolExecutor(self.num_threads) as pool, ThreadPoolExecutor(1) as ahead:
+            batches = _one_ahead(ahead, load, self._starts(len(wanted)))
+            features = self._run(len(wanted), batches, self.model.encode_image)
+        # The ranks go on together or stop together.
+        found = [text for texts in gather_objects(failures, self.world_size) for text in texts]
+        if found:
+            raise ValueError(
+                f"{len(set(found))} of {len(wanted)} images of {images} cannot be read, such as "
+                f"{min(found)}; repair or remove them, so that all runs are measured alike"
+            )
+        return features
+
+    def _starts(self, num_rows: int) -> list[int]:
+        """First rows of the batches this rank encodes, one a round, spare ones included."""
+        num_batches = -(-num_rows // self.batch_size)
+        rounds = -(-num_batches // self.world_size)
+        mine = [r * self.world_size + self.rank for r in range(rounds)]
+        return [min(k, num_batches - 1) * self.batch_size for k in mine]
+
+    def _run(self, num_rows: int, batches: Iterator[tuple[Tensor, ...]], encode: Encode) -> Tensor:
+        """Encodes this rank's batches and gathers the features of all, round by round."""
+        features = None
+        for r, batch in enumerate(batches):
+            with self.precision():
+                rows = encode(*(part.to(self.device, non_blocking=True) for part in batch))
+            # Normalised again: under autocast unit length holds to three digits only.
+            rows = F.normalize(rows.float(), dim=-1)
+            if features is None:
+                features = rows.new_empty(num_rows, rows.shape[1])
+            first = r * self.world_size * self.batch_size
+            for k, part in enumerate(self._gather(rows)):
+                start = first + k * self.batch_size
+                features[start : start + self.batch_size] = part[: max(0, num_rows - start)]
+        assert features is not None, "nothing to encode"
+        return features
+
+    def _gather(self, rows: Tensor) -> list[Tensor]:
+        """Returns every rank's rows, each padded to the batch size."""
+        if self.world_size == 1:
+            return [rows]
+        rows = F.pad(rows, (0, 0, 0, self.batch_size - len(rows)))
+        wire = rows.cpu() if dist.get_backend() == "gloo" else rows
+        parts = [torch.empty_like(wire) for _ in range(self.world_size)]
+        dist.all_gather(parts, wire)
+        return [part.to(rows.device) for part in parts]
+
+
+def _one_ahead(
+    pool: ThreadPoolExecutor, load: Callable[[int], Any], starts: Sequence[int]
+) -> Iterator[Any]:
+    """Loads the next batch while the present one is used."""
+    coming: Future[Any] | None = None
+    for start in starts:
+        ready, coming = coming, pool.submit(load, start)
+        if ready is not None:
+            yield ready.result()
+    if coming is not None:
+        yield coming.result()
+
+
+def gather_objects(value: Any, world_size: int) -> list[Any]:
+    """Returns every rank's (plain, picklable) value, in the order of the ranks."""
+    if world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,53 @@
+"""Ranks of right answers, exact and in bounded memory.
+
+The rank of a query is the number of wrong candidates that score at least as high as its best right
+one. So ties count against the model, the order of candidates plays no part, and features that are
+not finite are misses: a collapsed or diverged model scores zero, not one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Scores held at a time (256 MiB of float32); the queries of a chunk share them.
+CHUNK_SCORES = 1 << 26
+
+
+def ranks(
+    queries: Tensor,
+    candidates: Tensor,
+    positives: Sequence[Sequence[int]],
+    chunk_scores: int = CHUNK_SCORES,
+) -> Tensor:
+    """Returns the rank of every query's best right candidate; 0 is a hit at the top.
+
+    Args:
+        queries: Features [n, d].
+        candidates: Features [m, d].
+        positives: For each query its right candidates, at least one.
+        chunk_scores: How many scores may be in memory at a time (at least one row is).
+
+    Returns:
+        int64 [n], on the CPU.
+    """
+    out = torch.empty(len(queries), dtype=torch.int64)
+    rows = max(1, chunk_scores // len(candidates))
+    for start in range(0, len(queries), rows):
+        # Not under autocast: in bf16 a thousand candidates tie.
+        with torch.autocast(queries.device.type, enabled=False):
+            scores = queries[start : start + rows] @ candidates.T
+        lists = positives[start : start + rows]
+        row = torch.tensor([i for i, right in enumerate(lists) for _ in right])
+        column = torch.tensor([j for right in lists for j in right])
+        right = torch.zeros_like(scores, dtype=torch.bool)
+        right[row.to(scores.device), column.to(scores.device)] = True
+        best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        # "not below" also counts what cannot be compared (nan).
+        out[start : start + rows] = (~(scores < best) & ~right).sum(1).cpu()
+    return out
+
+
+def recall_at(ranks: Tensor, k: int) -> float:
+    """Returns the fraction of queries with a right candidate among the first k."""
+    return float((ranks < k).double().mean())

@@ -1,0 +1,77 @@
+"""Retrieval both ways, with any number of captions an image and of images a caption."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...data.suite import ImageSet
+from .encode import Encoder
+from .ranks import ranks, recall_at
+from .task import Task
+
+
+class Retrieval(Task):
+    """Recall at k: is any right answer among the k nearest?
+
+    Measures: `image_to_text_recall@k` over images, `text_to_image_recall@k` over distinct texts.
+    Equal captions are one text, and all of its images are right for it: an image is not counted
+    wrong for finding its own caption written under another image.
+
+    Args:
+        data: The images.
+        captions: The field with an image's caption, or a JSON list of them.
+        separator: Where one text is cut into several captions ("\\n": one a line); None: not cut.
+        k: How many of the nearest are looked at.
+        where: See `Task`.
+        by: See `Task`; the candidates are then those of the same group.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        captions: str = "txt",
+        separator: str | None = None,
+        k: Sequence[int] = (1, 5, 10),
+        where: dict[str, Any] | None = None,
+        by: str | None = None,
+    ):
+        super().__init__(data, where, by)
+        if not k or not all(isinstance(n, int) and n > 0 for n in k):
+            raise ValueError(f"k: {k!r} is not a list of positive whole numbers")
+        self.captions = captions
+        self.separator = separator
+        self.k = tuple(k)
+
+    def prepare(self) -> np.ndarray:
+        """Reads the index and every caption."""
+        chosen = super().prepare()
+        lists = self.data.lists(self.captions, chosen, self.separator)
+        self._captions = dict(zip(chosen.tolist(), lists, strict=True))
+        return chosen
+
+    def pairs(self, chosen: np.ndarray) -> tuple[list[str], list[list[int]], list[list[int]]]:
+        """Returns the distinct texts, each image's texts and each text's images (as positions)."""
+        position: dict[str, int] = {}
+        of_image = [
+            sorted({position.setdefault(text, len(position)) for text in self._captions[i]})
+            for i in chosen.tolist()
+        ]
+        of_text: list[list[int]] = [[] for _ in position]
+        for image, texts in enumerate(of_image):
+            for text in texts:
+                of_text[text].append(image)
+        return list(position), of_image, of_text
+
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
+        """Returns recall at every k, both ways."""
+        texts, of_image, of_text = self.pairs(chosen)
+        image = encoder.images(self.data, chosen)
+        text = encoder.texts(texts)
+        ways = {
+            "image_to_text": ranks(image, text, of_image),
+            "text_to_image": ranks(text, image, of_text),
+        }
+        return {
+            f"{way}_recall@{k}": recall_at(found, k) for way, found in ways.items() for k in self.k
+        }

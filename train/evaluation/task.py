@@ -1,0 +1,69 @@
+"""What every task has: images, a choice among them, groups, and a measure.
+
+In: an `Encoder`. Out: (group, measure, value) triples. With `by: style` a task is measured once for
+every value of the field `style`, and once more as the plain mean of these.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...data.suite import ImageSet
+from .encode import Encoder
+
+
+class Task(ABC):
+    """A measure on an image set. A new task is one class with one method and one suite entry.
+
+    Args:
+        data: The images.
+        where: Fields and the values (or lists of values) to keep; None: every image.
+        by: A field; the task is measured for each of its values apart, then averaged.
+    """
+
+    def __init__(
+        self, data: ImageSet, where: Mapping[str, Any] | None = None, by: str | None = None
+    ):
+        if not isinstance(data, ImageSet):
+            raise ValueError(
+                f"data: {data!r} is not an image set; give a class_path such as "
+                "counterpoint.data.suite.ShardSet with its init_args"
+            )
+        if where is not None and not isinstance(where, Mapping):
+            raise ValueError(f"where: {where!r} is not a mapping of fields to values")
+        self.data = data
+        self.where = where
+        self.by = by
+
+    def prepare(self) -> np.ndarray:
+        """Reads the data's index and checks everything that needs no model.
+
+        Returns:
+            The items the task uses, sorted, int64 [n].
+
+        Raises:
+            ValueError: The data cannot be used like this.
+        """
+        self._chosen = np.asarray(self.data.select(self.where), dtype=np.int64)
+        return self._chosen
+
+    @abstractmethod
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
+        """Returns measures on the chosen items; fractions lie between 0 and 1."""
+
+    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float]]:
+        """Yields (group or "", measure, value), the mean over groups last; after `prepare`."""
+        if self.by is None:
+            for name, value in self.measure(encoder, self._chosen).items():
+                yield "", name, value
+            return
+        values = np.asarray(self.data.values(self.by, self._chosen))
+        totals: dict[str, list[float]] = {}
+        for group in sorted(set(values.tolist())):
+            for name, value in self.measure(encoder, self._chosen[values == group]).items():
+                totals.setdefault(name, []).append(value)
+                yield group, name, value
+        for name, parts in totals.items():
+            yield "", name, sum(parts) / len(parts)

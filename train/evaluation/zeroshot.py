@@ -1,0 +1,154 @@
+"""Zero-shot classification: the class whose prompts lie nearest to the image.
+
+The classifier is CLIP's ensemble: every prompt's feature is normalised, a class is the mean of its
+prompts, normalised again (Radford et al. 2021, section 3.1.4).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...data.suite import ImageSet
+from .encode import Encoder
+from .ranks import ranks, recall_at
+from .task import Task
+
+# Prompts whose features are held at a time: the memory is theirs, not that of all classes.
+CHUNK_PROMPTS = 1 << 14
+
+
+class ZeroShot(Task):
+    """Accuracy of classifying images by prompts alone.
+
+    Measures: `top1`, `top5` (with more than five classes), and `mean_per_class_recall`, the mean of
+    top-1 over the classes that occur. Two classes with equal prompts tie, and ties are misses: give
+    every class a name of its own.
+
+    Args:
+        data: The images.
+        label: The field that names an image's class; None: the folder, or `cls` in shards.
+        classes: What the classes are called in prompts: a list of names (the label is a name, or
+            its position in the list), a mapping from label to name, or a file with a name a line
+            or either as JSON; None: the distinct labels are the names.
+        templates: Prompts with `{c}` for the name: a list, a file with one a line, or a mapping
+            from name to that class's own prompts.
+        where: See `Task`.
+        by: See `Task`; the classes are always those of all groups.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        label: str | None = None,
+        classes: list[str] | dict[str, str] | str | None = None,
+        templates: list[str] | dict[str, list[str]] | str = "a photo of a {c}.",
+        where: dict[str, Any] | None = None,
+        by: str | None = None,
+    ):
+        super().__init__(data, where, by)
+        self.label = label or data.default_label
+        self.classes = classes
+        self.templates = templates
+
+    def prepare(self) -> np.ndarray:
+        """Reads the index, finds the classes and every image's class."""
+        chosen = super().prepare()
+        labels = self.data.values(self.label, chosen)
+        self._names, index = self._class_index(labels)
+        unknown = sorted(set(labels) - set(index))
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} labels '{self.label}' of {self.data} are not among the "
+                f"{len(self._names)} classes, such as '{unknown[0]}'; add them to `classes`, or "
+                "leave those images out with `where`"
+            )
+        self._prompts = self._class_prompts()
+        self._targets = dict(zip(chosen.tolist(), (index[text] for text in labels), strict=True))
+        return chosen
+
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
+        """Returns top-1, top-5 and mean per-class recall of the chosen images."""
+        targets = [self._targets[i] for i in chosen.tolist()]
+        classifier = self._classifier(encoder)
+        found = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])
+        values = {"top1": recall_at(found, 1)}
+        if len(self._names) > 5:
+            values["top5"] = recall_at(found, 5)
+        label = torch.tensor(targets)
+        recalls = [recall_at(found[label == c], 1) for c in label.unique()]
+        return values | {"mean_per_class_recall": sum(recalls) / len(recalls)}
+
+    def _classifier(self, encoder: Encoder) -> Tensor:
+        """Returns a normalised feature a class, [classes, d]."""
+        parts, start = [], 0
+        while start < len(self._prompts):
+            end, num_prompts = start, 0
+            while end < len(self._prompts) and (
+                end == start or num_prompts + len(self._prompts[end]) <= CHUNK_PROMPTS
+            ):
+                num_prompts += len(self._prompts[end])
+                end += 1
+            chunk = self._prompts[start:end]
+            features = encoder.texts([prompt for prompts in chunk for prompt in prompts])
+            means = [part.mean(0) for part in features.split([len(p) for p in chunk])]
+            parts.append(F.normalize(torch.stack(means), dim=-1))
+            start = end
+        return torch.cat(parts)
+
+    def _class_index(self, labels: list[str]) -> tuple[list[str], dict[str, int]]:
+        """Returns the class names and the class of every label."""
+        classes: Any = self.classes
+        if classes is None:
+            classes = sorted(set(labels))
+        elif isinstance(classes, str):
+            classes = _read(self.data.root / classes, "classes")
+        if isinstance(classes, Mapping):
+            return _texts(classes.values()), {str(c): i for i, c in enumerate(classes)}
+        names = _texts(classes)
+        index = {name: i for i, name in enumerate(names)}
+        if not set(labels) <= set(index) and all(text.isdigit() for text in labels):
+            return names, {str(i): i for i in range(len(names))}
+        if len(index) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(
+                f"the class '{twice}' is listed twice in `classes`, so that its label means two "
+                "classes; give every class a name of its own, or a mapping from label to name"
+            )
+        return names, index
+
+    def _class_prompts(self) -> list[list[str]]:
+        templates: Any = self.templates
+        if isinstance(templates, str):
+            templates = (
+                [templates]
+                if "{c}" in templates
+                else _read(self.data.root / templates, "templates")
+            )
+        if isinstance(templates, Mapping):
+            missing = [name for name in self._names if not templates.get(name)]
+            if missing:
+                raise ValueError(f"`templates` has no prompts for the class '{missing[0]}'")
+            return [[str(t).replace("{c}", n) for t in templates[n]] for n in self._names]
+        wrong = [t for t in templates if "{c}" not in str(t)]
+        if wrong or not templates:
+            raise ValueError(f"`templates` needs {{c}} where the class name goes, not {wrong!r}")
+        return [[str(t).replace("{c}", n) for t in templates] for n in self._names]
+
+
+def _read(path: Path, what: str) -> Any:
+    """Reads a JSON file, or a text file with one entry a line."""
+    if not path.is_file():
+        raise ValueError(f"`{what}`: there is no file {path}")
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _texts(values: Any) -> list[str]:
+    return [str(value) for value in values]
