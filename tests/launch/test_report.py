@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
+
 from counterpoint.launch.report import main, write_report
 from counterpoint.launch.reporting import figures
 from counterpoint.launch.reporting.grid import Pairs, build_grid, pairs_of_run, png
