@@ -8,7 +8,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from .paths import CONFIGS, config_names, find_config
+from .paths import CONFIGS, config_names, packaged_config
 
 
 def main(argv: list[str]) -> int:
@@ -38,16 +38,17 @@ def copy_configs(folder: Path, run: str) -> list[Path]:
     Raises:
         ValueError: no such run, or a file is in the way; nothing has been written then.
     """
-    if run not in config_names():
-        find_config(f"{run}.yaml" if Path(run).is_file() else run)  # its message lists the names
+    chosen = packaged_config(run)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
     sources = [
         path
         for path in sorted(CONFIGS.rglob("*.yaml"))
-        if path.relative_to(CONFIGS).parts[0] != "run" or path.stem == run
+        if path.relative_to(CONFIGS).parts[0] != "run" or path == chosen
     ]
     targets = [folder / "configs" / path.relative_to(CONFIGS) for path in sources]
     for target in targets:
-        if target.exists():
+        if target.exists() or target.is_symlink():
             raise ValueError(
                 f"{target} exists already and init overwrites nothing: choose another folder, or "
                 "move the file away"

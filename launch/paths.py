@@ -27,15 +27,21 @@ def find_config(name_or_path: str | Path, kind: str = "run") -> Path:
         ValueError: there is neither such a file nor such a name.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
-    name = str(name_or_path).removesuffix(".yaml")
+    return path if path.is_file() else packaged_config(str(name_or_path), kind)
+
+
+def packaged_config(name: str, kind: str = "run") -> Path:
+    """Finds a configuration of the package by name alone.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
     names = config_names(kind)
-    if name in names:
-        return CONFIGS / kind / f"{name}.yaml"
-    close = get_close_matches(Path(name).name, names, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    if name.removesuffix(".yaml") in names:
+        return CONFIGS / kind / f"{name.removesuffix('.yaml')}.yaml"
+    close = get_close_matches(Path(name).stem, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
     raise ValueError(
-        f"no {kind} file '{name_or_path}': {hint}It is neither a file here nor one of the "
-        f"packaged names ({', '.join(names) or 'none'})"
+        f"'{name}' is neither a file nor a packaged {kind} "
+        f"(those are: {', '.join(names) or 'none'}){hint}"
     )
