@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from ..losses.objective import Objective
 from ..models.two_tower import TwoTower
@@ -53,11 +54,12 @@ class ContrastiveModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""
-        return self.optim.build(self.model, self.objective)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return self.optim.build(self.model, self.objective, fused=scaler is None)
 
     def on_train_start(self) -> None:
         """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
-        fresh = self.optim.build(self.model, self.objective)
+        fresh = self.configure_optimizers()
         for group, wanted in zip(self._optimizer().param_groups, fresh.param_groups, strict=True):
             group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
         self.step_ended = time.monotonic()
@@ -76,10 +78,14 @@ class ContrastiveModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Measures the gradient's global norm, then clips as the trainer is told to."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        if gradient_clip_val:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        self.grad_norm = get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
+        # Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where
+        # no gradient is scaled.
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then clamps at once: a checkpoint written after the step holds clamped scales."""

@@ -30,11 +30,15 @@ class AdamW:
         self.eps = eps
         self.weight_decay = weight_decay
 
-    def build(self, *modules: nn.Module) -> torch.optim.Optimizer:
-        """Returns the (fused) optimiser over all trainable parameters of `modules`."""
+    def build(self, *modules: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
+        """Returns the optimiser over all trainable parameters of `modules`.
+
+        `fused` is torch's: one kernel for all parameters. With a gradient scaler it must be off,
+        because a fused step unscales after the clipping.
+        """
         named = [item for module in modules for item in module.named_parameters()]
         groups = decay_groups(named, self.weight_decay)
-        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=fused)
 
 
 def decay_groups(
