@@ -4,7 +4,6 @@ In: the plan, the schedule, the reader, a tokenizer and a transform. Out: `dict[
 batch is a function of the step alone: whichever worker makes it, and however often.
 """
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from .decode import decode_caption, decode_image, find_image, sample_key
 from .errors import SampleError
-from .hashing import mix, seeded
+from .hashing import text_hash
 from .manifest import Manifest
 from .plan import Plan
 from .reader import RawSample, ShardReader
@@ -87,9 +86,7 @@ class SampleLoader:
             except SampleError as error:
                 status = status or error.code
                 continue
-            # An epoch has each sample once, so its key needs no step to give fresh draws.
-            stream = mix(np.array([key]), seeded(self.seed, epoch))
-            rng = np.random.Generator(np.random.Philox(key=stream[0]))
+            rng = self._generator(epoch, key)
             return Sample(self.transform(image, self.image_size, rng), text, key, status)
         blank = torch.full((3, self.image_size, self.image_size), 255, dtype=torch.uint8)
         return Sample(blank, "", 0, status)
@@ -108,6 +105,11 @@ class SampleLoader:
         for other in usable[usable != shard][:SHARDS_TRIED].tolist():
             for step in range(min(TRIES_IN_OTHER_SHARD, int(counts[other]))):
                 yield other, (ordinal + step) % int(counts[other])
+
+    def _generator(self, epoch: int, key: int) -> np.random.Generator:
+        """Returns the sample's own randomness; once an epoch is enough, as it comes up once."""
+        words = np.array([text_hash(self.seed, epoch), key], dtype=np.int64).view(np.uint64)
+        return np.random.Generator(np.random.Philox(key=words))
 
     def _key(self, raw: RawSample, shard: int) -> int:
         source = self.manifest.sources[self.manifest.source_ids[shard]]
@@ -150,6 +152,15 @@ class StepDataset(Dataset):
         return self.schedule.total_steps
 
     def __getitem__(self, step: int) -> Batch:
+        # As many threads in the training process as in a worker, so that sums of floats agree.
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._batch(step)
+        finally:
+            torch.set_num_threads(num_threads)
+
+    def _batch(self, step: int) -> Batch:
         positions = self.schedule.positions(step, self.rank, self.world_size)
         epochs, shards, ordinals = self.plan.locate(positions)
         places = zip(epochs.tolist(), shards.tolist(), ordinals.tolist(), strict=True)
@@ -201,9 +212,3 @@ class StepSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return self.total_steps
-
-
-def start_worker(worker: int) -> None:
-    """Prepares a loader worker: one thread, and Ctrl-C is left to the training process."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,13 +10,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from .dataset import Batch, SampleLoader, StepDataset, StepSampler, start_worker
+from .dataset import Batch, SampleLoader, StepDataset, StepSampler
 from .errors import ErrorLedger
 from .manifest import Manifest
 from .plan import Plan
 from .schedule import Schedule
 from .tokenize import ClipTokenizer, Tokenizer
 from .transforms import EvalTransform, TrainTransform, Transform
+from .workers import start_worker
 
 
 class PairsDataModule(LightningDataModule):

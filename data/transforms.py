@@ -8,6 +8,7 @@ one operation on leaves the others as they were. Normalisation is the model's.
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,7 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Luma of ITU-R BT.601, as Pillow and torchvision turn colour to grey.
-LUMA = np.array([0.2989, 0.587, 0.114])
+LUMA = np.array([0.299, 0.587, 0.114])
+_IDENTITY = np.eye(3)
+_GREY = np.tile(LUMA, (3, 1))
+_TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
 CROP_TRIES = 10
 
 
@@ -104,49 +109,57 @@ class TrainTransform(Transform):
     def __call__(self, image: Tensor, size: int, rng: np.random.Generator | None) -> Tensor:
         assert rng is not None, "training transforms need the sample's generator"
         crops = rng.random((CROP_TRIES, 4))
-        draws = iter(rng.random(14).tolist())
+        draws = rng.random(14).tolist()
         height, width = image.shape[-2:]
         top, left, rows, columns = crop_box(height, width, self.scale, self.ratio, crops)
         result = resize(image[:, top : top + rows, left : left + columns], size, size)
-        if next(draws) < self.flip:
+        mirrored = draws[0] < self.flip
+        if self._moves or self._colours:
+            # One way through floats for all of them: rounded and clamped once, at the end.
+            colours = self._colour_map(result, draws[4:9]) if self._colours else None
+            pixels = result.float()
+            if self._moves:
+                angle, right, down = (2 * u - 1 for u in draws[1:4])
+                shift = (right * self.translate, down * self.translate)
+                pixels = move(pixels, angle * self.rotate, shift, self.fill, mirrored)
+            elif mirrored:
+                pixels = pixels.flip(-1)
+            if colours:
+                pixels = map_colours(pixels, *colours)
+            result = pixels.add_(0.5).clamp_(0, 255).to(torch.uint8)
+        elif mirrored:
             result = result.flip(-1)
-        angle, right, down = (2 * next(draws) - 1 for _ in range(3))
-        if self._moves:
-            shift = (right * self.translate, down * self.translate)
-            result = move(result, angle * self.rotate, shift, self.fill)
-        matrix_draws = [next(draws) for _ in range(5)]
-        if self._colours:
-            result = self._recolour(result, matrix_draws)
-        erased = [next(draws) for _ in range(5)]
-        if erased[0] < self.erase:
-            area = 0.02 + 0.18 * erased[1]
-            ratio = math.exp(math.log(3) * (2 * erased[2] - 1))
-            rows = min(size, max(1, round(size * math.sqrt(area / ratio))))
-            columns = min(size, max(1, round(size * math.sqrt(area * ratio))))
-            top = int(erased[3] * (size - rows + 1))
-            left = int(erased[4] * (size - columns + 1))
-            result = result.clone()
-            result[:, top : top + rows, left : left + columns] = self.fill
+        if draws[9] < self.erase:
+            result = self._erase(result, draws[10:14])
         return result
 
-    def _recolour(self, image: Tensor, draws: list[float]) -> Tensor:
-        """Applies brightness, contrast, saturation, hue and grey as one affine colour map."""
+    def _colour_map(self, image: Tensor, draws: list[float]) -> tuple[np.ndarray, float]:
+        """Draws brightness, contrast, saturation, hue and grey as one affine colour map."""
         spans = (self.brightness, self.contrast, self.saturation)
-        bright, contrast, colour = (
-            1 + span * (2 * u - 1) for span, u in zip(spans, draws, strict=False)
-        )
-        grey = np.ones((3, 1)) * LUMA
-        matrix = colour * np.eye(3) + (1 - colour) * grey
+        factors = [1 + span * (2 * u - 1) for span, u in zip(spans, draws[:3], strict=True)]
+        bright, contrast, colour = factors
+        matrix = colour * _IDENTITY + (1 - colour) * _GREY
         if self.hue:
             matrix = hue_rotation(2 * math.pi * self.hue * (2 * draws[3] - 1)) @ matrix
         if draws[4] < self.grayscale:
-            matrix = grey
+            matrix = _GREY
         offset = 0.0
         if self.contrast:
-            # The sum of integers is exact, hence equal for any number of threads.
+            # Sums of integers are exact, hence equal for any number of threads.
             means = image.sum((1, 2), dtype=torch.int64).numpy() / image[0].numel()
-            offset = (1 - contrast) * bright * float(LUMA @ means) / float(LUMA.sum())
-        return map_colours(image, bright * contrast * matrix, offset)
+            offset = (1 - contrast) * bright * float(LUMA @ means)
+        return bright * contrast * matrix, offset
+
+    def _erase(self, image: Tensor, draws: list[float]) -> Tensor:
+        """Fills a rectangle of 2-20% of the area."""
+        size = image.shape[-1]
+        area, aspect = 0.02 + 0.18 * draws[0], 3 ** (2 * draws[1] - 1)
+        rows = max(1, round(size * math.sqrt(area / aspect)))
+        columns = max(1, round(size * math.sqrt(area * aspect)))
+        top, left = int(draws[2] * (size - rows + 1)), int(draws[3] * (size - columns + 1))
+        image = image.clone()
+        image[:, top : top + rows, left : left + columns] = self.fill
+        return image
 
 
 class EvalTransform(Transform):
@@ -226,33 +239,54 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
 
 
-def move(image: Tensor, degrees: float, shift: tuple[float, float], fill: int) -> Tensor:
-    """Rotates about the centre, then shifts.
+def move(
+    pixels: Tensor,
+    degrees: float,
+    shift: tuple[float, float] = (0.0, 0.0),
+    fill: float = 255,
+    mirrored: bool = False,
+) -> Tensor:
+    """Mirrors, rotates about the centre, then shifts; bilinear.
 
     Args:
-        image: uint8 [3, size, size].
+        pixels: float [3, size, size].
         degrees: Counter-clockwise.
         shift: To the right and down, as fractions of the side.
         fill: Grey level of the uncovered parts.
+        mirrored: Whether left and right are swapped first.
     """
-    size = image.shape[-1]
+    size = pixels.shape[-1]
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # Coordinates run from -1 to 1; each pixel of the result asks where it came from.
+    right, down = 2 * shift[0], 2 * shift[1]
+    side = -1.0 if mirrored else 1.0
+    # Each pixel (x, y, 1) of the result asks where in the original it came from.
+    matrix = np.array(
+        [
+            [side * cosine, sine],
+            [side * -sine, cosine],
+            [side * (sine * down - cosine * right), -sine * right - cosine * down],
+        ],
+        dtype=np.float32,
+    )
+    grid = (_coordinates(size) @ torch.from_numpy(matrix)).view(1, size, size, 2)
+    # Outside is zero, so the picture is sampled as its difference from the fill.
+    moved = F.grid_sample((pixels - fill)[None], grid, mode="bilinear", align_corners=False)
+    return moved[0].add_(fill)
+
+
+@lru_cache(maxsize=8)
+def _coordinates(size: int) -> Tensor:
+    """Returns (x, y, 1) of the pixel centres in -1..1, row by row: float [size * size, 3]."""
     axis = torch.arange(1 - size, size, 2, dtype=torch.float32) / size
-    x, y = axis - 2 * shift[0], (axis - 2 * shift[1])[:, None]
-    grid = torch.stack((cosine * x - sine * y, sine * x + cosine * y), dim=-1)
-    # Padding is zero, so the picture is sampled as its difference from the fill.
-    distance = image.float().sub_(fill)
-    moved = F.grid_sample(distance[None], grid[None], mode="bilinear", align_corners=False)[0]
-    return moved.add_(fill + 0.5).to(torch.uint8)
+    columns, rows = axis.expand(size, size), axis[:, None].expand(size, size)
+    return torch.stack((columns, rows, torch.ones(size, size)), dim=-1).view(-1, 3)
 
 
-def map_colours(image: Tensor, matrix: np.ndarray, offset: float) -> Tensor:
-    """Applies `matrix @ rgb + offset` to uint8 [3, h, w]; rounded and clamped once, at the end."""
-    flat = image.reshape(3, -1).float()
+def map_colours(pixels: Tensor, matrix: np.ndarray, offset: float) -> Tensor:
+    """Applies `matrix @ rgb + offset` to float [3, h, w], without rounding or clamping."""
     weights = torch.from_numpy(matrix.astype(np.float32))
-    mapped = torch.addmm(torch.tensor(offset + 0.5, dtype=torch.float32), weights, flat)
-    return mapped.clamp_(0, 255.5).to(torch.uint8).view(image.shape)
+    mapped = weights @ pixels.reshape(3, -1)
+    return (mapped.add_(offset) if offset else mapped).view(pixels.shape)
 
 
 def hue_rotation(angle: float) -> np.ndarray:
@@ -260,7 +294,5 @@ def hue_rotation(angle: float) -> np.ndarray:
 
     A rotation of the chroma plane of YIQ: one matrix instead of the way through HSV and back.
     """
-    to_yiq = np.array([LUMA / LUMA.sum(), [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     cosine, sine = math.cos(angle), math.sin(angle)
-    turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
-    return np.linalg.inv(to_yiq) @ turn @ to_yiq
+    return _FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ _TO_YIQ

@@ -66,10 +66,10 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
     """Builds everything, trains, writes the summary."""
     started = time.time()
     run_dir = Path(config.run_dir or f"runs/{config.name}")
-    phases = Phases(config.phases)
-    trainer_args = trainer_arguments(config.trainer)
     torch.manual_seed(config.seed)
     parts = parser.instantiate(config)
+    phases = Phases(parts.phases)
+    trainer_args = trainer_arguments(parts.trainer)
     schedule = Schedule(phases.lengths)
     parts.data.connect(
         schedule=schedule,
@@ -103,10 +103,10 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
             "callbacks": [
                 *(trainer_args.get("callbacks") or []),
                 stop,
-                CountErrors(config.checkpoint.every_n_steps),
+                CountErrors(parts.checkpoint.every_n_steps),
                 Metrics(),
-                Evaluate(config.evaluation),
-                checkpoints.Checkpoints(run_dir / "checkpoints", **vars(config.checkpoint)),
+                Evaluate(parts.evaluation),
+                checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
             ],
             "plugins": [*(trainer_args.get("plugins") or []), checkpoints.AtomicCheckpointIO()],
         },

@@ -41,7 +41,7 @@ def load_run(
     parser = run_config.make_parser()
     config = run_config.parse(parser, ["--config", str(path)])
     parts = parser.instantiate(config)
-    phases = Phases(config.phases)
+    phases = Phases(parts.phases)
     parts.data.connect(
         schedule=Schedule(phases.lengths),
         seed=config.seed,

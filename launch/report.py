@@ -21,7 +21,9 @@ def main(argv: list[str]) -> int:
         "--out", metavar="FILE", help="default: report.html in the run's (the first one's) folder"
     )
     parser.add_argument(
-        "--suite", default="emoji", help="suite whose held-out captions are shown; none: no images"
+        "--suite",
+        metavar="NAME",
+        help="suite whose held-out captions are shown (default: the run's own); none: no images",
     )
     options = parser.parse_args(argv)
     out = write_report(options.runs, out=options.out, suite=options.suite)
@@ -32,15 +34,15 @@ def main(argv: list[str]) -> int:
 def write_report(
     folders: list[str],
     out: str | Path | None = None,
-    suite: str = "emoji",
-    pairs_of: Callable[[Path, str], Pairs] = pairs_of_run,
+    suite: str | None = None,
+    pairs_of: Callable[[Path, str | None], Pairs] = pairs_of_run,
 ) -> Path:
     """Writes the page and returns its path.
 
     Args:
         folders: run folders, finished or not.
         out: the file; by default `report.html` in the first folder.
-        suite: a suite's name or file, or "none".
+        suite: a suite's name or file; None: the run's own; "none": no images.
         pairs_of: (run folder, suite) -> held-out captions and images with their features;
             raises ValueError with a sentence when there are none.
 
@@ -57,7 +59,9 @@ def write_report(
     return out
 
 
-def _grids(runs: list[Run], suite: str, pairs_of: Callable[[Path, str], Pairs]) -> list[GridEntry]:
+def _grids(
+    runs: list[Run], suite: str | None, pairs_of: Callable[[Path, str | None], Pairs]
+) -> list[GridEntry]:
     if suite == "none":
         return [GridEntry("", None, "No images were asked for (--suite none).")]
     entries = []

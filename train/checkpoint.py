@@ -101,7 +101,7 @@ class Checkpoints(pl.Callback):
 
     def save(self, trainer: pl.Trainer, step: int) -> None:
         """Writes one checkpoint (collective) and prunes the oldest."""
-        trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
+        trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
         if trainer.is_global_zero:
             files = sorted(p for p in self.folder.glob("*.ckpt") if PATTERN.fullmatch(p.name))
             for old in files[: -self.keep]:

@@ -87,39 +87,38 @@ class Metrics(pl.Callback):
     """Collects, averages and logs the training metrics every `trainer.log_every_n_steps`."""
 
     def __init__(self):
-        self._wait = 0.0
-        self._last_end = self._last_log = time.monotonic()
+        self._wait = self._busy = 0.0
         self._last_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clocks."""
-        self._last_end = self._last_log = time.monotonic()
+        """Counts samples from here."""
         self._last_step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """The time since the last step's end was spent waiting for data."""
-        self._wait += time.monotonic() - self._last_end
+        """What has passed since the last step's end was spent waiting for data."""
+        assert isinstance(pl_module, ContrastiveModule)
+        self._wait += time.monotonic() - pl_module.step_ended
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """At log steps: reduce and log."""
+        """At log steps: reduce and log. Evaluation and checkpoints count as neither."""
+        assert isinstance(pl_module, ContrastiveModule)
+        self._busy += time.monotonic() - pl_module.step_ended
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:  # type: ignore
-            assert isinstance(pl_module, ContrastiveModule)
             values = self._training_values(pl_module, step)
             values |= trainer.datamodule.ledger.summary()  # type: ignore[attr-defined]
             log_row(trainer, values, step)
             if trainer.is_global_zero:
                 print(screen_line(step, int(trainer.max_steps), values), flush=True)
-            self._wait, self._last_step, self._last_log = 0.0, step, time.monotonic()
-        self._last_end = time.monotonic()
+            self._wait, self._busy, self._last_step = 0.0, 0.0, step
 
     def _training_values(self, module: ContrastiveModule, step: int) -> dict[str, float]:
         samples = module.phases.samples_before
-        seconds = time.monotonic() - self._last_log
+        seconds = max(self._busy, 1e-9)
         names = list(module.report)
         means = average([*module.report.values(), torch.tensor(self._wait / seconds)])
         values = dict(zip([*names, "data_wait"], means, strict=True))

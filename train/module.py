@@ -5,6 +5,7 @@ values on the device for whoever logs them.
 """
 
 import hashlib
+import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,6 +26,7 @@ class ContrastiveModule(pl.LightningModule):
         grad_norm: global norm of the last step's gradient, before clipping.
         resolved_config: the run's configuration; it goes into every checkpoint.
         fingerprint: of the data; resume compares it.
+        step_ended: when the last step and its callbacks were done (monotonic seconds).
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ContrastiveModule(pl.LightningModule):
         self.grad_norm: Tensor | None = None
         self.resolved_config: dict[str, Any] = {}
         self.fingerprint = ""
+        self.step_ended = 0.0
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
@@ -57,6 +60,7 @@ class ContrastiveModule(pl.LightningModule):
         fresh = self.optim.build(self.model, self.objective)
         for group, wanted in zip(self._optimizer().param_groups, fresh.param_groups, strict=True):
             group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
+        self.step_ended = time.monotonic()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seeds dropout and sets the learning rate: both depend on the step alone."""
@@ -81,6 +85,10 @@ class ContrastiveModule(pl.LightningModule):
         """Steps, then clamps at once: a checkpoint written after the step holds clamped scales."""
         super().optimizer_step(*args, **kwargs)
         self.model.clamp_logit_scale()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Runs after all callbacks: what follows is waiting for data."""
+        self.step_ended = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume must compare."""

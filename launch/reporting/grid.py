@@ -14,6 +14,7 @@ import numpy as np
 
 NUM_ROWS = 12
 NUM_BEST = 5
+SIDE = 96  # pixels of a picture on the page
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,53 @@ def png(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def pairs_of_run(run_dir: Path, suite: str) -> Pairs:
-    """Loads a run and computes the features of a suite's held-out captions and images."""
-    raise ValueError(f"the suite {suite} holds no captions with images")
+def thumbnail(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """Returns uint8 pixels [3, H, W] shrunk to fit a square of `side`, never enlarged."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(np.asarray(image), 0, -1)))
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.moveaxis(np.asarray(picture), -1, 0)
+
+
+def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
+    """Loads a run and computes features of the captions and images of a suite's retrieval task.
+
+    Args:
+        run_dir: the run; its newest weights are used.
+        suite: a suite's name or file; None: the one that the run evaluates on.
+
+    Raises:
+        ValueError: there is no such suite, no retrieval in it, no data, or no weights.
+    """
+    # torch and all that is built on it: a page without images needs none of it.
+    import torch
+
+    from ...train.evaluation.encode import Encoder
+    from ...train.evaluation.retrieval import Retrieval
+    from ...train.evaluation.run import untouched
+    from ...train.evaluation.suite import load_suite
+    from ..load import load_run
+
+    module, data, config = load_run(run_dir)
+    evaluation = config.get("evaluation") or {}
+    suite = suite or evaluation.get("suite")
+    if suite is None:
+        raise ValueError("the run has no evaluation data (name a suite with --suite)")
+    tasks = load_suite(suite, evaluation.get("data_root")).tasks.values()
+    task = next((task for task in tasks if isinstance(task, Retrieval)), None)
+    if task is None:
+        raise ValueError(f"the suite {suite} has no retrieval task, so no captions with images")
+    chosen = task.prepare()
+    captions, _, correct = task.pairs(chosen)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = module.model.to(device)
+    encoder = Encoder(model, data.tokenizer, data.eval_transform, device)
+    with untouched(model, device):
+        images = encoder.images(task.data, chosen).cpu().numpy()
+        texts = encoder.texts(captions).cpu().numpy()
+
+    def picture(index: int) -> np.ndarray:
+        return thumbnail(task.data.image(int(chosen[index])).numpy())
+
+    return Pairs(captions, picture, texts, images, correct)

@@ -9,7 +9,7 @@ from .grid import Grid
 from .runs import Run
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "templates" / "report.html"
-NUM_TILES = 6
+NUM_TILES = 8
 
 
 @dataclass(frozen=True)

@@ -91,11 +91,13 @@ def evaluation_metrics(runs: list[Run]) -> list[str]:
     named = dict.fromkeys(name for run in runs for name in [*run.metrics, *run.final])
     found = [name for name in named if "/" in name and is_share(name)]
 
+    order = {name: index for index, name in enumerate(found)}
+
     def place(name: str) -> tuple:
         folder, leaf = name.rsplit("/", 1)
         if _recall(name):
             return 1, _sort_key(folder), _sort_key(leaf)
-        return 0, _sort_key(leaf), _sort_key(folder)
+        return 0, _sort_key(leaf), order[name]  # tasks stay in the suite's order
 
     return sorted(found, key=place)
 

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 import yaml
+
 from counterpoint.launch.catalogue import render, render_file
 from counterpoint.launch.results import ROOT
 

@@ -13,9 +13,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import yaml
+
 from counterpoint.launch.report import main, write_report
 from counterpoint.launch.reporting import figures
-from counterpoint.launch.reporting.grid import Pairs, build_grid, png
+from counterpoint.launch.reporting.grid import Pairs, build_grid, pairs_of_run, png
 from counterpoint.launch.reporting.panels import evaluation_panels, training_panels
 from counterpoint.launch.reporting.runs import read_run, read_runs
 
@@ -276,13 +277,68 @@ def test_a_picture_survives_the_page():
     assert (back == pixels.transpose(1, 2, 0)).all()
 
 
+def colour_model():
+    """Two towers that see only colours: features are red, green and blue."""
+    import torch
+
+    class ColourModel(torch.nn.Module):
+        image_size, context_length = 4, 3
+
+        def encode_image(self, images):
+            return images.float().mean((2, 3))
+
+        def encode_text(self, ids, lengths):
+            return torch.eye(3)[ids[:, 0]]
+
+    return ColourModel()
+
+
+def test_the_captions_and_images_of_a_suite(tmp_path, monkeypatch):
+    import torch
+    from PIL import Image
+
+    from counterpoint.launch import load
+
+    colours = {"a red": (255, 0, 0), "b green": (0, 255, 0), "c blue": (0, 0, 255)}
+    for folder in ("one", "two"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for name, colour in colours.items():
+            Image.new("RGB", (200, 100), colour).save(tmp_path / "data" / folder / f"{name}.png")
+            (tmp_path / "data" / folder / f"{name}.txt").write_text(name)
+    (tmp_path / "suite.yaml").write_text(
+        "tasks: {find: {class_path: counterpoint.train.evaluation.retrieval.Retrieval, init_args: "
+        "{data: {class_path: counterpoint.data.suite.FolderSet, init_args: {path: data}}}}}"
+    )
+
+    class Data:
+        def tokenizer(self, texts, length):
+            first = torch.tensor([list(colours).index(text) for text in texts])
+            return first[:, None].expand(-1, length), torch.ones(len(texts), dtype=torch.int64)
+
+        def eval_transform(self, image, size, rng):
+            return image[:, :size, :size]
+
+    module = type("Module", (), {"model": colour_model()})
+    config = {"evaluation": {"suite": str(tmp_path / "suite.yaml"), "data_root": str(tmp_path)}}
+    monkeypatch.setattr(load, "load_run", lambda folder: (module, Data(), config))
+    pairs = pairs_of_run(tmp_path, None)
+    assert list(pairs.captions) == list(colours)
+    assert [sorted(right) for right in pairs.correct] == [[0, 3], [1, 4], [2, 5]]
+    assert pairs.picture(4).shape == (3, 48, 96)
+    assert pairs.picture(4)[:, 0, 0].tolist() == [0, 255, 0]
+    assert build_grid(pairs).num_first == 3
+    config["evaluation"]["suite"] = None
+    with pytest.raises(ValueError, match="no evaluation data"):
+        pairs_of_run(tmp_path, None)
+
+
 def test_a_run_without_evaluation_data_says_so(tmp_path):
     fake_run(tmp_path / "run", evaluation=False)
 
     def none(folder, suite):
         raise ValueError(f"the shards of {suite} are gone")
 
-    out = write_report([str(tmp_path / "run")], pairs_of=none)
+    out = write_report([str(tmp_path / "run")], suite="emoji", pairs_of=none)
     page = Page(out.read_text())
     assert "no evaluation results yet" in page.said
     assert "No images can be shown: the shards of emoji are gone." in page.said

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from counterpoint.launch import claims, results
 from counterpoint.launch.results import find_yaml, read_results
 from counterpoint.launch.sweep import fit_command, main, read_sweep, run_sweep

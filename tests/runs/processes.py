@@ -12,9 +12,6 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.pool import free_port, torchrun_environment
-
-HERE = Path(__file__).resolve().parent
 PRELOAD = ["counterpoint.launch.fit", "counterpoint.launch.load", "timm", "transformers"]
 
 
@@ -43,9 +40,10 @@ class Run:
     """The processes of one command, one a rank."""
 
     def __init__(self, argv: list[str], world_size: int, log: Path):
+        from tests.pool import free_port, torchrun_environment
+
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        sys.path.insert(0, str(HERE)) if str(HERE) not in sys.path else None
         port = free_port()
         self.log = log
         self.processes = []

@@ -9,7 +9,20 @@ import numpy as np
 import yaml
 from PIL import Image
 
-WORDS = "red green blue square circle star moon sun tree house fish bird".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "square",
+    "circle",
+    "star",
+    "moon",
+    "sun",
+    "tree",
+    "house",
+    "fish",
+    "bird",
+]
 
 
 def write_shards(folder: Path, num_shards: int = 3, per_shard: int = 17) -> list[Path]:

@@ -1,0 +1,72 @@
+# `make demo` and `make test` need Python 3.10-3.12 and nothing else: they make .venv and install into
+# it what is missing. Another interpreter: make demo PYTHON=/path/to/python3.11
+
+SHELL = /bin/sh
+BIN = .venv/bin
+RUN = runs/demo
+STAMP = .venv/installed
+PYTHON =
+
+# The scripts of a virtual environment hold its path: a folder that was moved needs a new one.
+MOVED := $(shell test ! -e $(STAMP) || test "`cat $(STAMP)`" = "$(CURDIR)" || echo moved)
+
+.PHONY: help install demo demo-clean test soak lint moved
+
+help:
+	@echo "make demo        train on emoji for a few minutes, write a report, print the results"
+	@echo "make test        run the tests          (PYTEST='-k words' picks some)"
+	@echo "make soak        run the long tests"
+	@echo "make lint        formatting, lint, layers, types"
+	@echo "make demo-clean  forget the demo's run, so that make demo trains again"
+	@echo "make install     only make .venv and install into it"
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt $(MOVED)
+	@test -z "$(MOVED)" || rm -rf .venv
+	@if test ! -x $(BIN)/python; then \
+		for python in $(PYTHON) python3.12 python3.11 python3.10 python3 python; do \
+			"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+				2>/dev/null && found="$$python" && break; \
+		done; \
+		test -n "$$found" || { echo "No Python 3.10, 3.11 or 3.12 with the module venv was found:" \
+			"install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it," \
+			"make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+		echo "making .venv with `$$found -c 'import sys; print(sys.executable, sys.version.split()[0])'`"; \
+		"$$found" -m venv .venv || exit 1; \
+	fi
+	@echo "installing into .venv: some minutes and about 8 GB the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	@mkdir -p .venv/links && ln -sfn ../.. .venv/links/counterpoint
+	@echo "$(CURDIR)" > $(STAMP)
+
+moved:
+
+# An unfinished run is continued from its last checkpoint, a finished one is only reported again.
+demo: $(STAMP)
+	@$(BIN)/counterpoint data emoji emoji
+	@if test -e $(RUN)/summary.json; then \
+		echo "$(RUN) is finished already; make demo-clean, then make demo, trains it again"; \
+	elif ls $(RUN)/checkpoints/*.ckpt >/dev/null 2>&1; then \
+		$(BIN)/counterpoint fit --resume $(RUN) --trainer.devices=2; \
+	else \
+		rm -rf $(RUN); \
+		$(BIN)/counterpoint fit --config emoji_demo --trainer.devices=2 --run_dir $(RUN); \
+	fi
+	@$(BIN)/counterpoint report $(RUN)
+
+demo-clean:
+	rm -rf $(RUN)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -m "not soak and not gpu" --durations=10 $(PYTEST)
+
+soak: $(STAMP)
+	@$(BIN)/python -m pytest -m "soak and not gpu" --durations=10 $(PYTEST)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyright

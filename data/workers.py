@@ -1,0 +1,36 @@
+"""What a loader worker does when it starts.
+
+In: the fresh worker process. Out: the same process with one thread for mathematics, and deaf to
+signals meant for the training process.
+"""
+
+import os
+import signal
+import threading
+
+import torch
+
+
+def start_worker(worker: int) -> None:
+    """Prepares a loader worker.
+
+    Ctrl-C and the SIGTERM of a scheduler reach every process of the job, yet a run that is asked to
+    stop still finishes its step and saves: its workers have to outlive the signal. They go when
+    their parent tells them to, or dies (the loader watches for that).
+
+    Args:
+        worker: Number of the worker.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # Blocked here and in every later thread, so that only the one that waits receives it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    """Ends this process at the first SIGTERM that its parent itself sends."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent, os.getpid()):
+        pass
+    os._exit(0)

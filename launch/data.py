@@ -1,0 +1,117 @@
+"""The command `counterpoint data`: build the emoji corpus, index shards to a manifest."""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Runs one sub-command; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    return arguments.run(arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of both sub-commands."""
+    top = argparse.ArgumentParser(prog="counterpoint data", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    emoji = commands.add_parser(
+        "emoji",
+        help="build the emoji shards: 3,944 names in two drawing styles",
+        description="Builds WebDataset shards of emoji pictures and their names, with a held-out "
+        "split of skin-tone combinations. Does nothing when OUT is complete.",
+    )
+    emoji.add_argument("out", metavar="OUT", help="folder for the shards and manifests")
+    emoji.add_argument("--num-held-out", type=int, default=400, help="held-out names (%(default)s)")
+    emoji.add_argument("--seed", type=int, default=0, help="decides which names (%(default)s)")
+    emoji.add_argument("--limit", type=int, default=0, help="about so many names only; 0: all")
+    emoji.add_argument("--workers", type=int, default=num_cores(), help="processes (%(default)s)")
+    emoji.set_defaults(run=run_emoji)
+
+    index = commands.add_parser(
+        "index",
+        help="write the manifest of a set of shards",
+        description="Counts the samples of shards and writes a manifest. Shards may be given as "
+        "paths, folders, globs or brace patterns such as 'shards/{00000..00041}.tar'.",
+    )
+    index.add_argument("urls", metavar="URLS", nargs="+", help="shards, folders, patterns")
+    index.add_argument("--out", required=True, help="the manifest to write, a .parquet file")
+    index.add_argument("--source", default="default", help="name of the set (%(default)s)")
+    index.add_argument("--checksum", action="store_true", help="also store SHA-256 of each shard")
+    index.set_defaults(run=run_index)
+    return top
+
+
+def run_emoji(arguments: argparse.Namespace) -> int:
+    """Builds the emoji corpus and prints what is in it."""
+    from ..data.emoji import Settings, build_emoji
+
+    settings = Settings(arguments.num_held_out, arguments.seed, arguments.limit)
+    summary = build_emoji(arguments.out, settings, arguments.workers, track())
+    pairs = summary["pairs"]
+    state = "built" if summary["built"] else "complete already, nothing to do"
+    print(
+        f"{arguments.out}: {state}; {summary['names']} names, {pairs['train']} pairs to train on, "
+        f"{pairs['heldout']} held out"
+    )
+    return 0
+
+
+def run_index(arguments: argparse.Namespace) -> int:
+    """Writes a manifest and prints what is in it."""
+    from ..data.index import index_shards
+
+    with counter("counting") as report:
+        manifest = index_shards(
+            arguments.urls, arguments.out, source=arguments.source, progress=report
+        )
+    if arguments.checksum:
+        from ..data.checksum import store_checksums
+
+        with counter("checksums") as report:
+            store_checksums(arguments.out, report)
+    num_shards = len(manifest.counts)
+    print(f"{arguments.out}: {num_shards} shards, {manifest.num_samples} samples")
+    return 0
+
+
+def track() -> Callable[[Iterable[Any], int, str], Iterable[Any]]:
+    """Returns what shows progress: a bar on a terminal, nothing elsewhere or without `rich`."""
+    from ..data.emoji import silent
+
+    if not shows_progress():
+        return silent
+    from rich.console import Console
+    from rich.progress import track as bar
+
+    console = Console(stderr=True)
+    return lambda items, total, description: bar(items, description, total, console=console)
+
+
+@contextlib.contextmanager
+def counter(description: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yields a function of (done, total) that moves a bar; None where there is none to see."""
+    if not shows_progress():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def shows_progress() -> bool:
+    """Tells whether there is a terminal to draw a bar on, and `rich` to draw it."""
+    return sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
+
+
+def num_cores() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,105 @@
+"""What each part imports from outside: nothing undeclared, nothing that is not its business.
+
+import-linter forbids what it is told; here is the complete list of what is allowed.
+"""
+
+import ast
+import configparser
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("launch", "train", "losses", "models", "data", "configs")
+ALLOWED = {
+    "losses": {"torch", "jaxtyping"},
+    "models": {"torch", "timm", "transformers", "open_clip", "safetensors", "jaxtyping", "numpy"},
+}
+
+
+def imports(file: Path) -> list[tuple[str, bool]]:
+    """Returns (top-level name, whether it is imported as the file is) of third-party imports."""
+    tree = ast.parse(file.read_text())
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        else:
+            continue
+        tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
+        found += [(top, id(node) not in inside) for top in sorted(tops)]
+    return found
+
+
+def declared() -> tuple[set[str], set[str]]:
+    """Returns the distributions setup.cfg always installs, and those of the user's extras."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+
+    def names(text: str) -> set[str]:
+        lines = [line.strip() for line in text.splitlines()]
+        kept = [line for line in lines if line and not line.startswith("#")]
+        return {canonicalize_name(Requirement(line).name) for line in kept}
+
+    extras = config["options.extras_require"]
+    return names(config["options"]["install_requires"]), names(extras["demo"] + extras["curate"])
+
+
+def files(part: str) -> list[Path]:
+    return sorted((ROOT / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_a_part_imports_only_what_it_may(part):
+    wrong = {
+        (str(file.relative_to(ROOT)), name)
+        for file in files(part)
+        for name, _ in imports(file)
+        if name not in ALLOWED[part]
+    }
+    assert not wrong
+
+
+def test_lightning_is_known_to_the_data_module_only():
+    users = {
+        file.relative_to(ROOT / "data").as_posix()
+        for file in files("data")
+        for name, _ in imports(file)
+        if name in ("lightning", "pytorch_lightning", "lightning_fabric")
+    }
+    assert users == {"module.py"}
+
+
+def test_every_import_is_a_declared_dependency():
+    core, extras = declared()
+    distributions = packages_distributions()
+    undeclared = set()
+    for file in (file for part in PARTS for file in files(part)):
+        for name, at_import in imports(file):
+            owners = {canonicalize_name(owner) for owner in distributions.get(name, [])}
+            if not owners & (core if at_import else core | extras):
+                undeclared.add((str(file.relative_to(ROOT)), name))
+    assert not undeclared, "declare these in setup.cfg (or import an extra inside the function)"
+
+
+def test_the_package_imports_itself_by_relative_imports():
+    absolute = {
+        str(file.relative_to(ROOT))
+        for part in PARTS
+        for file in files(part)
+        for name, _ in imports(file)
+        if name in (*PARTS, "counterpoint")
+    }
+    assert not absolute

@@ -1,0 +1,133 @@
+"""P3: a run that is killed and resumed is bit-equal to one that was not."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import Run, fit
+from recorder import read
+from tiny import config, write_config, write_shards
+
+from counterpoint.data.index import index_shards
+from counterpoint.train.checkpoint import load, newest
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    path = folder / "train.parquet"
+    index_shards([str(p) for p in write_shards(folder)], str(path))
+    return path
+
+
+def run_file(folder: Path, manifest: Path, precision: str, **changes) -> list[str]:
+    """A run whose steps record their keys; returns the arguments of `fit`."""
+    folder.mkdir()
+    values = config(manifest, steps=STEPS) | changes
+    keys = {"class_path": "recorder.Keys", "init_args": {"path": str(folder / "keys.txt")}}
+    values["trainer"] |= {"precision": precision, "callbacks": [keys]}
+    path = write_config(folder, values)
+    return ["--config", str(path), "--run_dir", str(folder / "run")]
+
+
+def losses(run_dir: Path) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
+
+
+def flat(state, path=""):
+    """Every tensor in nested containers, by path."""
+    if isinstance(state, torch.Tensor):
+        yield path, state
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from flat(value, f"{path}/{key}")
+    elif isinstance(state, (list, tuple)):
+        yield from flat(dict(enumerate(state)), path)
+
+
+def assert_bit_equal(one: Path, other: Path) -> None:
+    a, b = load(newest(one)), load(newest(other))
+    assert a["global_step"] == b["global_step"] == STEPS
+    for part in ("state_dict", "optimizer_states"):
+        want, got = dict(flat(a[part])), dict(flat(b[part]))
+        assert want.keys() == got.keys() and want
+        assert [key for key in want if not torch.equal(want[key], got[key])] == []
+
+
+def kill_at(run: Run, folder: Path, step: int) -> None:
+    """Kill -9 to all ranks once some rank has begun `step`."""
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        path = folder / "keys.txt"
+        if path.exists() and any(s >= step for s, _ in read(path)):
+            run.signal(signal.SIGKILL)
+            assert set(run.wait()) == {-9}
+            return
+        assert any(p.is_alive() for p in run.processes), run.text()[-3000:]
+        time.sleep(0.002)
+    raise AssertionError(f"step {step} never came:\n{run.text()[-3000:]}")
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_killed_three_times(tmp_path, manifest, precision, world_size):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    fit(run_file(whole, manifest, precision), world_size, whole / "log")
+
+    arguments = run_file(killed, manifest, precision)
+    steps = sorted(random.Random(f"{precision}{world_size}").sample(range(7, STEPS - 1), 3))
+    run = Run(["fit", *arguments], world_size, killed / "log")
+    for step in steps:
+        kill_at(run, killed, step)
+        run = Run(["fit", "--resume", str(killed / "run")], world_size, killed / "log")
+    assert run.wait() == [0] * world_size, run.text()[-3000:]
+
+    want, got = read(whole / "keys.txt"), read(killed / "keys.txt")
+    assert len(want) == STEPS * world_size
+    assert got == want
+    assert losses(killed / "run") == losses(whole / "run")
+    assert len(losses(whole / "run")) == STEPS
+    assert_bit_equal(whole / "run", killed / "run")
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path, manifest):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fit(run_file(whole, manifest, "32-true"), 2, whole / "log")
+    run = Run(["fit", *run_file(stopped, manifest, "32-true")], 2, stopped / "log")
+    while not (stopped / "keys.txt").exists() or len(read(stopped / "keys.txt")) < 20:
+        assert run.processes[0].is_alive(), run.text()[-3000:]
+        time.sleep(0.002)
+    run.signal(signal.SIGTERM, ranks=[1])
+    assert run.wait() == [128 + signal.SIGTERM] * 2, run.text()[-3000:]
+    assert "continue with: counterpoint fit --resume" in run.text()
+    step = load(newest(stopped / "run"))["global_step"]
+    assert 10 <= step < STEPS
+    fit(["--resume", str(stopped / "run")], 2, stopped / "log")
+    assert losses(stopped / "run") == losses(whole / "run")
+    assert_bit_equal(whole / "run", stopped / "run")
+
+
+def test_another_world_size_sees_the_same_global_batches(tmp_path, manifest):
+    one, two = tmp_path / "one", tmp_path / "two"
+    fit(run_file(one, manifest, "32-true"), 1, one / "log")
+    run = Run(["fit", *run_file(two, manifest, "32-true")], 2, two / "log")
+    kill_at(run, two, 15)
+    cut = load(newest(two / "run"))["global_step"]
+    fit(["--resume", str(two / "run")], 1, two / "log")
+
+    def batches(folder):
+        found = {}
+        for (step, _), records in read(folder / "keys.txt").items():
+            keys = [k for record in records for k in record.split(" ")[0].split(",")]
+            found.setdefault(step, set()).update(keys)
+        return found
+
+    assert 6 <= cut <= 18
+    assert batches(two) == batches(one)
