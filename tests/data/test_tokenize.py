@@ -3,12 +3,13 @@
 import pickle
 import random
 
-import counterpoint.data.tokenize as tokenize
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
+
+import counterpoint.data.tokenize as tokenize
 from counterpoint.data.emoji_names import load_names
 from counterpoint.data.tokenize import ClipTokenizer, HFTokenizer
-from open_clip.tokenizer import SimpleTokenizer
 
 LENGTHS = (1, 2, 3, 8, 16, 77, 160)
 
@@ -21,7 +22,19 @@ PIECES = [
     *["\t", "\n", "\r\n", "\r", "\v", "\f", "\u00a0", "\u2003", "\u2028", "\u3000", "   "],
     *["\u200b", "\u200d", "\u200c", "\u2060", "\u00ad", "\ufe0f", "\u202e", "\U000e0041"],
     *["e\u0301", "é", "Z͑ͫ̓ͪ̂a̴", "ก็็็", "İ", "ı", "ß", "ẞ", "Σς", "ǅ", "K", "Å", "\U00010400"],
-    *["图像", "カタカナ", "한국어", "हिन्दी", "العربية", "עברית", "ไทย", "👩🏾‍🚒", "🇫🇷", "👍🏽", "☺️"],
+    *[
+        "图像",
+        "カタカナ",
+        "한국어",
+        "हिन्दी",
+        "العربية",
+        "עברית",
+        "ไทย",
+        "👩🏾‍🚒",
+        "🇫🇷",
+        "👍🏽",
+        "☺️",
+    ],
     *["0", "42", "3.14", "½", "²", "٣", "Ⅷ", "1,000", "2nd", "100%"],
     *["\ud800", "\udc00", "\ud83d\ude00", "\ud83d", "🏻", "\U0010ffff", "\ue000"],
     *["a photo of", "IMG_1234.JPG", "Woman", "hahaha", "www.a.com/?q=1&b=2", "C++", "#tag", "@me"],
@@ -162,9 +175,9 @@ def local_tokenizer(tmp_path):
 
     def save(name, **special):
         folder = tmp_path / name
-        PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", **special).save_pretrained(
-            folder
-        )
+        PreTrainedTokenizerFast(
+            tokenizer_object=core, unk_token="[UNK]", **special
+        ).save_pretrained(folder)
         return str(folder)
 
     return save
