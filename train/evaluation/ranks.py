@@ -5,7 +5,8 @@ one. So ties count against the model, the order of candidates plays no part, and
 not finite are misses: a collapsed or diverged model scores zero, not one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -34,8 +35,7 @@ def ranks(
     out = torch.empty(len(queries), dtype=torch.int64)
     rows = max(1, chunk_scores // len(candidates))
     for start in range(0, len(queries), rows):
-        # Not under autocast: in bf16 a thousand candidates tie.
-        with torch.autocast(queries.device.type, enabled=False):
+        with full_precision(queries.device):
             scores = queries[start : start + rows] @ candidates.T
         lists = positives[start : start + rows]
         row = torch.tensor([i for i, right in enumerate(lists) for _ in right])
@@ -46,6 +46,18 @@ def ranks(
         # "not below" also counts what cannot be compared (nan).
         out[start : start + rows] = (~(scores < best) & ~right).sum(1).cpu()
     return out
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 products as they are: in bf16 or tf32, neighbours among a thousand names tie."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def recall_at(ranks: Tensor, k: int) -> float:

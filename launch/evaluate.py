@@ -1,0 +1,162 @@
+"""`counterpoint evaluate`: a run's checkpoint on a suite.
+
+In: a run folder and a suite. Out: a table on the terminal and `RUN/evaluation/SUITE-STEP.json`.
+Alone or under torchrun, with the same values.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ..train.checkpoint import newest, step_of
+from ..train.evaluation.run import evaluate
+from ..train.evaluation.suite import load_suite
+from .env import is_first_process, prepare, under_torchrun
+from .load import load_run
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line and evaluates."""
+    parser = argparse.ArgumentParser(
+        prog="counterpoint evaluate", description="Evaluate a run on a suite of tasks."
+    )
+    parser.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
+    parser.add_argument("--suite", help="a packaged suite or a .yaml file (the run's own)")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest)")
+    parser.add_argument("--batch_size", type=int, help="per tower call (the run's own)")
+    parser.add_argument("--data_root", help="where relative paths in the suite start")
+    parser.add_argument("--out", type=Path, help="(RUN_DIR/evaluation/SUITE-STEP.json)")
+    options = parser.parse_args(argv)
+    prepare()
+    with process_group() as device:
+        evaluate_run(
+            options.run_dir,
+            options.suite,
+            step=options.checkpoint,
+            batch_size=options.batch_size,
+            data_root=options.data_root,
+            out=options.out,
+            device=device,
+        )
+    return 0
+
+
+def evaluate_run(
+    run_dir: Path,
+    suite: str | None = None,
+    *,
+    step: int | None = None,
+    batch_size: int | None = None,
+    data_root: str | None = None,
+    out: Path | None = None,
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """Evaluates a checkpoint; the first process prints and writes the results.
+
+    Args:
+        run_dir: Folder of the run.
+        suite: Name or file; None: what the run was evaluated on while it trained.
+        step: Which checkpoint; None: the newest.
+        batch_size: Images or texts per tower call; None: as in the run.
+        data_root: Where relative paths in the suite start; None: as in the run if it is the run's
+            suite, else as the suite says.
+        out: The file to write; None: in the run folder.
+        device: Where the towers run; None: the CPU.
+
+    Raises:
+        ValueError: No such run, checkpoint, suite or data.
+    """
+    device = device or torch.device("cpu")
+    # Chosen here, so that a run still going on cannot get ahead of the file's name.
+    path = newest(run_dir) if step is None else None
+    step = step if path is None else step_of(path)
+    module, data, config = load_run(run_dir, step)
+    in_training = config["evaluation"]
+    suite = suite or in_training["suite"]
+    if suite is None:
+        raise ValueError(f"{run_dir} was trained without a suite; name one with --suite")
+    if data_root is None and suite == in_training["suite"]:
+        data_root = in_training["data_root"]
+    tasks = load_suite(suite, data_root)
+    name = config["trainer"].get("precision")
+    model = module.model.to(device, weights_type(name))
+    results = evaluate(
+        model,
+        tasks,
+        data.tokenizer,
+        data.eval_transform,
+        device=device,
+        precision=tower_context(name, device),
+        batch_size=batch_size or in_training["batch_size"],
+        num_threads=num_threads(),
+    )
+    if is_first_process():
+        out = out or run_dir / "evaluation" / f"{tasks.name}-{step:08d}.json"
+        write(out, {"suite": tasks.name, "step": step, "run": str(run_dir), "metrics": results})
+        print(table(results))
+        print(f"{run_dir}, step {step}: written to {out}")
+    return results
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Joins torchrun's processes, if there are any; yields this process's device."""
+    has_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_cuda else None
+    if device is not None:
+        torch.cuda.set_device(device)
+    joined = under_torchrun() is not None and not dist.is_initialized()
+    if joined:
+        dist.init_process_group("nccl" if has_cuda else "gloo")
+    try:
+        yield device or torch.device("cpu")
+    finally:
+        if joined:
+            dist.destroy_process_group()
+
+
+def weights_type(precision: str | int | None) -> torch.dtype | None:
+    """Returns the weights' type under Lightning's `precision`; None: as they are."""
+    kinds = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+    doubles = dict.fromkeys(("64", "64-true"), torch.float64)
+    return (kinds | doubles).get(str(precision))
+
+
+def tower_context(
+    precision: str | int | None, device: torch.device
+) -> Callable[[], AbstractContextManager]:
+    """Returns what makes the context in which training with `precision` runs the towers."""
+    kinds = dict.fromkeys(("bf16", "bf16-mixed"), torch.bfloat16)
+    kinds |= dict.fromkeys(("16", "16-mixed"), torch.float16)
+    dtype = kinds.get(str(precision))
+    return nullcontext if dtype is None else partial(torch.autocast, device.type, dtype=dtype)
+
+
+def num_threads() -> int:
+    """Threads that decode images: this process's part of the machine, at most 8."""
+    return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def table(results: dict[str, float]) -> str:
+    """One line a task and group, one column a measure; fractions are shown in percent."""
+    rows: dict[str, list[str]] = {}
+    for name, value in results.items():
+        task, _, measure = name.rpartition("/")
+        rows.setdefault(task, []).append(f"{measure} {100 * value:.1f}%")
+    width = max(map(len, rows))
+    return "\n".join(f"{task:<{width}}  {'   '.join(cells)}" for task, cells in rows.items())
+
+
+def write(path: Path, content: dict) -> None:
+    """Writes JSON; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)

@@ -1,0 +1,509 @@
+"""Evaluation: metrics against brute force, equality over world sizes, no trace in the training."""
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from torch import nn
+from torch.nn import functional as F
+
+import counterpoint.configs
+from counterpoint.data.suite import ImageSet, Item
+from counterpoint.train.evaluation.encode import ByteCache, Encoder
+from counterpoint.train.evaluation.ranks import ranks, recall_at
+from counterpoint.train.evaluation.retrieval import Retrieval
+from counterpoint.train.evaluation.run import evaluate, prepare
+from counterpoint.train.evaluation.suite import Suite, load_suite
+from counterpoint.train.evaluation.zeroshot import ZeroShot
+
+CLASSES = [f"c{i}" for i in range(7)]
+SUITES = sorted((Path(counterpoint.configs.__path__[0]) / "suite").glob("*.yaml"))
+
+
+class Toy(nn.Module):
+    """Towers that show whether evaluation mode, calls and random states are as they should be."""
+
+    image_size = 4
+    context_length = 6
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.image = nn.Linear(3 * 16, 8, bias=False)
+        self.text = nn.Embedding(128, 8)
+        self.dropout = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(8)
+        self.frozen = nn.Dropout(0.5).eval()
+        self.image.weight.data = torch.randn(8, 48, generator=generator)
+        self.text.weight.data = torch.randn(128, 8, generator=generator)
+        self.calls = []
+
+    def encode_image(self, image):
+        self.calls.append(("image", len(image)))
+        assert image.dtype == torch.uint8 and not torch.is_grad_enabled()
+        torch.rand(1)
+        return self.norm(self.dropout(self.image(image.flatten(1).float() / 255 - 0.5)))
+
+    def encode_text(self, ids, lengths):
+        self.calls.append(("text", len(ids)))
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        return F.normalize((self.text(ids) * mask[..., None]).sum(1), dim=-1)
+
+
+def tokenizer(texts, context_length):
+    ids = torch.zeros(len(texts), context_length, dtype=torch.int64)
+    lengths = torch.tensor([min(len(t), context_length) for t in texts])
+    for i, text in enumerate(texts):
+        for j, character in enumerate(text[-context_length:]):
+            ids[i, j] = ord(character) % 128
+    return ids, lengths
+
+
+def transform(image, size, rng):
+    assert rng is None
+    return image[:, :size, :size]
+
+
+class Pictures(ImageSet):
+    """Random images in memory, with fields."""
+
+    default_label = "cls"
+
+    def __init__(self, num, broken=()):
+        rng = np.random.default_rng(0)
+        self.pixels = torch.from_numpy(rng.integers(0, 256, (num, 3, 4, 4), dtype=np.uint8))
+        self.broken = broken
+        self.loads = 0
+        self.classes = [CLASSES[i] for i in rng.integers(0, 6, num)]  # the last class never occurs
+
+    def __str__(self):
+        return "the pictures"
+
+    def walk(self):
+        for i, name in enumerate(self.classes):
+            captions = [f"cap{i // 2}", f"x{i}", f"x{i}"]
+            fields = {"key": f"k{i}", "cls": name, "style": "ab"[i % 2], "captions": captions}
+            yield Item("memory", 0, 0, fields)
+
+    def image(self, index):
+        self.loads += 1
+        if index in self.broken:
+            raise OSError("disk on fire")
+        return self.pixels[index]
+
+
+def toy_suite(num=23, **kwargs):
+    data = Pictures(num, **kwargs)
+    tasks = {
+        "all": ZeroShot(data, classes=CLASSES, templates=["{c}", "a {c}", "the {c}!"]),
+        "style": ZeroShot(data, classes=CLASSES, templates="{c}", by="style"),
+        "pairs": Retrieval(data, captions="captions"),
+        "half": Retrieval(data, captions="captions", k=[2], where={"style": "b"}),
+    }
+    return Suite("toy", tasks)
+
+
+def run(suite, model=None, **kwargs):
+    return evaluate(model or Toy(), suite, tokenizer, transform, **kwargs)
+
+
+def features(model, data):
+    """Features of all images, texts by an own normalisation, in float64."""
+    pixels = data.pixels.flatten(1).double() / 255 - 0.5
+    image = pixels @ model.image.weight.double().T
+    image = image / (1 + model.norm.eps) ** 0.5  # batch norm of a new model, in evaluation mode
+
+    def text(texts):
+        ids, lengths = tokenizer(texts, model.context_length)
+        rows = [model.text.weight[i[:n]].double().sum(0) for i, n in zip(ids, lengths, strict=True)]
+        return unit(torch.stack(rows))
+
+    return unit(image).detach(), lambda texts: text(texts).detach()
+
+
+def unit(rows):
+    return rows / rows.pow(2).sum(-1, keepdim=True).sqrt()
+
+
+def brute_recall(scores, positives, k):
+    """A query hits when fewer than k wrong candidates reach its best right one."""
+    hits = []
+    for row, right in zip(scores.tolist(), positives, strict=True):
+        best = max(row[j] for j in right)
+        hits.append(sum(s >= best for j, s in enumerate(row) if j not in right) < k)
+    return sum(hits) / len(hits)
+
+
+def test_zero_shot_equals_sklearn():
+    suite, model = toy_suite(), Toy()
+    results = run(suite, model, batch_size=5)
+    data = suite.tasks["all"].data
+    image, text = features(model, data)
+    prompts = ["{c}", "a {c}", "the {c}!"]
+    weights = torch.stack([unit(text([p.format(c=c) for p in prompts]).mean(0)) for c in CLASSES])
+    scores = (image @ weights.T).numpy()
+    truth = [CLASSES.index(name) for name in data.classes]
+    labels = list(range(len(CLASSES)))
+    for k in (1, 5):
+        expected = top_k_accuracy_score(truth, scores, k=k, labels=labels)
+        assert results[f"toy/all/top{k}"] == pytest.approx(expected)
+    assert results["toy/all/mean_per_class_recall"] == pytest.approx(
+        balanced_accuracy_score(truth, scores.argmax(1))
+    )
+    assert 0 < results["toy/all/top1"] < results["toy/all/top5"] < 1
+
+
+def test_groups_are_measured_apart_and_averaged():
+    suite, model = toy_suite(), Toy()
+    results = run(suite, model)
+    data = suite.tasks["style"].data
+    image, text = features(model, data)
+    right = (image @ text(CLASSES).T).argmax(1).numpy() == [CLASSES.index(c) for c in data.classes]
+    even, odd = right[::2].mean(), right[1::2].mean()
+    assert results["toy/style_a/top1"] == pytest.approx(even)
+    assert results["toy/style_b/top1"] == pytest.approx(odd)
+    assert results["toy/style/top1"] == pytest.approx((even + odd) / 2)
+    assert even != odd
+
+
+def test_retrieval_equals_brute_force():
+    suite, model = toy_suite(), Toy()
+    results = run(suite, model, batch_size=4)
+    data = suite.tasks["pairs"].data
+    image, text = features(model, data)
+    texts = sorted({c for item in data.items for c in item.fields["captions"]})
+    assert len(texts) == 12 + 23  # equal captions are one text
+    of_image = [{texts.index(c) for c in item.fields["captions"]} for item in data.items]
+    of_text = [{i for i, found in enumerate(of_image) if j in found} for j in range(len(texts))]
+    scores = image @ text(texts).T
+    for k in (1, 5, 10):
+        expected = brute_recall(scores, of_image, k)
+        assert results[f"toy/pairs/image_to_text_recall@{k}"] == pytest.approx(expected)
+        expected = brute_recall(scores.T, of_text, k)
+        assert results[f"toy/pairs/text_to_image_recall@{k}"] == pytest.approx(expected)
+    assert {name for name in results if "/half/" in name} == {
+        "toy/half/image_to_text_recall@2",
+        "toy/half/text_to_image_recall@2",
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ranks_equal_brute_force_with_ties(data):
+    integers = st.integers(-2, 2)  # small integers tie often and are exact in float32
+    num, others = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    row = st.lists(integers, min_size=2, max_size=2)
+    queries = torch.tensor(data.draw(st.lists(row, min_size=num, max_size=num))).float()
+    candidates = torch.tensor(data.draw(st.lists(row, min_size=others, max_size=others))).float()
+    right = st.sets(st.integers(0, others - 1), min_size=1)
+    positives = data.draw(st.lists(right, min_size=num, max_size=num))
+    found = ranks(queries, candidates, [sorted(p) for p in positives], data.draw(integers) + 3)
+    for k in range(1, others + 1):
+        expected = brute_recall(queries @ candidates.T, positives, k)
+        assert recall_at(found, k) == pytest.approx(expected)
+
+
+def test_a_collapsed_or_diverged_model_scores_nothing():
+    candidates = torch.ones(9, 4)
+    for query in (torch.ones(3, 4), torch.full((3, 4), torch.nan)):
+        assert ranks(query, candidates, [[0], [4], [8]]).tolist() == [8, 8, 8]
+    candidates[2] = torch.nan  # one broken candidate is never right, and counts against all others
+    assert ranks(torch.ones(2, 4), candidates, [[2], [3]]).tolist() == [8, 8]
+
+
+def distributed(rank, world_size, batch_size, num):
+    model = Toy()
+    results = run(toy_suite(num), model, batch_size=batch_size)
+    return results, [kind for kind, _ in model.calls]
+
+
+@pytest.mark.parametrize(("batch_size", "num"), [(4, 23), (64, 23), (5, 7)])
+def test_any_number_of_processes_gives_the_same_values(gloo, batch_size, num):
+    [(expected, _)] = gloo(1, distributed, batch_size, num)
+    for world_size in (2, 3):
+        answers = gloo(world_size, distributed, batch_size, num)
+        assert [results for results, _ in answers] == [expected] * world_size
+        # Sharded strategies hang unless every rank makes the same calls in the same order.
+        assert all(calls == answers[0][1] for _, calls in answers)
+
+
+def encoded(rank, world_size, num):
+    data = Pictures(num)
+    encoder = Encoder(
+        Toy().eval(), tokenizer, transform, torch.device("cpu"), batch_size=4, rank=rank,
+        world_size=world_size,
+    )  # fmt: skip
+    with torch.no_grad():
+        return encoder.images(data, range(num)), encoder.texts([f"t{i}" for i in range(num)])
+
+
+@pytest.mark.parametrize("num", [3, 9])
+def test_features_are_the_same_bits(gloo, num):
+    [expected] = gloo(1, encoded, num)
+    for answer in gloo(3, encoded, num):
+        assert all(torch.equal(a, b) for a, b in zip(answer, expected, strict=True))
+
+
+def failing(rank, world_size, kind):
+    try:
+        if kind == "data differ":
+            run(toy_suite(10 + rank))
+        elif kind == "missing on one":
+            suite = toy_suite(10)
+            if rank == 1:
+                suite.tasks["all"].where = {"style": "c"}
+            run(suite)
+        else:
+            run(toy_suite(9, broken=(7,)), batch_size=2)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("data differ", "see different data"),
+        ("missing on one", "task 'all' of suite 'toy': .* no image where style is c"),
+        ("broken image", r"1 of 9 images of .* cannot be read, such as k7 \(disk on fire\)"),
+    ],
+)
+def test_an_error_of_one_rank_stops_all(gloo, kind, message):
+    answers = gloo(2, failing, kind)
+    assert len(set(answers)) == 1
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(answers[0])
+
+
+def test_training_goes_on_as_if_nothing_had_been():
+    suite, model = toy_suite(), Toy().train()
+    model.frozen.eval()
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)  # noqa: NPY002
+    expected = torch.rand(4), random.random(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(3), random.seed(3), np.random.seed(3)  # noqa: NPY002
+    run(suite, model)
+    assert torch.equal(torch.rand(4), expected[0])
+    assert (random.random(), np.random.rand()) == expected[1:]  # noqa: NPY002
+    assert model.training and model.dropout.training and not model.frozen.training
+    assert torch.is_grad_enabled()
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+    with pytest.raises(ValueError, match="cannot be read"):
+        run(toy_suite(broken=(2,)), model)
+    assert model.training and model.dropout.training and not model.frozen.training
+
+
+def test_images_are_encoded_once_and_decoded_once():
+    suite, model = toy_suite(num=23), Toy()
+    data = suite.tasks["all"].data
+    first = run(suite, model, batch_size=10)
+    assert [call for call in model.calls if call[0] == "image"] == [
+        ("image", 10),
+        ("image", 10),
+        ("image", 3),
+    ]
+    assert data.loads == 23
+    assert run(suite, model, batch_size=10) == first
+    assert data.loads == 23
+    evaluate(model, suite, tokenizer, lambda *args: transform(*args), batch_size=10)
+    assert data.loads == 46  # another transform: nothing kept may be used
+
+
+def test_only_items_that_a_task_needs_are_decoded():
+    suite = toy_suite(num=20)
+    suite.tasks = {"half": suite.tasks["half"]}
+    run(suite)
+    assert suite.tasks["half"].data.loads == 10
+
+
+def test_the_cache_is_bounded():
+    cache = ByteCache(max_bytes=10)
+    cache.enter(0)
+    cache.put("a", (torch.zeros(6, dtype=torch.uint8),))
+    cache.put("b", (torch.zeros(6, dtype=torch.uint8),))
+    assert cache.get("a") is not None and cache.get("b") is None and cache.num_bytes == 6
+    cache.enter(0)
+    assert cache.get("a") is not None
+    cache.enter(1)
+    assert cache.get("a") is None and cache.num_bytes == 0
+
+
+def test_labels_may_be_positions_and_classes_files(tmp_path):
+    data = Pictures(12)
+    by_name = ZeroShot(data, classes=CLASSES, templates="{c}")
+    expected = run(Suite("s", {"t": by_name}))
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES) + "\n")
+    (tmp_path / "templates.txt").write_text("{c}\n")
+    numbers = Pictures(12)
+    numbers.root = tmp_path
+    numbers.classes = [name[1:] for name in data.classes]
+    mapping = {str(i): name for i, name in enumerate(CLASSES)}
+    for classes in (CLASSES, mapping, "names.txt"):
+        task = ZeroShot(numbers, classes=classes, templates="templates.txt")
+        assert run(Suite("s", {"t": task})) == expected
+    own = {name: [name] for name in CLASSES}
+    assert run(Suite("s", {"t": ZeroShot(data, classes=CLASSES, templates=own)})) == expected
+
+
+SETS = "counterpoint.data.suite"
+TASKS = "counterpoint.train.evaluation"
+DATA = {"class_path": f"{SETS}.FolderSet", "init_args": {"path": "d"}}
+ZERO = f"{TASKS}.zeroshot.ZeroShot"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"task": {}}, "has the unknown key 'task'; known: root, tasks"),
+        ({"tasks": {}}, "has no tasks"),
+        ([1], r"is \[1\], not a mapping"),
+        ({"tasks": {"t": {"init_args": {}}}}, "task 't' of .* has no class_path"),
+        ({"tasks": {"t": {"class_path": "no.Such"}}}, "class_path no.Such cannot be imported"),
+        ({"tasks": {"t": DATA}}, "task 't' of .*: FolderSet is not a Task"),
+        ({"tasks": {"t": {"class_path": ZERO}}}, "ZeroShot needs `data` in its init_args"),
+        (
+            {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA, "lable": "x"}}}},
+            "ZeroShot has the unknown key 'lable'; known: by, classes, data, label",
+        ),
+        (
+            {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": "photos"}}}},
+            "data: 'photos' is not an image set",
+        ),
+        (
+            {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA | {"args": 1}}}}},
+            "t' of .*data has the unknown key 'args'",
+        ),
+        (
+            {"tasks": {"t": {"class_path": f"{TASKS}.retrieval.Retrieval",
+                             "init_args": {"data": DATA, "k": [0]}}}},
+            r"task 't' of .*: k: \[0\] is not a list",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_suite_is_one_sentence(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_suite(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_task_is_one_sentence():
+    data = Pictures(8)
+    for arguments, message in [
+        ({"classes": ["c0"]}, "labels 'cls' of .* are not among the 1 classes, such as"),
+        ({"templates": "a photo"}, "`templates`: there is no file"),
+        ({"templates": ["a photo"]}, r"`templates` needs \{c\} where the class name goes"),
+        ({"classes": [*CLASSES, "c1"]}, "the class 'c1' is listed twice"),
+        ({"templates": {"c0": ["x"]}}, "`templates` has no prompts for the class"),
+        ({"label": "colour"}, "has no field 'colour'"),
+        ({"by": "colour"}, "has no field 'colour'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(Suite("s", {"t": ZeroShot(data, **arguments)}))
+    with pytest.raises(ValueError, match="there is no packaged suite 'none'"):
+        load_suite("none")
+    with pytest.raises(ValueError, match="batch_size"):
+        run(toy_suite(), batch_size=0)
+
+
+def test_paths_start_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "sub" / "mine.yaml"
+    path.parent.mkdir()
+    task = {"class_path": ZERO, "init_args": {"data": DATA}}
+    for root, data_root, expected in [
+        (None, None, "sub"),
+        ("r", None, "sub/r"),
+        ("r", "elsewhere", "elsewhere"),
+        (None, "elsewhere", "elsewhere"),
+    ]:
+        path.write_text(yaml.safe_dump({"tasks": {"t": task}} | ({"root": root} if root else {})))
+        loaded = load_suite("sub/mine.yaml", data_root)
+        assert loaded.name == "mine"
+        assert loaded.tasks["t"].data.root.resolve() == tmp_path / expected
+    assert load_suite("emoji").tasks["heldout"].data.root.resolve() == tmp_path / "emoji"
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_every_packaged_suite_loads(path):
+    loaded = load_suite(path.stem)
+    assert loaded.tasks and loaded.name == path.stem
+    assert load_suite(path).tasks.keys() == loaded.tasks.keys()
+
+
+class Oracle(nn.Module):
+    """Knows the pixel value of every caption; sees every image drawn by `blind` as black."""
+
+    image_size, context_length = 4, 77
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+        angles = torch.arange(len(values)) * (torch.pi / len(values))
+        self.table = torch.stack([angles.cos(), angles.sin()], 1)
+
+    def encode_image(self, image):
+        return self.table[image[:, 0, 0, 0].long()]
+
+    def encode_text(self, ids, lengths):
+        texts = ["".join(chr(i) for i in row[:n]) for row, n in zip(ids, lengths, strict=True)]
+        return torch.stack([self.table[self.values.get(text, 0)] for text in texts])
+
+
+def test_the_emoji_suite_on_a_small_copy_of_its_layout(tmp_path):
+    tones = ("light", "dark")
+    names = [f"{who} {tone} skin tone" for who in ("woman", "man") for tone in tones]
+    folder = tmp_path / "heldout"
+    folder.mkdir()
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for style in ("openmoji", "twemoji"):
+            for i, name in enumerate(names):
+                who, tone = name.split()[:2]
+                fields = {"style": style, "skin_tone": tone, "gender": who, "key": f"{style}{i}"}
+                image = io.BytesIO()
+                seen = i if style == "twemoji" else 0
+                Image.new("RGB", (4, 4), (seen, 0, 0)).save(image, "PNG")
+                members = {
+                    "png": image.getvalue(),
+                    "txt": name.encode(),
+                    "json": json.dumps(fields).encode(),
+                }
+                for extension, data in members.items():
+                    info = tarfile.TarInfo(f"{style}{i}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+
+    def characters(texts, length):
+        ids = torch.zeros(len(texts), length, dtype=torch.int64)
+        for i, text in enumerate(texts):
+            ids[i, : len(text)] = torch.tensor([ord(c) for c in text])
+        return ids, torch.tensor([len(text) for text in texts])
+
+    suite = load_suite("emoji", tmp_path)
+    model = Oracle({name: i for i, name in enumerate(names)})
+    results = evaluate(model, suite, characters, transform)
+    assert results["emoji/heldout_twemoji/top1"] == 1
+    assert results["emoji/heldout_openmoji/top1"] == 1 / 4
+    assert results["emoji/heldout/top1"] == (1 + 1 / 4) / 2
+    # Of a caption's two images one is found at once; black images find the first caption only.
+    assert results["emoji/retrieval/image_to_text_recall@1"] == 5 / 8
+    assert results["emoji/retrieval/text_to_image_recall@5"] == 1
+    assert {"emoji/skin_tone/top1", "emoji/gender/top1"} < results.keys()
+
+
+def test_preparing_alone_finds_mistakes_in_the_data(tmp_path):
+    with pytest.raises(ValueError, match=r"task 'heldout' of suite 'emoji': .* give the folder"):
+        prepare(load_suite("emoji", tmp_path))
