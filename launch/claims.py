@@ -3,6 +3,7 @@
 A claim is a file that only one process can create; its holder touches it while it works. A claim
 that was not touched for ten minutes belongs to a dead process and may be taken over. If two take
 it over in the same instant, a pair is run twice, with equal results: time is lost, nothing else.
+(After a kill -9, deleting the claim spares the ten minutes.)
 """
 
 import contextlib

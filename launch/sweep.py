@@ -9,13 +9,14 @@ A pair that was interrupted starts anew, since its time and its commit are part 
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -25,6 +26,7 @@ from .reporting.tables import duration
 from .results import commit, config_hash, find_yaml, read_result, result, settings, write_json
 
 NUM_TAIL = 12  # lines of a failed run's output that are shown
+STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def main(argv: list[str]) -> int:
     if not options.file and not options.render:
         parser.error("name a sweep FILE, or --render")
     status = 0
+    # As an exception it gives claims back and stops the run in progress.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if options.file:
         pairs = read_sweep(find_yaml(options.file, "sweep"), options.only)
         status = run_sweep(pairs, options.results, options.runs, limit=options.limit)
@@ -127,7 +131,7 @@ def run_sweep(
         file = results / pair.sweep / f"{pair.name}.json"
         with claimed(file.with_suffix(".claim")) as ours:
             if not ours:
-                print(f"{head}: another process works on it")
+                print(f"{head}: another process works on it ({file.with_suffix('.claim')})")
                 continue
             known = read_result(file)
             if known and _same(known, pair):
@@ -156,9 +160,7 @@ def _run_pair(
     print(f"{head}: runs, output in {log}", flush=True)
     code, start = commit(), time.monotonic()
     with log.open("wb") as output:
-        status = subprocess.run(
-            command(pair, run_dir), stdout=output, stderr=subprocess.STDOUT, check=False
-        ).returncode
+        status = _call(command(pair, run_dir), output)
     summary = run_dir / "summary.json"
     if status or not summary.is_file():
         why = f"exit status {status}" if status else "it wrote no summary.json"
@@ -173,6 +175,20 @@ def _run_pair(
     write_json(file, record)
     print(f"{head}: done in {duration(time.monotonic() - start)}", flush=True)
     return True
+
+
+def _call(command: list[str], output: BinaryIO) -> int:
+    with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            # Ctrl-C or a termination: `fit` gets the time to stop its own processes.
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
 
 
 def _same(known: dict[str, Any], pair: Pair) -> bool:

@@ -141,6 +141,37 @@ def test_an_interrupted_attempt_starts_anew(bench):
     assert (left / "summary.json").is_file()
 
 
+def test_a_termination_stops_the_run_and_gives_the_claim_back(bench, tmp_path):
+    import time
+
+    bench.write(clip={"config": "a", "seeds": [0]})
+    patient = tmp_path / "patient.py"
+    patient.write_text(
+        "import pathlib, signal, sys, time\n"
+        f"mark = pathlib.Path({str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: ((mark / 'stopped').touch(), sys.exit(143)))\n"
+        "(mark / 'started').touch()\n"
+        "time.sleep(60)\n"
+    )
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import sys\n"
+        "from counterpoint.launch import sweep\n"
+        f"sweep.run_sweep.__defaults__ = (None, lambda *_: [sys.executable, {str(patient)!r}])\n"
+        "sweep.read_sweep.__defaults__ = (None, lambda *_: '0' * 16)\n"
+        f"sweep.main([{str(bench.file)!r}, '--results', {str(bench.results)!r}, "
+        f"'--runs', {str(tmp_path / 'runs')!r}])\n"
+    )
+    with subprocess.Popen([sys.executable, str(driver)]) as process:
+        end = time.monotonic() + 60
+        while not (tmp_path / "started").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(60) == 143
+    assert (tmp_path / "stopped").exists()
+    assert list((bench.results / "tiny").iterdir()) == []
+
+
 def test_limit_and_only(bench):
     bench.write(clip={"config": "a", "seeds": [0, 1]}, siglip={"config": "b", "seeds": [0, 1]})
     bench.run(limit=1)
