@@ -29,6 +29,7 @@ from .emoji_draw import SIZE, draw_picture, load_styles
 from .emoji_names import EmojiName, load_names
 from .emoji_shards import Picture, write_shards
 from .emoji_split import choose_held_out, draw, shared_pictures
+from .index import index_shards
 
 NUM_SHARDS = {"train": 8, "heldout": 2}
 FORMAT = 1  # raise it when the same settings give other bytes
@@ -140,7 +141,8 @@ def write_corpus(
     for split, samples in splits.items():
         samples.sort(key=lambda picture: draw(settings.seed, "order", picture.key))
         write_shards(folder / split, split, NUM_SHARDS[split], samples)
-        write_manifest(folder, split)
+        # Paths below the manifest are stored relative to it: the folder may move.
+        index_shards([str(folder / split)], folder / f"{split}.parquet", source="emoji")
     (folder / "ATTRIBUTION.md").write_text(attribution(), "utf-8")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     summary = {
@@ -204,15 +206,6 @@ def drawing_pool(num_workers: int) -> Iterator[Callable[[list[Path]], Iterator[t
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         yield lambda files: pool.map(draw_picture, files, chunksize=32)
-
-
-def write_manifest(folder: Path, split: str) -> None:
-    """Writes the manifest of one split; its paths are relative, so that the folder may move."""
-    try:
-        from .index import index_shards
-    except ImportError:
-        return
-    index_shards([str(folder / split)], folder / f"{split}.parquet", source="emoji")
 
 
 def package_versions() -> dict[str, str]:

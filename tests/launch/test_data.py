@@ -1,0 +1,59 @@
+"""`counterpoint data`: what a user types, and what is printed."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from counterpoint.launch import cli
+from counterpoint.launch.data import main
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A corpus of a few dozen names."""
+    return tmp_path_factory.mktemp("data") / "emoji"
+
+
+def small(out):
+    return ["emoji", str(out), "--limit", "30", "--num-held-out", "2", "--workers", "1"]
+
+
+def test_emoji_builds_once(corpus, capsys):
+    assert main(small(corpus)) == 0
+    first = capsys.readouterr()
+    assert "built; " in first.out and "4 held out" in first.out
+    assert first.err == "", "no progress bar away from a terminal"
+    assert main(small(corpus)) == 0
+    assert "complete already, nothing to do" in capsys.readouterr().out
+
+
+def test_index_counts_shards_and_stores_checksums(corpus, capsys, tmp_path):
+    main(small(corpus))
+    capsys.readouterr()
+    out = tmp_path / "manifest.parquet"
+    shards = str(corpus / "train" / "{00000..00003}.tar")
+    assert main(["index", shards, "--out", str(out), "--source", "drawn"]) == 0
+    table = pq.read_table(out)
+    assert set(table["source"].to_pylist()) == {"drawn"}
+    assert set(table["sha256"].to_pylist()) == {""}
+    num_samples = sum(table["num_samples"].to_pylist())
+    assert capsys.readouterr().out == f"{out}: 4 shards, {num_samples} samples\n"
+    assert main(["index", shards, "--out", str(out), "--checksum"]) == 0
+    assert {len(text) for text in pq.read_table(out)["sha256"].to_pylist()} == {64}
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path, capsys):
+    arguments = ["data", "index", str(tmp_path / "none"), "--out", str(tmp_path / "m.parquet")]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("counterpoint data: ") and error.count("\n") == 1
+    (tmp_path / "mine.txt").write_text("")
+    assert cli.main(["data", "emoji", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "holds 'mine.txt'" in error and error.count("\n") == 1
+
+
+def test_command_without_a_sub_command_shows_usage(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([])
+    assert end.value.code == 2
+    assert "usage: counterpoint data" in capsys.readouterr().err
