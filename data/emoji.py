@@ -81,7 +81,7 @@ def build_emoji(
         ValueError: a package is missing, or `out` holds files that are not the corpus's.
     """
     settings = Settings() if settings is None else settings
-    out = Path(out)
+    out = Path(out).resolve()  # `.` and links name a folder, too
     found = read_complete(out, settings)
     if found is not None:
         return {**found, "built": False}

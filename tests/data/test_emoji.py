@@ -267,13 +267,16 @@ def test_complete_corpus_is_left_alone_and_incomplete_one_rebuilt(small, tmp_pat
     assert not build_emoji(folder, SMALL)["built"]
 
 
-def test_other_settings_build_again(small, tmp_path):
-    folder = tmp_path / "emoji"
+def test_other_settings_build_again_even_in_the_current_folder(tmp_path, monkeypatch):
+    whole = tmp_path / "emoji"
+    whole.mkdir()
+    monkeypatch.chdir(whole)
     tiny = Settings(num_held_out=2, seed=2, limit=30)
-    assert build_emoji(folder, tiny)["built"]
+    assert build_emoji(".", tiny)["built"]
     other = Settings(num_held_out=3, seed=2, limit=30)
-    assert build_emoji(folder, other)["pairs"]["heldout"] == 6
-    assert not build_emoji(folder, other)["built"]
+    assert build_emoji(whole, other)["pairs"]["heldout"] == 6
+    monkeypatch.chdir(whole)  # the folder is a new one
+    assert not build_emoji(".", other)["built"]
 
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
