@@ -130,7 +130,13 @@ class PairsDataModule(LightningDataModule):
         dataset = self.train_dataset(rank, world_size)
         workers: dict[str, Any] = {}
         if self.num_workers:
-            workers = {"persistent_workers": True, "prefetch_factor": 4}
+            # Forked workers start at once and notice when a killed parent is gone. Those of a fork
+            # server, torch's newer default, import everything again and wait for ever.
+            workers = {
+                "persistent_workers": True,
+                "prefetch_factor": 4,
+                "multiprocessing_context": "fork",
+            }
         return DataLoader(
             dataset,
             batch_size=None,
