@@ -178,7 +178,7 @@ class FolderSet(ImageSet):
         """Yields class by class, file by file, both sorted by name."""
         top = self.root / self.path
         if not top.is_dir():
-            raise ValueError(_absent(self, top))
+            raise ValueError(_absent(top))
         for folder, folders, names in os.walk(top):
             folders.sort()
             present = set(names)
@@ -237,7 +237,7 @@ class ShardSet(ImageSet):
         except ValueError:
             found = []
         if not found:
-            raise ValueError(_absent(self, target))
+            raise ValueError(_absent(target))
         return found
 
     def walk(self) -> Iterator[Item]:
@@ -289,10 +289,10 @@ def _fields(texts: Mapping[str, bytes], key: str, path: str) -> dict[str, Any]:
     return fields | {"key": key}
 
 
-def _absent(images: ImageSet, target: Path) -> str:
+def _absent(target: Path) -> str:
     return (
-        f"{target} does not exist or matches nothing (for {images}); relative paths of a suite "
-        "start from its data root: give the folder that holds the data"
+        f"{target} does not exist or matches nothing; relative paths of a suite start from its "
+        "data_root: give the folder that holds the data"
     )
 
 

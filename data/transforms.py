@@ -290,9 +290,10 @@ def map_colours(pixels: Tensor, matrix: np.ndarray, offset: float) -> Tensor:
 
 
 def hue_rotation(angle: float) -> np.ndarray:
-    """Returns the colour matrix [3, 3] that turns hues by an angle in radians and keeps the luma.
+    """Returns the colour matrix [3, 3] that turns hues by an angle (radians) and keeps the luma.
 
-    A rotation of the chroma plane of YIQ: one matrix instead of the way through HSV and back.
+    From red towards green; a rotation of the chroma plane of YIQ: one matrix instead of the way
+    through HSV and back.
     """
     cosine, sine = math.cos(angle), math.sin(angle)
-    return _FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) @ _TO_YIQ
+    return _FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]]) @ _TO_YIQ

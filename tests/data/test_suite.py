@@ -141,7 +141,7 @@ def test_data_that_cannot_be_used_gets_a_sentence(tmp_path):
     )
     (tmp_path / "bare").mkdir()
     for urls, message in {
-        "none-*.tar": r"none-\*\.tar does not exist or matches nothing .* data root",
+        "none-*.tar": r"none-\*\.tar does not exist or matches nothing; .* data_root",
         "bare": r"bare does not exist or matches nothing",
         "cut.tar": r"the shard .*cut\.tar is damaged: .*; write or copy it again",
         "empty.tar": r"holds no images",

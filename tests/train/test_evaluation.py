@@ -1,18 +1,13 @@
 """Evaluation: metrics against brute force, equality over world sizes, no trace in the training."""
 
-import io
-import json
 import random
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import nn
 from torch.nn import functional as F
@@ -22,8 +17,8 @@ from counterpoint.data.suite import ImageSet, Item
 from counterpoint.train.evaluation.encode import ByteCache, Encoder
 from counterpoint.train.evaluation.ranks import ranks, recall_at
 from counterpoint.train.evaluation.retrieval import Retrieval
-from counterpoint.train.evaluation.run import evaluate, prepare
-from counterpoint.train.evaluation.suite import Suite, load_suite
+from counterpoint.train.evaluation.run import evaluate
+from counterpoint.train.evaluation.suite import Suite
 from counterpoint.train.evaluation.zeroshot import ZeroShot
 
 CLASSES = [f"c{i}" for i in range(7)]
@@ -357,49 +352,6 @@ def test_labels_may_be_positions_and_classes_files(tmp_path):
     assert run(Suite("s", {"t": ZeroShot(data, classes=CLASSES, templates=own)})) == expected
 
 
-SETS = "counterpoint.data.suite"
-TASKS = "counterpoint.train.evaluation"
-DATA = {"class_path": f"{SETS}.FolderSet", "init_args": {"path": "d"}}
-ZERO = f"{TASKS}.zeroshot.ZeroShot"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"task": {}}, "has the unknown key 'task'; known: root, tasks"),
-        ({"tasks": {}}, "has no tasks"),
-        ([1], r"is \[1\], not a mapping"),
-        ({"tasks": {"t": {"init_args": {}}}}, "task 't' of .* has no class_path"),
-        ({"tasks": {"t": {"class_path": "no.Such"}}}, "class_path no.Such cannot be imported"),
-        ({"tasks": {"t": DATA}}, "task 't' of .*: FolderSet is not a Task"),
-        ({"tasks": {"t": {"class_path": ZERO}}}, "ZeroShot needs `data` in its init_args"),
-        (
-            {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA, "lable": "x"}}}},
-            "ZeroShot has the unknown key 'lable'; known: by, classes, data, label",
-        ),
-        (
-            {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": "photos"}}}},
-            "data: 'photos' is not an image set",
-        ),
-        (
-            {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA | {"args": 1}}}}},
-            "t' of .*data has the unknown key 'args'",
-        ),
-        (
-            {"tasks": {"t": {"class_path": f"{TASKS}.retrieval.Retrieval",
-                             "init_args": {"data": DATA, "k": [0]}}}},
-            r"task 't' of .*: k: \[0\] is not a list",
-        ),
-    ],
-)  # fmt: skip
-def test_a_mistake_in_a_suite_is_one_sentence(tmp_path, content, message):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(content))
-    with pytest.raises(ValueError, match=message) as caught:
-        load_suite(path)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_mistake_in_a_task_is_one_sentence():
     data = Pictures(8)
     for arguments, message in [
@@ -413,97 +365,5 @@ def test_a_mistake_in_a_task_is_one_sentence():
     ]:
         with pytest.raises(ValueError, match=message):
             run(Suite("s", {"t": ZeroShot(data, **arguments)}))
-    with pytest.raises(ValueError, match="there is no packaged suite 'none'"):
-        load_suite("none")
     with pytest.raises(ValueError, match="batch_size"):
         run(toy_suite(), batch_size=0)
-
-
-def test_paths_start_from_the_root(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "sub" / "mine.yaml"
-    path.parent.mkdir()
-    task = {"class_path": ZERO, "init_args": {"data": DATA}}
-    for root, data_root, expected in [
-        (None, None, "sub"),
-        ("r", None, "sub/r"),
-        ("r", "elsewhere", "elsewhere"),
-        (None, "elsewhere", "elsewhere"),
-    ]:
-        path.write_text(yaml.safe_dump({"tasks": {"t": task}} | ({"root": root} if root else {})))
-        loaded = load_suite("sub/mine.yaml", data_root)
-        assert loaded.name == "mine"
-        assert loaded.tasks["t"].data.root.resolve() == tmp_path / expected
-    assert load_suite("emoji").tasks["heldout"].data.root.resolve() == tmp_path / "emoji"
-
-
-@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_every_packaged_suite_loads(path):
-    loaded = load_suite(path.stem)
-    assert loaded.tasks and loaded.name == path.stem
-    assert load_suite(path).tasks.keys() == loaded.tasks.keys()
-
-
-class Oracle(nn.Module):
-    """Knows the pixel value of every caption; sees every image drawn by `blind` as black."""
-
-    image_size, context_length = 4, 77
-
-    def __init__(self, values):
-        super().__init__()
-        self.values = values
-        angles = torch.arange(len(values)) * (torch.pi / len(values))
-        self.table = torch.stack([angles.cos(), angles.sin()], 1)
-
-    def encode_image(self, image):
-        return self.table[image[:, 0, 0, 0].long()]
-
-    def encode_text(self, ids, lengths):
-        texts = ["".join(chr(i) for i in row[:n]) for row, n in zip(ids, lengths, strict=True)]
-        return torch.stack([self.table[self.values.get(text, 0)] for text in texts])
-
-
-def test_the_emoji_suite_on_a_small_copy_of_its_layout(tmp_path):
-    tones = ("light", "dark")
-    names = [f"{who} {tone} skin tone" for who in ("woman", "man") for tone in tones]
-    folder = tmp_path / "heldout"
-    folder.mkdir()
-    with tarfile.open(folder / "00000.tar", "w") as tar:
-        for style in ("openmoji", "twemoji"):
-            for i, name in enumerate(names):
-                who, tone = name.split()[:2]
-                fields = {"style": style, "skin_tone": tone, "gender": who, "key": f"{style}{i}"}
-                image = io.BytesIO()
-                seen = i if style == "twemoji" else 0
-                Image.new("RGB", (4, 4), (seen, 0, 0)).save(image, "PNG")
-                members = {
-                    "png": image.getvalue(),
-                    "txt": name.encode(),
-                    "json": json.dumps(fields).encode(),
-                }
-                for extension, data in members.items():
-                    info = tarfile.TarInfo(f"{style}{i}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-
-    def characters(texts, length):
-        ids = torch.zeros(len(texts), length, dtype=torch.int64)
-        for i, text in enumerate(texts):
-            ids[i, : len(text)] = torch.tensor([ord(c) for c in text])
-        return ids, torch.tensor([len(text) for text in texts])
-
-    suite = load_suite("emoji", tmp_path)
-    model = Oracle({name: i for i, name in enumerate(names)})
-    results = evaluate(model, suite, characters, transform)
-    assert results["emoji/heldout_twemoji/top1"] == 1
-    assert results["emoji/heldout_openmoji/top1"] == 1 / 4
-    assert results["emoji/heldout/top1"] == (1 + 1 / 4) / 2
-    # Of a caption's two images one is found at once; black images find the first caption only.
-    assert results["emoji/retrieval/image_to_text_recall@1"] == 5 / 8
-    assert results["emoji/retrieval/text_to_image_recall@5"] == 1
-    assert {"emoji/skin_tone/top1", "emoji/gender/top1"} < results.keys()
-
-
-def test_preparing_alone_finds_mistakes_in_the_data(tmp_path):
-    with pytest.raises(ValueError, match=r"task 'heldout' of suite 'emoji': .* give the folder"):
-        prepare(load_suite("emoji", tmp_path))

@@ -1,0 +1,77 @@
+"""Small shards made by hand, the same way for every test of `data`."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+# The same examples every time, however slow the machine is.
+settings.register_profile("data", deadline=None, derandomize=True)
+settings.load_profile("data")
+
+Members = list[tuple[str, bytes]]
+
+
+def picture(seed: int, height: int = 20, width: int = 24, form: str = "PNG", **save) -> bytes:
+    """A smooth random picture: three colour waves."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(rng.uniform(0.05, 0.4) * x + rng.uniform(0.05, 0.4) * y) for _ in range(3)]
+    pixels = (127.5 + 127.5 * np.stack(waves, -1)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **save)
+    return buffer.getvalue()
+
+
+def pairs(first: int, count: int) -> Members:
+    """Members of `count` good samples in img2dataset's layout."""
+    members: Members = []
+    for number in range(first, first + count):
+        key = f"{number:09d}"
+        fields = {"key": key, "caption": f"caption {number}"}
+        members += [
+            (f"{key}.png", picture(number)),
+            (f"{key}.txt", f"picture {number}".encode()),
+            (f"{key}.json", json.dumps(fields).encode()),
+        ]
+    return members
+
+
+def write_tar(path: Path, members: Members, form: int = tarfile.PAX_FORMAT) -> str:
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+@pytest.fixture
+def make_picture() -> Callable[..., bytes]:
+    return picture
+
+
+@pytest.fixture
+def make_pairs() -> Callable[[int, int], Members]:
+    return pairs
+
+
+@pytest.fixture
+def make_tar() -> Callable[..., str]:
+    return write_tar
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[str]:
+    """Three good shards of 7, 5 and 9 samples."""
+    counts, first, paths = (7, 5, 9), 0, []
+    for number, count in enumerate(counts):
+        paths.append(write_tar(tmp_path / f"{number:05d}.tar", pairs(first, count)))
+        first += count
+    return paths

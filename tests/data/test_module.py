@@ -1,0 +1,162 @@
+"""The data module: built from a run file, connected, resumed; its workers and signals."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+
+from counterpoint.data.index import index_shards
+from counterpoint.data.manifest import Manifest
+from counterpoint.data.module import PairsDataModule
+from counterpoint.data.schedule import Schedule
+from counterpoint.data.transforms import EvalTransform, TrainTransform
+
+
+@pytest.fixture
+def manifest_file(shards, tmp_path):
+    index_shards(shards, tmp_path / "m.parquet")
+    return str(tmp_path / "m.parquet")
+
+
+def connected(manifest_file, phases=((8, 6),), **arguments):
+    data = PairsDataModule(manifest_file, **arguments)
+    data.connect(Schedule(phases), seed=1, image_size=16, context_length=8)
+    return data
+
+
+def test_a_run_file_can_choose_every_part(manifest_file):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PairsDataModule, "data")
+    transforms = "counterpoint.data.transforms"
+    config = parser.parse_object(
+        {
+            "data": {
+                "manifest": manifest_file,
+                "tokenizer": {"class_path": "counterpoint.data.tokenize.ClipTokenizer"},
+                "train_transform": {
+                    "class_path": f"{transforms}.TrainTransform",
+                    "init_args": {"scale": [0.6, 1.0], "rotate": 10},
+                },
+                "eval_transform": {
+                    "class_path": f"{transforms}.EvalTransform",
+                    "init_args": {"resize": "squash"},
+                },
+                "caption": ["txt", "json:caption"],
+            }
+        }
+    )
+    data = parser.instantiate(config).data
+    assert isinstance(data.train_transform, TrainTransform)
+    assert (data.train_transform.scale, data.train_transform.rotate) == ((0.6, 1.0), 10)
+    assert isinstance(data.eval_transform, EvalTransform) and data.eval_transform.resize == "squash"
+    assert data.caption == ("txt", "json:caption")
+    assert data.tokenizer.vocab_size == 49408
+
+
+class Recorder(LightningModule):
+    """Trains one number and writes down what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def training_step(self, batch, index):
+        self.seen.append((batch["key"].tolist(), int(batch["image"].sum())))
+        return self.weight * batch["image"].float().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data, steps, **arguments):
+    recorder = Recorder()
+    trainer = Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        check_val_every_n_epoch=None,
+    )
+    trainer.fit(recorder, datamodule=data, **arguments)
+    return trainer, recorder.seen
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_lightning_continues_at_the_stored_step(manifest_file, tmp_path, num_workers):
+    _, whole = fit(connected(manifest_file, num_workers=num_workers), 8)
+    assert len(whole) == 8
+    trainer, head = fit(connected(manifest_file, num_workers=num_workers), 3)
+    trainer.save_checkpoint(tmp_path / "at3.ckpt")
+    resumed = connected(manifest_file, num_workers=2 - num_workers)
+    _, tail = fit(resumed, 8, ckpt_path=tmp_path / "at3.ckpt")
+    assert resumed.first_step == 3
+    assert head + tail == whole
+
+
+def test_replaced_samples_reach_the_ledger_once(manifest_file, shards):
+    os.unlink(f"{shards[1]}.index")
+    with open(shards[1], "r+b") as file:
+        file.truncate(700)
+    data = PairsDataModule(manifest_file, num_workers=2)
+    data.schedule, data.image_size, data.context_length = Schedule([(7, 3)]), 16, 8
+    fit(data, 7)
+    data.ledger.merge(data.ledger.take_delta())
+    assert data.ledger.samples == 21
+    assert data.ledger.summary() == {"errors/shard_truncated/default": 5}
+
+
+def test_another_manifest_is_refused_on_resume(manifest_file, make_tar, make_pairs, tmp_path):
+    data = connected(manifest_file)
+    state = data.state_dict()
+    assert state["step"] == 0
+    other = str(tmp_path / "other.parquet")
+    index_shards([make_tar(tmp_path / "x.tar", make_pairs(0, 3))], other)
+    with pytest.raises(ValueError, match="lists other shards than the run began with"):
+        connected(other).load_state_dict(state)
+
+
+def test_bad_input_is_refused_when_connecting(manifest_file, shards, tmp_path):
+    with pytest.raises(ValueError, match=r"none.parquet' does not exist"):
+        connected(str(tmp_path / "none.parquet"))
+    with pytest.raises(ValueError, match="connect must be called"):
+        PairsDataModule(manifest_file).train_dataloader()
+    with pytest.raises(ValueError, match=r"batch_size=6 .* world size 4; use 4 or 8"):
+        connected(manifest_file).train_dataset(rank=0, world_size=4)
+    os.truncate(shards[0], 1000)
+    with pytest.raises(ValueError, match="was cut off; fetch it again"):
+        connected(manifest_file)
+
+
+def test_workers_outlive_a_stop_signal_but_not_their_loader(manifest_file):
+    batches = iter(connected(manifest_file, num_workers=2).train_dataloader())
+    first = next(batches)
+    workers = [worker.pid for worker in batches._workers]
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+    # From another process, as a scheduler's signal comes; the loader's own must end them.
+    os.system(f"kill -TERM {' '.join(map(str, workers))}")
+    time.sleep(0.2)
+    assert len([first, *batches]) == 8
+    processes = list(batches._workers)
+    assert all(process.is_alive() for process in processes)
+    for process in processes:
+        process.terminate()
+        process.join(timeout=10)
+        assert process.exitcode == 0
+
+
+def test_the_manifest_is_loaded_when_asked_for(tmp_path, manifest_file):
+    data = PairsDataModule(str(tmp_path / "none.parquet"))
+    with pytest.raises(ValueError, match="does not exist"):
+        _ = data.manifest
+    assert PairsDataModule(manifest_file).manifest.num_samples == 21
+    assert isinstance(PairsDataModule(manifest_file).manifest, Manifest)

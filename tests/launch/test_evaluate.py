@@ -1,0 +1,131 @@
+"""The evaluate command around the evaluation: files, precision, where the data is looked for."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from counterpoint.launch import evaluate as command
+
+SUITE = """
+tasks:
+  colours:
+    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
+    init_args:
+      data: {class_path: counterpoint.data.suite.FolderSet, init_args: {path: pictures}}
+      templates: "{c}"
+"""
+NAMES = ("blue", "green", "red")
+
+
+class Model(nn.Module):
+    """Right about every colour; notes the type it computes in."""
+
+    image_size, context_length = 2, 8
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+        self.types = []
+
+    def encode_image(self, image):
+        out = image[:, :, 0, 0].flip(1).to(self.weight.dtype) @ self.weight
+        self.types.append(out.dtype)
+        return out
+
+    def encode_text(self, ids, lengths):
+        return nn.functional.one_hot(ids[:, 0], 3).to(self.weight.dtype)
+
+
+def tokenizer(texts, length):
+    return torch.tensor([[NAMES.index(t)] * length for t in texts]), torch.ones(len(texts)).long()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run folder whose loading is replaced; returns it with what the loader will answer."""
+    for i, name in enumerate(NAMES):
+        for n in range(2):
+            path = tmp_path / "data/pictures" / name / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (2, 2), tuple(255 * (i == 2 - c) for c in range(3))).save(path)
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(SUITE)
+    for step in (20, 100):
+        path = tmp_path / f"run/checkpoints/step-{step:08d}.ckpt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    config = {
+        "trainer": {"precision": "bf16-mixed"},
+        "evaluation": {
+            "suite": str(suite),
+            "batch_size": 4,
+            "data_root": str(tmp_path / "data"),
+        },
+    }
+    model = Model()
+    data = SimpleNamespace(tokenizer=tokenizer, eval_transform=lambda image, size, rng: image)
+    asked = []
+
+    def load_run(run_dir, step):
+        asked.append(step)
+        return SimpleNamespace(model=model), data, config
+
+    monkeypatch.setattr(command, "load_run", load_run)
+    return SimpleNamespace(
+        folder=tmp_path / "run", suite=suite, config=config, model=model, asked=asked
+    )
+
+
+def test_the_runs_own_suite_is_the_default(run, capsys):
+    assert command.main([str(run.folder)]) == 0
+    written = json.loads((run.folder / "evaluation/mine-00000100.json").read_text())
+    assert written["step"] == 100 and written["suite"] == "mine"
+    assert written["metrics"]["mine/colours/top1"] == 1
+    assert run.asked == [100]
+    assert run.model.types == [torch.bfloat16, torch.bfloat16]  # batches of 4 and 2
+    printed = capsys.readouterr().out
+    assert "mine/colours  top1 100.0%" in printed and "mine-00000100.json" in printed
+    assert [path.name for path in (run.folder / "evaluation").iterdir()] == ["mine-00000100.json"]
+
+
+def test_step_batch_size_and_file_may_be_chosen(run, tmp_path):
+    out = tmp_path / "new/result.json"
+    words = [str(run.folder), "--checkpoint", "20", "--batch_size", "6", "--out", str(out)]
+    command.main(words)
+    assert json.loads(out.read_text())["step"] == 20
+    assert run.asked == [20] and len(run.model.types) == 1
+
+
+def test_another_suite_brings_its_own_root(run, tmp_path):
+    other = tmp_path / "data/other.yaml"
+    other.write_text(SUITE)
+    results = command.evaluate_run(run.folder, str(other))
+    assert results["other/colours/top1"] == 1
+    run.suite.write_text(SUITE)
+    with pytest.raises(ValueError, match="nowhere/pictures does not exist"):
+        command.main([str(run.folder), "--data_root", str(tmp_path / "nowhere")])
+
+
+def test_a_run_without_a_suite_asks_for_one(run):
+    run.config["evaluation"] |= {"suite": None, "data_root": None}
+    with pytest.raises(ValueError, match="name one with --suite"):
+        command.main([str(run.folder)])
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        (None, torch.float32),
+        ("32-true", torch.float32),
+        ("bf16-true", torch.bfloat16),
+        ("64-true", torch.float64),
+    ],
+)
+def test_towers_run_in_the_runs_precision(run, precision, expected):
+    run.config["trainer"]["precision"] = precision
+    command.evaluate_run(run.folder)
+    assert set(run.model.types) == {expected}
