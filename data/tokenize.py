@@ -15,6 +15,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -169,7 +170,8 @@ class HFTokenizer(Tokenizer):
         self.tokenizer.padding_side = "right"
         self.tokenizer.truncation_side = "right"
         self.vocab_size = len(self.tokenizer)
-        self.pad_id = int(self.tokenizer.pad_token_id)
+        pad_id: Any = self.tokenizer.pad_token_id
+        self.pad_id = int(pad_id)
 
     def __call__(self, texts: Sequence[str], context_length: int) -> tuple[Tensor, Tensor]:
         """Encodes a batch of captions; see `Tokenizer`."""
@@ -229,7 +231,8 @@ def byte_pair_model():
     assert spec is not None and spec.origin is not None, "open_clip_torch is a dependency"
     path = Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : NUM_MERGES + 1]]
+    pairs = (line.split() for line in lines[1 : NUM_MERGES + 1])
+    merges = [(first, second) for first, second in pairs]
     # Ids: the bytes (printable ones first), the bytes ending a word, the merges by rank.
     characters = sorted(byte_characters())
     symbols = [*characters, *(character + "</w>" for character in characters)]
