@@ -13,7 +13,6 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SCHEMA = pa.schema(
@@ -135,9 +134,11 @@ class Manifest:
     def fingerprint(self) -> str:
         """Hash of what the shards are, wherever they lie."""
         digest = hashlib.sha256()
-        files = pc.replace_substring_regex(self._table["url"], ".*/", "")
-        for texts in (self._table["source"], files, self._table["sha256"]):
-            joined = "\n".join(texts.to_pylist()).encode()
+        source, url, sha256 = (
+            self._table[name].to_pylist() for name in ("source", "url", "sha256")
+        )
+        for texts in (source, [path.rpartition("/")[2] for path in url], sha256):
+            joined = "\n".join(texts).encode()
             digest.update(len(joined).to_bytes(8, "little") + joined)
         for numbers in (self.counts, self.num_bytes):
             digest.update(numbers.astype("<i8").tobytes())

@@ -5,6 +5,7 @@ In: a local tar in WebDataset layout (`KEY.jpg`, `KEY.txt`, ... next to one anot
 any sample is one read away.
 """
 
+import contextlib
 import os
 import re
 import zipfile
@@ -100,8 +101,15 @@ def build_index(descriptor: int, num_bytes: int) -> MemberIndex:
             del offsets[firsts[-1] :], sizes[firsts[-1] :], kinds[firsts[-1] :]
             firsts.pop()
     firsts.append(len(offsets))
-    columns = [np.frombuffer(column, dtype=np.int64) for column in (firsts, offsets, sizes, kinds)]
-    return MemberIndex(*columns, list(extensions), keys, damaged)
+    return MemberIndex(
+        firsts=np.frombuffer(firsts, dtype=np.int64),
+        offsets=np.frombuffer(offsets, dtype=np.int64),
+        sizes=np.frombuffer(sizes, dtype=np.int64),
+        kinds=np.frombuffer(kinds, dtype=np.int64),
+        extensions=list(extensions),
+        keys=keys,
+        damaged=damaged,
+    )
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -230,6 +238,7 @@ def _save(index: MemberIndex, beside: Path, stamp: tuple[int, int, int]) -> None
         with open(temporary, "wb") as file:
             np.savez(
                 file,
+                allow_pickle=False,
                 stamp=np.array(stamp, dtype=np.int64),
                 firsts=index.firsts,
                 offsets=index.offsets,
@@ -240,7 +249,8 @@ def _save(index: MemberIndex, beside: Path, stamp: tuple[int, int, int]) -> None
         os.replace(temporary, beside)
     except OSError:
         # A read-only or full disk costs time at the next opening, nothing else.
-        temporary.unlink(missing_ok=True) if os.access(beside.parent, os.W_OK) else None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _load(beside: Path, stamp: tuple[int, int, int]) -> MemberIndex | None:
@@ -249,13 +259,14 @@ def _load(beside: Path, stamp: tuple[int, int, int]) -> MemberIndex | None:
         with np.load(beside, allow_pickle=False) as stored:
             if tuple(stored["stamp"].tolist()) != stamp:
                 return None
-            columns = [stored[name] for name in ("firsts", "offsets", "sizes", "kinds")]
+            columns = {name: stored[name] for name in ("firsts", "offsets", "sizes", "kinds")}
             texts = {
                 name: stored[name].tobytes().decode("utf-8", "surrogateescape")
                 for name in ("keys", "extensions", "damaged")
             }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    keys = texts["keys"].split("\0") if len(columns[0]) > 1 else []
-    index = MemberIndex(*columns, texts["extensions"].split("\0"), keys, texts["damaged"])
+    keys = texts["keys"].split("\0") if len(columns["firsts"]) > 1 else []
+    extensions = texts["extensions"].split("\0")
+    index = MemberIndex(**columns, extensions=extensions, keys=keys, damaged=texts["damaged"])
     return index if len(index.firsts) == len(keys) + 1 else None

@@ -160,6 +160,18 @@ def test_zero_shot_equals_sklearn():
     assert 0 < results["toy/all/top1"] < results["toy/all/top5"] < 1
 
 
+def test_a_class_is_the_normalised_mean_of_its_own_prompts():
+    data, model = Pictures(60), Toy()
+    prompts = {name: [f"{name}{j * k}" for j in range(1, k + 2)] for k, name in enumerate(CLASSES)}
+    results = run(Suite("s", {"t": ZeroShot(data, classes=CLASSES, templates=prompts)}), model)
+    image, text = features(model, data)
+    means = torch.stack([text(prompts[name]).mean(0) for name in CLASSES])
+    truth = torch.tensor([CLASSES.index(name) for name in data.classes])
+    accuracy = [((image @ w.T).argmax(1) == truth).double().mean() for w in (unit(means), means)]
+    assert results["s/t/top1"] == pytest.approx(accuracy[0])
+    assert accuracy[0] != accuracy[1]  # else the test would not notice a missing normalisation
+
+
 def test_groups_are_measured_apart_and_averaged():
     suite, model = toy_suite(), Toy()
     results = run(suite, model)
