@@ -124,17 +124,17 @@ def process_group() -> Iterator[torch.device]:
 
 def weights_type(precision: str | int | None) -> torch.dtype | None:
     """Returns the weights' type under Lightning's `precision`; None: as they are."""
-    kinds = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
-    doubles = dict.fromkeys(("64", "64-true"), torch.float64)
-    return (kinds | doubles).get(str(precision))
+    double = torch.float64
+    kinds = {"64": double, "64-true": double, "bf16-true": torch.bfloat16, "16-true": torch.half}
+    return kinds.get(str(precision))
 
 
 def tower_context(
     precision: str | int | None, device: torch.device
 ) -> Callable[[], AbstractContextManager]:
     """Returns what makes the context in which training with `precision` runs the towers."""
-    kinds = dict.fromkeys(("bf16", "bf16-mixed"), torch.bfloat16)
-    kinds |= dict.fromkeys(("16", "16-mixed"), torch.float16)
+    half, brain = torch.float16, torch.bfloat16
+    kinds = {"16": half, "16-mixed": half, "bf16": brain, "bf16-mixed": brain}
     dtype = kinds.get(str(precision))
     return nullcontext if dtype is None else partial(torch.autocast, device.type, dtype=dtype)
 
