@@ -167,6 +167,7 @@ class GlooPool:
             "module": fn.__module__,
             "path": fn.__code__.co_filename,
             "function": fn.__name__,
+            "folders": sys.path,
             "rendezvous": str(Path(self._folder.name, f"rendezvous-{self._num_calls}")),
             "world_size": len(workers),
             "timeout": timeout,

@@ -26,15 +26,16 @@ from pathlib import Path
 from typing import Any
 
 
-def load_module(name: str, path: str) -> types.ModuleType:
+def load_module(name: str, path: str, folders: list[str]) -> types.ModuleType:
     """Imports the file `path` under `name`, the name it has in the test process.
 
     Under pytest's importlib mode a test module is not on `sys.path`. Its parent folders become
     packages here as they do there, so that pickles name the same classes on both sides and
-    relative imports find their neighbours.
+    relative imports find their neighbours. `folders` is the test process's `sys.path`.
     """
     if name in sys.modules:
         return sys.modules[name]
+    sys.path += [folder for folder in folders if folder not in sys.path]
     if name.startswith("counterpoint."):
         return importlib.import_module(name)
     folder, parent = Path(path).parent, name.rpartition(".")[0]
@@ -80,7 +81,7 @@ def run_call(call: dict, arguments: bytes) -> tuple[str, Any, float]:
     import torch.distributed as dist
 
     try:
-        module = load_module(call["module"], call["path"])
+        module = load_module(call["module"], call["path"], call["folders"])
         function: Callable = getattr(module, call["function"])
         with clean_state(call["env"]):
             dist.init_process_group(
