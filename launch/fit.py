@@ -96,20 +96,21 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
     step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
     metrics = MetricsFile(run_dir / "metrics.jsonl", None if checkpoint is None else step)
     stop = StopOnSignal()
+    trainer_args["logger"] = [metrics, *_loggers(trainer_args.get("logger"), run_dir, step)]
+    trainer_args["callbacks"] = [
+        *(trainer_args.get("callbacks") or []),
+        stop,
+        CountErrors(parts.checkpoint.every_n_steps),
+        Metrics(),
+        Evaluate(parts.evaluation),
+        checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
+    ]
+    trainer_args["plugins"] = [
+        *(trainer_args.get("plugins") or []),
+        checkpoints.AtomicCheckpointIO(),
+    ]
     trainer = Trainer(
-        **trainer_args
-        | {
-            "logger": [metrics, *_loggers(trainer_args.get("logger"), run_dir, step)],
-            "callbacks": [
-                *(trainer_args.get("callbacks") or []),
-                stop,
-                CountErrors(parts.checkpoint.every_n_steps),
-                Metrics(),
-                Evaluate(parts.evaluation),
-                checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
-            ],
-            "plugins": [*(trainer_args.get("plugins") or []), checkpoints.AtomicCheckpointIO()],
-        },
+        **trainer_args,
         max_steps=phases.total_steps,
         max_epochs=-1,
         use_distributed_sampler=False,
@@ -233,7 +234,7 @@ def _loggers(chosen: Any, run_dir: Path, step: int) -> list[Any]:
         return []
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    purge = {"purge_step": step + 1} if step else {}
+    purge: dict[str, Any] = {"purge_step": step + 1} if step else {}
     return [TensorBoardLogger(run_dir, name="tensorboard", version="", **purge)]
 
 

@@ -53,7 +53,10 @@ class Objective(nn.Module):
     @property
     def needs(self) -> frozenset[str]:
         """The union of what the terms read."""
-        return frozenset(name for term in self.terms.values() for name in term.needs)
+        needs: set[str] = set()
+        for term in self.terms.values():
+            needs.update(term.needs)  # type: ignore[arg-type] - checked above
+        return frozenset(needs)
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]

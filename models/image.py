@@ -32,7 +32,19 @@ class PixelStem(nn.Module):
         return (image.to(self.mean.dtype) - self.mean) / self.std
 
 
-class TimmTower(nn.Module):
+class ImageTower(nn.Module):
+    """What an image tower must offer: `forward(uint8 [n, 3, h, w]) -> [n, width]`.
+
+    Attributes:
+        width: length of the pooled vector.
+        image_size: side of the square input in pixels.
+    """
+
+    width: int
+    image_size: int
+
+
+class TimmTower(ImageTower):
     """Any timm model as image tower.
 
     Args:

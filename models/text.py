@@ -6,7 +6,19 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 
-class ClipTextTower(nn.Module):
+class TextTower(nn.Module):
+    """What a text tower must offer: `forward(ids [n, tokens], lengths [n]) -> [n, width]`.
+
+    Attributes:
+        width: length of the pooled vector.
+        context_length: longest caption in tokens.
+    """
+
+    width: int
+    context_length: int
+
+
+class ClipTextTower(TextTower):
     """CLIP's causal text transformer, built from a configuration (nothing is downloaded).
 
     The pooled vector is the last layer's state at the end-of-text token. Attention is causal, so

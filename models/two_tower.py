@@ -13,6 +13,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .image import ImageTower
+from .text import TextTower
+
 MAX_LOGIT_SCALE = 100.0
 
 
@@ -32,8 +35,8 @@ class TwoTower(nn.Module):
 
     def __init__(
         self,
-        image: nn.Module,
-        text: nn.Module,
+        image: ImageTower,
+        text: TextTower,
         embed_dim: int = 512,
         logit_scale_init: float = 1 / 0.07,
         logit_bias_init: float | None = None,

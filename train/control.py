@@ -19,7 +19,7 @@ class ControlGroup:
     """A gloo process group for host-side values; does nothing in a single process."""
 
     def __init__(self):
-        self.group = None
+        self.group: Any = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.group = dist.new_group(backend="gloo")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
-from .evaluation.run import evaluate
+from .evaluation.run import evaluate, prepare
 from .evaluation.suite import Suite, load_suite
 from .metrics import log_row
 from .module import ContrastiveModule
@@ -44,6 +44,15 @@ class Evaluate(pl.Callback):
         if config.suite is not None:
             self.suite = load_suite(config.suite, config.data_root)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the data before hours of training depend on it.
+
+        Raises:
+            ValueError: the suite's data cannot be used.
+        """
+        if self.suite is not None:
+            prepare(self.suite, trainer.world_size)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
@@ -65,5 +74,10 @@ class Evaluate(pl.Callback):
             )
             log_row(trainer, values, step)
             if trainer.is_global_zero:
-                shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-                print(f"step {step}  {shown}", flush=True)
+                print(f"step {step}  {screen_line(values)}", flush=True)
+
+
+def screen_line(values: dict[str, float]) -> str:
+    """The first choices only: accuracies and recalls at one."""
+    shown = {name: value for name, value in values.items() if name.endswith(("top1", "@1"))}
+    return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())
