@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_bad_input_is_refused_when_connecting(manifest_file, shards, tmp_path):
 
 
 def test_workers_outlive_a_stop_signal_but_not_their_loader(manifest_file):
-    batches = iter(connected(manifest_file, num_workers=2).train_dataloader())
+    batches: Any = iter(connected(manifest_file, num_workers=2).train_dataloader())
     first = next(batches)
     workers = [worker.pid for worker in batches._workers]
     for pid in workers:

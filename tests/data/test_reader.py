@@ -4,7 +4,8 @@ import os
 import pickle
 
 import pytest
-import webdataset as wds
+from webdataset.compat import WebDataset
+from webdataset.writer import ShardWriter
 
 from counterpoint.data.errors import SampleError
 from counterpoint.data.reader import ShardReader
@@ -12,7 +13,7 @@ from counterpoint.data.reader import ShardReader
 
 def test_every_sample_equals_webdatasets(tmp_path, make_pairs):
     pattern = str(tmp_path / "%05d.tar")
-    with wds.ShardWriter(pattern, maxcount=4, verbose=0) as writer:
+    with ShardWriter(pattern, maxcount=4, verbose=0) as writer:
         members = make_pairs(0, 10)
         for number in range(10):
             sample = {name.split(".")[1]: data for name, data in members[3 * number :][:3]}
@@ -26,7 +27,7 @@ def test_every_sample_equals_webdatasets(tmp_path, make_pairs):
             {k: v for k, v in sample.items() if k in ("__key__", "png", "txt", "json")},
         )
         for shard, url in enumerate(urls)
-        for ordinal, sample in enumerate(wds.WebDataset(url, shardshuffle=False))
+        for ordinal, sample in enumerate(WebDataset(url, shardshuffle=False))
     ]
     assert len(expected) == 10
     for shard, ordinal, sample in [*expected[::-1], *expected]:

@@ -1,5 +1,8 @@
 """Pixels against torchvision and Pillow; randomness; ranges."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +23,7 @@ from counterpoint.data.transforms import (
 )
 
 BICUBIC = InterpolationMode.BICUBIC
-WHOLE = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+WHOLE: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
 
 
 def rng(seed=0):
@@ -71,7 +74,7 @@ def test_eval_crop_and_padding():
 
 def test_train_crop_equals_torchvisions_resized_crop(monkeypatch):
     image = smooth(60, 90)
-    boxes = []
+    boxes: list[tuple[int, int, int, int]] = []
 
     def recording(*args):
         boxes.append(crop_box(*args))
@@ -80,7 +83,9 @@ def test_train_crop_equals_torchvisions_resized_crop(monkeypatch):
     monkeypatch.setattr(module, "crop_box", recording)
     for seed in range(20):
         result = TrainTransform(scale=(0.2, 1.0))(image, 48, rng(seed))
-        assert torch.equal(result, V.resized_crop(image, *boxes[-1], [48, 48], BICUBIC))
+        assert torch.equal(
+            result, V.resized_crop(image, *boxes[-1], size=[48, 48], interpolation=BICUBIC)
+        )
     assert len(set(boxes)) == 20
 
 
@@ -168,14 +173,9 @@ def test_moving_equals_torchvisions_affine(degrees, shift, mirrored):
         assert torch.allclose(result[:, :, :5], torch.tensor(255.0), atol=0.01)
 
 
-class Fixed:
+def fixed(value) -> Any:
     """Stands for a generator whose every draw is one number."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def random(self, shape):
-        return np.full(shape, self.value)
+    return SimpleNamespace(random=lambda shape: np.full(shape, value))
 
 
 @pytest.mark.parametrize("draw", [0.0, 0.3, 0.5, 0.9])
@@ -189,7 +189,7 @@ class Fixed:
 )
 def test_colour_factors_equal_torchvisions(name, adjust, draw):
     image = smooth(32, 32)
-    result = TrainTransform(**WHOLE, **{name: 0.4})(image, 32, Fixed(draw))
+    result = TrainTransform(**(WHOLE | {name: 0.4}))(image, 32, fixed(draw))
     reference = adjust(image, 1 + 0.4 * (2 * draw - 1))
     assert float(difference(result, reference).max()) <= 2
 
@@ -216,7 +216,7 @@ def test_grey_and_hue():
 def test_colours_combine_in_the_order_named():
     image = smooth(32, 32) // 4 + 90  # no value reaches the ends, so nothing is clamped midway
     transform = TrainTransform(**WHOLE, brightness=0.2, contrast=0.2, saturation=0.2)
-    result = transform(image, 32, Fixed(0.9))
+    result = transform(image, 32, fixed(0.9))
     reference = image.float() / 255
     for adjust in (V.adjust_brightness, V.adjust_contrast, V.adjust_saturation):
         reference = adjust(reference, 1.16)
@@ -227,7 +227,7 @@ def test_colours_combine_in_the_order_named():
 def test_probabilities(name):
     image = smooth(16, 16)
     plain = TrainTransform(**WHOLE)(image, 16, rng())
-    sure, half = (TrainTransform(**WHOLE, **{name: p}) for p in (1.0, 0.5))
+    sure, half = (TrainTransform(**(WHOLE | {name: p})) for p in (1.0, 0.5))
     assert not torch.equal(sure(image, 16, rng()), plain)
     kept = sum(torch.equal(half(image, 16, rng(seed)), plain) for seed in range(200))
     assert 70 <= kept <= 130
