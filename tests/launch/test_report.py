@@ -258,6 +258,14 @@ def test_retrieval_against_a_slow_count():
     assert grid.num_best == sum(row.place <= 5 for row in grid.rows)
 
 
+def test_a_collapsed_model_finds_nothing():
+    pairs = fake_pairs()
+    for value in (1.0, np.nan):
+        flat = np.full((6, 8), value)
+        grid = build_grid(Pairs(pairs.captions, pairs.picture, flat[:4], flat, pairs.correct))
+        assert (grid.num_first, grid.num_best) == (0, 0)
+
+
 def test_captions_are_taken_at_even_distances():
     pairs = fake_pairs()
     many = Pairs([str(i) for i in range(100)], pairs.picture, np.ones((100, 8)),
