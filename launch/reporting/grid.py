@@ -68,14 +68,16 @@ def build_grid(pairs: Pairs, num_rows: int = NUM_ROWS, num_best: int = NUM_BEST)
     rows, places = [], []
     for index, caption in enumerate(pairs.captions):
         similarity = pairs.image_features @ pairs.caption_features[index]
-        order = np.argsort(-similarity, kind="stable")
-        right = np.isin(order, pairs.correct[index])
-        assert right.any(), f"no right image is given for the caption {caption!r}"
-        places.append(int(right.argmax()) + 1)
+        is_right = np.isin(np.arange(num_images), pairs.correct[index])
+        assert is_right.any(), f"no right image is given for the caption {caption!r}"
+        # As in evaluation: ties, and what cannot be compared (nan), count against the model.
+        best = similarity[is_right].max()
+        places.append(1 + int((~(similarity < best) & ~is_right).sum()))
         if index in shown:
+            order = np.argsort(-similarity, kind="stable")[:num_best].tolist()
             hits = [
-                Hit(png(pairs.picture(int(image))), float(similarity[image]), bool(is_right))
-                for image, is_right in zip(order[:num_best], right[:num_best], strict=True)
+                Hit(png(pairs.picture(image)), float(similarity[image]), bool(is_right[image]))
+                for image in order
             ]
             rows.append(GridRow(caption, hits, places[-1]))
     ranks = np.asarray(places)

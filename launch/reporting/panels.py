@@ -97,7 +97,8 @@ def evaluation_metrics(runs: list[Run]) -> list[str]:
         folder, leaf = name.rsplit("/", 1)
         if _recall(name):
             return 1, _sort_key(folder), _sort_key(leaf)
-        return 0, _sort_key(leaf), order[name]  # tasks stay in the suite's order
+        # Top-1 before means over classes; tasks stay in the suite's order.
+        return 0, _sort_key(leaf if not leaf.startswith("top") else f" {leaf}"), order[name]
 
     return sorted(found, key=place)
 

@@ -6,7 +6,9 @@ from typing import Any
 from .panels import evaluation_metrics, title_of
 from .runs import Run, show
 
-LOWER_IS_BETTER = ("loss", "data_wait", "seconds")
+LOWER_IS_BETTER = ("data_wait",)
+# Objectives differ in what their values mean.
+INCOMPARABLE = ("loss", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _row(runs: list[Run], metric: str, title: str) -> Row:
     values = [run.final.get(metric) for run in runs]
     known = [value for value in values if value is not None and value == value]
     best: frozenset[int] = frozenset()
-    if len(known) > 1 and metric not in ("logit_scale",):
+    if len(set(known)) > 1 and metric not in INCOMPARABLE:
         target = min(known) if metric in LOWER_IS_BETTER else max(known)
         best = frozenset(i for i, value in enumerate(values) if value == target)
     return Row(metric, title, [show(metric, value) for value in values], best)

@@ -1,6 +1,5 @@
 """The report page: it parses, needs no other file, and shows the numbers of the run folder."""
 
-import base64
 import builtins
 import json
 import re
@@ -15,8 +14,7 @@ import pytest
 import yaml
 
 from counterpoint.launch.report import main, write_report
-from counterpoint.launch.reporting import figures
-from counterpoint.launch.reporting.grid import Pairs, build_grid, pairs_of_run, png
+from counterpoint.launch.reporting.grid import Pairs, png
 from counterpoint.launch.reporting.panels import evaluation_panels, training_panels
 from counterpoint.launch.reporting.runs import read_run, read_runs
 
@@ -78,7 +76,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.text, self.tags, self.open, self.cells = text, [], [], {}
-        self.metric, self.in_cell, self.words = None, False, []
+        self.metric, self.in_cell, self.words, self.attributes = None, False, [], {}
         self.feed(text)
         self.close()
         assert not self.open, f"not closed: {self.open}"
@@ -91,6 +89,7 @@ class Page(HTMLParser):
             self.metric = dict(attrs).get("data-metric")
         if tag == "td" and self.metric:
             self.cells.setdefault(self.metric, []).append("")
+            self.attributes.setdefault(self.metric, []).append(dict(attrs))
             self.in_cell = True
 
     def handle_startendtag(self, tag, attrs):
@@ -206,6 +205,9 @@ def test_several_runs_side_by_side(several):
     name = "emoji/heldout_twemoji/top1"
     shown = [f"{100 * final[name]:.1f}%" for final in finals[:2]]
     assert page.cells[name][1:] == [*shown, "-"]
+    best = [a.get("class") for a in page.attributes[name]][1:]
+    assert best == [None, "best", None]
+    assert {a.get("class") for a in page.attributes["loss"]} == {None}
     assert page.cells["state"][1:] == ["ended", "not ended", "ended"]
     # Folders of the same name are told apart; the batch sizes differ, so pairs are the axis.
     assert "a/run" in page.said and "b/run" in page.said
@@ -238,98 +240,6 @@ def test_the_grid_shows_the_best_images_and_marks_the_right_one(single):
     assert images[15]["src"] == png(np.full((3, 4, 4), 200, dtype=np.uint8))
     assert "right for 3 of 4 captions (75.0%)" in page.said
     assert "among the five for 4 (100.0%)" in page.said
-
-
-def test_retrieval_against_a_slow_count():
-    rng = np.random.default_rng(3)
-    images, captions = rng.normal(size=(30, 6)), rng.normal(size=(17, 6))
-    correct = [sorted(rng.choice(30, size=2, replace=False).tolist()) for _ in range(17)]
-    blank = np.zeros((3, 2, 2), dtype=np.uint8)
-    names = [str(i) for i in range(17)]
-    grid = build_grid(Pairs(names, lambda i: blank, captions, images, correct), num_rows=17)
-    for index, row in enumerate(grid.rows):
-        scores = [float(np.dot(captions[index], image)) for image in images]
-        best = max(scores[i] for i in correct[index])
-        assert row.place == 1 + sum(score > best for score in scores)
-        np.testing.assert_allclose(
-            [hit.similarity for hit in row.hits], sorted(scores, reverse=True)[:5]
-        )
-    assert grid.num_first == sum(row.place == 1 for row in grid.rows)
-    assert grid.num_best == sum(row.place <= 5 for row in grid.rows)
-
-
-def test_captions_are_taken_at_even_distances():
-    pairs = fake_pairs()
-    many = Pairs([str(i) for i in range(100)], pairs.picture, np.ones((100, 8)),
-                 pairs.image_features, [[0]] * 100)  # fmt: skip
-    rows = build_grid(many, num_rows=4).rows
-    assert [row.caption for row in rows] == ["0", "33", "66", "99"]
-
-
-def test_a_picture_survives_the_page():
-    from io import BytesIO
-
-    from PIL import Image
-
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
-    text = png(pixels).removeprefix("data:image/png;base64,")
-    back = np.asarray(Image.open(BytesIO(base64.b64decode(text))))
-    assert (back == pixels.transpose(1, 2, 0)).all()
-
-
-def colour_model():
-    """Two towers that see only colours: features are red, green and blue."""
-    import torch
-
-    class ColourModel(torch.nn.Module):
-        image_size, context_length = 4, 3
-
-        def encode_image(self, images):
-            return images.float().mean((2, 3))
-
-        def encode_text(self, ids, lengths):
-            return torch.eye(3)[ids[:, 0]]
-
-    return ColourModel()
-
-
-def test_the_captions_and_images_of_a_suite(tmp_path, monkeypatch):
-    import torch
-    from PIL import Image
-
-    from counterpoint.launch import load
-
-    colours = {"a red": (255, 0, 0), "b green": (0, 255, 0), "c blue": (0, 0, 255)}
-    for folder in ("one", "two"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-        for name, colour in colours.items():
-            Image.new("RGB", (200, 100), colour).save(tmp_path / "data" / folder / f"{name}.png")
-            (tmp_path / "data" / folder / f"{name}.txt").write_text(name)
-    (tmp_path / "suite.yaml").write_text(
-        "tasks: {find: {class_path: counterpoint.train.evaluation.retrieval.Retrieval, init_args: "
-        "{data: {class_path: counterpoint.data.suite.FolderSet, init_args: {path: data}}}}}"
-    )
-
-    class Data:
-        def tokenizer(self, texts, length):
-            first = torch.tensor([list(colours).index(text) for text in texts])
-            return first[:, None].expand(-1, length), torch.ones(len(texts), dtype=torch.int64)
-
-        def eval_transform(self, image, size, rng):
-            return image[:, :size, :size]
-
-    module = type("Module", (), {"model": colour_model()})
-    config = {"evaluation": {"suite": str(tmp_path / "suite.yaml"), "data_root": str(tmp_path)}}
-    monkeypatch.setattr(load, "load_run", lambda folder: (module, Data(), config))
-    pairs = pairs_of_run(tmp_path, None)
-    assert list(pairs.captions) == list(colours)
-    assert [sorted(right) for right in pairs.correct] == [[0, 3], [1, 4], [2, 5]]
-    assert pairs.picture(4).shape == (3, 48, 96)
-    assert pairs.picture(4)[:, 0, 0].tolist() == [0, 255, 0]
-    assert build_grid(pairs).num_first == 3
-    config["evaluation"]["suite"] = None
-    with pytest.raises(ValueError, match="no evaluation data"):
-        pairs_of_run(tmp_path, None)
 
 
 def test_a_run_without_evaluation_data_says_so(tmp_path):
@@ -402,34 +312,6 @@ def test_the_page_is_the_same_every_time(tmp_path):
         for name in ("x.html", "y.html")
     ]
     assert texts[0] == texts[1]
-
-
-def test_a_long_run_stays_small(tmp_path):
-    x = np.arange(100_000.0)
-    y = np.where((x >= 50_000) & (x < 51_000), np.nan, 2.0)
-    thin_x, thin_y = figures.thin(x, y, 400)
-    assert len(thin_x) == 400
-    assert (np.diff(thin_x) > 0).all()
-    assert np.nanmin(thin_y) == np.nanmax(thin_y) == 2.0
-    assert np.isnan(thin_y).sum() == 4  # a gap stays a gap
-    assert np.isnan(figures.smooth(thin_y, 15)).sum() == 4
-
-
-def test_smoothing_is_a_centred_mean():
-    y = np.random.default_rng(0).normal(size=50)
-    got = figures.smooth(y, 7)
-    assert got[0] == pytest.approx(y[0])
-    assert got[2] == pytest.approx(y[:5].mean())
-    assert got[20] == pytest.approx(y[17:24].mean())
-    assert got[-1] == pytest.approx(y[-1])
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (1500, "1.5k"), (2_000_000, "2M"), (0.05, "0.05"), (5e-4, "5e-4"), (-3, "-3")],
-)
-def test_tick_labels(value, text):
-    assert figures.brief(value) == text
 
 
 def test_the_command_prints_the_path(tmp_path, capsys):

@@ -268,6 +268,20 @@ def test_the_shipped_sweeps_are_what_the_catalogue_expects():
     assert shipped == named
 
 
+def test_the_shipped_sweeps_can_be_configured():
+    """The real hash: every run file parses, runs differ, overrides of what is trained count."""
+    hashes = {}
+    for file in sorted((results.ROOT / "configs" / "sweep").glob("*.yaml")):
+        for pair in read_sweep(file):
+            hashes.setdefault(pair.digest, set()).add(f"{pair.sweep}/{pair.run}")
+    assert hashes and all(len(names) == 1 for names in hashes.values())
+    plain = results.config_hash("emoji_clip_short", {})
+    assert plain in hashes
+    assert results.config_hash("emoji_clip_short", {"phases.train.samples": 1280}) != plain
+    with pytest.raises(ValueError, match="nonsense"):
+        results.config_hash("emoji_clip_short", {"model.nonsense": 1})
+
+
 def test_the_command_asks_for_a_file(capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
