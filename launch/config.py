@@ -23,7 +23,7 @@ from ..train.optim import AdamW
 from ..train.phases import Phase
 
 # The phases own the run's length, the data module owns the order, we own logs and checkpoints.
-OWNED = {
+OWNED: set[str | int] = {
     "max_epochs",
     "max_steps",
     "min_epochs",

@@ -133,7 +133,7 @@ def tower_context(
     precision: str | int | None, device: torch.device
 ) -> Callable[[], AbstractContextManager]:
     """Returns what makes the context in which training with `precision` runs the towers."""
-    kinds = dict.fromkeys(("bf16", "bf16-mixed"), torch.bfloat16)
+    kinds: dict[str, torch.dtype] = dict.fromkeys(("bf16", "bf16-mixed"), torch.bfloat16)
     kinds |= dict.fromkeys(("16", "16-mixed"), torch.float16)
     dtype = kinds.get(str(precision))
     return nullcontext if dtype is None else partial(torch.autocast, device.type, dtype=dtype)

@@ -97,10 +97,10 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
     metrics = MetricsFile(run_dir / "metrics.jsonl", None if checkpoint is None else step)
     stop = StopOnSignal()
     trainer = Trainer(
-        **trainer_args
-        | {
-            "logger": [metrics, *_loggers(trainer_args.get("logger"), run_dir, step)],
-            "callbacks": [
+        **dict(
+            trainer_args,
+            logger=[metrics, *_loggers(trainer_args.get("logger"), run_dir, step)],
+            callbacks=[
                 *(trainer_args.get("callbacks") or []),
                 stop,
                 CountErrors(parts.checkpoint.every_n_steps),
@@ -108,8 +108,8 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
                 Evaluate(parts.evaluation),
                 checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
             ],
-            "plugins": [*(trainer_args.get("plugins") or []), checkpoints.AtomicCheckpointIO()],
-        },
+            plugins=[*(trainer_args.get("plugins") or []), checkpoints.AtomicCheckpointIO()],
+        ),
         max_steps=phases.total_steps,
         max_epochs=-1,
         use_distributed_sampler=False,
@@ -233,7 +233,7 @@ def _loggers(chosen: Any, run_dir: Path, step: int) -> list[Any]:
         return []
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    purge = {"purge_step": step + 1} if step else {}
+    purge: dict[str, Any] = {"purge_step": step + 1} if step else {}
     return [TensorBoardLogger(run_dir, name="tensorboard", version="", **purge)]
 
 

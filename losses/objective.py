@@ -5,9 +5,12 @@ reported adds up, with the weights, to what is optimised.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from .term import Term
 
 
 class Objective(nn.Module):
@@ -53,7 +56,7 @@ class Objective(nn.Module):
     @property
     def needs(self) -> frozenset[str]:
         """The union of what the terms read."""
-        return frozenset(name for term in self.terms.values() for name in term.needs)
+        return frozenset(name for term in self.terms.values() for name in cast(Term, term).needs)
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]

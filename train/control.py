@@ -19,9 +19,11 @@ class ControlGroup:
     """A gloo process group for host-side values; does nothing in a single process."""
 
     def __init__(self):
-        self.group = None
+        self.group: dist.ProcessGroup | None = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self.group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self.group = group
 
     def start_any(self, flag: bool) -> Callable[[], bool]:
         """Starts a logical or over ranks; the returned function waits for it."""

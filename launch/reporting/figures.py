@@ -7,6 +7,7 @@ share one page. matplotlib comes with the extra `demo`.
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def draw(panel: Panel, prefix: str) -> str:
             "run `pip install 'counterpoint[demo]'`"
         ) from None
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 9}
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 9}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(5.4, 2.6), facecolor="none")
         axes = figure.add_axes((0.1, 0.165, 0.88, 0.8), facecolor="none")

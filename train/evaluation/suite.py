@@ -85,7 +85,7 @@ def _find(suite: str) -> tuple[Any, Path]:
         if not path.is_file():
             raise ValueError(f"there is no suite file {suite}")
         return path, path.parent
-    folder = resources.files(f"{__package__.split('.')[0]}.configs") / "suite"
+    folder = resources.files(f"{__name__.split('.')[0]}.configs") / "suite"
     packaged = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir())
     if suite not in packaged:
         raise ValueError(
