@@ -27,7 +27,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt $(MOVED)
 	@if test ! -x $(BIN)/python; then \
 		for python in $(PYTHON) python3.12 python3.11 python3.10 python3 python; do \
 			"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
-				2>/dev/null && found="$$python" && break; \
+				>/dev/null 2>&1 && found="$$python" && break; \
 		done; \
 		test -n "$$found" || { echo "No Python 3.10, 3.11 or 3.12 with the module venv was found:" \
 			"install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it," \

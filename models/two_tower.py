@@ -7,6 +7,7 @@ normalisation), `logit_scale` (multiplicative) and `logit_bias`. Further views (
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -44,8 +45,8 @@ class TwoTower(nn.Module):
         super().__init__()
         self.image = image
         self.text = text
-        self.image_projection = _projection(image.width, embed_dim)
-        self.text_projection = _projection(text.width, embed_dim)
+        self.image_projection = _projection(cast(int, image.width), embed_dim)
+        self.text_projection = _projection(cast(int, text.width), embed_dim)
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(logit_scale_init)))
         self.logit_bias = (
             None if logit_bias_init is None else nn.Parameter(torch.full((1,), logit_bias_init))
@@ -54,12 +55,12 @@ class TwoTower(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        return self.image.image_size
+        return cast(int, self.image.image_size)
 
     @property
     def context_length(self) -> int:
         """Longest caption in tokens."""
-        return self.text.context_length
+        return cast(int, self.text.context_length)
 
     def forward(
         self, batch: Mapping[str, Tensor], needs: Iterable[str] = ("image", "text")
