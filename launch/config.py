@@ -101,7 +101,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
 
 def plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """The resolved configuration as plain dicts, as it goes into files and checkpoints."""
-    text = parser.dump(config, skip_none=False)
+    text = parser.dump(config, skip_unset=False)
     return yaml.safe_load(text)
 
 

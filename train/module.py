@@ -69,7 +69,7 @@ class ContrastiveModule(pl.LightningModule):
         step = self.global_step
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
         for group in self._optimizer().param_groups:
-            group["lr"] = self.phases.learning_rate(step)
+            group["lr"] = self.phases.learning_rate(step) * group["rate"]
 
     def configure_gradient_clipping(
         self,

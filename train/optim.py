@@ -13,11 +13,13 @@ from torch import nn
 
 
 class AdamW:
-    """AdamW with the two usual groups.
+    """AdamW with the usual groups.
 
     Args:
         betas, eps: of Adam (CLIP's ViTs: 0.9, 0.98, 1e-6).
         weight_decay: on matrices.
+        scalar_rate: learning rate of the logit scale and bias as a multiple of the others'. They
+            are single numbers that must travel far, which short runs give them no time for.
     """
 
     def __init__(
@@ -25,10 +27,12 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
         weight_decay: float = 0.2,
+        scalar_rate: float = 1.0,
     ):
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
+        self.scalar_rate = scalar_rate
 
     def build(self, *modules: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
         """Returns the optimiser over all trainable parameters of `modules`.
@@ -37,19 +41,24 @@ class AdamW:
         because a fused step unscales after the clipping.
         """
         named = [item for module in modules for item in module.named_parameters()]
-        groups = decay_groups(named, self.weight_decay)
+        groups = parameter_groups(named, self.weight_decay, self.scalar_rate)
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=fused)
 
 
-def decay_groups(
-    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, scalar_rate: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Splits trainable parameters into those with decay (2-D and more) and those without."""
+    """Splits trainable parameters: matrices (with decay), vectors, and single numbers.
+
+    Each group's `rate` is what the phase's learning rate is multiplied by.
+    """
     trainable = [parameter for _, parameter in named if parameter.requires_grad]
-    with_decay = [parameter for parameter in trainable if parameter.ndim >= 2]
-    without = [parameter for parameter in trainable if parameter.ndim < 2]
+    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
+    vectors = [p for p in trainable if p.ndim < 2 and p.numel() > 1]
+    scalars = [p for p in trainable if p.ndim < 2 and p.numel() == 1]
     groups = [
-        {"params": with_decay, "weight_decay": weight_decay},
-        {"params": without, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay, "rate": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
+        {"params": scalars, "weight_decay": 0.0, "rate": scalar_rate},
     ]
     return [group for group in groups if group["params"]]
