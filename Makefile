@@ -35,7 +35,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt $(MOVED)
 		echo "making .venv with `$$found -c 'import sys; print(sys.executable, sys.version.split()[0])'`"; \
 		"$$found" -m venv .venv || exit 1; \
 	fi
-	@echo "installing into .venv: some minutes and about 8 GB the first time"
+	@echo "installing into .venv: some minutes and about 7 GB the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
 	@mkdir -p .venv/links && ln -sfn ../.. .venv/links/counterpoint

@@ -8,7 +8,8 @@
     def test_total(gloo):
         assert gloo(2, total, 10.0) == [torch.tensor(30.0)] * 2
 
-Workers import torch once and live as long as the pool. Every call gets a process group of its own,
+torch is imported once, by the process that forks the workers, and they live as long as the pool. A
+worker first imports what the test's module imports. Every call gets a process group of its own,
 of exactly `world_size` ranks, and the environment variables torchrun would set. A call that
 hangs is ended, and the workers it leaves in an unknown state are replaced at the next call.
 """
@@ -40,16 +41,17 @@ class WorkerTimeout(WorkerError):
     """At least one rank did not answer in time; the message says which and where they stand."""
 
 
-class Worker:
-    """One worker process, its pipe and its log."""
+class Nursery:
+    """The process that has imported torch and forks the workers."""
 
-    def __init__(self, log: Path):
-        self.log = log
-        self.pipe, child = Pipe()
+    def __init__(self, folder: Path):
+        self.log = folder / "nursery.log"
+        self.control, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.settimeout(START_SECONDS)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         if sys.platform == "linux":
             environment["GLOO_SOCKET_IFNAME"] = "lo"  # no look-up of the host's own name
-        with log.open("wb") as output:
+        with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("worker.py")), str(child.fileno())],
                 pass_fds=[child.fileno()],
@@ -59,20 +61,38 @@ class Worker:
                 env=environment,
             )
         child.close()
-        self.ready = False
 
-    def wait_until_ready(self) -> None:
-        """Returns once torch is imported. Start-up is not counted as a call's time."""
-        if self.ready:
-            return
-        if not self.pipe.poll(START_SECONDS):
-            self.kill()
-            raise WorkerTimeout(f"a worker did not start in {START_SECONDS:.0f} s\n{self.tail()}")
+    def ask(self, message: str, *descriptors: int) -> str:
+        """Sends a request and returns the answer."""
         try:
-            self.pipe.recv_bytes()
-        except EOFError:
-            raise WorkerError(f"a worker died while starting\n{self.tail()}") from None
-        self.ready = True
+            socket.send_fds(self.control, [message.encode()], list(descriptors))
+            answer = self.control.recv(4096).decode()
+        except OSError as error:
+            answer, reason = "", repr(error)
+        else:
+            reason = "it ended"
+        if not answer:
+            text = self.log.read_text(errors="replace")
+            raise WorkerError(f"the process that starts workers does not answer: {reason}\n{text}")
+        return answer
+
+    def close(self) -> None:
+        """Ends the process, and so the workers that are left."""
+        self.control.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Worker:
+    """One worker process, its pipe and its log."""
+
+    def __init__(self, nursery: Nursery, log: Path):
+        self.nursery, self.log = nursery, log
+        log.touch()
+        self.pipe, child = Pipe()
+        self.pid = int(nursery.ask(f"fork {log}", child.fileno()))
+        child.close()
+        self.status: str | None = None
 
     def mark(self) -> int:
         """Returns the present length of the log, where `tail` is to start."""
@@ -85,20 +105,29 @@ class Worker:
     def where(self) -> str:
         """Returns the stack of the main thread of a process that does not answer."""
         start = self.mark()
-        self.process.send_signal(signal.SIGUSR1)
+        os.kill(self.pid, signal.SIGUSR1)
         time.sleep(0.3)
         return self.tail(start)
 
     def kill(self) -> None:
         """Ends the process; `alive` is False from here on."""
-        self.process.kill()
-        self.process.wait()
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait()
         self.pipe.close()
+
+    def wait(self) -> str:
+        """Waits for the end of a process that is about to end; returns its exit status."""
+        while self.alive:
+            time.sleep(0.01)
+        return str(self.status)
 
     @property
     def alive(self) -> bool:
         """Whether the process runs and may be given a call."""
-        return self.process.poll() is None
+        if self.status is None:
+            answer = self.nursery.ask(f"status {self.pid}")
+            self.status = None if answer == "running" else answer
+        return self.status is None
 
 
 class GlooPool:
@@ -106,6 +135,7 @@ class GlooPool:
 
     def __init__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-pool-")
+        self._nursery: Nursery | None = None
         self._workers: list[Worker] = []
         self._num_started = 0
         self._num_calls = 0
@@ -144,21 +174,22 @@ class GlooPool:
         return [pickle.loads(answers[rank][1]) for rank in range(world_size)]
 
     def close(self) -> None:
-        """Ends all workers."""
+        """Ends all processes."""
+        if self._nursery is not None:
+            self._nursery.close()
         for worker in self._workers:
-            if worker.alive:
-                worker.kill()
+            worker.pipe.close()
         self._workers.clear()
         self._folder.cleanup()
 
     def _claim(self, num: int) -> list[Worker]:
-        """Returns `num` live workers, starting those that are missing, all at once."""
+        """Returns `num` live workers, starting those that are missing."""
+        self._nursery = self._nursery or Nursery(Path(self._folder.name))
         self._workers = [worker for worker in self._workers if worker.alive]
         while len(self._workers) < num:
-            self._workers.append(Worker(Path(self._folder.name, f"{self._num_started}.log")))
+            log = Path(self._folder.name, f"{self._num_started}.log")
+            self._workers.append(Worker(self._nursery, log))
             self._num_started += 1
-        for worker in self._workers[:num]:
-            worker.wait_until_ready()
         return self._workers[:num]
 
     def _send(self, workers: list[Worker], fn: Callable, args: tuple, timeout: float) -> None:
@@ -196,8 +227,8 @@ class GlooPool:
                 try:
                     answers[rank] = pickle.loads(workers[rank].pipe.recv_bytes())
                 except (EOFError, ConnectionResetError):
-                    status = workers[rank].process.wait()
-                    answers[rank] = ("error", f"its process ended, exit status {status}", 0.0)
+                    text = f"its process ended, exit status {workers[rank].wait()}"
+                    answers[rank] = ("error", text, 0.0)
                 if answers[rank][0] == "error":
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         if any(answer[0] == "error" for answer in answers.values()):

@@ -1,9 +1,11 @@
-"""One gloo worker process: takes calls from the pool, runs them in a process group, answers.
+"""The gloo workers' process: imports torch once, forks a worker whenever it is told to.
 
-In: over the pipe whose descriptor is the first argument, pairs of messages: a `Call` as a dict,
-then the pickled positional arguments (unpickled only once the function's module is loaded, since
-they may be of its classes). Out: ("ready", None, 0.0) once torch is imported, then one message a
-call: ("ok" | "error", pickled result | traceback text, time of the end).
+In: over the socket whose descriptor is the first argument, `fork LOG` together with the descriptor
+of the new worker's pipe (answer: its process id), or `status PID` (answer: its exit status, or
+`running`). A worker takes pairs of messages from its pipe: a call as a dict, then the pickled
+positional arguments (unpickled only once the function's module is loaded, since they may be of its
+classes). It answers each pair with ("ok" | "error", pickled result | traceback text, time of the
+end).
 """
 
 import faulthandler
@@ -13,6 +15,7 @@ import os
 import pickle
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -70,7 +73,8 @@ def clean_state(env: dict[str, str]):
         yield
     finally:
         torch.set_default_dtype(dtype)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call imports a lot
+            torch.use_deterministic_algorithms(deterministic)
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(saved)
@@ -103,23 +107,16 @@ def run_call(call: dict, arguments: bytes) -> tuple[str, Any, float]:
 
 
 def exit_with_parent() -> None:
-    """Ends this process, wherever it hangs, soon after the test process is gone."""
+    """Ends this process, wherever it hangs, soon after its parent is gone."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
-def main() -> None:
-    """Serves calls until the pipe is closed."""
-    sys.path.pop(0)  # tests/: its folders are named like modules
-    faulthandler.register(signal.SIGUSR1, all_threads=False)
+def serve(pipe: Connection) -> None:
+    """Takes calls until the pipe is closed."""
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
-    pipe = Connection(int(sys.argv[1]))
-    pipe.send_bytes(pickle.dumps(("ready", None, 0.0)))
     while True:
         try:
             call, arguments = pickle.loads(pipe.recv_bytes()), pipe.recv_bytes()
@@ -128,6 +125,47 @@ def main() -> None:
         answer = run_call(call, arguments)
         sys.stdout.flush()
         pipe.send_bytes(pickle.dumps(answer))
+
+
+def fork(log: str, descriptor: int) -> int:
+    """Starts a worker that serves the pipe `descriptor` and prints to `log`; returns its id."""
+    pid = os.fork()
+    if pid == 0:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        try:
+            serve(Connection(descriptor))
+        finally:
+            os._exit(0)  # nothing of the parent's is to be cleaned up here
+    os.close(descriptor)
+    return pid
+
+
+def status(pid: int) -> str:
+    """Returns the exit status of a worker, or `running`."""
+    ended, code = os.waitpid(pid, os.WNOHANG)
+    return str(os.waitstatus_to_exitcode(code)) if ended else "running"
+
+
+def main() -> None:
+    """Serves the pool until it closes the socket. Starts no thread, so that forking is safe."""
+    sys.path.pop(0)  # tests/: its folders are named like modules
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
+    import torch
+    import torch.distributed
+
+    torch.set_num_threads(1)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
+        word, _, rest = message.decode().partition(" ")
+        if word == "fork":
+            control.send(str(fork(rest, descriptors[0])).encode())
+        elif word == "status":
+            control.send(status(int(rest)).encode())
+        else:
+            return
 
 
 if __name__ == "__main__":

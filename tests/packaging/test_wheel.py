@@ -24,8 +24,7 @@ def wheel(tmp_path_factory) -> Path:
     for name in (*PARTS, "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, tree / name)
+        shutil.copy(ROOT / name, tree / name)
     command = [sys.executable, "-c", BUILD, str(out)]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -80,6 +79,7 @@ def test_metadata(wheel):
     assert (meta["Name"], meta["License-Expression"]) == ("counterpoint", "Apache-2.0")
     assert set(meta.get_all("Provides-Extra", [])) == {"demo", "curate", "dev"}
     assert set(meta["Requires-Python"].split(",")) == {">=3.10", "<3.13"}
+    assert meta.get_payload() == (ROOT / "README.md").read_text()
     required = meta.get_all("Requires-Dist", [])
     assert "lightning<2.7,>=2.6.6" in required and 'emoji; extra == "demo"' in required
     names = archive.namelist()
