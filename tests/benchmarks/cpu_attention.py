@@ -52,7 +52,7 @@ def main() -> None:
         fused, products = (statistics.median(column) for column in zip(*rounds, strict=True))
         ratio = statistics.median(a / b for a, b in rounds)
         print(
-            f"{str(dtype):15}  fused {fused * 1e3:6.0f} ms  products {products * 1e3:6.0f} ms  "
+            f"{dtype!s:15}  fused {fused * 1e3:6.0f} ms  products {products * 1e3:6.0f} ms  "
             f"fused/products {ratio:.2f}"
         )
 

@@ -1,0 +1,202 @@
+"""Bad input gets one sentence, and a good run is never lost to it."""
+
+import json
+import os
+import tarfile
+
+import pytest
+import tiny
+from processes import Run, fit
+
+from counterpoint.data.index import index_shards
+from counterpoint.launch.cli import main
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """(manifest, shards) of a tiny data set of this test's own."""
+    shards = tiny.write_shards(tmp_path / "pairs")
+    manifest = tmp_path / "pairs" / "train.parquet"
+    index_shards([str(p) for p in shards], str(manifest))
+    return manifest, shards
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs a command that must fail with status 2; returns its one sentence."""
+
+    def call(*argv: str) -> str:
+        assert main(list(argv)) == 2
+        text = capsys.readouterr().err.strip()
+        assert "Traceback" not in text
+        assert len(text.splitlines()) == 1, text
+        return text
+
+    return call
+
+
+def run_file(tmp_path, manifest, **changes) -> list[str]:
+    path = tiny.write_config(tmp_path, tiny.config(manifest) | changes)
+    return ["fit", "--config", str(path), "--run_dir", str(tmp_path / "run")]
+
+
+def test_missing_shard(tmp_path, pairs, refused):
+    manifest, shards = pairs
+    shards[1].unlink()
+    text = refused(*run_file(tmp_path, manifest))
+    assert "00001.tar" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_truncated_tar(tmp_path, pairs, refused):
+    manifest, shards = pairs
+    os.truncate(shards[2], 9000)
+    assert "00002.tar" in refused(*run_file(tmp_path, manifest))
+
+
+def test_tar_without_captions(tmp_path, refused):
+    path = tmp_path / "images.tar"
+    with tarfile.open(path, "w") as tar:
+        tiny.add(tar, "a.png", b"x")
+    text = refused("data", "index", str(path), "--out", str(tmp_path / "m.parquet"))
+    assert "caption" in text
+    assert "images.tar" in text
+
+
+def test_no_shards(tmp_path, refused):
+    text = refused("data", "index", str(tmp_path / "*.tar"), "--out", str(tmp_path / "m.parquet"))
+    assert "*.tar" in text
+
+
+def test_missing_manifest(tmp_path, refused):
+    assert "absent.parquet" in refused(*run_file(tmp_path, tmp_path / "absent.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("--model.typo=1", "model.typo"),
+        ("--phases.train.typo=1", "typo"),
+        ("--optim.weight_decay=much", "weight_decay"),
+        ("--trainer.max_steps=3", "max_steps"),
+        ("--trainer.accumulate_grad_batches=2", "phases.NAME.batch_size"),
+        ("--phases.train.samples=0", "phases.train.samples is 0"),
+        ("--evaluation.suite=nowhere", "nowhere"),
+        ("--init_from=nowhere.safetensors", "nowhere.safetensors"),
+    ],
+)
+def test_a_value_that_cannot_work(tmp_path, pairs, refused, option, word):
+    assert word in refused(*run_file(tmp_path, pairs[0]), option)
+
+
+def test_unknown_run_and_command(refused):
+    assert "emoji_clip" in refused("fit", "--config", "emoji_clp")
+    assert "unknown command 'fitt'" in refused("fitt")
+
+
+def test_a_batch_that_does_not_divide(tmp_path, pairs):
+    run = Run([*run_file(tmp_path, pairs[0]), "--phases.train.batch_size=13"], 2, tmp_path / "log")
+    assert run.wait() == [2, 2]
+    assert "batch_size=13" in run.text()
+    assert "12 or 14" in run.text()
+    assert "Traceback" not in run.text()
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path, pairs, refused):
+    arguments = run_file(tmp_path, pairs[0])
+    fit([*arguments[1:], "--phases.train.samples=24"], 1, tmp_path / "log")
+    assert "--resume" in refused(*arguments)
+    assert "is finished" in refused("fit", "--resume", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("--seed=5", "seed: 0 -> 5"),
+        ("--model.embed_dim=9", "model.embed_dim: 8 -> 9"),
+        ("--phases.train.batch_size=24", "phases.train.batch_size: 12 -> 24"),
+        ("--objective.logit_scale_init=3", "objective.logit_scale_init"),
+        ("--data.manifest=OTHER", "the data behind data.manifest"),
+    ],
+)
+def test_resume_refuses_to_become_another_run(tmp_path_factory, refused, option, word, stopped):
+    run_dir, other = stopped
+    assert word in refused("fit", "--resume", str(run_dir), option.replace("OTHER", str(other)))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of two steps, and the manifest of other data."""
+    folder = tmp_path_factory.mktemp("stopped")
+    shards = tiny.write_shards(folder / "pairs")
+    index_shards([str(p) for p in shards], str(folder / "pairs" / "train.parquet"))
+    index_shards([str(p) for p in shards[:2]], str(folder / "pairs" / "other.parquet"))
+    path = tiny.write_config(folder, tiny.config(folder / "pairs" / "train.parquet", steps=2))
+    fit(["--config", str(path), "--run_dir", str(folder / "run")], 1, folder / "log")
+    return folder / "run", folder / "pairs" / "other.parquet"
+
+
+def test_more_samples_and_other_workers_may_be_asked_for(stopped, tmp_path):
+    run_dir, _ = stopped
+    fit(
+        ["--resume", str(run_dir), "--phases.train.samples=48", "--data.num_workers=0"],
+        1,
+        tmp_path / "log",
+    )
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 4
+
+
+def test_weights_of_another_model(tmp_path, pairs, refused, stopped):
+    wider = tiny.config(pairs[0])
+    wider["model"]["text"]["init_args"]["width"] = 32
+    wider["model"]["image"]["init_args"]["model_args"]["embed_dim"] = 32
+    wider["model"]["embed_dim"] = 4
+    path = tiny.write_config(tmp_path, wider)
+    arguments = ["--config", str(path), "--run_dir", str(tmp_path / "run")]
+    text = refused("fit", *arguments, "--init_from", str(stopped[0]))
+    assert "another model" in text
+
+
+def test_a_damaged_checkpoint(tmp_path, pairs, refused):
+    arguments = run_file(tmp_path, pairs[0])
+    fit([*arguments[1:], "--phases.train.samples=24"], 1, tmp_path / "log")
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("*.ckpt")
+    os.truncate(checkpoint, 1000)
+    text = refused("fit", "--resume", str(tmp_path / "run"), "--phases.train.samples=48")
+    assert "cannot be read as a checkpoint" in text
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tmp_path, pairs):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    arguments = run_file(tmp_path, pairs[0])
+    checkpoints.mkdir(parents=True)
+    # Step 6 fits, the file of step 12 is written to a device that is always full.
+    (checkpoints / "step-00000012.part").symlink_to("/dev/full")
+    run = Run(arguments, 1, tmp_path / "log")
+    assert run.wait() == [2], run.text()[-2000:]
+    assert "no space left on the disk" in run.text()
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000006.ckpt"]
+    fit(["--resume", str(tmp_path / "run")], 1, tmp_path / "log")
+
+
+def test_corrupt_images_are_counted_and_stop_the_run_past_the_budget(tmp_path):
+    shards = tiny.write_shards(tmp_path / "pairs", num_shards=2, per_shard=25)
+    with tarfile.open(shards[0], "a") as tar:
+        for i in range(5):
+            tiny.add(tar, f"bad{i}.png", b"not a picture")
+            tiny.add(tar, f"bad{i}.txt", b"bad")
+    manifest = tmp_path / "train.parquet"
+    index_shards([str(p) for p in shards], str(manifest))
+    values = tiny.config(manifest, steps=100)
+    values["data"]["max_error_rate"] = 0.5
+    path = tiny.write_config(tmp_path, values)
+    fit(["--config", str(path), "--run_dir", str(tmp_path / "fine")], 1, tmp_path / "log")
+    final = json.loads((tmp_path / "fine" / "summary.json").read_text())["final"]
+    # 5 of 55 samples, 1,200 drawn: 21 whole epochs and 45 samples of another.
+    assert 21 * 5 <= final["errors/bad_image/default"] <= 22 * 5
+    arguments = ["fit", "--config", str(path), "--run_dir", str(tmp_path / "strict")]
+    run = Run([*arguments, "--data.max_error_rate=0.05"], 1, tmp_path / "log2")
+    assert run.wait() == [2]
+    assert "bad_image" in run.text()
+    assert "data.max_error_rate" in run.text()
+    assert "Traceback" not in run.text()
