@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from counterpoint.data import dataset as module
 from counterpoint.data.dataset import SampleLoader, StepDataset, StepSampler
+from counterpoint.data.decode import decode_image
 from counterpoint.data.errors import CAUSES
 from counterpoint.data.index import index_shards
 from counterpoint.data.manifest import SCHEMA, Manifest
@@ -101,6 +103,29 @@ def test_ranks_interleave_to_the_global_batch(manifest, world_size):
         assert same(merged, whole[step])
 
 
+def test_pictures_wait_for_the_transform_within_bounds(manifest, monkeypatch):
+    waiting, most = [], []
+
+    class Watching(TrainTransform):
+        def __call__(self, image, size, rng):
+            most.append(len(waiting))
+            waiting.clear()
+            return super().__call__(image, size, rng)
+
+    def watching(data):
+        waiting.append(data)
+        return decode_image(data)
+
+    expected = make(manifest, [(1, 21)])[0]
+    monkeypatch.setattr(module, "decode_image", watching)
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 5 * 3 * 20 * 24)
+    arguments = {name: getattr(FULL, name) for name in ("flip", "rotate", "brightness", "erase")}
+    colours = {name: getattr(FULL, name) for name in ("contrast", "saturation")}
+    batch = make(manifest, [(1, 21)], transform=Watching(**arguments, **colours))[0]
+    assert max(most) == 6
+    assert same(batch, expected)
+
+
 def load(dataset, first_step, num_workers):
     sampler = StepSampler(first_step, len(dataset))
     workers = {"worker_init_fn": start_worker, "prefetch_factor": 4} if num_workers else {}
@@ -138,7 +163,7 @@ def test_bad_samples_are_replaced_by_rule_and_named(broken):
     loader = SampleLoader(manifest, FULL, seed=0, image_size=16)
     for shard in range(5):
         for ordinal in range(6):
-            sample = loader.load(0, shard, ordinal)
+            sample = loader.decode(shard, ordinal)
             assert CAUSES[sample.status] == bad.get((shard, ordinal), "read")
             # Written out: the next good ordinal of the shard, else the same one of the next shard.
             place = (shard, ordinal)
@@ -147,7 +172,7 @@ def test_bad_samples_are_replaced_by_rule_and_named(broken):
                 if shard == 3:
                     places = [(4, (ordinal + step) % 6) for step in range(4)]
                     place = next(p for p in places if p not in bad)
-            expected = loader.load(0, *place)
+            expected = loader.decode(*place)
             assert sample.key == expected.key and sample.text == expected.text
             assert torch.equal(sample.image, expected.image)
 
@@ -168,7 +193,7 @@ def test_workers_and_restarts_change_nothing(broken, num_workers):
 def test_when_nothing_is_good_the_batch_is_blank_and_all_errors(manifest, shards):
     for path in shards:
         os.unlink(path)
-    batch = make(manifest, [(1, 4)])[0]
+    batch = make(manifest, [(1, 4)], transform=TrainTransform())[0]
     assert (batch["status"] == CAUSES.index("shard_missing")).all()
     assert (batch["image"] == 255).all()
     assert texts(batch) == [""] * 4
@@ -193,4 +218,4 @@ def test_replacements_stay_within_the_source(make_tar, make_pairs, tmp_path):
     }
     manifest = Manifest(pa.table(columns, schema=SCHEMA), tmp_path)
     loader = SampleLoader(manifest, FULL, seed=0, image_size=16)
-    assert [loader.load(0, 0, ordinal).text for ordinal in (0, 1)] == ["picture 20", "picture 21"]
+    assert [loader.decode(0, ordinal).text for ordinal in (0, 1)] == ["picture 20", "picture 21"]

@@ -26,6 +26,10 @@ BICUBIC = InterpolationMode.BICUBIC
 WHOLE: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
 
 
+def with_whole(name: str, value: float) -> dict[str, Any]:
+    return {**WHOLE, name: value}
+
+
 def rng(seed=0):
     return np.random.Generator(np.random.Philox(seed))
 
@@ -189,7 +193,7 @@ def fixed(value) -> Any:
 )
 def test_colour_factors_equal_torchvisions(name, adjust, draw):
     image = smooth(32, 32)
-    result = TrainTransform(**(WHOLE | {name: 0.4}))(image, 32, fixed(draw))
+    result = TrainTransform(**with_whole(name, 0.4))(image, 32, fixed(draw))
     reference = adjust(image, 1 + 0.4 * (2 * draw - 1))
     assert float(difference(result, reference).max()) <= 2
 
@@ -227,7 +231,7 @@ def test_colours_combine_in_the_order_named():
 def test_probabilities(name):
     image = smooth(16, 16)
     plain = TrainTransform(**WHOLE)(image, 16, rng())
-    sure, half = (TrainTransform(**(WHOLE | {name: p})) for p in (1.0, 0.5))
+    sure, half = (TrainTransform(**with_whole(name, p)) for p in (1.0, 0.5))
     assert not torch.equal(sure(image, 16, rng()), plain)
     kept = sum(torch.equal(half(image, 16, rng(seed)), plain) for seed in range(200))
     assert 70 <= kept <= 130
