@@ -139,14 +139,14 @@ def test_bad_input_is_refused_when_connecting(manifest_file, shards, tmp_path):
 
 def test_workers_outlive_a_stop_signal_but_not_their_loader(manifest_file):
     batches: Any = iter(connected(manifest_file, num_workers=2).train_dataloader())
-    first = next(batches)
+    first = [next(batches), next(batches)]  # one of each worker: both are ready
     workers = [worker.pid for worker in batches._workers]
     for pid in workers:
         os.kill(pid, signal.SIGINT)
     # From another process, as a scheduler's signal comes; the loader's own must end them.
     os.system(f"kill -TERM {' '.join(map(str, workers))}")
     time.sleep(0.2)
-    assert len([first, *batches]) == 8
+    assert len([*first, *batches]) == 8
     processes = list(batches._workers)
     assert all(process.is_alive() for process in processes)
     for process in processes:
