@@ -8,6 +8,7 @@ from pathlib import Path
 from .reporting.grid import Pairs, build_grid, pairs_of_run
 from .reporting.page import GridEntry, render
 from .reporting.runs import Run, read_runs
+from .reporting.tables import final_numbers
 
 
 def main(argv: list[str]) -> int:
@@ -27,8 +28,20 @@ def main(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     out = write_report(options.runs, out=options.out, suite=options.suite)
+    print("\n".join(final_lines(read_runs(options.runs))))
     print(f"report: {out}")
     return 0
+
+
+def final_lines(runs: list[Run]) -> list[str]:
+    """Returns the page's table of results as lines of text: one row a number, one column a run."""
+    rows = [row for section in final_numbers(runs).values() for row in section]
+    table = [["", *(run.name for run in runs)], *([row.title, *row.cells] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join([f"{title:<{widths[0]}}", *map(str.rjust, cells, widths[1:])]).rstrip()
+        for title, *cells in table
+    ]
 
 
 def write_report(
