@@ -40,7 +40,7 @@ class Run:
     """The processes of one command, one a rank."""
 
     def __init__(self, argv: list[str], world_size: int, log: Path):
-        from tests.pool import free_port, torchrun_environment
+        from pool import free_port, torchrun_environment
 
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
