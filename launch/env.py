@@ -4,7 +4,9 @@ In: the environment (torchrun, plain). Out: ranks, thread and kernel choices tha
 torch's defaults on the machine at hand.
 """
 
+import logging
 import os
+import warnings
 
 import torch
 
@@ -29,6 +31,18 @@ def prepare() -> None:
     kernel takes most of a small model's step in bf16 (docs/benchmarks.md).
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quieten()
     torch.set_float32_matmul_precision("high")
     if not torch.cuda.is_available():
         torch.backends.cuda.enable_flash_sdp(False)
+
+
+def quieten() -> None:
+    """Leaves out what Lightning says about itself; its warnings about the run stay."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",  # torch's deprecation, in Lightning's own code
+        ".*smaller than the logging interval.*",  # the last step is always logged
+        ".*dataloader is not resumable.*",  # ours is: it starts at the stored step
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -12,20 +12,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 
-from ..data.schedule import Schedule
+from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.control import StopOnSignal
 from ..train.errors import CountErrors
 from ..train.evaluate import Evaluate
 from ..train.metrics import Metrics, MetricsFile, read_rows
-from ..train.module import ContrastiveModule
 from ..train.phases import Phases
 from ..train.resume import check_resume
 from . import config as run_config
+from .build import build
 from .env import is_first_process, prepare, under_torchrun
 from .paths import find_config
 
@@ -63,68 +62,28 @@ def with_found_configs(argv: list[str]) -> list[str]:
 
 
 def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None) -> int:
-    """Builds everything, trains, writes the summary."""
+    """Builds everything, trains, writes the summary; returns the exit status."""
     started = time.time()
     run_dir = Path(config.run_dir or f"runs/{config.name}")
-    torch.manual_seed(config.seed)
-    parts = parser.instantiate(config)
-    phases = Phases(parts.phases)
-    trainer_args = trainer_arguments(parts.trainer)
-    schedule = Schedule(phases.lengths)
-    parts.data.connect(
-        schedule=schedule,
-        seed=config.seed,
-        image_size=parts.model.image_size,
-        context_length=parts.model.context_length,
-    )
-    module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
+    module, parts = build(parser, config)
     module.resolved_config = resolved
-    module.fingerprint = parts.data.manifest.fingerprint
-
+    arguments = trainer_arguments(parts.trainer)
+    total_steps = module.phases.total_steps
     checkpoint = None
-    if resume is not None:
-        checkpoint = resumable(resume, resolved, module.fingerprint, phases.total_steps)
-    else:
+    if resume is None:
         prepare_folder(run_dir)
         if config.init_from:
-            source = checkpoints.newest(config.init_from) or Path(config.init_from)
-            report = load_weights(parts.model, read_weights(source), str(source))
-            say(f"init_from {source}: {report}")
+            initialise(module.model, config.init_from)
+    else:
+        checkpoint = resumable(resume, resolved, module.fingerprint, total_steps)
     if is_first_process():
         run_config.save(resolved, run_dir / "config.yaml")
 
-    step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
-    metrics = MetricsFile(run_dir / "metrics.jsonl", None if checkpoint is None else step)
     stop = StopOnSignal()
-    trainer_args["logger"] = [metrics, *_loggers(trainer_args.get("logger"), run_dir, step)]
-    trainer_args["callbacks"] = [
-        *(trainer_args.get("callbacks") or []),
-        stop,
-        CountErrors(parts.checkpoint.every_n_steps),
-        Metrics(),
-        Evaluate(parts.evaluation),
-        checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
-    ]
-    trainer_args["plugins"] = [
-        *(trainer_args.get("plugins") or []),
-        checkpoints.AtomicCheckpointIO(),
-    ]
-    trainer = Trainer(
-        **trainer_args,
-        max_steps=phases.total_steps,
-        max_epochs=-1,
-        use_distributed_sampler=False,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_autolog_hparams=False,
-        default_root_dir=run_dir,
-    )
-    say(f"{config.name}: {phases.total_steps} steps, results in {run_dir}")
+    trainer = make_trainer(arguments, parts, stop, run_dir, total_steps, checkpoint)
+    say(f"{config.name}: {total_steps} steps, results in {run_dir}")
     trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.global_step < phases.total_steps:
+    if trainer.global_step < total_steps:
         number = stop.signum or signal.SIGTERM
         say(
             f"stopped by {signal.Signals(number).name} after step {trainer.global_step}; "
@@ -132,8 +91,54 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
         )
         return 128 + number
     if trainer.is_global_zero:
-        write_summary(run_dir, resolved, phases, time.time() - started)
+        write_summary(run_dir, resolved, module.phases, time.time() - started)
     return 0
+
+
+def make_trainer(
+    arguments: dict[str, Any],
+    parts: Any,
+    stop: StopOnSignal,
+    run_dir: Path,
+    total_steps: int,
+    checkpoint: Path | None,
+) -> Trainer:
+    """The trainer with our loggers and callbacks; `arguments` are the user's.
+
+    The order of the callbacks is that of events after a step: agree to stop, add up errors, log,
+    evaluate, and save last, so that a checkpoint holds what was counted and logged.
+    """
+    step = None if checkpoint is None else checkpoints.step_of(checkpoint)
+    metrics = MetricsFile(run_dir / "metrics.jsonl", step)
+    ours = {
+        "logger": [metrics, *_loggers(arguments.get("logger"), run_dir, step or 0)],
+        "callbacks": [
+            *(arguments.get("callbacks") or []),
+            stop,
+            CountErrors(parts.checkpoint.every_n_steps),
+            Metrics(),
+            Evaluate(parts.evaluation),
+            checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
+        ],
+        "plugins": [*(arguments.get("plugins") or []), checkpoints.AtomicCheckpointIO()],
+        "max_steps": total_steps,
+        "max_epochs": -1,
+        "use_distributed_sampler": False,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_autolog_hparams": False,
+        "default_root_dir": run_dir,
+    }
+    return Trainer(**{**arguments, **ours})
+
+
+def initialise(model: TwoTower, source: str) -> None:
+    """Loads the weights of a run folder or file and says what matched."""
+    path = checkpoints.newest(source) or Path(source)
+    say(f"init_from {path}: {load_weights(model, read_weights(path), str(path))}")
 
 
 def trainer_arguments(chosen: Any) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def prepare_folder(run_dir: Path) -> None:
         ValueError: the folder already holds a run.
     """
     if is_first_process():
-        if (run_dir / "config.yaml").exists():
+        if checkpoints.newest(run_dir):
             raise ValueError(
                 f"{run_dir} already holds a run: continue it with --resume {run_dir}, or choose "
                 "another --run_dir"

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.module import PairsDataModule
-from ..data.schedule import Schedule
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.module import ContrastiveModule
-from ..train.phases import Phases
 from . import config as run_config
+from .build import build
 
 
 def load_run(
@@ -40,14 +39,6 @@ def load_run(
         raise ValueError(f"{run_dir} holds no checkpoint" + (f" of step {step}" if step else ""))
     parser = run_config.make_parser()
     config = run_config.parse(parser, ["--config", str(path)])
-    parts = parser.instantiate(config)
-    phases = Phases(parts.phases)
-    parts.data.connect(
-        schedule=Schedule(phases.lengths),
-        seed=config.seed,
-        image_size=parts.model.image_size,
-        context_length=parts.model.context_length,
-    )
-    load_weights(parts.model, read_weights(weights), str(weights))
-    module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
+    module, parts = build(parser, config)
+    load_weights(module.model, read_weights(weights), str(weights))
     return module.eval(), parts.data, run_config.plain(parser, config)

@@ -1,0 +1,33 @@
+"""A parsed configuration into the objects of a run, connected to one another."""
+
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from ..data.schedule import Schedule
+from ..train.module import ContrastiveModule
+from ..train.phases import Phases
+
+
+def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule, Any]:
+    """Instantiates all slots; weights depend on the seed alone.
+
+    Returns:
+        The module, and the instantiated slots (`data` is connected to the model and the phases).
+
+    Raises:
+        ValueError: a slot refuses its values, or the data cannot be used.
+    """
+    torch.manual_seed(config.seed)
+    parts = parser.instantiate(config)
+    phases = Phases(parts.phases)
+    parts.data.connect(
+        schedule=Schedule(phases.lengths),
+        seed=config.seed,
+        image_size=parts.model.image_size,
+        context_length=parts.model.context_length,
+    )
+    module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
+    module.fingerprint = parts.data.manifest.fingerprint
+    return module, parts
