@@ -1,7 +1,7 @@
 """One training step with torch's fused CPU attention against plain matrix products.
 
-Run: `OMP_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.cpu_attention`. Prints medians of
-paired rounds and their ratio; the two take turns, so that a noisy machine disturbs both alike.
+Run: `cd tests && OMP_NUM_THREADS=1 ../.venv/bin/python -m benchmarks.cpu_attention`. Prints medians
+of paired rounds and their ratio; the two take turns, so that a noisy machine disturbs both alike.
 """
 
 import statistics
