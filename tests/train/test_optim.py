@@ -1,0 +1,40 @@
+"""Parameter groups: who gets weight decay, and who learns at which rate."""
+
+import torch
+from torch import nn
+
+from counterpoint.train.optim import AdamW, parameter_groups
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.norm = nn.LayerNorm(3)
+        self.logit_scale = nn.Parameter(torch.ones(1))
+        self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+
+
+def test_every_trainable_parameter_is_in_one_group():
+    model = Model()
+    groups = parameter_groups(model.named_parameters(), 0.3, scalar_rate=20.0)
+    matrices, vectors, scalars = groups
+    assert [id(p) for p in matrices["params"]] == [id(model.linear.weight)]
+    assert len(vectors["params"]) == 3
+    assert [id(p) for p in scalars["params"]] == [id(model.logit_scale)]
+    assert [g["weight_decay"] for g in groups] == [0.3, 0.0, 0.0]
+    assert [g["rate"] for g in groups] == [1.0, 1.0, 20.0]
+
+
+def test_decay_shrinks_matrices_only():
+    model = Model()
+    optimizer = AdamW(weight_decay=0.5).build(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"linear.weight"}
+    torch.testing.assert_close(model.linear.weight, before["linear.weight"] * (1 - 0.1 * 0.5))

@@ -1,0 +1,96 @@
+"""The files of a run: metrics that are cut on resume, checkpoints that are whole or absent."""
+
+import json
+
+import pytest
+import torch
+
+from counterpoint.train.checkpoint import AtomicCheckpointIO, load, newest, step_of
+from counterpoint.train.metrics import MetricsFile, average, read_rows
+from counterpoint.train.resume import check_resume
+
+
+def test_rows_after_the_resumed_step_are_cut_and_the_clock_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": s, "wall": 10.0 * s, "loss": 1.0 / s} for s in range(1, 6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "wa')
+    file = MetricsFile(path, resume_step=3)
+    assert read_rows(path) == rows[:3]
+    file.log_metrics({"loss": 0.5}, 4)
+    assert read_rows(path)[-1]["step"] == 4
+    assert read_rows(path)[-1]["wall"] >= 30.0
+
+
+def test_a_new_run_starts_an_empty_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "wall": 2}\n')
+    MetricsFile(path, resume_step=None)
+    assert read_rows(path) == []
+
+
+def mean_on(rank, world_size):
+    return average([torch.tensor(float(rank)), torch.tensor(2.0)])
+
+
+def test_values_are_averaged_over_ranks(gloo):
+    assert gloo(2, mean_on) == [[0.5, 2.0]] * 2
+
+
+def test_a_failed_write_leaves_the_last_checkpoint_alone(tmp_path, monkeypatch):
+    io = AtomicCheckpointIO()
+    path = tmp_path / "checkpoints" / "step-00000005.ckpt"
+    io.save_checkpoint({"x": torch.ones(3)}, path)
+
+    def half(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="No space"):
+        io.save_checkpoint({"x": torch.zeros(3)}, path)
+    assert torch.equal(load(path)["x"], torch.ones(3))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
+    assert newest(tmp_path) is None
+    for name in ("step-00000009.ckpt", "step-00000100.ckpt", "step-00000200.part", "other.ckpt"):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / name).touch()
+    found = newest(tmp_path)
+    assert found is not None and step_of(found) == 100
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"x": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        load(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_may_change_on_resume():
+    saved = {
+        "seed": 0,
+        "model": {"embed_dim": 8},
+        "objective": {},
+        "data": {"lanes": 2, "num_workers": 1},
+        "phases": {"train": {"batch_size": 12, "samples": 48, "learning_rate": 1.0}},
+        "trainer": {"devices": 1},
+    }
+    wanted = saved | {
+        "data": {"lanes": 2, "num_workers": 4},
+        "phases": {
+            "train": {"batch_size": 12, "samples": 96, "learning_rate": 0.5},
+            "tune": {"batch_size": 6, "samples": 6, "learning_rate": 0.1},
+        },
+        "trainer": {"devices": 2},
+    }
+    check_resume(saved, wanted, "a", "a")
+    with pytest.raises(ValueError, match=r"data\.lanes: 2 -> 3"):
+        check_resume(saved, wanted | {"data": {"lanes": 3}}, "a", "a")
+    with pytest.raises(ValueError, match="phases: "):
+        check_resume(wanted, saved, "a", "a")
