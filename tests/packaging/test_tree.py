@@ -60,6 +60,4 @@ def test_no_tracked_file_names_a_folder_of_one_machine():
 def test_the_machine_path_pattern_finds_what_it_should():
     assert offending_lines("data in /home/ann/data\nROOT = '/tmp/main/x'\n(/tmp/w/run.py)")
     assert len(offending_lines("a /root/.cache b\n/tmp/x1/y\n/Users/ann/z")) == 3
-    assert not offending_lines(
-        "see docs/tmp/plan, https://a.org/home/x/y, make PYTHON=/path/to/it"
-    )
+    assert not offending_lines("see docs/tmp/plan, https://a.org/home/x/y, make PYTHON=/path/to/it")
