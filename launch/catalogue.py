@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from .identity import Identity
 from .reporting.runs import show
 from .reporting.tables import duration
 from .results import read_results
@@ -86,8 +87,9 @@ def read_catalogue(file: Path) -> dict[str, Any]:
 
 def current(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the records of one configuration: the one that was run last."""
-    newest = max(records, key=lambda r: (r["date"], r["config_hash"]))["config_hash"]
-    return [record for record in records if record["config_hash"] == newest]
+    newest = max(records, key=lambda record: (record["date"], record["seed"]))
+    trained = Identity.from_json(newest["identity"])
+    return [r for r in records if trained.agrees(Identity.from_json(r["identity"]))]
 
 
 def spread(metrics: list[str], records: list[dict[str, Any]]) -> str:

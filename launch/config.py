@@ -5,8 +5,6 @@ resolved configuration, which goes into the run folder and every checkpoint. Unk
 refused.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from ..models.two_tower import TwoTower
 from ..train.evaluate import EvaluationConfig
 from ..train.optim import AdamW
 from ..train.phases import Phase
+from .identity import Identity
 
 # The phases own the run's length, the data module owns the order, we own logs and checkpoints.
 OWNED: set[str | int] = {
@@ -110,10 +109,7 @@ def save(config: dict[str, Any], path: Path) -> None:
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """Hash of what is trained and on what; not of where, on how many devices, how logged."""
-    data = {k: v for k, v in config["data"].items() if k not in ("num_workers", "manifest")}
-    trainer = {k: config["trainer"].get(k) for k in ("precision", "gradient_clip_val")}
-    kept = {k: config[k] for k in ("model", "objective", "optim", "phases", "init_from")}
-    text = json.dumps([data, trainer, kept], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def identity(parser: ArgumentParser, config: Namespace) -> Identity:
+    """What is trained and on what; not where, on how many devices, how logged."""
+    chosen = yaml.safe_load(parser.dump(config, skip_unset=False, skip_default=True))
+    return Identity.of(plain(parser, config), chosen)

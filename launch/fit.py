@@ -26,6 +26,7 @@ from ..train.resume import check_resume
 from . import config as run_config
 from .build import build
 from .env import is_first_process, prepare, under_torchrun
+from .identity import Identity
 from .paths import find_config
 
 
@@ -208,7 +209,7 @@ def write_summary(run_dir: Path, resolved: dict[str, Any], phases: Phases, secon
         "samples": phases.samples_before(phases.total_steps),
         "seconds": round(max(row["wall"] for row in rows), 1),
         "seconds_last_process": round(seconds, 1),
-        "config_hash": run_config.config_hash(resolved),
+        "config_hash": Identity.of(resolved, {}).digest,
         "seed": resolved["seed"],
         "versions": {"python": platform.python_version(), **_versions()},
     }

@@ -1,7 +1,7 @@
 """One finished (config, seed) pair in, one JSON file out; and all of them back.
 
-A result says what was run (config with its hash, overrides, seed), by which code (commit), on what
-kind of machine and when, and what came out. It never says whose machine: results are published.
+A result says what was run (config with its identity, overrides, seed), by which code (commit), on
+what kind of machine and when, and what came out. It never says whose: results are published.
 """
 
 import datetime
@@ -12,6 +12,8 @@ import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from .identity import Identity
 
 ROOT = Path(__file__).resolve().parent.parent
 # The sweep itself changes these, so they do not make the code that is measured a different one.
@@ -32,8 +34,8 @@ def find_yaml(name: str, folder: str) -> Path:
     raise ValueError(f"there is no file {name}, and of packaged ones only: {known}")
 
 
-def config_hash(config: str, overrides: dict[str, Any]) -> str:
-    """Returns the hash that `fit` gives to a run: what is trained and on what, without the seed.
+def identity(config: str, overrides: dict[str, Any]) -> Identity:
+    """Returns what a run trains and on what, without the seed.
 
     Raises:
         ValueError: the run file or an override cannot be used; said before hours are spent.
@@ -44,7 +46,7 @@ def config_hash(config: str, overrides: dict[str, Any]) -> str:
 
     parser = run_config.make_parser()
     argv = with_found_configs(["--config", config, *settings(overrides)])
-    return run_config.config_hash(run_config.plain(parser, run_config.parse(parser, argv)))
+    return run_config.identity(parser, run_config.parse(parser, argv))
 
 
 def settings(overrides: dict[str, Any]) -> list[str]:
@@ -87,7 +89,7 @@ def result(
     config: str,
     seed: int,
     overrides: dict[str, Any],
-    digest: str,
+    trained: Identity,
     code: dict[str, Any],
     summary: dict[str, Any],
 ) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def result(
         "config": config,
         "seed": seed,
         "overrides": overrides,
-        "config_hash": digest,
+        "identity": trained.to_json(),
         "commit": code,
         "machine": machine(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -136,7 +138,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"sweep", "run", "seed", "config_hash", "final"} - set(record)
+        missing = {"sweep", "run", "seed", "identity", "final"} - set(record)
     except (json.JSONDecodeError, TypeError):
         missing = {"JSON"}
     if missing:

@@ -22,8 +22,9 @@ import yaml
 
 from .catalogue import render_file
 from .claims import claimed
+from .identity import Identity
 from .reporting.tables import duration
-from .results import commit, config_hash, find_yaml, read_result, result, settings, write_json
+from .results import commit, find_yaml, identity, read_result, result, settings, write_json
 
 NUM_TAIL = 12  # lines of a failed run's output that are shown
 STOP_SECONDS = 60.0
@@ -37,7 +38,7 @@ class Pair:
     run: str
     config: str
     seed: int
-    digest: str
+    trained: Identity
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> int:
 def read_sweep(
     file: Path,
     only: str | None = None,
-    hash_of: Callable[[str, dict[str, Any]], str] = config_hash,
+    identity_of: Callable[[str, dict[str, Any]], Identity] = identity,
 ) -> list[Pair]:
     """Reads a sweep file: `name`, and `runs: {NAME: {config, seeds, set}}`.
 
@@ -99,8 +100,8 @@ def read_sweep(
         if not isinstance(seeds, list) or len(set(seeds)) < len(seeds):
             raise ValueError(f"{file}, run {name}: seeds is {seeds}; write a list such as [0, 1]")
         overrides = run.get("set") or {}
-        digest = hash_of(run["config"], overrides)
-        pairs += [Pair(content["name"], name, run["config"], s, digest, overrides) for s in seeds]
+        trained = identity_of(run["config"], overrides)
+        pairs += [Pair(content["name"], name, run["config"], s, trained, overrides) for s in seeds]
     return sorted(pairs, key=lambda pair: pair.seed)
 
 
@@ -153,7 +154,7 @@ def run_sweep(
 def _run_pair(
     pair: Pair, head: str, file: Path, runs: Path, command: Callable[[Pair, Path], list[str]]
 ) -> bool:
-    run_dir = runs / pair.sweep / f"{pair.name}-{pair.digest[:8]}"
+    run_dir = runs / pair.sweep / f"{pair.name}-{pair.trained.digest[:8]}"
     log = run_dir.with_name(run_dir.name + ".log")
     shutil.rmtree(run_dir, ignore_errors=True)  # what an interrupted attempt left
     run_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ def _run_pair(
         return False
     facts = json.loads(summary.read_text(encoding="utf-8"))
     record = result(
-        pair.sweep, pair.run, pair.config, pair.seed, pair.overrides, pair.digest, code, facts
+        pair.sweep, pair.run, pair.config, pair.seed, pair.overrides, pair.trained, code, facts
     )
     write_json(file, record)
     print(f"{head}: done in {duration(time.monotonic() - start)}", flush=True)
@@ -192,9 +193,10 @@ def _call(command: list[str], output: BinaryIO) -> int:
 
 
 def _same(known: dict[str, Any], pair: Pair) -> bool:
-    # Overrides count beside the hash: some (a manifest's path) are no part of it.
-    stated = (known["config_hash"], known["config"], known["overrides"])
-    return stated == (pair.digest, pair.config, pair.overrides)
+    # Overrides count beside the identity: some (a manifest's path) are no part of it.
+    if (known["config"], known["overrides"]) != (pair.config, pair.overrides):
+        return False
+    return pair.trained.agrees(Identity.from_json(known["identity"]))
 
 
 def _check_keys(content: Any, known: set[str], needed: set[str], where: str) -> None:

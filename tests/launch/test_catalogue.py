@@ -39,7 +39,7 @@ def write_result(folder, seed, top1=(0.4, 0.3), run="clip", **changes):
         "config": "emoji_clip_short",
         "seed": seed,
         "overrides": {},
-        "config_hash": "h1",
+        "identity": {"values": {"optim.lr": 1}, "chosen": []},
         "commit": {"revision": "0123456789abcdef", "dirty": False},
         "machine": {"cpu": "Abacus", "cores": 2, "accelerators": [], "python": "3", "torch": "2"},
         "date": f"2026-01-0{seed + 1}T10:00:00+00:00",
@@ -89,7 +89,7 @@ def test_a_run_without_results_says_not_run(tmp_path):
 
 
 def test_results_of_an_older_configuration_are_left_out_and_counted(tmp_path):
-    write_result(tmp_path, 0, top1=(0.9, 0.9), config_hash="old")
+    write_result(tmp_path, 0, top1=(0.9, 0.9), identity={"values": {"optim.lr": 2}, "chosen": []})
     write_result(tmp_path, 1)
     page = render_in(tmp_path)
     assert cells_of(page, "short/clip")[4] == "35.0%"

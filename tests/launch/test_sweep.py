@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from counterpoint.launch import claims, results
+from counterpoint.launch.identity import Identity
 from counterpoint.launch.results import find_yaml, read_results
 from counterpoint.launch.sweep import fit_command, main, read_sweep, run_sweep
 
@@ -49,7 +50,11 @@ class Bench:
 
     def pairs(self, only=None):
         return read_sweep(
-            self.file, only, hash_of=lambda config, changes: f"{config}+{len(changes)}+0000"
+            self.file,
+            only,
+            lambda config, changes: Identity(
+                {"config": config, "changes": len(changes)}, frozenset()
+            ),
         )
 
     def run(self, only=None, limit=None) -> int:
@@ -84,10 +89,10 @@ def test_what_a_result_says(bench, monkeypatch):
     bench.write(clip={"config": "a", "seeds": [4], "set": {"phases.train.samples": 1280}})
     bench.run()
     record = json.loads((bench.results / "tiny/clip-seed4.json").read_text())
-    keys = "sweep run config seed overrides config_hash commit machine date seconds samples final"
+    keys = "sweep run config seed overrides identity commit machine date seconds samples final"
     assert list(record) == keys.split()
     assert record["overrides"] == {"phases.train.samples": 1280}
-    assert record["config_hash"] == "a+1+0000"
+    assert record["identity"] == {"values": {"config": "a", "changes": 1}, "chosen": []}
     assert (record["seconds"], record["samples"], record["seed"]) == (2.0, 1280, 4)
     # Not a number is no JSON; other tools read these files.
     assert record["final"] == {"emoji/heldout_twemoji/top1": 0.3125, "loss": None}
@@ -135,7 +140,8 @@ def test_a_failure_is_told_and_stops_nothing(bench, capsys):
 
 def test_an_interrupted_attempt_starts_anew(bench):
     bench.write(clip={"config": "a", "seeds": [0]})
-    left = bench.folder / "runs" / "tiny" / "clip-seed0-a+0+0000"
+    (pair,) = bench.pairs()
+    left = bench.folder / "runs" / "tiny" / f"clip-seed0-{pair.trained.digest[:8]}"
     left.mkdir(parents=True)
     assert bench.run() == 0
     assert (left / "summary.json").is_file()
@@ -158,7 +164,8 @@ def test_a_termination_stops_the_run_and_gives_the_claim_back(bench, tmp_path):
         "import sys\n"
         "from counterpoint.launch import sweep\n"
         f"sweep.run_sweep.__defaults__ = (None, lambda *_: [sys.executable, {str(patient)!r}])\n"
-        "sweep.read_sweep.__defaults__ = (None, lambda *_: '0' * 16)\n"
+        "same = sweep.Identity({}, frozenset())\n"
+        "sweep.read_sweep.__defaults__ = (None, lambda *_: same)\n"
         f"sweep.main([{str(bench.file)!r}, '--results', {str(bench.results)!r}, "
         f"'--runs', {str(tmp_path / 'runs')!r}])\n"
     )
@@ -262,24 +269,29 @@ def test_the_shipped_sweeps_are_what_the_catalogue_expects():
     }
     shipped = {}
     for file in sorted((results.ROOT / "configs" / "sweep").glob("*.yaml")):
-        pairs = read_sweep(find_yaml(file.stem, "sweep"), hash_of=lambda config, changes: "")
+        pairs = read_sweep(
+            find_yaml(file.stem, "sweep"), identity_of=lambda *_: Identity({}, frozenset())
+        )
         assert {pair.sweep for pair in pairs} == {file.stem}
         shipped |= {f"{pair.sweep}/{pair.run}": pair.config for pair in pairs}
     assert shipped == named
 
 
 def test_the_shipped_sweeps_can_be_configured():
-    """The real hash: every run file parses, runs differ, overrides of what is trained count."""
-    hashes = {}
+    """The real identity: every run file parses, runs differ, overrides of what is trained count."""
+    digests = {}
     for file in sorted((results.ROOT / "configs" / "sweep").glob("*.yaml")):
         for pair in read_sweep(file):
-            hashes.setdefault(pair.digest, set()).add(f"{pair.sweep}/{pair.run}")
-    assert hashes and all(len(names) == 1 for names in hashes.values())
-    plain = results.config_hash("emoji_clip_short", {})
-    assert plain in hashes
-    assert results.config_hash("emoji_clip_short", {"phases.train.samples": 1280}) != plain
+            digests.setdefault(pair.trained.digest, set()).add(f"{pair.sweep}/{pair.run}")
+    assert digests and all(len(names) == 1 for names in digests.values())
+    plain = results.identity("emoji_clip_short", {})
+    assert plain.digest in digests and plain.agrees(plain)
+    assert not plain.agrees(results.identity("emoji_clip_short", {"phases.train.samples": 1280}))
+    # What a later version adds counts once it is chosen; what only says where and how does not.
+    assert {"phases.train.samples", "optim.weight_decay"} <= plain.values.keys()
+    assert "phases.train.samples" in plain.chosen and "data.num_workers" not in plain.values
     with pytest.raises(ValueError, match="nonsense"):
-        results.config_hash("emoji_clip_short", {"model.nonsense": 1})
+        results.identity("emoji_clip_short", {"model.nonsense": 1})
 
 
 def test_the_command_asks_for_a_file(capsys):

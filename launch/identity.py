@@ -1,0 +1,89 @@
+"""What makes two runs the same but for their seed: what is trained, and on what.
+
+In: a configuration. Out: its leaves, which of them the user chose, and a hash. Where a run is, on
+how many devices, and how it logs is not part of it. A key that a later version adds does not make
+old results another configuration as long as nobody sets it: a leaf that only one side knows counts
+only if it was chosen there. A default that changes does.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SLOTS = ("data", "model", "objective", "optim", "phases", "init_from")
+TRAINER_KEYS = ("precision", "gradient_clip_val")
+# Where the shards lie and how they are loaded; the order of samples does not depend on it.
+DATA_KEYS_LEFT_OUT = ("num_workers", "manifest")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A configuration, as far as it decides what is trained.
+
+    Attributes:
+        values: every leaf by its dotted name, defaults included.
+        chosen: names of the leaves that differ from their default.
+    """
+
+    values: dict[str, Any]
+    chosen: frozenset[str]
+
+    @classmethod
+    def of(cls, resolved: Mapping[str, Any], chosen: Mapping[str, Any]) -> "Identity":
+        """Builds it from the resolved configuration and the same one without its defaults."""
+        values = leaves(_kept(resolved))
+        return cls(values, frozenset(leaves(_kept(chosen))) & frozenset(values))
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Identity":
+        """Reads what `to_json` wrote."""
+        return cls(dict(stored["values"]), frozenset(stored["chosen"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain JSON."""
+        return {"values": self.values, "chosen": sorted(self.chosen)}
+
+    @property
+    def digest(self) -> str:
+        """Hash of all values: a short name for the configuration in this version of the code."""
+        text = json.dumps(self.values, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def agrees(self, other: "Identity") -> bool:
+        """Tells whether both mean the same training."""
+        missing = object()
+        for name in self.values.keys() | other.values.keys():
+            mine, theirs = self.values.get(name, missing), other.values.get(name, missing)
+            if mine is missing:
+                if name in other.chosen:
+                    return False
+            elif theirs is missing:
+                if name in self.chosen:
+                    return False
+            elif mine != theirs:
+                return False
+        return True
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested mappings to dotted names; an empty mapping has no leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= leaves(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part of a configuration that decides what is trained."""
+    kept = {slot: config[slot] for slot in SLOTS if slot in config}
+    if isinstance(kept.get("data"), Mapping):
+        kept["data"] = {k: v for k, v in kept["data"].items() if k not in DATA_KEYS_LEFT_OUT}
+    trainer = config.get("trainer") or {}
+    kept["trainer"] = {key: trainer[key] for key in TRAINER_KEYS if key in trainer}
+    return kept

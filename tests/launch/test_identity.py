@@ -1,0 +1,59 @@
+"""When two configurations mean the same training."""
+
+import pytest
+
+from counterpoint.launch.identity import Identity, leaves
+
+CONFIG = {
+    "name": "a",
+    "data": {"manifest": "m", "num_workers": 2, "lanes": 16, "caption": ["txt"]},
+    "model": {"image": {"class_path": "A", "init_args": {"depth": 4}}},
+    "optim": {"weight_decay": 0.1},
+    "phases": {"train": {"samples": 100}},
+    "trainer": {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "devices": 2},
+}
+CHOSEN = {"phases": {"train": {"samples": 100}}, "model": {"image": {"class_path": "A"}}}
+
+
+def changed(**slots) -> Identity:
+    return Identity.of(CONFIG | slots, CHOSEN)
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        {"name": "b"},
+        {"data": CONFIG["data"] | {"manifest": "elsewhere", "num_workers": 7}},
+        {"trainer": CONFIG["trainer"] | {"devices": 8}},
+    ],
+)
+def test_where_and_how_a_run_is_done_does_not_count(slots):
+    assert changed(**slots) == changed()
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        {"data": CONFIG["data"] | {"lanes": 32}},
+        {"data": CONFIG["data"] | {"caption": ["json:caption"]}},
+        {"model": {"image": {"class_path": "A", "init_args": {"depth": 5}}}},
+        {"trainer": CONFIG["trainer"] | {"precision": "32-true"}},
+    ],
+)
+def test_what_is_trained_counts_even_where_it_is_a_default(slots):
+    assert not changed(**slots).agrees(changed())
+    assert not changed().agrees(changed(**slots))
+    assert changed(**slots).digest != changed().digest
+
+
+def test_a_key_that_only_a_later_version_knows_counts_once_it_is_chosen():
+    later = CONFIG | {"optim": {"weight_decay": 0.1, "new": 3}}
+    assert Identity.of(later, CHOSEN).agrees(changed())
+    assert changed().agrees(Identity.of(later, CHOSEN))
+    chosen = Identity.of(later, CHOSEN | {"optim": {"new": 3}})
+    assert not chosen.agrees(changed()) and not changed().agrees(chosen)
+
+
+def test_it_survives_json():
+    assert Identity.from_json(changed().to_json()) == changed()
+    assert leaves({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "d": [1]}
