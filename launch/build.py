@@ -30,4 +30,5 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
     )
     module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
     module.fingerprint = parts.data.manifest.fingerprint
+    module.sources = parts.data.manifest.sources
     return module, parts

@@ -8,7 +8,7 @@ Transferable Visual Models From Natural Language Supervision" (2021), section 2.
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,6 +40,18 @@ class InfoNCE(Term):
             value = (self.side(image, text, scale) + self.side(text, image, scale)) / 2
         return {"infonce": value}
 
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Mean of both directions of each pair; see `Term.per_sample`."""
+        image, text, scale = full_precision(
+            features["image"], features["text"], features["logit_scale"]
+        )
+        with torch.autocast(image.device.type, enabled=False):
+            sides = [self.logits(a, b, scale) for a, b in ((image, text), (text, image))]
+            losses = [F.cross_entropy(*side, reduction="none") for side in sides]
+        return (losses[0] + losses[1]) / 2
+
     def side(
         self,
         rows: Float[Tensor, "b d"],
@@ -47,8 +59,17 @@ class InfoNCE(Term):
         scale: Float[Tensor, "1"],
     ) -> Float[Tensor, ""]:
         """Cross-entropy of this rank's rows against everybody's columns: share x W / B."""
-        gathered = self.exchange(columns)
-        logits = scale * rows @ gathered.values.T
-        labels = torch.arange(rows.shape[0], device=rows.device) + gathered.offset
+        logits, labels = self.logits(rows, columns, scale)
         share = F.cross_entropy(logits, labels, reduction="sum")
-        return share * world()[1] / gathered.values.shape[0]
+        return share * world()[1] / logits.shape[1]
+
+    def logits(
+        self,
+        rows: Float[Tensor, "b d"],
+        columns: Float[Tensor, "b d"],
+        scale: Float[Tensor, "1"],
+    ) -> tuple[Float[Tensor, "b B"], Int[Tensor, "b"]]:
+        """Returns this rank's rows against everybody's columns, and where each row's pair is."""
+        gathered = self.exchange(columns)
+        labels = torch.arange(rows.shape[0], device=rows.device) + gathered.offset
+        return scale * rows @ gathered.values.T, labels

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from .term import Term
+
 
 class Objective(nn.Module):
     """Weighted sum of terms over one set of features.
@@ -73,3 +75,18 @@ class Objective(nn.Module):
             for part, value in values.items():
                 report[name if len(values) == 1 else f"{name}/{part}"] = value.detach()
         return torch.stack(parts).sum(), report
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """Returns the weighted loss of each of this rank's samples [b], of the terms that have it.
+
+        For the log, without gradients; None when no term has parts by sample.
+        """
+        parts: list[Tensor] = []
+        with torch.no_grad():
+            for name, term in self.terms.items():
+                rows = term.per_sample(features, batch) if isinstance(term, Term) else None
+                if rows is not None:
+                    parts.append(self.weights[name] * rows)
+        return torch.stack(parts).sum(0) if parts else None

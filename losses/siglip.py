@@ -8,6 +8,7 @@ from s = 10 and b = -10.
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,16 +37,31 @@ class SigLIP(Term):
         Raises:
             ValueError: the model has no logit bias.
         """
+        with torch.autocast(features["image"].device.type, enabled=False):
+            logits, positives = self.logits(features)
+            # log sigmoid(-x) summed over all pairs, then the diagonal's sign turned:
+            # log sigmoid(x) - log sigmoid(-x) = x.
+            share = F.softplus(logits).sum() - positives.sum()
+            value = share * world()[1] / logits.shape[1]
+        return {"siglip": value}
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Each image against all texts; see `Term.per_sample`."""
+        with torch.autocast(features["image"].device.type, enabled=False):
+            logits, positives = self.logits(features)
+            return F.softplus(logits).sum(1) - positives
+
+    def logits(
+        self, features: Mapping[str, Tensor]
+    ) -> tuple[Float[Tensor, "b B"], Float[Tensor, "b"]]:
+        """Returns this rank's images against everybody's texts, and those of the pairs."""
         bias = need(features, "logit_bias", self, "set objective.logit_bias_init (SigLIP: -10)")
         image, text, scale, bias = full_precision(
             features["image"], features["text"], features["logit_scale"], bias
         )
-        with torch.autocast(image.device.type, enabled=False):
-            texts = self.exchange(text)
-            logits = scale * image @ texts.values.T + bias
-            # log sigmoid(-x) summed over all pairs, then the diagonal's sign turned:
-            # log sigmoid(x) - log sigmoid(-x) = x.
-            own = torch.arange(image.shape[0], device=image.device)
-            share = F.softplus(logits).sum() - logits[own, own + texts.offset].sum()
-            value = share * world()[1] / texts.values.shape[0]
-        return {"siglip": value}
+        texts = self.exchange(text)
+        logits = scale * image @ texts.values.T + bias
+        own = torch.arange(image.shape[0], device=image.device)
+        return logits, logits[own, own + texts.offset]

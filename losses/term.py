@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -22,6 +23,16 @@ class Term(nn.Module, ABC):
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Returns this rank's share of the loss by name (scalars, see the module's docstring)."""
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"] | None:
+        """Returns each of this rank's samples' loss [b], for the log; None: there are no such parts.
+
+        Their mean over the global batch is the loss. Called without gradients, at log steps only,
+        by every rank.
+        """
+        return None
 
 
 def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -120,8 +120,12 @@ class Metrics(pl.Callback):
         samples = module.phases.samples_before
         seconds = max(self._busy, 1e-9)
         names = list(module.report)
-        means = average([*module.report.values(), torch.tensor(self._wait / seconds)])
-        values = dict(zip([*names, "data_wait"], means, strict=True))
+        measured = [*module.report.values(), torch.tensor(self._wait / seconds)]
+        by_source = module.source_loss
+        if by_source is not None:
+            measured += by_source.flatten()
+        means = average(measured)
+        values = dict(zip([*names, "data_wait"], means, strict=False))
         if bad := [n for n in names if not math.isfinite(values[n])]:
             raise ValueError(
                 f"step {step}: {', '.join(bad)} is not finite; resume from an earlier checkpoint "
@@ -129,6 +133,11 @@ class Metrics(pl.Callback):
             )
         for name, term in module.objective.weights.items():
             values[f"weight/{name}"] = term
+        if by_source is not None:
+            pairs = iter(means[len(names) + 1 :])
+            for source, total, count in zip(module.sources, pairs, pairs, strict=True):
+                if count:
+                    values[f"loss_by_source/{source}"] = total / count
         phase, _, _ = module.phases.at(step - 1)
         return values | {
             "logit_scale": float(module.model.logit_scale.detach().exp()),

@@ -28,6 +28,9 @@ class ContrastiveModule(pl.LightningModule):
         resolved_config: the run's configuration; it goes into every checkpoint.
         fingerprint: of the data; resume compares it.
         step_ended: when the last step and its callbacks were done (monotonic seconds).
+        sources: names of the data's sources, in the order of the batch's `source`.
+        source_loss: at log steps of a mixture, (sum, count) of this rank's losses by source
+            [sources, 2]; else None.
     """
 
     def __init__(
@@ -44,12 +47,15 @@ class ContrastiveModule(pl.LightningModule):
         self.resolved_config: dict[str, Any] = {}
         self.fingerprint = ""
         self.step_ended = 0.0
+        self.sources: list[str] = []
+        self.source_loss: Tensor | None = None
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
         features = self.model(batch, self.objective.needs)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
+        self.source_loss = self._loss_by_source(features, batch)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -103,6 +109,22 @@ class ContrastiveModule(pl.LightningModule):
             "fingerprint": self.fingerprint,
             "samples": self.phases.samples_before(self.global_step),
         }
+
+    def _loss_by_source(
+        self, features: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> Tensor | None:
+        """Sums what each sample contributed by source; every rank does so at the same steps."""
+        step = self.global_step + 1
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if len(self.sources) < 2 or (step % every and step != self.trainer.max_steps):
+            return None
+        losses = self.objective.per_sample(features, batch)
+        if losses is None:
+            return None
+        table = losses.new_zeros(len(self.sources), 2)
+        return table.index_add_(
+            0, batch["source"], torch.stack([losses, losses.new_ones(len(losses))], 1)
+        )
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)

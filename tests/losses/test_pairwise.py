@@ -89,6 +89,33 @@ def test_world_size_changes_nothing(gloo, name, world_size):
         torch.testing.assert_close(got, exact_gradient, rtol=1e-10, atol=1e-13)
 
 
+def per_sample_formula(name, u, v, s, b):
+    """The loss taken apart: pair i's two cross-entropies, or image i against all texts."""
+    if name == "siglip":
+        z = 2 * torch.eye(B, dtype=u.dtype) - 1
+        return -torch.log(torch.sigmoid(z * (s * u @ v.T + b))).sum(1)
+    p = s * u @ v.T
+    both = torch.log_softmax(p, 0).diagonal() + torch.log_softmax(p, 1).diagonal()
+    return -both / 2
+
+
+def sharded_samples(rank, world_size, name):
+    u, v, s, b = (t.detach() for t in inputs())
+    rows = slice(rank * B // world_size, (rank + 1) * B // world_size)
+    objective = Objective({name: TERMS[name][0]()}, {name: 0.5})
+    return objective.per_sample(features(u[rows], v[rows], s, b), {})
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_losses_by_sample_are_the_parts_of_the_loss(gloo, name, world_size):
+    u, v, s, b = (t.detach() for t in inputs())
+    parts = torch.cat(gloo(world_size, sharded_samples, name))
+    torch.testing.assert_close(parts, 0.5 * per_sample_formula(name, u, v, s, b))
+    loss = TERMS[name][1](u, v, s, b)
+    torch.testing.assert_close(parts.mean(), 0.5 * loss)
+
+
 def open_clip_gradients(rank, world_size):
     u, v, s, _ = inputs()
     rows = slice(rank * B // world_size, (rank + 1) * B // world_size)

@@ -1,0 +1,173 @@
+"""Tensors that belong to samples but lie beside the shards: teacher embeddings, text vectors, boxes.
+
+In: one safetensors file a shard (`FOLDER/SOURCE/SHARD.safetensors`) with a column `key` [n] and any
+further columns [n, ...], in any order. Out: rows joined by the sample's key. A sample without a row
+gets zeros and is marked, so that every batch has the same entries. Files are mapped, not read: what
+is in memory grows with the shards that are open.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+KEY = "key"
+
+
+class Sidecar:
+    """Rows of stored tensors by key.
+
+    Args:
+        folder: Holds a folder for each source.
+        columns: Batch entry by stored column, such as `{image: image_embedding}`; entries are named
+            `SIDECAR.image` after the sidecar's own name in the run file.
+        max_open: Files kept open.
+
+    Raises:
+        ValueError: The folder is missing, or no columns are named.
+    """
+
+    def __init__(self, folder: str, columns: dict[str, str], max_open: int = 64):
+        if not columns:
+            raise ValueError(f"the sidecar '{folder}' needs columns, such as {{image: embedding}}")
+        if not os.path.isdir(folder):
+            raise ValueError(f"the sidecar folder '{folder}' does not exist; check the path")
+        self.folder = folder
+        self.columns = dict(columns)
+        self.max_open = max_open
+        self._open: OrderedDict[tuple[str, str], _Part | None] = OrderedDict()
+        self._empty: dict[str, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def rows(self, source: str, shard: str, keys: Sequence[int]) -> dict[str, Tensor]:
+        """Returns the rows of samples of one shard.
+
+        Args:
+            source: Name of the source.
+            shard: File name of the shard, with or without `.tar`.
+            keys: Keys of the samples, n of them.
+
+        Returns:
+            Each entry of `columns` [n, ...], and `present`, bool [n].
+
+        Raises:
+            ValueError: A file is damaged or lacks a column.
+        """
+        part = self._part(source, shard.removesuffix(".tar"))
+        places = part.places(keys) if part else [-1] * len(keys)
+        empty = self._zeros()
+        found = {
+            entry: torch.stack(
+                [
+                    part.row(column, place) if part and place >= 0 else empty[entry]
+                    for place in places
+                ]
+            )
+            for entry, column in self.columns.items()
+        }
+        return found | {"present": torch.tensor([place >= 0 for place in places])}
+
+    def _part(self, source: str, stem: str) -> "_Part | None":
+        name = (source, stem)
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        path = Path(self.folder, source, f"{stem}.safetensors")
+        part = _Part(path, self.columns.values()) if path.is_file() else None
+        self._open[name] = part
+        if len(self._open) > self.max_open:
+            self._open.popitem(last=False)
+        return part
+
+    def _zeros(self) -> dict[str, Tensor]:
+        """Returns a row of zeros of each column, shaped like those of the first file there is."""
+        if self._empty is None:
+            path = next(iter(sorted(Path(self.folder).glob("*/*.safetensors"))), None)
+            if path is None:
+                raise ValueError(
+                    f"the sidecar folder '{self.folder}' holds no SOURCE/SHARD.safetensors"
+                )
+            part = _Part(path, self.columns.values())
+            self._empty = {entry: part.zeros(column) for entry, column in self.columns.items()}
+        return self._empty
+
+
+class _Part:
+    """The mapped file of one shard."""
+
+    def __init__(self, path: Path, columns: Any):
+        try:
+            # Not closed by a `with`: the mapping lives as long as this object.
+            self._file = safe_open(str(path), framework="pt")
+            names = set(self._file.keys())
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"the sidecar file '{path}' is damaged ({error})") from error
+        missing = sorted({KEY, *columns} - names)
+        if missing:
+            raise ValueError(
+                f"the sidecar file '{path}' has no column {', '.join(missing)}; it has "
+                f"{', '.join(sorted(names))}"
+            )
+        self._slices = {column: self._file.get_slice(column) for column in columns}
+        keys = self._file.get_tensor(KEY).numpy()
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+
+    def places(self, keys: Sequence[int]) -> list[int]:
+        """Returns the row of each key, -1 where there is none."""
+        if not len(self._keys):
+            return [-1] * len(keys)
+        wanted = np.asarray(keys, dtype=np.int64)
+        found = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        return np.where(self._keys[found] == wanted, self._order[found], -1).tolist()
+
+    def row(self, column: str, place: int) -> Tensor:
+        """Returns one row of a column."""
+        return self._slices[column][place : place + 1][0]
+
+    def zeros(self, column: str) -> Tensor:
+        """Returns a row of zeros of a column."""
+        none = self._slices[column][0:0]
+        return none.new_zeros(none.shape[1:])
+
+
+def write_sidecar(
+    folder: str | os.PathLike[str], source: str, shard: str, columns: Mapping[str, Tensor]
+) -> Path:
+    """Writes the rows of one shard; the file appears whole or not at all.
+
+    Args:
+        folder: Of the sidecar.
+        source: Name of the source.
+        shard: File name of the shard.
+        columns: `key` int64 [n] and further columns [n, ...].
+
+    Raises:
+        ValueError: There is no `key`, keys repeat, or the columns differ in length.
+    """
+    keys = columns.get(KEY)
+    if keys is None or keys.dtype != torch.int64 or keys.dim() != 1:
+        raise ValueError("a sidecar needs the column 'key', int64 [n], as batches hold it")
+    if len(keys.unique()) < len(keys):
+        raise ValueError(f"keys repeat in the sidecar of shard '{shard}'; give each sample one row")
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns differ in length: {lengths}")
+    path = Path(folder, source, f"{shard.removesuffix('.tar')}.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: column.contiguous() for name, column in columns.items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,67 @@
+"""Stored tensors joined to samples by key."""
+
+import pickle
+
+import pytest
+import torch
+
+from counterpoint.data.sidecar import Sidecar, write_sidecar
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Rows in an order of their own: key k holds k, k + 0.5 and a box of k."""
+    for source, shard, keys in (
+        ("a", "00000", [5, -3, 9]),
+        ("a", "00001.tar", [4]),
+        ("b", "0", []),
+    ):
+        key = torch.tensor(keys, dtype=torch.int64)
+        vectors = torch.stack([key.float(), key.float() + 0.5], 1)
+        boxes = key.to(torch.int16)[:, None, None].expand(-1, 2, 4)
+        write_sidecar(tmp_path, source, shard, {"key": key, "vector": vectors.half(), "box": boxes})
+    return str(tmp_path)
+
+
+def test_rows_are_joined_by_key_and_absent_ones_are_zero(folder):
+    sidecar = Sidecar(folder, {"image": "vector", "boxes": "box"})
+    rows = sidecar.rows("a", "00000.tar", [9, 7, -3])
+    assert rows["image"].tolist() == [[9, 9.5], [0, 0], [-3, -2.5]]
+    assert rows["image"].dtype == torch.float16
+    assert rows["boxes"][:, 1, 3].tolist() == [9, 0, -3]
+    assert rows["present"].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("place", [("a", "00001"), ("b", "0.tar"), ("c", "0")])
+def test_every_shard_gives_the_same_entries(folder, place):
+    rows = Sidecar(folder, {"image": "vector"}).rows(*place, [4, 1])
+    assert rows["image"].shape == (2, 2)
+    assert rows["present"].tolist() == [place == ("a", "00001"), False]
+
+
+def test_few_files_stay_open_and_workers_get_their_own(folder):
+    sidecar = Sidecar(folder, {"image": "vector"}, max_open=1)
+    for _ in range(2):
+        assert sidecar.rows("a", "00000", [5])["image"].tolist() == [[5, 5.5]]
+        assert sidecar.rows("a", "00001", [4])["image"].tolist() == [[4, 4.5]]
+    assert len(sidecar._open) == 1
+    copy = pickle.loads(pickle.dumps(sidecar))
+    assert not copy._open and copy.rows("a", "00001", [4])["present"].tolist() == [True]
+
+
+def test_mistakes_are_sentences(folder, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        Sidecar(f"{folder}/none", {"image": "vector"})
+    with pytest.raises(ValueError, match="needs columns"):
+        Sidecar(folder, {})
+    with pytest.raises(ValueError, match="no column vektor; it has box, key, vector"):
+        Sidecar(folder, {"image": "vektor"}).rows("a", "00000", [5])
+    (tmp_path / "a" / "00000.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(ValueError, match="damaged"):
+        Sidecar(folder, {"image": "vector"}).rows("a", "00000", [5])
+    with pytest.raises(ValueError, match="keys repeat"):
+        write_sidecar(tmp_path, "a", "1", {"key": torch.tensor([1, 1])})
+    with pytest.raises(ValueError, match="differ in length"):
+        write_sidecar(tmp_path, "a", "1", {"key": torch.tensor([1]), "x": torch.zeros(2)})
+    with pytest.raises(ValueError, match="int64"):
+        write_sidecar(tmp_path, "a", "1", {"x": torch.zeros(2)})
