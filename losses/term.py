@@ -27,7 +27,7 @@ class Term(nn.Module, ABC):
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"] | None:
-        """Returns each of this rank's samples' loss [b], for the log; None: there are no such parts.
+        """Returns the loss of each of this rank's samples [b], for the log; None: it has no parts.
 
         Their mean over the global batch is the loss. Called without gradients, at log steps only,
         by every rank.
