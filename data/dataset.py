@@ -192,7 +192,9 @@ class StepDataset(Dataset):
             torch.set_num_threads(num_threads)
 
     def _batch(self, step: int) -> Batch:
-        positions = self.schedule.positions(step, self.rank, self.world_size)
+        positions = self.schedule.positions(step)
+        lanes = self.plan.lane(positions)
+        positions = self.schedule.share(positions, lanes, self.rank, self.world_size)
         epochs, shards, ordinals = self.plan.locate(positions)
         places = zip(epochs.tolist(), shards.tolist(), ordinals.tolist(), strict=True)
         batch = collate(self.loader.load(places))

@@ -22,9 +22,9 @@ def mix(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return x
 
 
-def seeded(*numbers: int) -> np.ndarray:
-    """Returns a key, uint64 [1], from any integers, such as (seed, epoch)."""
-    return np.array([text_hash(*numbers)], dtype=np.int64).view(np.uint64)
+def seeded(*parts: object) -> np.ndarray:
+    """Returns a key, uint64 [1], from anything with a text, such as (seed, epoch)."""
+    return np.array([text_hash(*parts)], dtype=np.int64).view(np.uint64)
 
 
 def text_hash(*parts: object) -> int:

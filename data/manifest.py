@@ -1,6 +1,6 @@
 """The list of shards a run reads: one row a shard, held as columns.
 
-In: a parquet file with `source, url, num_samples, num_bytes, sha256`. Out: counts for the plan,
+In: parquet files with `source, url, num_samples, num_bytes, sha256`. Out: counts for the plan,
 addresses for the reader, a fingerprint for resume. Memory grows with shards (some hundred bytes
 each), never with samples.
 """
@@ -8,12 +8,17 @@ each), never with samples.
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
+
+# Its functions are made at import, where no type checker sees them.
+pc: Any = pyarrow.compute
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +31,11 @@ SCHEMA = pa.schema(
 )
 # Looking at every file of a larger set would delay the start; the sample still finds a wrong path.
 MAX_SHARDS_CHECKED = 10_000
+
+
+def is_remote(url: str) -> bool:
+    """Tells addresses such as `s3://...` and `pipe:...` from paths of files."""
+    return "://" in url or url.startswith("pipe:")
 
 
 class ShardUrls(Sequence[str]):
@@ -51,7 +61,11 @@ class ShardUrls(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         url = self._column[int(index)].as_py()
-        return url if "://" in url else os.path.join(self._folder, url)
+        return url if is_remote(url) else os.path.join(self._folder, url)
+
+    def names(self) -> list[str]:
+        """Returns the file name of each shard, the last part of its address."""
+        return _file_names(self._column).to_pylist()
 
 
 class Manifest:
@@ -85,39 +99,34 @@ class Manifest:
         self.num_samples = int(self.counts.sum())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Manifest":
-        """Reads a manifest file.
+    def load(cls, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> "Manifest":
+        """Reads one manifest file, or several as one.
+
+        Args:
+            paths: The file, or files with sources of different names, whose shards are listed one
+                file after the other. Each file's relative addresses start at its own folder.
 
         Raises:
-            ValueError: The file is missing, is no manifest, or lists no samples.
+            ValueError: A file is missing, is no manifest, or lists no samples; two files have a
+                source of the same name.
         """
-        path = Path(path)
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise ValueError(
-                f"the manifest '{path}' {what}; write one with `counterpoint data index` and give "
-                "its path as data.manifest"
-            )
-        try:
-            table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"'{path}' is not a parquet file; data.manifest takes what `counterpoint data "
-                "index` writes"
-            ) from error
-        missing = [name for name in SCHEMA.names if name not in table.column_names]
-        if missing:
-            raise ValueError(
-                f"'{path}' has no column {', '.join(missing)}; data.manifest takes what "
-                "`counterpoint data index` writes"
-            )
-        manifest = cls(table, path.parent)
-        if not manifest.num_samples or manifest.counts.min() < 0:
-            raise ValueError(
-                f"the manifest '{path}' lists {len(manifest.counts)} shards with "
-                f"{manifest.num_samples} samples; index shards that hold some"
-            )
-        return manifest
+        if isinstance(paths, str | os.PathLike):
+            return cls(_read(Path(paths)), Path(paths).parent)
+        if not paths:
+            raise ValueError("data.manifest is an empty list; give at least one manifest file")
+        owners: dict[str, Path] = {}
+        tables: list[pa.Table] = []
+        for path in map(Path, paths):
+            table = _read(path)
+            for source in pc.unique(table["source"]).to_pylist():
+                if source in owners:
+                    raise ValueError(
+                        f"the source '{source}' is in '{owners[source]}' and in '{path}'; index "
+                        "one of them again under another name, or both in one call"
+                    )
+                owners[source] = path
+            tables.append(_with_full_addresses(table, path.parent))
+        return cls(pa.concat_tables(tables), Path("/"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the manifest; the file appears whole or not at all."""
@@ -130,26 +139,23 @@ class Manifest:
         finally:
             temporary.unlink(missing_ok=True)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of what the shards are, wherever they lie."""
         digest = hashlib.sha256()
-        source, url, sha256 = (
-            self._table[name].to_pylist() for name in ("source", "url", "sha256")
-        )
-        for texts in (source, [path.rpartition("/")[2] for path in url], sha256):
-            joined = "\n".join(texts).encode()
+        source, url, sha256 = (_array(self._table[name]) for name in ("source", "url", "sha256"))
+        for texts in (source, _file_names(url), sha256):
+            joined = _joined(texts)
             digest.update(len(joined).to_bytes(8, "little") + joined)
         for numbers in (self.counts, self.num_bytes):
             digest.update(numbers.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
     def check_files(self) -> None:
-        """Looks at the shard files (at most 10,000, evenly spread) before a run starts.
+        """Looks at the local shards (at most 10,000, evenly spread) before a run starts.
 
         Raises:
-            ValueError: Shards are missing, have another size than when they were indexed, or are
-                remote.
+            ValueError: Shards are missing, or have another size than when they were indexed.
         """
         num_shards = len(self.urls)
         picks = np.arange(num_shards)
@@ -158,11 +164,8 @@ class Manifest:
         missing: list[str] = []
         for shard in picks.tolist():
             url = self.urls[shard]
-            if "://" in url or url.startswith("pipe:"):
-                raise ValueError(
-                    f"the shard '{url}' is not a local file; copy the shards to a local folder and "
-                    "index them there"
-                )
+            if is_remote(url):
+                continue
             try:
                 found = os.stat(url).st_size
             except OSError:
@@ -180,6 +183,58 @@ class Manifest:
                 f"{len(missing)} of {len(picks)} shards looked at are missing, the first is "
                 f"'{missing[0]}'; restore them, or index the shards where they are now"
             )
+
+
+def _read(path: Path) -> pa.Table:
+    """Reads a manifest file's table, or says why it is none."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(
+            f"the manifest '{path}' {what}; write one with `counterpoint data index` and give "
+            "its path as data.manifest"
+        )
+    try:
+        # `read_table` would take a folder named `source=x` for another column.
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"'{path}' is not a parquet file; data.manifest takes what `counterpoint data "
+            "index` writes"
+        ) from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"'{path}' has no column {', '.join(missing)}; data.manifest takes what "
+            "`counterpoint data index` writes"
+        )
+    table = table.select(SCHEMA.names).cast(SCHEMA)
+    num_samples = pc.sum(table["num_samples"]).as_py() or 0
+    if num_samples < 1 or pc.min(table["num_samples"]).as_py() < 0:
+        raise ValueError(
+            f"the manifest '{path}' lists {len(table)} shards with {num_samples} samples; index "
+            "shards that hold some"
+        )
+    return table
+
+
+def _with_full_addresses(table: pa.Table, folder: Path) -> pa.Table:
+    """Returns the table with paths that no longer depend on the manifest's folder."""
+    url = table["url"]
+    kept = pc.match_substring_regex(url, "^/|^pipe:|://")
+    joined = pc.binary_join_element_wise(str(folder.resolve()), url, "/")
+    return table.set_column(SCHEMA.get_field_index("url"), "url", pc.if_else(kept, url, joined))
+
+
+def _file_names(urls: pa.Array) -> pa.Array:
+    """Returns what follows the last slash of each address."""
+    return pc.replace_substring_regex(urls, r"(?s)^.*/", "")
+
+
+def _joined(texts: pa.Array) -> bytes:
+    """Returns the texts with newlines between them; in Arrow, since a list takes seconds."""
+    whole = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
+    return pc.binary_join(whole, "\n")[0].as_buffer().to_pybytes()
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

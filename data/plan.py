@@ -8,8 +8,12 @@ An epoch of N samples is built in three steps. The shards are permuted and their
 to end. This line is cut into `lanes` contiguous slices, and position p takes from lane p mod lanes,
 so neighbours in a batch come from distant shards while every lane walks through few shards at a
 time. Inside a lane, each block of `block` samples is permuted by a keyed Feistel network.
+
+A lane touches the shards under its current block and no others. `Schedule.share` gives every rank
+whole lanes as far as it can, so a node needs few shards at hand: `working_set` says how many.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -78,11 +82,60 @@ class Plan:
             ordinals[here] = places - line.ends[slots] + self.counts[found]
         return epochs, shards, ordinals
 
+    def lane(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the lane, 0..lanes-1, that each position [n] takes from."""
+        return np.asarray(positions, dtype=np.int64) % self.num_samples % self.lanes
+
+    def working_set(
+        self, num_bytes: np.ndarray, num_nodes: int, batch_size: int
+    ) -> tuple[int, int]:
+        """Bounds what a node needs at hand so that no shard is fetched twice in an epoch.
+
+        A node reads some lanes (`lanes_of_node`); each reads the shards under the blocks that one
+        global batch touches. The bound holds for any step and any order of the shards.
+
+        Args:
+            num_bytes: Size of each shard, int64 [shards]; 0 means unknown, and counts as the
+                largest known.
+            num_nodes: Nodes with equally many consecutive ranks.
+            batch_size: The smallest global batch of the run.
+
+        Returns:
+            Number of shards, and an upper bound of their bytes.
+        """
+        spread = self.num_runs(batch_size) * self.lanes / 4
+        lanes = lanes_of_node(self.lanes, num_nodes, batch_size, spread)
+        return self.at_hand(lanes, num_bytes, batch_size)
+
+    def num_runs(self, num_positions: int) -> int:
+        """Returns the most epochs that a run of consecutive positions can touch."""
+        return (num_positions + self.num_samples - 2) // self.num_samples + 1
+
+    def at_hand(self, num_lanes: int, num_bytes: np.ndarray, num_positions: int) -> tuple[int, int]:
+        """Bounds the shards, and their bytes, that some lanes touch in consecutive positions.
+
+        The rows of one lane lie in whole blocks, which are contiguous on the epoch's line (in two
+        pieces where an epoch ends): as many shards as fit into these samples, the smallest first,
+        and one at each end of two pieces. Within an epoch two of the four ends are free, and hold
+        the shards that come next.
+        """
+        counts = np.sort(self.counts[self.counts > 0])
+        rows = -(-num_positions // self.lanes) + 1
+        span = self.block * (-(-(rows - 1) // self.block) + 1) + rows
+        inner = int(np.searchsorted(np.cumsum(counts), span, side="right"))
+        num_shards = min(len(counts), num_lanes * (inner + 4))
+        if self.num_runs(num_positions) > 2:
+            num_shards = len(counts)
+        sizes = np.asarray(num_bytes, dtype=np.int64)[self.counts > 0]
+        sizes = np.sort(np.where(sizes > 0, sizes, sizes.max()))
+        return num_shards, int(sizes[len(sizes) - num_shards :].sum())
+
     def _line(self, epoch: int) -> _Line:
-        """Returns the shard order of an epoch (500,000 shards: about 0.1 s, then remembered)."""
+        """Returns the shard order of an epoch (500,000 shards: some 50 ms, then remembered)."""
         if epoch not in self._lines:
+            # `mix` is one to one in the values, so that there are no ties and any sort will do.
             keys = mix(np.arange(len(self.counts)), seeded(self.seed, epoch))
-            order = np.argsort(keys, kind="stable")
+            order = np.argsort(keys)
             self._lines[epoch] = _Line(order, np.cumsum(self.counts[order]))
             if len(self._lines) > EPOCHS_KEPT:
                 self._lines.popitem(last=False)
@@ -99,6 +152,22 @@ class Plan:
         sizes = np.minimum(self.block, lengths - firsts)
         keys = mix(blocks, mix(lanes, seeded(self.seed, epoch, 1)))
         return starts + firsts + permute(inside, sizes, keys)
+
+
+def lanes_of_node(lanes: int, num_nodes: int, batch_size: int, spread: float) -> int:
+    """Bounds the lanes that one of `num_nodes` nodes ever reads when `Schedule.share` deals.
+
+    Sorted by lane, a global batch has lane j at about [j, j+1) * batch_size / lanes, and node i
+    takes [i, i+1) * batch_size / num_nodes of it, at any step.
+
+    Args:
+        lanes: Lanes of the plan (of each source).
+        num_nodes: Nodes with equally many consecutive ranks.
+        batch_size: The global batch.
+        spread: Samples by which the start of a lane may be off. A run of consecutive positions
+            holds lanes/4 samples more or fewer of any first j lanes than its even part.
+    """
+    return min(lanes, math.ceil(lanes / num_nodes + 2 * spread * lanes / batch_size) + 1)
 
 
 def permute(values: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """How many samples each step takes, and which of them are this rank's.
 
 In: the phases as (number of steps, global batch size). Out: positions in the plan's endless
-sequence for any (step, rank, world size). The global batch of a step never depends on the world
-size.
+sequence for any step, and a rank's share of them. The global batch of a step never depends on the
+world size.
 """
 
 from bisect import bisect_right
@@ -58,23 +58,37 @@ class Schedule:
         done = step - self._first_steps[index]
         return self._first_positions[index] + done * self.phases[index][1]
 
-    def positions(self, step: int, rank: int, world_size: int) -> np.ndarray:
-        """Returns this rank's positions at a step, int64 [batch_size / world_size].
+    def positions(self, step: int) -> np.ndarray:
+        """Returns the positions of the global batch of a step, ascending int64 [batch_size]."""
+        size = self.batch_size(step)
+        first = self.first_position(step)
+        return np.arange(first, first + size, dtype=np.int64)
 
-        Rank r takes the positions r, r + world_size, ... of the global batch, so the gathered
-        batches interleave to the same global batch for any world size.
+    @staticmethod
+    def share(positions: np.ndarray, lanes: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+        """Returns this rank's part of a global batch, ascending int64 [batch_size / world_size].
+
+        Samples are dealt by lane: rank 0 takes the lowest lanes, the next rank those that follow.
+        So a rank, and the consecutive ranks of a node, read few lanes and touch few shards. The
+        parts of all ranks are the global batch, for any world size.
+
+        Args:
+            positions: Of the global batch, ascending int64 [batch_size].
+            lanes: The plan's lane of each position, int64 [batch_size].
+            rank: Of this process.
+            world_size: Number of processes.
 
         Raises:
             ValueError: The batch size does not divide by the world size.
         """
         assert 0 <= rank < world_size, (rank, world_size)
-        size = self.batch_size(step)
-        check_divides(size, world_size)
-        first = self.first_position(step)
-        return np.arange(first + rank, first + size, world_size, dtype=np.int64)
+        check_divides(len(positions), world_size)
+        size = len(positions) // world_size
+        dealt = np.argsort(lanes, kind="stable")[rank * size : (rank + 1) * size]
+        return positions[np.sort(dealt)]
 
     def check_world_size(self, world_size: int) -> None:
-        """Raises the ValueError of `positions` for the first phase that cannot be split."""
+        """Raises the ValueError of `share` for the first phase that cannot be split."""
         for _, size in self.phases:
             check_divides(size, world_size)
 

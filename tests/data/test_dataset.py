@@ -93,14 +93,18 @@ def test_pictures_differ_between_epochs_and_seeds_only(manifest):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_interleave_to_the_global_batch(manifest, world_size):
+def test_ranks_share_the_global_batch(manifest, world_size):
     phases = [(3, 6), (2, 12)]
     whole = make(manifest, phases)
     ranks = [make(manifest, phases, rank, world_size) for rank in range(world_size)]
     for step in range(5):
-        parts = [rank[step] for rank in ranks]
-        merged = {name: torch.stack([p[name] for p in parts], 1).flatten(0, 1) for name in parts[0]}
-        assert same(merged, whole[step])
+        lanes = whole.plan.lane(whole.schedule.positions(step))
+        rows = np.arange(len(lanes))
+        shares = [Schedule.share(rows, lanes, rank, world_size) for rank in range(world_size)]
+        batch = whole[step]
+        for rank, share in zip(ranks, shares, strict=True):
+            assert same(rank[step], {name: value[share] for name, value in batch.items()})
+        assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
 
 
 def test_pictures_wait_for_the_transform_within_bounds(manifest, monkeypatch):

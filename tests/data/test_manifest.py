@@ -1,5 +1,6 @@
 """Files, addresses, the fingerprint, and what is refused."""
 
+import hashlib
 import os
 import shutil
 
@@ -60,8 +61,42 @@ def test_files_are_checked_before_a_run(shards, tmp_path):
     os.unlink(shards[1])
     with pytest.raises(ValueError, match=r"1 of 3 shards .* missing, the first is '.*00001.tar'"):
         manifest.check_files()
-    with pytest.raises(ValueError, match=r"'s3://b/0.tar' is not a local file"):
-        Manifest(table(url=["s3://b/0.tar", "1", "2"]), tmp_path).check_files()
+    remote = Manifest(table(url=["s3://b/0.tar", "pipe:cat 1.tar", "2"]), tmp_path)
+    assert remote.urls[:2] == ["s3://b/0.tar", "pipe:cat 1.tar"]
+    with pytest.raises(ValueError, match=r"1 of 3 shards .*, the first is '.*/2'"):
+        remote.check_files()
+
+
+def test_the_fingerprint_is_the_one_of_older_runs(tmp_path):
+    """Checkpoints hold it: computed here the long way, with hashlib alone."""
+    manifest = Manifest(table(sha256=["e", "f0", ""]), tmp_path)
+    state = hashlib.sha256()
+    for text in ("b\na\nb", "0.tar\n1.tar\n2.tar", "e\nf0\n"):
+        state.update(len(text).to_bytes(8, "little") + text.encode())
+    for number in (3, 4, 5, 30, 40, 50):
+        state.update(number.to_bytes(8, "little"))
+    assert manifest.fingerprint == state.hexdigest()[:32]
+
+
+def test_several_files_are_one_manifest(tmp_path):
+    Manifest(table(), tmp_path).save(tmp_path / "one" / "m.parquet")
+    urls = ["s3://b/0.tar", "pipe:cat x", "y/2.tar"]
+    other = table(source=["c", "a2", "c"], url=urls, num_samples=[6, 7, 8])
+    Manifest(other, tmp_path).save(tmp_path / "source=two" / "m.parquet")
+    paths = [tmp_path / "one" / "m.parquet", tmp_path / "source=two" / "m.parquet"]
+    both = Manifest.load(paths)
+    assert both.counts.tolist() == [3, 4, 5, 6, 7, 8]
+    assert both.sources == ["a", "a2", "b", "c"]
+    assert [both.sources[i] for i in both.source_ids] == ["b", "a", "b", "c", "a2", "c"]
+    assert both.urls[:] == [url for path in paths for url in Manifest.load(path).urls]
+    assert both.urls[-1] == str(tmp_path / "source=two" / "y/2.tar")
+    assert Manifest.load(paths[:1]).fingerprint == Manifest.load(paths[0]).fingerprint
+    both.save(tmp_path / "both.parquet")
+    assert Manifest.load(tmp_path / "both.parquet").urls[:] == both.urls[:]
+    with pytest.raises(ValueError, match=r"source 'b' is in '.*' and in '.*'; index one of them"):
+        Manifest.load([paths[0], paths[0]])
+    with pytest.raises(ValueError, match="empty list"):
+        Manifest.load([])
 
 
 @pytest.mark.parametrize(

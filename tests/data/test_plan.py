@@ -51,9 +51,86 @@ def test_a_position_resolves_alone_as_in_the_sequence(plan, data):
 def test_global_batches_do_not_depend_on_the_world_size(plan, per_rank, world_size, num_steps):
     schedule = Schedule([(num_steps, per_rank * world_size)])
     for step in range(num_steps):
-        whole = rows(plan, schedule.positions(step, 0, 1))
-        parts = [rows(plan, schedule.positions(step, r, world_size)) for r in range(world_size)]
-        assert [row for group in zip(*parts, strict=True) for row in group] == whole
+        positions = schedule.positions(step)
+        lanes = plan.lane(positions)
+        parts = [schedule.share(positions, lanes, r, world_size) for r in range(world_size)]
+        located = [row for part in parts for row in rows(plan, part)]
+        assert sorted(located) == sorted(rows(plan, positions))
+
+
+@given(plans)
+def test_a_lane_is_a_contiguous_slice_of_the_epoch(plan):
+    positions = np.arange(2 * plan.num_samples)
+    lanes = plan.lane(positions)
+    assert lanes.tolist() == [p % plan.num_samples % plan.lanes for p in positions.tolist()]
+    for epoch in range(2):
+        line = plain_line(plan, epoch)
+        located = [(s, o) for _, s, o in rows(plan, positions[epoch * len(line) :][: len(line)])]
+        taken = 0
+        for lane in range(plan.lanes):
+            own = [located[p] for p in range(lane, len(line), plan.lanes)]
+            assert sorted(own) == sorted(line[taken : taken + len(own)])
+            taken += len(own)
+
+
+@settings(max_examples=50)
+@given(plans, st.sampled_from([1, 2, 3, 4]), st.integers(1, 3), st.integers(1, 40))
+def test_a_node_never_needs_more_than_the_working_set(plan, num_nodes, ranks, per_rank):
+    """Everything under the blocks of a step's lanes, counted one by one."""
+    size = num_nodes * ranks * per_rank
+    num_bytes = 1000 + np.arange(len(plan.counts)) ** 2
+    num_shards, total = plan.working_set(num_bytes, num_nodes, size)
+    for first in range(0, 2 * plan.num_samples, size):
+        positions = np.arange(first, first + size)
+        lanes = plan.lane(positions)
+        for node in range(num_nodes):
+            mine = Schedule.share(positions, lanes, node, num_nodes)
+            needed = sorted({s for p in mine.tolist() for s in shards_under(plan, p)})
+            assert len(needed) <= num_shards
+            assert num_bytes[needed].sum() <= total
+
+
+def shards_under(plan: Plan, position: int) -> set[int]:
+    """Shards with a sample in the block of the line that a position's lane is in."""
+    epoch, offset = divmod(position, plan.num_samples)
+    start = sum(
+        len(range(number, plan.num_samples, plan.lanes)) for number in range(offset % plan.lanes)
+    )
+    end = start + len(range(offset % plan.lanes, plan.num_samples, plan.lanes))
+    first = start + offset // plan.lanes // plan.block * plan.block
+    return {shard for shard, _ in plain_line(plan, epoch)[first : min(first + plan.block, end)]}
+
+
+def test_the_working_set_is_enough_and_not_far_too_much():
+    """A least-recently-used cache of that size fetches each shard about once an epoch."""
+    plan = Plan(np.full(400, 50), seed=0, lanes=16, block=100)
+    num_nodes, size = 4, 256
+    num_shards, num_bytes = plan.working_set(np.full(400, 7), num_nodes, size)
+    assert num_bytes == 7 * num_shards
+    # 4 of 16 lanes and two at the borders; two blocks of two shards and four ends.
+    assert num_shards <= 6 * 8
+    for node in range(num_nodes):
+        cache: dict[int, None] = {}
+        fetched = 0
+        touched: set[int] = set()
+        for first in range(0, plan.num_samples - size + 1, size):
+            positions = np.arange(first, first + size)
+            mine = Schedule.share(positions, plan.lane(positions), node, num_nodes)
+            for shard in plan.locate(mine)[1].tolist():
+                fetched += shard not in cache
+                cache.pop(shard, None)
+                cache[shard] = None
+                if len(cache) > num_shards:
+                    cache.pop(next(iter(cache)))
+                touched.add(shard)
+        assert len(touched) <= 100 + 8
+        assert fetched == len(touched)
+
+
+def test_unknown_sizes_count_as_the_largest():
+    plan = Plan(np.array([5, 0, 5]), seed=0)
+    assert plan.working_set(np.array([30, 90, 0]), 1, 4) == (2, 60)
+    assert plan.working_set(np.array([0, 0, 0]), 1, 4) == (2, 0)
 
 
 @given(
@@ -125,13 +202,18 @@ def plain_permute(value: int, size: int, key: int) -> int:
             return value
 
 
-def plain_locate(plan: Plan, position: int) -> tuple[int, int, int]:
-    """The plan's definition, one position at a time, over a list of all samples."""
-    epoch, offset = divmod(position, plan.num_samples)
+def plain_line(plan: Plan, epoch: int) -> list[tuple[int, int]]:
+    """All (shard, ordinal) of an epoch in the order of its shards."""
     counts = plan.counts.tolist()
     key = plain_seed(plan.seed, epoch)
     order = sorted(range(len(counts)), key=lambda shard: plain_mix(shard, key))
-    line = [(shard, ordinal) for shard in order for ordinal in range(counts[shard])]
+    return [(shard, ordinal) for shard in order for ordinal in range(counts[shard])]
+
+
+def plain_locate(plan: Plan, position: int) -> tuple[int, int, int]:
+    """The plan's definition, one position at a time, over a list of all samples."""
+    epoch, offset = divmod(position, plan.num_samples)
+    line = plain_line(plan, epoch)
     lane = [place for place in range(plan.num_samples) if place % plan.lanes == offset % plan.lanes]
     start = sum(
         len(range(number, plan.num_samples, plan.lanes)) for number in range(offset % plan.lanes)

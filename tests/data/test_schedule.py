@@ -1,4 +1,6 @@
-"""Steps, positions and phases."""
+"""Steps, positions, phases, and each rank's share."""
+
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ phase_lists = st.lists(
 )
 
 
-@given(phase_lists, st.sampled_from([1, 2, 4]))
-def test_positions_cover_the_sequence_in_order(phases, world_size):
+@given(phase_lists)
+def test_positions_cover_the_sequence_in_order(phases):
     schedule = Schedule(phases)
     assert schedule.total_steps == sum(steps for steps, _ in phases)
     done = 0
@@ -21,12 +23,30 @@ def test_positions_cover_the_sequence_in_order(phases, world_size):
     for step, size in enumerate(sizes):
         assert schedule.batch_size(step) == size
         assert schedule.first_position(step) == done
-        ranks = [schedule.positions(step, rank, world_size) for rank in range(world_size)]
-        assert {len(r) for r in ranks} == {size // world_size}
-        merged = np.stack(ranks, axis=1).flatten()
-        assert merged.tolist() == list(range(done, done + size))
+        assert schedule.positions(step).tolist() == list(range(done, done + size))
         done += size
     assert schedule.first_position(schedule.total_steps) == schedule.total_samples == done
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 100), st.data())
+def test_shares_are_a_partition_by_lane(world_size, per_rank, first, data):
+    size = world_size * per_rank
+    positions = np.arange(first, first + size)
+    lanes = np.array(data.draw(st.lists(st.integers(0, 7), min_size=size, max_size=size)))
+    of = dict(zip(positions.tolist(), lanes.tolist(), strict=True))
+    parts = [Schedule.share(positions, lanes, r, world_size).tolist() for r in range(world_size)]
+    assert [len(part) for part in parts] == [per_rank] * world_size
+    assert sorted(chain(*parts)) == positions.tolist()
+    assert all(part == sorted(part) for part in parts)
+    for part, following in pairwise(parts):
+        assert max((of[p], p) for p in part) < min((of[p], p) for p in following)
+
+
+def test_one_process_keeps_the_order():
+    lanes = np.array([3, 0, 1, 2, 3, 0])
+    assert Schedule.share(np.arange(10, 16), lanes, 0, 1).tolist() == list(range(10, 16))
+    assert Schedule.share(np.arange(10, 16), lanes, 0, 2).tolist() == [11, 12, 15]
+    assert Schedule.share(np.arange(10, 16), lanes, 1, 2).tolist() == [10, 13, 14]
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_what_works():
@@ -34,9 +54,10 @@ def test_a_batch_that_does_not_divide_is_refused_with_what_works():
     schedule.check_world_size(4)
     with pytest.raises(ValueError, match=r"batch_size=100 .* world size 3; use 99 or 102"):
         schedule.check_world_size(3)
-    assert len(schedule.positions(0, 1, 3)) == 32
+    lanes = np.zeros(100, dtype=np.int64)
+    assert len(Schedule.share(schedule.positions(0), lanes[:96], 1, 3)) == 32
     with pytest.raises(ValueError, match="use 99 or 102"):
-        schedule.positions(4, 0, 3)
+        Schedule.share(schedule.positions(4), lanes, 0, 3)
     with pytest.raises(ValueError, match="world size 8; use 8, or another"):
         Schedule([(1, 4)]).check_world_size(8)
 
@@ -48,4 +69,4 @@ def test_empty_runs_and_steps_outside_are_refused():
         Schedule([(3, 0)])
     for step in (-1, 3):
         with pytest.raises(IndexError):
-            Schedule([(3, 2)]).positions(step, 0, 1)
+            Schedule([(3, 2)]).positions(step)
