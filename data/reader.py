@@ -8,8 +8,10 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from .cache import LocalStore, OpenShard, Store
 from .errors import SampleError
 from .members import MemberIndex, open_index
+from .remote import shown
 
 RawSample = dict[str, bytes | str]
 
@@ -17,33 +19,38 @@ RawSample = dict[str, bytes | str]
 class _Shard:
     """An open tar and its index."""
 
-    def __init__(self, url: str):
-        try:
-            self.descriptor = os.open(url, os.O_RDONLY)
-        except OSError as error:
-            self.descriptor = -1
-            raise SampleError("shard_missing", f"'{url}': {error.strerror}") from error
-        self.index: MemberIndex = open_index(url, self.descriptor)
-
-    def __del__(self):
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+    def __init__(self, file: OpenShard):
+        self.file = file
+        self.index: MemberIndex = open_index(file.path, file.descriptor)
 
 
 class ShardReader:
-    """Random access to samples in local tars.
+    """Random access to samples in tars, here or far away.
 
     Safe to hand to loader workers: the open files are not part of the pickled state, and reads
     carry their own offset, so that forked processes may share them.
 
     Args:
-        urls: Path of each shard.
+        urls: Address of each shard.
+        store: Where the files come from; without one, shards have to be on this machine.
         max_open: Shards kept open; more than the plan's lanes, so that none is opened twice.
+        num_bytes: Size of each shard, as far as it is known (0: unknown); all unknown by default.
+        sha256: Checksum of each shard, as far as it is known (""); all unknown by default.
     """
 
-    def __init__(self, urls: Sequence[str], max_open: int = 64):
+    def __init__(
+        self,
+        urls: Sequence[str],
+        store: Store | None = None,
+        max_open: int = 64,
+        num_bytes: Sequence[int] | None = None,
+        sha256: Sequence[str] | None = None,
+    ):
         self.urls = urls
+        self.store: Store = LocalStore() if store is None else store
         self.max_open = max_open
+        self.num_bytes = num_bytes
+        self.sha256 = sha256
         self._open: OrderedDict[int, _Shard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
@@ -62,11 +69,12 @@ class ShardReader:
 
         Raises:
             SampleError: The shard cannot be opened or ends before the sample.
+            ValueError: The shard's store cannot be used.
         """
-        url = self.urls[shard]
-        opened = self._opened(shard, url)
+        opened = self._opened(shard)
         index = opened.index
         if ordinal >= len(index):
+            url = shown(self.urls[shard])
             if index.damaged:
                 raise SampleError("shard_truncated", f"'{url}': {index.damaged}")
             raise SampleError("wrong_count", f"'{url}' holds {len(index)} samples, not {ordinal}+1")
@@ -76,10 +84,12 @@ class ShardReader:
         start = offsets[0]
         length = offsets[-1] + sizes[-1] - start
         try:
-            span = os.pread(opened.descriptor, length, start)
+            span = os.pread(opened.file.descriptor, length, start)
         except OSError as error:
+            url = shown(self.urls[shard])
             raise SampleError("shard_truncated", f"'{url}': {error.strerror}") from error
         if len(span) < length:
+            url = shown(self.urls[shard])
             raise SampleError("shard_truncated", f"'{url}' became shorter while it was read")
         sample: RawSample = {"__key__": index.keys[ordinal]}
         kinds = index.kinds[first:last].tolist()
@@ -87,11 +97,20 @@ class ShardReader:
             sample[index.extensions[kind]] = span[offset - start : offset - start + size]
         return sample
 
-    def _opened(self, shard: int, url: str) -> _Shard:
+    def _opened(self, shard: int) -> _Shard:
         if shard in self._open:
             self._open.move_to_end(shard)
+            self._open[shard].file.touch()
         else:
-            self._open[shard] = _Shard(url)
+            self._close_removed()
+            num_bytes = 0 if self.num_bytes is None else int(self.num_bytes[shard])
+            sha256 = "" if self.sha256 is None else self.sha256[shard]
+            self._open[shard] = _Shard(self.store.open(self.urls[shard], num_bytes, sha256))
             if len(self._open) > self.max_open:
                 self._open.popitem(last=False)
         return self._open[shard]
+
+    def _close_removed(self) -> None:
+        """Closes what the store has removed: the disk gets the bytes back only then."""
+        for shard in [shard for shard, opened in self._open.items() if opened.file.is_removed()]:
+            del self._open[shard]

@@ -22,9 +22,9 @@ from typing import Any
 from torch import Tensor
 
 from .decode import IMAGE_EXTENSIONS, decode_image
-from .index import expand_all
 from .manifest import Manifest
 from .members import open_index
+from .urls import expand_all
 
 TEXTS = ("txt", "cls", "text", "caption")
 _ABSENT = object()

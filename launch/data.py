@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -37,11 +38,20 @@ def parser() -> argparse.ArgumentParser:
         "index",
         help="write the manifest of a set of shards",
         description="Counts the samples of shards and writes a manifest. Shards may be given as "
-        "paths, folders, globs or brace patterns such as 'shards/{00000..00041}.tar'.",
+        "paths, addresses (http, s3, gs, hf, ...), folders, globs or brace patterns such as "
+        "'shards/{00000..00041}.tar', or @FILE with one of these a line. NAME=URLS puts them into "
+        "the source NAME.",
     )
-    index.add_argument("urls", metavar="URLS", nargs="+", help="shards, folders, patterns")
+    index.add_argument(
+        "urls", metavar="[NAME=]URLS", nargs="+", help="shards, folders, patterns, lists"
+    )
     index.add_argument("--out", required=True, help="the manifest to write, a .parquet file")
-    index.add_argument("--source", default="default", help="name of the set (%(default)s)")
+    index.add_argument(
+        "--source", default="default", help="source of URLS without a NAME (%(default)s)"
+    )
+    index.add_argument(
+        "--workers", type=int, default=8, help="shards counted at a time (%(default)s)"
+    )
     index.add_argument("--checksum", action="store_true", help="also store SHA-256 of each shard")
     index.set_defaults(run=run_index)
     return top
@@ -68,7 +78,10 @@ def run_index(arguments: argparse.Namespace) -> int:
 
     with counter("counting") as report:
         manifest = index_shards(
-            arguments.urls, arguments.out, source=arguments.source, progress=report
+            by_source(arguments.urls, arguments.source),
+            arguments.out,
+            progress=report,
+            num_workers=arguments.workers,
         )
     if arguments.checksum:
         from ..data.checksum import store_checksums
@@ -78,6 +91,17 @@ def run_index(arguments: argparse.Namespace) -> int:
     num_shards = len(manifest.counts)
     print(f"{arguments.out}: {num_shards} shards, {manifest.num_samples} samples")
     return 0
+
+
+def by_source(urls: Iterable[str], default: str) -> dict[str, list[str]]:
+    """Sorts `NAME=URL` and plain addresses, which belong to the default, into their sources."""
+    sources: dict[str, list[str]] = {}
+    for url in urls:
+        # A name has no slash or colon, so that neither paths nor signed addresses look like one.
+        named = re.fullmatch(r"([\w.-]+)=(.+)", url)
+        name, address = (named[1], named[2]) if named else (default, url)
+        sources.setdefault(name, []).append(address)
+    return sources
 
 
 def track() -> Callable[[Iterable[Any], int, str], Iterable[Any]]:

@@ -5,16 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hostile_http import serve
 
-from counterpoint.data.index import count_samples, expand_all, expand_braces, index_shards
+from counterpoint.data.index import MANY_SHARDS, count_samples, index_shards
 from counterpoint.data.manifest import Manifest
-
-
-def test_braces():
-    assert expand_braces("a{08..11}.tar") == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
-    assert expand_braces("{9..10}") == ["9", "10"]
-    assert expand_braces("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
-    assert expand_braces("plain{.tar") == ["plain{.tar"]
+from counterpoint.data.remote import Transport
+from counterpoint.data.urls import expand_all
 
 
 def test_patterns_folders_and_paths_name_the_same_files_once(shards, tmp_path):
@@ -101,11 +97,15 @@ def test_captions_in_json_need_no_txt(make_tar, make_pairs, tmp_path):
     [
         ("none/{00000..00041}.tar", r"'none/00000.tar', .* and 39 more; check"),
         ("none", "no shard found for 'none'"),
-        ("s3://bucket/0.tar", "is not a local path"),
-        ("pipe:cat 0.tar", "is not a local path"),
+        (
+            "none://bucket/0.tar",
+            "'none://bucket/0.tar' cannot be fetched: Protocol not known: none",
+        ),
+        ("pipe:cat 0.tar", "is a command, and running commands .* is not allowed"),
+        ("@none.txt", "the list of shards 'none.txt' cannot be read"),
     ],
 )
-def test_missing_and_remote(url, message, tmp_path):
+def test_missing_and_refused(url, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         index_shards([url], tmp_path / "m.parquet")
 
@@ -122,3 +122,48 @@ def test_nothing_given_and_nothing_inside(make_tar, tmp_path):
     garbage.write_bytes(b"<html>404</html>" * 100)
     with pytest.raises(ValueError, match="no tar header at byte 0"):
         index_shards([str(garbage)], tmp_path / "m.parquet")
+
+
+def test_remote_shards_are_counted_like_local_ones(shards, tmp_path, monkeypatch):
+    """A sidecar is believed, a shard without one fetched; the server fails now and then."""
+    # Nobody can tell that a wrong size is one when nothing but the size is asked for.
+    monkeypatch.setattr("hostile_http.FAULTS", ("drop", "stall", "503"))
+    (tmp_path / "00001_stats.json").write_text(json.dumps({"successes": 5}))
+    (tmp_path / "list.txt").write_text("# two more\n\n00001.tar\n00002.tar\n")
+    with serve(tmp_path, seed=3, num_faults=2) as server:
+        lines = (tmp_path / "list.txt").read_text().replace("0000", f"{server.url}/0000")
+        (tmp_path / "list.txt").write_text(lines)
+        urls = {"a": [f"{server.url}/00000.tar"], "b": [f"@{tmp_path}/list.txt"]}
+        manifest = index_shards(urls, tmp_path / "m.parquet", transport=hasty())
+        assert manifest.counts.tolist() == [7, 5, 9]
+        assert manifest.num_bytes.tolist() == [os.path.getsize(path) for path in shards]
+        assert [manifest.sources[i] for i in manifest.source_ids] == ["a", "b", "b"]
+        assert manifest.urls[:] == [f"{server.url}/0000{i}.tar" for i in range(3)]
+        assert server.whole["/00001.tar"] == 0
+        with pytest.raises(ValueError, match=r"a shard cannot be indexed: '.*/9.tar' does not exi"):
+            index_shards([f"{server.url}/9.tar"], tmp_path / "m.parquet", transport=hasty())
+
+
+def test_a_folder_of_a_web_server_is_listed(shards, tmp_path):
+    with serve(tmp_path) as server:
+        for pattern in (server.url + "/", server.url + "/0000*.tar"):
+            manifest = index_shards([pattern], tmp_path / "m.parquet", transport=hasty())
+            assert manifest.counts.tolist() == [7, 5, 9]
+        with pytest.raises(ValueError, match=r"no shard found for 'http://.*/none"):
+            index_shards([server.url + "/none*.tar"], tmp_path / "m.parquet", transport=hasty())
+
+
+def hasty() -> Transport:
+    return Transport(num_attempts=6, stall_timeout=0.4, first_delay=0.01)
+
+
+def test_many_shards_are_counted_by_several_processes(make_tar, make_pairs, tmp_path):
+    members = make_pairs(0, 3)
+    for number in range(MANY_SHARDS):
+        make_tar(tmp_path / f"{number:03d}.tar", members[: 3 * (1 + number % 3)])
+    seen = []
+    manifest = index_shards(
+        [str(tmp_path)], tmp_path / "m.parquet", progress=lambda *a: seen.append(a), num_workers=2
+    )
+    assert manifest.counts.tolist() == [1 + number % 3 for number in range(MANY_SHARDS)]
+    assert seen == [(number, MANY_SHARDS) for number in range(1, MANY_SHARDS + 1)]

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from counterpoint.launch import cli
-from counterpoint.launch.data import main
+from counterpoint.launch.data import by_source, main
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,21 @@ def test_index_counts_shards_and_stores_checksums(corpus, capsys, tmp_path):
     assert capsys.readouterr().out == f"{out}: 4 shards, {num_samples} samples\n"
     assert main(["index", shards, "--out", str(out), "--checksum"]) == 0
     assert {len(text) for text in pq.read_table(out)["sha256"].to_pylist()} == {64}
+
+
+def test_index_puts_shards_into_named_sources(corpus, capsys, tmp_path):
+    main(small(corpus))
+    out, train = tmp_path / "manifest.parquet", str(corpus / "train")
+    urls = [f"{train}/00000.tar", f"drawn={train}/{{00001..00002}}.tar", f"flat={train}/00003.tar"]
+    assert main(["index", *urls, "--source", "rest", "--out", str(out)]) == 0
+    rows = zip(*(pq.read_table(out)[name].to_pylist() for name in ("source", "url")), strict=True)
+    assert [(source, url[-9:]) for source, url in rows] == [
+        ("rest", "00000.tar"),
+        ("drawn", "00001.tar"),
+        ("drawn", "00002.tar"),
+        ("flat", "00003.tar"),
+    ]
+    assert by_source(["./a=b/0.tar", "https://h/0.tar?a=b"], "rest").keys() == {"rest"}
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path, capsys):

@@ -1,0 +1,141 @@
+"""Shards of coming steps, fetched before they are needed.
+
+In: the step being made. Out: nothing; a thread fills the cache with the shards of the steps after
+it, and keeps those in use from being removed.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .cache import TOUCH_SECONDS, ShardCache
+
+# Steps looked at in one call of `at`: the first batch of a run must not wait for a whole horizon.
+NEW_STEPS = 8
+# The thread of a loader that is not asked any more ends; it starts again when needed.
+IDLE_SECONDS = 300.0
+
+
+class Prefetcher:
+    """Fetches ahead; one for each process that makes batches.
+
+    The thread starts in the process that first calls `at`, so that the object may be handed to
+    forked or spawned loader workers.
+
+    Args:
+        shards_of: A step to the shards that its batch on this rank needs, int64 [n], repeated or
+            not, in the order of need.
+        store: The cache.
+        urls: Address of each shard.
+        num_bytes: Size of each shard (0: unknown).
+        sha256: Checksum of each shard; all unknown by default.
+        total_steps: One past the last step of the run.
+        horizon: How many steps ahead are looked at.
+        stride: Steps from one batch of this process to its next: the number of loader workers.
+        interval: Seconds after which what could not be fetched is tried again.
+    """
+
+    def __init__(
+        self,
+        shards_of: Callable[[int], np.ndarray],
+        store: ShardCache,
+        urls: Sequence[str],
+        num_bytes: Sequence[int],
+        total_steps: int,
+        horizon: int,
+        sha256: Sequence[str] | None = None,
+        stride: int = 1,
+        interval: float = 1.0,
+    ):
+        self.shards_of = shards_of
+        self.store = store
+        self.urls = urls
+        self.num_bytes = num_bytes
+        self.sha256 = sha256
+        self.total_steps = total_steps
+        self.horizon = horizon
+        self.stride = stride
+        self.interval = interval
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._known: dict[int, list[int]] = {}
+        self._wanted: list[int] = []
+        self._moved = threading.Event()
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        private = ("_pid", "_known", "_wanted", "_moved", "_error", "_thread")
+        return {name: value for name, value in self.__dict__.items() if name not in private}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def at(self, step: int) -> None:
+        """Tells the step whose batch is made now.
+
+        Raises:
+            ValueError: Fetching failed for a reason that concerns every shard, such as a full disk.
+        """
+        if self._pid != os.getpid():
+            self._reset()
+        if self._error is not None:
+            raise self._error
+        # Here and not in the thread: what `shards_of` remembers is not made for two threads.
+        self._wanted = self.wanted(step)
+        self._moved.set()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(
+                target=self._run, daemon=True, name="counterpoint-prefetch"
+            )
+            self._thread.start()
+
+    def wanted(self, step: int) -> list[int]:
+        """Returns the shards of a step and of those within the horizon, the next needed first."""
+        last = min(step + self.horizon, self.total_steps - 1)
+        steps = range(step, last + 1, self.stride)
+        for old in [old for old in self._known if old not in steps]:
+            del self._known[old]
+        for coming in [coming for coming in steps if coming not in self._known][:NEW_STEPS]:
+            shards = np.asarray(self.shards_of(coming))
+            self._known[coming] = list(dict.fromkeys(shards.tolist()))
+        return list(
+            dict.fromkeys(shard for coming in steps for shard in self._known.get(coming, ()))
+        )
+
+    def _run(self) -> None:
+        marked: dict[int, float] = {}
+        idle_since = time.monotonic()
+        try:
+            while time.monotonic() - idle_since < IDLE_SECONDS:
+                if self._moved.is_set():
+                    idle_since = time.monotonic()
+                    self._moved.clear()
+                self._advance(marked)
+                self._moved.wait(self.interval)
+        except Exception as error:
+            self._error = error
+
+    def _advance(self, marked: dict[int, float]) -> None:
+        """Fetches what is missing, in order of need, until the step changes.
+
+        Args:
+            marked: When each shard was last known to be at hand; brought up to date.
+        """
+        wanted = self._wanted
+        for shard in [shard for shard in marked if shard not in wanted]:
+            del marked[shard]
+        for shard in wanted:
+            if time.monotonic() - marked.get(shard, float("-inf")) < TOUCH_SECONDS:
+                continue
+            sha256 = "" if self.sha256 is None else self.sha256[shard]
+            if self.store.prefetch(self.urls[shard], int(self.num_bytes[shard]), sha256):
+                marked[shard] = time.monotonic()
+            if self._moved.is_set():
+                return

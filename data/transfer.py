@@ -1,0 +1,114 @@
+"""One attempt at a transfer: watched while it runs, checked when it ends.
+
+In: a call that writes a file. Out: the file as announced, or an error; never a hang.
+"""
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+# A server that sends less than this in a whole stall time-out is as good as silent.
+MIN_PROGRESS_BYTES = 64 << 10
+BLOCK = 1 << 20
+
+
+class Incomplete(Exception):
+    """What arrived is not what was announced, or nothing arrives any more."""
+
+
+class PipeCommands:
+    """Allows `pipe:COMMAND` addresses: a shell runs them with the rights of this user.
+
+    They come from the manifest, which has to be trusted like a program then.
+    """
+
+    def copy(self, url: str, path: Path, stall_timeout: float) -> None:
+        """Writes what a command prints to a file."""
+        with open(path, "wb") as file:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", url.removeprefix("pipe:")],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        try:
+            status = watched(process.wait, stall_timeout, path)
+        except BaseException:
+            # The shell's own children write on if it alone is killed.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        if status:
+            raise Incomplete(f"the command ended with status {status}")
+
+
+def watched(call: Callable[[], Result], stall_timeout: float, part: Path | None = None) -> Result:
+    """Calls in a thread, which is left to itself once nothing moves any more.
+
+    Drivers differ in what they let one interrupt; the growth of a file is visible with all.
+
+    Args:
+        call: What to do.
+        stall_timeout: Seconds in which the file has to grow or the call has to end.
+        part: The file that the call writes.
+
+    Raises:
+        Incomplete: Nothing moved. Whatever the call raises is raised, too.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+    done, abandoned = threading.Event(), threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+        done.set()
+        if abandoned.is_set() and part is not None:
+            part.unlink(missing_ok=True)
+
+    threading.Thread(target=run, daemon=True, name="counterpoint-fetch").start()
+    seen = 0
+    while not done.wait(stall_timeout):
+        grown = part.stat().st_size if part is not None and part.exists() else 0
+        if grown - seen < MIN_PROGRESS_BYTES:
+            abandoned.set()
+            raise Incomplete(f"nothing arrived in {stall_timeout:g} s")
+        seen = grown
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def check(path: Path, num_bytes: int, sha256: str) -> None:
+    """Raises Incomplete unless a tar is the announced one."""
+    if not path.exists():
+        raise Incomplete(f"'{path}' was removed while it was written")
+    found = path.stat().st_size
+    if num_bytes and found != num_bytes:
+        raise Incomplete(f"{found} bytes arrived, {num_bytes} were expected")
+    with open(path, "rb") as file:
+        if not num_bytes:
+            # A broken server may state a wrong length: the end mark of the tar tells more.
+            file.seek(max(0, found - 512))
+            tail = file.read()
+            if len(tail) < 512 or any(tail):
+                raise Incomplete(f"the {found} bytes that arrived do not end like a tar")
+        if sha256:
+            file.seek(0)
+            state = hashlib.sha256()
+            while block := file.read(BLOCK):
+                state.update(block)
+            if state.hexdigest() != sha256:
+                raise Incomplete("its SHA-256 is not the one in the manifest")
