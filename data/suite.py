@@ -21,10 +21,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .decode import IMAGE_EXTENSIONS, decode_image
+from .decode import IMAGE_EXTENSIONS
 from .index import expand_all
 from .manifest import Manifest
 from .members import open_index
+from .picture import decode_image
 
 TEXTS = ("txt", "cls", "text", "caption")
 _ABSENT = object()
