@@ -4,18 +4,21 @@ In: the plan, the schedule, the reader, a tokenizer and a transform. Out: `dict[
 batch is a function of the step alone: whichever worker makes it, and however often.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from .decode import decode_caption, decode_image, find_image, sample_key
+from .decode import decode_caption, find_image, sample_key
 from .errors import SampleError
 from .hashing import text_hash
 from .manifest import Manifest
+from .picture import Picture, Pixels
 from .plan import Plan
 from .reader import RawSample, ShardReader
 from .schedule import Schedule
@@ -29,19 +32,24 @@ TokenizeTexts = Callable[[list[str], int], tuple[Tensor, Tensor]]
 TRIES_IN_SHARD = 16
 SHARDS_TRIED = 32
 TRIES_IN_OTHER_SHARD = 4
-# Decoding many pictures and then transforming them all takes about two thirds of the time of
-# taking turns, which keeps throwing the code of one out of the processor's caches. Bounded,
-# because a batch of photographs decoded in full does not fit into memory as easily.
-MAX_PENDING_BYTES = 16 << 20
+# Decoding many small pictures and then transforming them all takes about two thirds of the time of
+# taking turns, which keeps throwing the code of one out of the processor's caches. Large pictures
+# take turns: there it is their pixels that should not leave the caches before they are resized.
+MAX_PENDING_BYTES = 1 << 20
 
 Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded pair: picture uint8 [3, H, W], caption, key and `CAUSES` code."""
+    """One pair: a picture that is decoded, caption, key and `CAUSES` code.
 
-    image: Tensor
+    Attributes:
+        params: What the transform has drawn for the picture.
+    """
+
+    picture: Picture
+    params: np.ndarray
     text: str
     key: int
     status: int
@@ -75,29 +83,30 @@ class SampleLoader:
         self.image_size = image_size
         self.key_field = key_field
         self.caption = tuple(caption)
+        self._randomness = Randomness()
 
-    def load(self, places: Iterable[Place]) -> list[Sample]:
+    def load(self, places: Sequence[Place]) -> tuple[Tensor, list[Sample]]:
         """Loads samples.
 
         Args:
             places: (epoch, shard, ordinal) of each.
 
         Returns:
-            Samples whose pictures are transformed: uint8 [3, image_size, image_size].
+            The transformed pictures, uint8 [n, 3, image_size, image_size], and the samples.
         """
-        done: list[Sample] = []
-        pending: list[tuple[int, Sample]] = []
-        num_bytes = 0
-        for epoch, shard, ordinal in places:
-            sample = self.decode(shard, ordinal)
-            pending.append((epoch, sample))
-            num_bytes += sample.image.numel()
-            if num_bytes > MAX_PENDING_BYTES:
-                done += [self._transformed(*item) for item in pending]
-                pending, num_bytes = [], 0
-        return done + [self._transformed(*item) for item in pending]
+        images = new_batch((len(places), 3, self.image_size, self.image_size))
+        samples: list[Sample] = []
+        done = num_bytes = 0
+        for place in places:
+            samples.append(self.decode(*place))
+            num_bytes += samples[-1].picture.num_bytes
+            if num_bytes > MAX_PENDING_BYTES or len(samples) == len(places):
+                for row in range(done, len(samples)):
+                    images[row] = self._transformed(samples[row])
+                done, num_bytes = len(samples), 0
+        return images, samples
 
-    def decode(self, shard: int, ordinal: int) -> Sample:
+    def decode(self, epoch: int, shard: int, ordinal: int) -> Sample:
         """Decodes a sample, or the first good one of `candidates`; `status` tells why.
 
         If none is good the picture is blank and the caption empty: the error budget, which sees
@@ -109,13 +118,27 @@ class SampleLoader:
                 raw = self.reader.read(*place)
                 text = decode_caption(raw, self.caption)
                 key = self._key(raw, place[0])
-                image = decode_image(find_image(raw))
+                picture = Picture.open(find_image(raw))
+                params = self.draw(picture, epoch, key)
             except SampleError as error:
                 status = status or error.code
                 continue
-            return Sample(image, text, key, status)
+            return Sample(picture, params, text, key, status)
         blank = torch.full((3, self.image_size, self.image_size), 255, dtype=torch.uint8)
-        return Sample(blank, "", 0, status)
+        return Sample(Pixels(blank), self.draw(Pixels(blank), epoch, 0), "", 0, status)
+
+    def draw(self, picture: Picture, epoch: int, key: int) -> np.ndarray:
+        """Draws the view with the sample's own randomness, and decodes what it needs.
+
+        The epoch and the key determine it: a sample comes up once an epoch.
+
+        Raises:
+            SampleError: The picture is damaged.
+        """
+        rng = self._randomness.start(epoch_word(self.seed, epoch), key)
+        params = self.transform.draw(picture.height, picture.width, rng)
+        picture.pixels(self.transform.factor(picture, self.image_size, params))
+        return params
 
     def candidates(self, shard: int, ordinal: int) -> Iterator[tuple[int, int]]:
         """Yields the sample itself, its followers in the shard, then samples of the next shards.
@@ -132,15 +155,10 @@ class SampleLoader:
             for step in range(min(TRIES_IN_OTHER_SHARD, int(counts[other]))):
                 yield other, (ordinal + step) % int(counts[other])
 
-    def _transformed(self, epoch: int, sample: Sample) -> Sample:
-        """Applies the transform with the sample's own randomness.
-
-        The epoch and the key determine it: a sample comes up once an epoch.
-        """
-        words = np.array([text_hash(self.seed, epoch), sample.key], dtype=np.int64)
-        rng = np.random.Generator(np.random.Philox(key=words.view(np.uint64)))
-        image = self.transform(sample.image, self.image_size, rng)
-        return replace(sample, image=image)
+    def _transformed(self, sample: Sample) -> Tensor:
+        image = self.transform.apply(sample.picture, self.image_size, sample.params)
+        sample.picture.forget()
+        return image
 
     def _key(self, raw: RawSample, shard: int) -> int:
         source = self.manifest.sources[self.manifest.source_ids[shard]]
@@ -196,13 +214,15 @@ class StepDataset(Dataset):
         lanes = self.plan.lane(positions)
         positions = self.schedule.share(positions, lanes, self.rank, self.world_size)
         epochs, shards, ordinals = self.plan.locate(positions)
-        places = zip(epochs.tolist(), shards.tolist(), ordinals.tolist(), strict=True)
-        batch = collate(self.loader.load(places))
-        texts = batch.pop("texts")
+        places = list(zip(epochs.tolist(), shards.tolist(), ordinals.tolist(), strict=True))
+        images, samples = self.loader.load(places)
+        texts = [sample.text for sample in samples]
         ids, lengths = self.tokenize(texts, self.context_length)
         sources = self.loader.manifest.source_ids[shards]
         return {
-            **batch,
+            "image": images,
+            "key": torch.tensor([sample.key for sample in samples], dtype=torch.int64),
+            "status": torch.tensor([sample.status for sample in samples], dtype=torch.int64),
             "text": ids,
             "text_length": lengths,
             "source": torch.from_numpy(sources),
@@ -210,19 +230,34 @@ class StepDataset(Dataset):
         }
 
 
-def collate(samples: Sequence[Sample]) -> dict:
-    """Stacks samples: `image` uint8 [b, 3, H, W], `key` and `status` int64 [b], `texts` a list."""
-    first = samples[0].image
-    # Filling one buffer leaves contiguous memory whatever layout the transform returned.
-    images = torch.empty((len(samples), *first.shape), dtype=torch.uint8)
-    for row, sample in enumerate(samples):
-        images[row] = sample.image
-    return {
-        "image": images,
-        "key": torch.tensor([sample.key for sample in samples], dtype=torch.int64),
-        "status": torch.tensor([sample.status for sample in samples], dtype=torch.int64),
-        "texts": [sample.text for sample in samples],
-    }
+def new_batch(shape: tuple[int, ...]) -> Tensor:
+    """Returns uint8 memory for a batch, in a worker where the training process can read it too."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # Filled there, the batch is not copied once more on its way. torch's own collation does this.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+class Randomness:
+    """One generator that starts over for every sample: a new one would take ten times as long."""
+
+    def __init__(self):
+        self._bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
+        self._generator = np.random.Generator(self._bits)
+        self._fresh = self._bits.state
+
+    def start(self, *words: int) -> np.random.Generator:
+        """Returns the generator as if just made from two signed 64-bit words; valid until next."""
+        self._fresh["state"]["key"] = np.array(words, dtype=np.int64).view(np.uint64)
+        self._bits.state = self._fresh
+        return self._generator
+
+
+@lru_cache(maxsize=64)
+def epoch_word(seed: int, epoch: int) -> int:
+    """Returns the half of a sample's randomness that is the same for a whole epoch."""
+    return text_hash(seed, epoch)
 
 
 class StepSampler(Sampler[int]):

@@ -1,65 +1,17 @@
-"""Raw bytes of one sample to a picture, a caption and a key.
+"""Raw bytes of one sample to a picture's bytes, a caption and a key.
 
-In: what the reader returns. Out: uint8 RGB [3, H, W], text, a 64-bit key. Whatever is wrong with
-the bytes ends in a `SampleError` with its cause.
+In: what the reader returns. Out: bytes for `picture`, text, a 64-bit key. Whatever is wrong with
+the sample ends in a `SampleError` with its cause.
 """
 
-import io
 import json
 from collections.abc import Sequence
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from .errors import SampleError
 from .hashing import text_hash
 from .reader import RawSample
 
 IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp", "gif", "bmp", "ppm", "tif", "tiff")
-# Above this, where Pillow begins to warn, a picture is taken for an attack or a mistake.
-MAX_PIXELS = 89_000_000
-
-
-def decode_image(data: bytes) -> Tensor:
-    """Decodes a picture to uint8 RGB [3, H, W] (channels last in memory).
-
-    Transparent parts show white; palettes, CMYK, grey and 16-bit pictures are converted; of an
-    animation the first frame is taken; an EXIF orientation is ignored, as other CLIP trainers do.
-
-    Raises:
-        SampleError: The cause is `bad_image`.
-    """
-    try:
-        image = Image.open(io.BytesIO(data))
-        # Only the header has been read; a few bytes can declare any size.
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-        pixels = np.array(_on_white(image))
-    # Decoders raise nearly anything on damaged bytes (SyntaxError, struct.error, IndexError, ...).
-    except Exception as error:
-        raise SampleError("bad_image", f"{type(error).__name__}: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """Converts any mode to RGB."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16 bits to 255 where it should scale.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "I":
-        wide = np.asarray(image)
-        shift = 8 if wide.max(initial=0) > 255 else 0
-        return Image.fromarray(np.clip(wide >> shift, 0, 255).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        canvas.alpha_composite(layer)
-        return canvas.convert("RGB")
-    return image.convert("RGB")
 
 
 def find_image(sample: RawSample) -> bytes:

@@ -21,9 +21,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .decode import IMAGE_EXTENSIONS, decode_image
+from .decode import IMAGE_EXTENSIONS
 from .manifest import Manifest
 from .members import open_index
+from .picture import decode_image
 from .urls import expand_all
 
 TEXTS = ("txt", "cls", "text", "caption")

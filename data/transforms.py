@@ -1,48 +1,81 @@
-"""A decoded picture to the square the image tower sees, uint8 in and uint8 out.
+"""A picture to the square the image tower sees, uint8 in and uint8 out.
 
-In: uint8 [3, H, W] and the generator of this sample, from which all randomness comes. Out: uint8
-[3, size, size]. Crop and resize are one antialiased bicubic pass on uint8; the rest runs on the
-small result, and only if it is switched on. Every random quantity has its own draw, so switching
-one operation on leaves the others as they were. Normalisation is the model's.
+In: a `Picture` and the generator of this sample, from which all randomness comes. Out: uint8
+[3, size, size]. What is random is drawn first, as a row of numbers that can be recorded and
+replayed; the pixels follow, and of a JPEG no more of them than the crop needs. Crop and resize are
+one antialiased bicubic pass on uint8; the rest runs on the small result, and only if it is switched
+on. Every random quantity has its own draw, so switching one operation on leaves the others as they
+were. Normalisation is the model's.
 """
 
 import math
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-# Luma of ITU-R BT.601, as Pillow and torchvision turn colour to grey.
-LUMA = np.array([0.299, 0.587, 0.114])
-_IDENTITY = np.eye(3)
-_GREY = np.tile(LUMA, (3, 1))
-_TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
-_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+from .picture import Picture, Pixels
+from .pixels import GREY, LUMA, hue_rotation, map_colours, move, resize
+
 CROP_TRIES = 10
+
+Box = tuple[int, int, int, int]
 
 
 class Transform(ABC):
-    """A picture of any size to a square one."""
+    """A picture of any size to a square one.
 
-    @abstractmethod
-    def __call__(self, image: Tensor, size: int, rng: np.random.Generator | None) -> Tensor:
-        """Transforms one picture.
+    Attributes:
+        columns: Names of what `draw` returns.
+    """
+
+    columns: tuple[str, ...] = ()
+
+    def __call__(
+        self, picture: Picture | Tensor, size: int, rng: np.random.Generator | None = None
+    ) -> Tensor:
+        """Transforms one picture: `draw`, then `apply`.
 
         Args:
-            image: uint8 [3, H, W].
+            picture: A picture, or its pixels as uint8 [3, H, W].
             size: Side of the result in pixels.
             rng: Source of all randomness; None is allowed where nothing is random.
 
         Returns:
             uint8 [3, size, size].
         """
+        if isinstance(picture, Tensor):
+            picture = Pixels(picture)
+        return self.apply(picture, size, self.draw(picture.height, picture.width, rng))
+
+    @abstractmethod
+    def draw(self, height: int, width: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Draws what is random for a picture of this size: float64 [len(columns)]."""
+
+    def factor(self, picture: Picture, size: int, params: np.ndarray) -> int:
+        """Returns the divisor of the picture's size at which `apply` will ask for its pixels."""
+        return 1
+
+    @abstractmethod
+    def apply(self, picture: Picture, size: int, params: np.ndarray) -> Tensor:
+        """Makes the view that `params` of `draw` describe: uint8 [3, size, size].
+
+        Raises:
+            SampleError: The pixels cannot be decoded.
+        """
 
 
 class TrainTransform(Transform):
     """Random crop and resize, then the operations that are switched on, in the order given here.
+
+    `draw` gives the crop (`top`, `left`, `rows`, `columns`, in pixels of the whole picture);
+    whether it is mirrored (`flip`, 0 or 1); the rotation (`angle`, degrees); the shift (`right`,
+    `down`, fractions of the side); the factors of `brightness`, `contrast` and `saturation`; the
+    turn of the `hue` (radians); whether colours are dropped (`grayscale`, 0 or 1); whether a
+    rectangle is erased (`erase`, 0 or 1), its share of the area (`erase_area`), its width by height
+    (`erase_aspect`) and its place as fractions of the room there is (`erase_down`, `erase_right`).
 
     Args:
         scale: Range of the crop's share of the area.
@@ -57,10 +90,19 @@ class TrainTransform(Transform):
         grayscale: Probability of dropping the colours.
         erase: Probability of filling a rectangle of 2-20% of the area.
         fill: Grey level of erased rectangles and of what rotation and shift uncover.
+        decode: `exact` resizes the crop as it is. `dct` decodes a JPEG to 1/2, 1/4 or 1/8 where the
+            crop stays large enough, and moves the crop's edges inwards to multiples of 2, 4 or 8
+            pixels: faster, and on average one grey level away from `exact`.
 
     Raises:
         ValueError: A value is outside its range.
     """
+
+    columns = (
+        *("top", "left", "rows", "columns", "flip", "angle", "right", "down"),
+        *("brightness", "contrast", "saturation", "hue", "grayscale"),
+        *("erase", "erase_area", "erase_aspect", "erase_down", "erase_right"),
+    )
 
     def __init__(
         self,
@@ -76,6 +118,7 @@ class TrainTransform(Transform):
         grayscale: float = 0.0,
         erase: float = 0.0,
         fill: int = 255,
+        decode: Literal["exact", "dct"] = "exact",
     ):
         for name, (low, high) in {"scale": scale, "ratio": ratio}.items():
             if not 0 < low <= high or (name == "scale" and high > 1):
@@ -99,29 +142,71 @@ class TrainTransform(Transform):
             raise ValueError(f"rotate={rotate} must lie between 0 and 180 degrees")
         if not 0 <= fill <= 255:
             raise ValueError(f"fill={fill} must lie between 0 and 255")
+        if decode not in ("exact", "dct"):
+            raise ValueError(f"decode={decode!r} must be 'exact' or 'dct'")
         self.scale, self.ratio, self.flip = scale, ratio, flip
         self.rotate, self.translate = rotate, translate
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue, self.grayscale, self.erase, self.fill = hue, grayscale, erase, fill
+        self.decode = decode
         self._moves = bool(rotate or translate)
         self._colours = bool(brightness or contrast or saturation or hue or grayscale)
 
-    def __call__(self, image: Tensor, size: int, rng: np.random.Generator | None) -> Tensor:
+    def draw(self, height: int, width: int, rng: np.random.Generator | None) -> np.ndarray:
+        """Draws the values of `columns`."""
         assert rng is not None, "training transforms need the sample's generator"
         crops = rng.random((CROP_TRIES, 4))
-        draws = rng.random(14).tolist()
-        height, width = image.shape[-2:]
-        top, left, rows, columns = crop_box(height, width, self.scale, self.ratio, crops)
-        result = resize(image[:, top : top + rows, left : left + columns], size, size)
-        mirrored = draws[0] < self.flip
+        u = rng.random(14).tolist()
+        angle, right, down = (2 * x - 1 for x in u[1:4])
+        spans = (self.brightness, self.contrast, self.saturation)
+        return np.array(
+            [
+                *crop_box(height, width, self.scale, self.ratio, crops),
+                u[0] < self.flip,
+                angle * self.rotate,
+                right * self.translate,
+                down * self.translate,
+                *(1 + span * (2 * x - 1) for span, x in zip(spans, u[4:7], strict=True)),
+                2 * math.pi * self.hue * (2 * u[7] - 1),
+                u[8] < self.grayscale,
+                u[9] < self.erase,
+                0.02 + 0.18 * u[10],
+                3 ** (2 * u[11] - 1),
+                u[12],
+                u[13],
+            ],
+            dtype=np.float64,
+        )
+
+    def factor(self, picture: Picture, size: int, params: np.ndarray) -> int:
+        """Returns the largest divisor that leaves the crop at least `size` pixels a side."""
+        return self.view(picture, size, params)[0]
+
+    def view(self, picture: Picture, size: int, params: np.ndarray) -> tuple[int, Box]:
+        """Returns the divisor, and the crop (top, left, rows, columns) in the pixels it leaves."""
+        top, left, rows, columns = (int(edge) for edge in params[:4].tolist())
+        if self.decode == "dct":
+            for factor in reversed(picture.factors[1:]):
+                # Inwards: no pixel then averages over an edge of the crop or of the picture.
+                first_row, first_column = -(-top // factor), -(-left // factor)
+                num_rows = (top + rows) // factor - first_row
+                num_columns = (left + columns) // factor - first_column
+                if min(num_rows, num_columns) >= size:
+                    return factor, (first_row, first_column, num_rows, num_columns)
+        return 1, (top, left, rows, columns)
+
+    def apply(self, picture: Picture, size: int, params: np.ndarray) -> Tensor:
+        """Makes the view that `params` describe; see `Transform`."""
+        factor, (top, left, rows, columns) = self.view(picture, size, params)
+        crop = picture.pixels(factor)[:, top : top + rows, left : left + columns]
+        result = resize(crop, size, size)
+        mirrored, angle, right, down, *values = params[4:].tolist()
         if self._moves or self._colours:
             # One way through floats for all of them: rounded and clamped once, at the end.
-            colours = self._colour_map(result, draws[4:9]) if self._colours else None
+            colours = self._colour_map(result, values[:5]) if self._colours else None
             pixels = result.float()
             if self._moves:
-                angle, right, down = (2 * u - 1 for u in draws[1:4])
-                shift = (right * self.translate, down * self.translate)
-                pixels = move(pixels, angle * self.rotate, shift, self.fill, mirrored)
+                pixels = move(pixels, angle, (right, down), self.fill, bool(mirrored))
             elif mirrored:
                 pixels = pixels.flip(-1)
             if colours:
@@ -129,20 +214,18 @@ class TrainTransform(Transform):
             result = pixels.add_(0.5).clamp_(0, 255).to(torch.uint8)
         elif mirrored:
             result = result.flip(-1)
-        if draws[9] < self.erase:
-            result = self._erase(result, draws[10:14])
+        if values[5]:
+            result = self._erase(result, *values[6:])
         return result
 
-    def _colour_map(self, image: Tensor, draws: list[float]) -> tuple[np.ndarray, float]:
-        """Draws brightness, contrast, saturation, hue and grey as one affine colour map."""
-        spans = (self.brightness, self.contrast, self.saturation)
-        factors = [1 + span * (2 * u - 1) for span, u in zip(spans, draws[:3], strict=True)]
-        bright, contrast, colour = factors
-        matrix = colour * _IDENTITY + (1 - colour) * _GREY
+    def _colour_map(self, image: Tensor, values: list[float]) -> tuple[np.ndarray, float]:
+        """Returns brightness, contrast, saturation, hue and grey as one affine colour map."""
+        bright, contrast, colour, turn, grey = values
+        matrix = colour * np.eye(3) + (1 - colour) * GREY
         if self.hue:
-            matrix = hue_rotation(2 * math.pi * self.hue * (2 * draws[3] - 1)) @ matrix
-        if draws[4] < self.grayscale:
-            matrix = _GREY
+            matrix = hue_rotation(turn) @ matrix
+        if grey:
+            matrix = GREY
         offset = 0.0
         if self.contrast:
             # Sums of integers are exact, hence equal for any number of threads.
@@ -150,13 +233,14 @@ class TrainTransform(Transform):
             offset = (1 - contrast) * bright * float(LUMA @ means)
         return bright * contrast * matrix, offset
 
-    def _erase(self, image: Tensor, draws: list[float]) -> Tensor:
-        """Fills a rectangle of 2-20% of the area."""
+    def _erase(
+        self, image: Tensor, area: float, aspect: float, down: float, right: float
+    ) -> Tensor:
+        """Fills a rectangle."""
         size = image.shape[-1]
-        area, aspect = 0.02 + 0.18 * draws[0], 3 ** (2 * draws[1] - 1)
         rows = max(1, round(size * math.sqrt(area / aspect)))
         columns = max(1, round(size * math.sqrt(area * aspect)))
-        top, left = int(draws[2] * (size - rows + 1)), int(draws[3] * (size - columns + 1))
+        top, left = int(down * (size - rows + 1)), int(right * (size - columns + 1))
         image = image.clone()
         image[:, top : top + rows, left : left + columns] = self.fill
         return image
@@ -182,8 +266,13 @@ class EvalTransform(Transform):
             raise ValueError(f"crop={crop} must be above 0 and at most 1")
         self.resize, self.crop, self.fill = resize, crop, fill
 
-    def __call__(self, image: Tensor, size: int, rng: np.random.Generator | None = None) -> Tensor:
-        height, width = image.shape[-2:]
+    def draw(self, height: int, width: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Draws nothing."""
+        return np.empty(0)
+
+    def apply(self, picture: Picture, size: int, params: np.ndarray) -> Tensor:
+        """Makes the view; always from the pixels of the whole picture."""
+        image, height, width = picture.pixels(), picture.height, picture.width
         if self.resize == "squash":
             return resize(image, size, size)
         if self.resize == "longest":
@@ -207,7 +296,7 @@ def crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     draws: np.ndarray,
-) -> tuple[int, int, int, int]:
+) -> Box:
     """Returns top, left, height and width of a random crop (the Inception crop).
 
     Args:
@@ -228,72 +317,3 @@ def crop_box(
     columns = max(1, min(width, round(height * ratio[1])))
     rows = max(1, min(height, round(width / ratio[0])))
     return (height - rows) // 2, (width - columns) // 2, rows, columns
-
-
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resizes uint8 [3, h, w] with antialiased bicubic filtering, without leaving uint8."""
-    if image.shape[-2:] == (height, width):
-        return image
-    # The fast kernel is the one for channels-last memory, which is how pictures are decoded.
-    batch = image[None].contiguous(memory_format=torch.channels_last)
-    return F.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
-
-
-def move(
-    pixels: Tensor,
-    degrees: float,
-    shift: tuple[float, float] = (0.0, 0.0),
-    fill: float = 255,
-    mirrored: bool = False,
-) -> Tensor:
-    """Mirrors, rotates about the centre, then shifts; bilinear.
-
-    Args:
-        pixels: float [3, size, size].
-        degrees: Counter-clockwise.
-        shift: To the right and down, as fractions of the side.
-        fill: Grey level of the uncovered parts.
-        mirrored: Whether left and right are swapped first.
-    """
-    size = pixels.shape[-1]
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    right, down = 2 * shift[0], 2 * shift[1]
-    side = -1.0 if mirrored else 1.0
-    # Each pixel (x, y, 1) of the result asks where in the original it came from.
-    matrix = np.array(
-        [
-            [side * cosine, sine],
-            [side * -sine, cosine],
-            [side * (sine * down - cosine * right), -sine * right - cosine * down],
-        ],
-        dtype=np.float32,
-    )
-    grid = (_coordinates(size) @ torch.from_numpy(matrix)).view(1, size, size, 2)
-    # Outside is zero, so the picture is sampled as its difference from the fill.
-    moved = F.grid_sample((pixels - fill)[None], grid, mode="bilinear", align_corners=False)
-    return moved[0].add_(fill)
-
-
-@lru_cache(maxsize=8)
-def _coordinates(size: int) -> Tensor:
-    """Returns (x, y, 1) of the pixel centres in -1..1, row by row: float [size * size, 3]."""
-    axis = torch.arange(1 - size, size, 2, dtype=torch.float32) / size
-    columns, rows = axis.expand(size, size), axis[:, None].expand(size, size)
-    return torch.stack((columns, rows, torch.ones(size, size)), dim=-1).view(-1, 3)
-
-
-def map_colours(pixels: Tensor, matrix: np.ndarray, offset: float) -> Tensor:
-    """Applies `matrix @ rgb + offset` to float [3, h, w], without rounding or clamping."""
-    weights = torch.from_numpy(matrix.astype(np.float32))
-    mapped = weights @ pixels.reshape(3, -1)
-    return (mapped.add_(offset) if offset else mapped).view(pixels.shape)
-
-
-def hue_rotation(angle: float) -> np.ndarray:
-    """Returns the colour matrix [3, 3] that turns hues by an angle (radians) and keeps the luma.
-
-    From red towards green; a rotation of the chroma plane of YIQ: one matrix instead of the way
-    through HSV and back.
-    """
-    cosine, sine = math.cos(angle), math.sin(angle)
-    return _FROM_YIQ @ np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]]) @ _TO_YIQ

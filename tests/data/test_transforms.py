@@ -1,5 +1,6 @@
 """Pixels against torchvision and Pillow; randomness; ranges."""
 
+import io
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +14,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from counterpoint.data import transforms as module
-from counterpoint.data.transforms import (
-    EvalTransform,
-    TrainTransform,
-    crop_box,
-    hue_rotation,
-    map_colours,
-    move,
-)
+from counterpoint.data.picture import Picture, Pixels
+from counterpoint.data.pixels import hue_rotation, map_colours, move
+from counterpoint.data.transforms import EvalTransform, TrainTransform, crop_box
 
 BICUBIC = InterpolationMode.BICUBIC
 WHOLE: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
@@ -259,6 +255,7 @@ def test_erased_rectangles():
         ({"hue": 0.7}, "half a turn"),
         ({"rotate": -5}, "between 0 and 180"),
         ({"fill": 300}, "fill=300"),
+        ({"decode": "fast"}, "decode='fast' must be 'exact' or 'dct'"),
     ],
 )
 def test_train_refusals(arguments, message):
@@ -271,3 +268,84 @@ def test_eval_refusals():
         EvalTransform(resize="fit")
     with pytest.raises(ValueError, match="crop=0"):
         EvalTransform(crop=0)
+
+
+def jpeg(image) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def photograph(seed, height=300, width=420):
+    """A JPEG of blobs of all sizes, whose spectrum falls off about as that of photographs does."""
+    noise = np.fft.rfft2(np.random.default_rng(seed).normal(size=(3, height, width)))
+    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
+    waves = np.fft.irfft2(noise / (np.hypot(y, x) + 0.01) ** 1.6, (height, width))
+    pixels = 128 + 45 * waves / waves.std((1, 2), keepdims=True)
+    return jpeg(torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)))
+
+
+def pillow_view(data, box, size):
+    """What a trainer on Pillow makes of a crop (top, left, rows, columns)."""
+    top, left, rows, columns = box
+    crop = Image.open(io.BytesIO(data)).crop((left, top, left + columns, top + rows))
+    return torch.from_numpy(np.array(crop.resize((size, size), Image.Resampling.BICUBIC))).permute(
+        2, 0, 1
+    )
+
+
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.3, 0.6)])
+def test_exact_jpegs_equal_pillows_resized_crop(scale):
+    transform = TrainTransform(scale=scale)
+    for seed in range(6):
+        data = photograph(seed)
+        params = transform.draw(300, 420, rng(seed))
+        view = transform.apply(Picture.open(data), 96, params)
+        reference = pillow_view(data, params[:4].astype(int), 96)
+        assert psnr(view, reference) >= 55
+        assert float(difference(view, reference).max()) <= 1
+
+
+@pytest.mark.parametrize(("size", "factor"), [(60, 4), (110, 2), (160, 1)])
+def test_scaled_jpegs_are_close_to_pillows_resized_crop(size, factor):
+    pytest.importorskip("simplejpeg")
+    transform = TrainTransform(scale=(0.9, 1.0), ratio=(1.0, 1.4), decode="dct")
+    for seed in range(6):
+        picture = Picture.open(photograph(seed))
+        params = transform.draw(300, 420, rng(seed))
+        assert transform.factor(picture, size, params) == factor
+        _, box = transform.view(picture, size, params)
+        whole = tuple(factor * edge for edge in box)
+        drawn = params[:4].astype(int).tolist()
+        for start, end in ((0, 2), (1, 3)):
+            assert drawn[start] <= whole[start] < drawn[start] + factor
+            last, limit = whole[start] + whole[end], drawn[start] + drawn[end]
+            assert limit - factor < last <= limit
+        view = transform.apply(picture, size, params)
+        assert psnr(view, pillow_view(photograph(seed), whole, size)) >= 40
+
+
+def test_only_training_with_dct_leaves_the_pixels_of_the_whole_picture():
+    data, params = photograph(0), TrainTransform().draw(300, 420, rng())
+    exact = TrainTransform().apply(Picture.open(data), 60, params)
+    scaled = TrainTransform(decode="dct").apply(Picture.open(data), 60, params)
+    assert not torch.equal(exact, scaled)
+    png = Pixels(Picture.open(data).pixels())
+    assert torch.equal(TrainTransform(decode="dct").apply(png, 60, params), exact)
+    for transform in (EvalTransform(), EvalTransform("longest"), EvalTransform("squash")):
+        picture = Picture.open(data)
+        assert transform.factor(picture, 60, transform.draw(300, 420)) == 1
+        assert torch.equal(transform(picture, 60), transform(png, 60))
+
+
+def test_draws_have_names_and_can_be_edited():
+    image = smooth(40, 60)
+    transform = TrainTransform(flip=0.5, rotate=20, translate=0.1, erase=0.5, brightness=0.3)
+    params = transform.draw(40, 60, rng())
+    named = dict(zip(transform.columns, params.tolist(), strict=True))
+    assert abs(named["angle"]) <= 20 and 0.7 <= named["brightness"] <= 1.3
+    still = {"top": 3, "left": 5, "rows": 32, "columns": 32, "flip": 1, "erase": 0}
+    still |= {"angle": 0, "right": 0, "down": 0, "brightness": 1}
+    edited = np.array([{**named, **still}[name] for name in transform.columns])
+    result = transform.apply(Pixels(image), 32, edited)
+    assert float(difference(result, image[:, 3:35, 5:37].flip(-1)).max()) <= 1

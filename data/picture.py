@@ -1,0 +1,211 @@
+"""A picture's bytes to pixels: the size first, the pixels when it is known how many are needed.
+
+In: the bytes of one image file. Out: a `Picture`, of which only the header has been read, then its
+pixels, uint8 RGB [3, h, w]. A JPEG is also to be had at 1/2, 1/4 and 1/8 of its size, straight from
+its frequencies, which saves most of the work after decoding. Whatever is wrong with the bytes ends
+in a `SampleError` with the cause `bad_image`.
+"""
+
+import io
+import re
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import SampleError
+
+try:
+    import simplejpeg
+except ImportError:  # Pillow decodes to the same pixels, in one and a half times the time.
+    simplejpeg = None
+
+# Above this, where Pillow begins to warn, a picture is taken for an attack or a mistake.
+MAX_PIXELS = 89_000_000
+FACTORS = (1, 2, 4, 8)
+# Below this side, two of libjpeg's scales can give the same number of pixels.
+MIN_SCALED_SIDE = 64
+ORDINARY = ("YCbCr", "RGB", "Gray")
+# libjpeg fills what is missing with grey and only warns; Pillow does not pass the warning on. A few
+# stray bytes between segments, and odd markers, are in files that all viewers show undamaged.
+MISSING = re.compile("Premature end|Corrupt JPEG data: (?![0-9]{1,2} extraneous bytes)")
+
+
+class Picture(ABC):
+    """One picture.
+
+    Attributes:
+        height: In pixels.
+        width: In pixels.
+        factors: The divisors of its size at which it can be decoded.
+    """
+
+    factors: tuple[int, ...] = (1,)
+
+    def __init__(self, height: int, width: int):
+        self.height = height
+        self.width = width
+        self._decoded: dict[int, Tensor] = {}
+
+    @staticmethod
+    def open(data: bytes) -> "Picture":
+        """Reads the header of an image file.
+
+        Raises:
+            SampleError: It is not a picture, or one of more than `MAX_PIXELS`.
+        """
+        header = _jpeg_header(data)
+        try:
+            picture = Jpeg(data, *header) if header else PillowPicture(data)
+        # Decoders raise nearly anything on damaged bytes (SyntaxError, struct.error, IndexError).
+        except Exception as error:
+            raise _bad_image(error) from error
+        # A few bytes can declare any size.
+        if picture.height * picture.width > MAX_PIXELS:
+            size = f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}"
+            raise SampleError("bad_image", size)
+        return picture
+
+    def pixels(self, factor: int = 1) -> Tensor:
+        """Returns uint8 RGB [3, ceil(height / factor), ceil(width / factor)], channels last.
+
+        Transparent parts show white; palettes, CMYK, grey and 16-bit pictures are converted; of an
+        animation the first frame is taken; an EXIF orientation is ignored, as other CLIP trainers
+        do. The pixels are kept for further calls and must not be written to.
+
+        Args:
+            factor: One of `factors`.
+
+        Raises:
+            SampleError: The data are damaged or incomplete.
+        """
+        assert factor in self.factors, (factor, self.factors)
+        if factor not in self._decoded:
+            try:
+                pixels = self._decode(factor)
+            except Exception as error:
+                raise _bad_image(error) from error
+            self._decoded[factor] = torch.from_numpy(pixels).permute(2, 0, 1)
+        return self._decoded[factor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pixels that are kept."""
+        return sum(pixels.numel() for pixels in self._decoded.values())
+
+    def forget(self) -> None:
+        """Lets go of the pixels."""
+        self._decoded.clear()
+
+    @abstractmethod
+    def _decode(self, factor: int) -> np.ndarray:
+        """Returns uint8 RGB [h, w, 3]; may raise anything."""
+
+
+class Pixels(Picture):
+    """Pixels that are there already, as a picture.
+
+    Args:
+        image: uint8 [3, h, w].
+    """
+
+    def __init__(self, image: Tensor):
+        super().__init__(*image.shape[-2:])
+        self._decoded[1] = image
+
+    def _decode(self, factor: int) -> np.ndarray:
+        raise AssertionError("these pixels have been forgotten")
+
+
+class Jpeg(Picture):
+    """A JPEG, decoded by libjpeg-turbo without Pillow if it is an ordinary one."""
+
+    def __init__(self, data: bytes, height: int, width: int, colours: str):
+        super().__init__(height, width)
+        self.data = data
+        self.colours = "RGB" if colours in ORDINARY else "CMYK"
+        if colours in ORDINARY and min(height, width) >= MIN_SCALED_SIDE:
+            self.factors = FACTORS
+
+    def _decode(self, factor: int) -> np.ndarray:
+        assert simplejpeg is not None
+        # Lower bounds of the size and of the divisor leave no other scale than this one.
+        rows, columns = -(-self.height // factor), -(-self.width // factor)
+        bounds = {"min_height": rows, "min_width": columns, "min_factor": factor}
+        try:
+            pixels = simplejpeg.decode_jpeg(self.data, self.colours, **bounds)
+        except ValueError as error:
+            if MISSING.match(str(error)):
+                raise
+            return _reduced(_pillow_pixels(self.data), factor)
+        if self.colours == "CMYK":
+            # libjpeg found it whole; the conversion is Pillow's.
+            return _pillow_pixels(self.data)
+        assert pixels.shape == (rows, columns, 3), (pixels.shape, rows, columns)
+        return pixels
+
+
+class PillowPicture(Picture):
+    """Any other picture."""
+
+    def __init__(self, data: bytes):
+        # Pillow reads the pixels when they are asked for.
+        self._image = Image.open(io.BytesIO(data))
+        super().__init__(self._image.height, self._image.width)
+
+    def _decode(self, factor: int) -> np.ndarray:
+        return np.array(on_white(self._image))
+
+
+def decode_image(data: bytes) -> Tensor:
+    """Decodes a whole picture to uint8 RGB [3, H, W] (channels last in memory).
+
+    Raises:
+        SampleError: The cause is `bad_image`.
+    """
+    return Picture.open(data).pixels()
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
+    """Returns height, width and colours of a JPEG; None for what Pillow has to see to."""
+    if simplejpeg is None or data[:3] != b"\xff\xd8\xff":
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        return None
+    return int(height), int(width), str(colours)
+
+
+def _pillow_pixels(data: bytes) -> np.ndarray:
+    return np.array(on_white(Image.open(io.BytesIO(data))))
+
+
+def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Averages squares of `factor` pixels."""
+    return pixels if factor == 1 else np.array(Image.fromarray(pixels).reduce(factor))
+
+
+def _bad_image(error: Exception) -> SampleError:
+    return SampleError("bad_image", f"{type(error).__name__}: {error}")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Converts any mode to RGB; transparent parts show white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16 bits to 255 where it should scale.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":
+        wide = np.asarray(image)
+        shift = 8 if wide.max(initial=0) > 255 else 0
+        return Image.fromarray(np.clip(wide >> shift, 0, 255).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        canvas.alpha_composite(layer)
+        return canvas.convert("RGB")
+    return image.convert("RGB")

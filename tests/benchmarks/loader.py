@@ -1,0 +1,252 @@
+"""This loader against open_clip's, and against simplejpeg alone, on the same photographs.
+
+Run:
+    pip install --no-deps --target FOLDER "webdataset==0.2.86" braceexpand scikit-image
+    cd tests && OMP_NUM_THREADS=1 PYTHONPATH=FOLDER ../.venv/bin/python -m benchmarks.loader
+
+Both loaders have their workers at once, and every other set of them is stopped while one is timed;
+they take turns, round by round, so that a noisy machine disturbs all alike. Rates are medians over
+the rounds, ratios medians of the rounds' ratios. Printed as Markdown.
+"""
+
+import argparse
+import io
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import statistics
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from benchmarks.photos import make_shards
+from counterpoint.data.dataset import SampleLoader, StepDataset, StepSampler
+from counterpoint.data.index import index_shards
+from counterpoint.data.picture import Picture
+from counterpoint.data.plan import Plan
+from counterpoint.data.schedule import Schedule
+from counterpoint.data.tokenize import ClipTokenizer
+from counterpoint.data.transforms import TrainTransform
+from counterpoint.data.workers import start_worker
+
+SIZE, BATCH, CONTEXT, WORKERS, PREFETCH = 224, 64, 77, 2, 4
+SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)  # open_clip's augmentation by default
+TARGETS = {(512, "exact"): 3.3, (512, "dct"): 4.1, (256, "exact"): 3.5}
+
+
+class Contestant:
+    """An endless source of batches whose workers run only while they are timed.
+
+    Args:
+        start: Starts the workers and returns the batches.
+        warm: Batches that may have been made while others were timed.
+    """
+
+    def __init__(self, start: Callable[[], Iterator[Any]], warm: int):
+        before = set(multiprocessing.active_children())
+        self.batches = start()
+        self.warm = warm
+        for _ in range(warm):
+            next(self.batches)
+        children = set(multiprocessing.active_children()) - before
+        self.pids = [child.pid for child in children if child.pid is not None]
+        assert len(self.pids) == WORKERS, self.pids
+        self._signal(signal.SIGSTOP)
+
+    def rate(self, num_batches: int) -> float:
+        """Returns images per second over some batches."""
+        self._signal(signal.SIGCONT)
+        for _ in range(self.warm):
+            next(self.batches)
+        start = time.perf_counter()
+        for _ in range(num_batches):
+            next(self.batches)
+        seconds = time.perf_counter() - start
+        self._signal(signal.SIGSTOP)
+        return num_batches * BATCH / seconds
+
+    def end(self) -> None:
+        """Ends the workers."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        for pid in self.pids:
+            os.kill(pid, number)
+
+
+def ours(urls: list[str], folder: Path, decode: str) -> Iterator[Any]:
+    """Starts this project's loader."""
+    manifest = index_shards(urls, folder / "manifest.parquet")
+    transform = TrainTransform(SCALE, RATIO, decode=decode)  # pyright: ignore[reportArgumentType]
+    loader = SampleLoader(manifest, transform, seed=0, image_size=SIZE)
+    plan = Plan(manifest.counts, seed=0, lanes=16, block=4096)
+    dataset = StepDataset(plan, Schedule([(10**6, BATCH)]), loader, ClipTokenizer(), CONTEXT)
+    batches = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=StepSampler(0, len(dataset)),
+        num_workers=WORKERS,
+        prefetch_factor=PREFETCH,
+        worker_init_fn=start_worker,
+        multiprocessing_context="fork",
+    )
+    return iter(batches)
+
+
+def open_clips(urls: list[str]) -> Iterator[Any]:
+    """Starts open_clip's loader as its trainer does."""
+    import open_clip
+    import webdataset
+    from open_clip_train.data import get_wds_dataset
+
+    if webdataset.__version__ > "0.2.86":
+        raise ValueError(
+            f"open_clip's loader fails with webdataset {webdataset.__version__}: install 0.2.86 "
+            "into a folder of its own and put that on PYTHONPATH"
+        )
+    logging.getLogger().setLevel(logging.ERROR)
+    first, last = Path(urls[0]), Path(urls[-1])
+    args = Namespace(
+        train_data=str(first.with_name(f"{{{first.stem}..{last.stem}}}.tar")),
+        train_data_upsampling_factors=None,
+        train_num_samples=10**6,
+        dataset_resampled=True,  # endless, as ours
+        seed=0,
+        batch_size=BATCH,
+        workers=WORKERS,
+        world_size=1,
+    )
+    transform = open_clip.image_transform(SIZE, is_train=True)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
+    data = get_wds_dataset(args, transform, is_train=True, tokenizer=tokenizer)
+    return iter(data.dataloader)
+
+
+def decoders(jpegs: list[bytes], factor: int) -> Iterator[None]:
+    """Starts processes that do nothing but decode; yields when another batch is done."""
+    context = multiprocessing.get_context("fork")
+    done = context.Queue(maxsize=WORKERS * PREFETCH)
+
+    def work(first: int) -> None:
+        bounds = [scaled_bounds(jpeg, factor) for jpeg in jpegs]
+        place = first
+        while True:
+            for _ in range(BATCH):
+                simplejpeg.decode_jpeg(jpegs[place], "RGB", **bounds[place])
+                place = (place + 1) % len(jpegs)
+            done.put(None)
+
+    for number in range(WORKERS):
+        context.Process(target=work, args=(number * len(jpegs) // 2,), daemon=True).start()
+    while True:
+        try:
+            yield done.get(timeout=60)
+        except queue.Empty:
+            raise RuntimeError("the decoding processes died") from None
+
+
+def scaled_bounds(jpeg: bytes, factor: int) -> dict[str, int]:
+    """Returns simplejpeg's arguments for a scale, found beforehand."""
+    height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+    sides = {"min_height": -(-int(height) // factor), "min_width": -(-int(width) // factor)}
+    return {**sides, "min_factor": factor}
+
+
+def read_jpegs(url: str) -> list[bytes]:
+    """Returns the pictures of a shard."""
+    import tarfile
+
+    with tarfile.open(url) as tar:
+        files = [tar.extractfile(member) for member in tar if member.name.endswith(".jpg")]
+        return [file.read() for file in files if file is not None]
+
+
+def likeness(jpegs: list[bytes], decode: str) -> tuple[float, float]:
+    """Returns the mean and the lowest PSNR (dB) of our views against Pillow's of the same crop."""
+    transform = TrainTransform(SCALE, RATIO, decode=decode)  # pyright: ignore[reportArgumentType]
+    values = []
+    for number, jpeg in enumerate(jpegs):
+        picture = Picture.open(jpeg)
+        rng = np.random.default_rng(number)
+        params = transform.draw(picture.height, picture.width, rng)
+        factor, box = transform.view(picture, SIZE, params)
+        top, left, rows, columns = (factor * edge for edge in box)
+        crop = Image.open(io.BytesIO(jpeg)).crop((left, top, left + columns, top + rows))
+        pillow = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float64)
+        view = transform.apply(picture, SIZE, params).permute(1, 2, 0).numpy()
+        values.append(10 * np.log10(255**2 / max(np.square(view - pillow).mean(), 1e-3)))
+    return float(np.mean(values)), float(np.min(values))
+
+
+def measure(urls: list[str], folder: Path, side: int, rounds: int) -> None:
+    """Measures pictures of one size and prints the rows of the table."""
+    jpegs = read_jpegs(urls[0])
+    queued = WORKERS * PREFETCH
+    factor = 2 if side == 512 else 1
+    contestants = {
+        "open_clip": Contestant(lambda: open_clips(urls), WORKERS * 2),
+        "exact": Contestant(lambda: ours(urls, folder, "exact"), queued),
+        "dct": Contestant(lambda: ours(urls, folder, "dct"), queued),
+        "decode exact": Contestant(lambda: decoders(jpegs, 1), queued),
+        "decode dct": Contestant(lambda: decoders(jpegs, factor), queued),
+    }
+    # About as long for each.
+    lengths = {"open_clip": 8, "exact": 24, "dct": 28, "decode exact": 32, "decode dct": 32}
+    table: dict[str, list[float]] = {name: [] for name in contestants}
+    try:
+        for _ in range(rounds):
+            for name, contestant in contestants.items():
+                table[name].append(contestant.rate(lengths[name]))
+    finally:
+        for contestant in contestants.values():
+            contestant.end()
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(table[a], table[b], strict=True))
+
+    base = statistics.median(table["open_clip"])
+    print(f"| {side} | open_clip | {base:.0f} | 1.00 | | | |")
+    for name in ("exact", "dct"):
+        mean, low = likeness(jpegs[:50], name)
+        wanted = f" (wanted {TARGETS[side, name]})" if (side, name) in TARGETS else ""
+        print(
+            f"| {side} | {name} | {statistics.median(table[name]):.0f} | "
+            f"{ratio(name, 'open_clip'):.2f}{wanted} | "
+            f"{statistics.median(table[f'decode {name}']):.0f} | "
+            f"{100 * ratio(name, f'decode {name}'):.0f}% | {mean:.1f} (lowest {low:.1f}) |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Makes the shards if need be, measures, prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--num_samples", type=int, default=1000)
+    parser.add_argument("--sides", type=int, nargs="+", default=[512, 256])
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir(), "counterpoint-photos")
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {WORKERS} workers, {os.cpu_count()} cores, batch {BATCH}\n")
+    print("| side | loader | images/s | x open_clip | simplejpeg alone | share of it | PSNR, dB |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+    for side in args.sides:
+        folder = args.folder / str(side)
+        measure(make_shards(folder, side, args.num_samples), folder, side, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
