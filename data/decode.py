@@ -12,6 +12,11 @@ from .hashing import text_hash
 from .reader import RawSample
 
 IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp", "gif", "bmp", "ppm", "tif", "tiff")
+# Texts of a sample are some hundred bytes; a JSON with boxes or read text some thousand.
+MAX_TEXT_BYTES = 1 << 20
+# Repairing a text (undoing nested `&amp;amp;...`) can take time with the square of its length:
+# under a second up to here, hours for a mebibyte. Tokenizers keep much less than this.
+MAX_CAPTION = 8192
 
 
 def find_image(sample: RawSample) -> bytes:
@@ -23,7 +28,8 @@ def find_image(sample: RawSample) -> bytes:
     for extension in IMAGE_EXTENSIONS:
         if extension in sample:
             return sample[extension]  # pyright: ignore[reportReturnType]
-    raise SampleError("no_image", f"'{sample['__key__']}' has only {sorted(sample)}")
+    found = sorted(sample.keys() - {"__key__"})[:8]
+    raise SampleError("no_image", f"'{sample['__key__']}' has only {found}")
 
 
 def caption_member(field: str) -> str:
@@ -32,7 +38,7 @@ def caption_member(field: str) -> str:
 
 
 def decode_caption(sample: RawSample, fields: Sequence[str]) -> str:
-    """Returns the first caption found.
+    """Returns the first caption found, at most its first 8,192 characters.
 
     Args:
         sample: A raw sample.
@@ -40,48 +46,99 @@ def decode_caption(sample: RawSample, fields: Sequence[str]) -> str:
             (`json:caption`).
 
     Raises:
-        SampleError: None of the fields holds text (`no_caption`), or it is not UTF-8 (`bad_text`).
+        SampleError: None of the fields holds text (`no_caption`); the member is not UTF-8 or not
+            JSON (`bad_text`), or larger than any text (`too_large`): the next field is not tried,
+            since a damaged sample would then silently get another caption.
     """
     for field in fields:
         extension, _, name = field.partition(":")
-        data = sample.get(extension)
-        if data is None:
-            continue
-        try:
-            text = data.decode("utf-8")  # pyright: ignore[reportAttributeAccessIssue]
-        except UnicodeDecodeError as error:
-            raise SampleError("bad_text", f"'{sample['__key__']}.{extension}': {error}") from error
-        if name:
-            text = _json_value(text, name) or ""
-        if text.strip():
-            return text
+        text = read_value(sample, extension, name) if name else read_text(sample, extension)
+        if text and not text.isspace():
+            return text[:MAX_CAPTION]
     raise SampleError("no_caption", f"'{sample['__key__']}' has no text in {', '.join(fields)}")
 
 
 def sample_key(sample: RawSample, source: str, shard_name: str, key_field: str) -> int:
     """Returns a signed 64-bit identity of the sample that survives resuming and moving.
 
-    With the JSON field it also survives re-sharding; without it, it is tied to the shard's name.
+    With the JSON field it also survives re-sharding; without it, or with JSON that cannot be read,
+    it is tied to the shard's name.
 
     Args:
         sample: A raw sample.
         source: Name of its source.
         shard_name: File name of its shard.
         key_field: Field of the JSON member that identifies the sample within its source.
+
+    Raises:
+        SampleError: The JSON member is `too_large`.
     """
-    data = sample.get("json")
-    if isinstance(data, bytes):
-        own = _json_value(data.decode("utf-8", "replace"), key_field)
-        if own:
-            return text_hash(source, own)
+    try:
+        own = read_value(sample, "json", key_field)
+    except SampleError as error:
+        if error.cause == "too_large":
+            raise
+        own = None
+    if own:
+        return text_hash(source, own)
     return text_hash(source, shard_name, sample["__key__"])
 
 
-def _json_value(text: str, name: str) -> str | None:
-    """Returns a text or number of a JSON object as text, None when it is not there."""
+def read_text(sample: RawSample, extension: str) -> str | None:
+    """Returns a member as text, None when there is no such member.
+
+    Raises:
+        SampleError: It is not UTF-8 or holds zero bytes (`bad_text`), or has more than a mebibyte
+            (`too_large`).
+    """
+    data = sample.get(extension)
+    if data is None:
+        return None
+    name = f"'{sample['__key__'][:100]}.{extension}'"
+    if len(data) > MAX_TEXT_BYTES:
+        raise SampleError("too_large", f"{name} has {len(data)} bytes, more than {MAX_TEXT_BYTES}")
+    try:
+        # Some editors begin a file with a mark, which is not part of the text.
+        text = data.decode("utf-8-sig")  # pyright: ignore[reportAttributeAccessIssue]
+    except UnicodeDecodeError as error:
+        raise SampleError("bad_text", f"{name}: {error}") from error
+    if "\0" in text:
+        # What a crashed disk or an unfinished copy leaves in place of a text.
+        raise SampleError("bad_text", f"{name} has zero bytes in it")
+    return text
+
+
+def read_json(sample: RawSample, extension: str) -> dict[str, object]:
+    """Returns the fields of a JSON member; none when there is no such member or no object in it.
+
+    Raises:
+        SampleError: As in `read_text`; what is not JSON is `bad_text`.
+    """
+    text = read_text(sample, extension)
+    if text is None:
+        return {}
     try:
         fields = json.loads(text)
-    except (ValueError, RecursionError):
+    # Numbers of thousands of digits are a ValueError too.
+    except (ValueError, RecursionError) as error:
+        name = f"'{sample['__key__'][:100]}.{extension}'"
+        raise SampleError("bad_text", f"{name} is not JSON: {error}") from error
+    return fields if isinstance(fields, dict) else {}
+
+
+def read_value(sample: RawSample, extension: str, name: str) -> str | None:
+    """Returns a text or a whole number of a JSON member as text, None when it is not there.
+
+    Raises:
+        SampleError: As in `read_json`; half of a surrogate pair (`"\\ud83d"`) is `bad_text`.
+    """
+    value = read_json(sample, extension).get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int):
         return None
-    value = fields.get(name) if isinstance(fields, dict) else None
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"'{sample['__key__'][:100]}.{extension}', {name}"
+        raise SampleError("bad_text", f"{where}: {error}") from error
+    return text

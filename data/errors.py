@@ -22,6 +22,7 @@ CAUSES = (
     "no_caption",
     "bad_image",
     "bad_text",
+    "too_large",
 )
 
 

@@ -3,29 +3,41 @@
 In: a local tar in WebDataset layout (`KEY.jpg`, `KEY.txt`, ... next to one another). Out: a
 `MemberIndex`, made by walking the headers once and kept beside the tar (`NAME.tar.index`), so that
 any sample is one read away.
+
+Where WebDataset leaves it open, these rules hold:
+
+- Members of one key make one sample while they stand next to one another. Where other samples come
+  between them, or where a kind of member comes up a second time, another sample begins.
+- Only regular files are members. Links (also to a file of the same tar), folders, devices and
+  sparse files are passed over; a sample that needed one is counted as `no_image` or `no_caption`.
+- At the first damaged place the tar ends: samples after it, and the one before it, which may have
+  lost members, count as `shard_truncated`.
+- A tar without an end mark is whole if its last sample has all kinds of members that the one before
+  has; else it was cut off between two members.
 """
 
 import contextlib
+import json
 import os
 import re
-import zipfile
+import threading
+import zlib
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-VERSION = 1
-BLOCK = 512
-# A header that describes another header (long names, pax records) is small in any honest tar.
-MAX_EXTENSION_BYTES = 1 << 20
+from .errors import SampleError
+from .tar import NoEndMark, TarDamage, walk_members
+
+VERSION = 2
+MAGIC = b"counterpoint members %d\n" % VERSION
+# Far more than a picture of the largest accepted size takes; read into memory at once.
+MAX_SAMPLE_BYTES = 256 << 20
+MAX_SAMPLE_MEMBERS = 4096
 # WebDataset's rule: the key ends at the first dot of the base name, the rest is the extension.
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
-
-
-class TarDamage(Exception):
-    """The tar ends in the middle of a member, or a header is not one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,59 @@ class MemberIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def read(self, descriptor: int, ordinal: int) -> dict[str, bytes | str]:
+        """Reads the members of one sample.
+
+        Args:
+            descriptor: The tar, opened for reading.
+            ordinal: Number of the sample in the tar.
+
+        Returns:
+            Member bytes by extension, and the sample's key under `__key__`.
+
+        Raises:
+            SampleError: `wrong_count` or `shard_truncated` (the tar has no such sample, or not all
+                of its bytes), `too_large`.
+        """
+        if not 0 <= ordinal < len(self):
+            if self.damaged:
+                raise SampleError("shard_truncated", self.damaged)
+            raise SampleError("wrong_count", f"it holds {len(self)} samples, not {ordinal}+1")
+        first, last = self.firsts[ordinal : ordinal + 2].tolist()
+        offsets, sizes = self.offsets[first:last].tolist(), self.sizes[first:last].tolist()
+        if last - first > MAX_SAMPLE_MEMBERS or sum(sizes) > MAX_SAMPLE_BYTES:
+            raise SampleError(
+                "too_large",
+                f"'{self.keys[ordinal][:100]}' has {last - first} members, {sum(sizes)} bytes",
+            )
+        contents = _read_parts(descriptor, offsets, sizes)
+        kinds = self.kinds[first:last].tolist()
+        sample: dict[str, bytes | str] = {}
+        for kind, content in zip(kinds, contents, strict=True):
+            sample[self.extensions[kind]] = content
+        # Last, because a member may be called `a.__key__`.
+        sample["__key__"] = self.keys[ordinal]
+        return sample
+
+
+def _read_parts(descriptor: int, offsets: list[int], sizes: list[int]) -> list[bytes]:
+    """Reads neighbouring stretches of a file, in one go unless much lies between them."""
+    start = offsets[0]
+    length = offsets[-1] + sizes[-1] - start
+    spans = [(start, length)]
+    if length > MAX_SAMPLE_BYTES:
+        spans = list(zip(offsets, sizes, strict=True))
+    try:
+        contents = [os.pread(descriptor, size, offset) for offset, size in spans]
+    except OSError as error:
+        raise SampleError("shard_truncated", str(error.strerror)) from error
+    if sum(map(len, contents)) < sum(size for _, size in spans):
+        raise SampleError("shard_truncated", "it became shorter while it was read")
+    if len(contents) == len(sizes):
+        return contents
+    parts = zip(offsets, sizes, strict=True)
+    return [contents[0][offset - start : offset - start + size] for offset, size in parts]
+
 
 def open_index(path: str, descriptor: int) -> MemberIndex:
     """Returns the index of an open tar: the one kept beside it if it fits, else a new one.
@@ -62,7 +127,7 @@ def open_index(path: str, descriptor: int) -> MemberIndex:
         descriptor: The tar opened for reading.
     """
     status = os.fstat(descriptor)
-    stamp = (VERSION, status.st_size, status.st_mtime_ns)
+    stamp = [status.st_size, status.st_mtime_ns]
     beside = Path(f"{path}.index")
     index = _load(beside, stamp)
     if index is None:
@@ -77,6 +142,7 @@ def build_index(descriptor: int, num_bytes: int) -> MemberIndex:
     extensions: dict[str, int] = {}
     keys: list[str] = []
     present: set[str] = set()
+    before: set[str] = set()
     damaged = ""
     try:
         for name, offset, size in walk_members(descriptor, num_bytes):
@@ -88,164 +154,49 @@ def build_index(descriptor: int, num_bytes: int) -> MemberIndex:
             if not keys or key != keys[-1] or extension in present:
                 firsts.append(len(offsets))
                 keys.append(key)
-                present = set()
+                before, present = present, set()
             present.add(extension)
             offsets.append(offset)
             sizes.append(size)
             kinds.append(extensions.setdefault(extension, len(extensions)))
+    except NoEndMark as end:
+        damaged = "" if keys and before <= present else str(end)
     except TarDamage as damage:
         damaged = str(damage)
+    if damaged and keys:
         # The sample before the damage may have lost members: it is not read as if it were whole.
-        if keys:
-            keys.pop()
-            del offsets[firsts[-1] :], sizes[firsts[-1] :], kinds[firsts[-1] :]
-            firsts.pop()
+        keys.pop()
+        del offsets[firsts[-1] :], sizes[firsts[-1] :], kinds[firsts[-1] :]
+        firsts.pop()
     firsts.append(len(offsets))
-    return MemberIndex(
-        firsts=np.frombuffer(firsts, dtype=np.int64),
-        offsets=np.frombuffer(offsets, dtype=np.int64),
-        sizes=np.frombuffer(sizes, dtype=np.int64),
-        kinds=np.frombuffer(kinds, dtype=np.int64),
-        extensions=list(extensions),
-        keys=keys,
-        damaged=damaged,
-    )
+    columns = [np.frombuffer(column, dtype=np.int64) for column in (firsts, offsets, sizes, kinds)]
+    return MemberIndex(*columns, list(extensions), keys, damaged)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
     """Splits a member name into key and lower-case extension; None for names WebDataset skips."""
-    match = _NAME.fullmatch(name)
-    if match is None or ("/" not in name and name.startswith("__") and name.endswith("__")):
+    top = name.partition("/")[0]
+    # Notes about the shard, such as `__meta__/a.txt`.
+    if top.startswith("__") and top.endswith("__") and (top == name or len(top) >= 4):
         return None
-    return match[1], match[2].lower()
+    match = _NAME.fullmatch(name)
+    return None if match is None else (match[1], match[2].lower())
 
 
-def walk_members(descriptor: int, num_bytes: int) -> Iterator[tuple[str, int, int]]:
-    """Yields (name, offset, size) of every regular file in a tar (v7, ustar, GNU, pax).
+def _save(index: MemberIndex, beside: Path, stamp: list[int]) -> None:
+    """Writes the index beside the tar, or leaves it when the folder cannot be written.
 
-    Links, folders, devices and sparse files are passed over. The headers are parsed here because
-    the standard library's tarfile needs ten times as long.
-
-    Raises:
-        TarDamage: After the last member before the damaged place.
+    The file: a line with the version, the checksum of the rest, the length of the texts, the texts
+    as JSON (which keeps any name), the four columns.
     """
-    position = 0
-    long_name: str | None = None
-    pax: dict[str, str] = {}
-    shared_pax: dict[str, str] = {}
-    while position < num_bytes:
-        header = os.pread(descriptor, BLOCK, position)
-        if not any(header) and len(header) == BLOCK:
-            return
-        size = _checked_size(header, position)
-        kind = header[156:157]
-        data = position + BLOCK
-        if kind in b"123456":
-            # Some writers give links a size, yet no bytes follow them.
-            position, long_name, pax = data, None, {}
-            continue
-        if kind == b"S":
-            data = _skip_sparse_map(descriptor, header, data)
-        records = shared_pax | pax
-        if kind not in b"xgLK" and records.get("size", "").isdecimal():
-            size = int(records["size"])
-        if data + size > num_bytes:
-            raise TarDamage(f"it ends inside the member whose header is at byte {position}")
-        position = data + -(-size // BLOCK) * BLOCK
-        if kind in b"xgLK":
-            if size > MAX_EXTENSION_BYTES:
-                raise TarDamage(f"the header at byte {data - BLOCK} extends over {size} bytes")
-            content = os.pread(descriptor, size, data)
-            if kind == b"L":
-                long_name = _text(content)
-            elif kind == b"x":
-                pax = _pax_records(content)
-            elif kind == b"g":
-                shared_pax |= _pax_records(content)
-            continue
-        name = records.get("path") or long_name or _short_name(header)
-        sparse = kind == b"S" or any(record.startswith("GNU.sparse.") for record in records)
-        long_name, pax = None, {}
-        if kind in (b"0", b"\0", b"7") and not sparse and not name.endswith("/"):
-            yield name, data, size
-
-
-def _checked_size(header: bytes, position: int) -> int:
-    """Returns the size field of a header whose checksum is right."""
-    if len(header) < BLOCK:
-        raise TarDamage(f"it ends inside the header at byte {position}")
+    columns = [index.firsts, index.offsets, index.sizes, index.kinds]
+    about = [stamp, list(map(len, columns)), index.extensions, index.keys, index.damaged]
+    texts = json.dumps(about).encode()
+    body = b"".join([len(texts).to_bytes(8, "little"), texts, *(c.tobytes() for c in columns)])
+    # Threads of one process may open the same shard at the same time.
+    temporary = beside.with_name(f".{beside.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        stored = int(header[148:156].strip(b" \0") or b"0", 8)
-        if stored != sum(header) - sum(header[148:156]) + 8 * 32:
-            raise ValueError("checksum")
-        if header[124] & 0x80:
-            size = int.from_bytes(header[125:136], "big")
-        else:
-            size = int(header[124:136].strip(b" \0") or b"0", 8)
-        if size < 0:
-            raise ValueError("size")
-    except ValueError:
-        raise TarDamage(f"there is no tar header at byte {position}") from None
-    return size
-
-
-def _skip_sparse_map(descriptor: int, header: bytes, data: int) -> int:
-    """Returns where an old GNU sparse member's bytes begin: after the blocks of its map."""
-    more = header[482]
-    while more:
-        block = os.pread(descriptor, BLOCK, data)
-        if len(block) < BLOCK:
-            raise TarDamage(f"it ends inside the map at byte {data}")
-        more = block[504]
-        data += BLOCK
-    return data
-
-
-def _short_name(header: bytes) -> str:
-    name = _text(header[:100])
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
-    return f"{prefix}/{name}" if prefix else name
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _pax_records(content: bytes) -> dict[str, str]:
-    """Parses records of the form `LENGTH KEY=VALUE\\n`; what does not parse ends the list."""
-    records: dict[str, str] = {}
-    while match := re.match(rb"(\d{1,7}) ([^=]+)=", content):
-        length = int(match[1])
-        if length <= match.end() or length > len(content):
-            break
-        value = content[match.end() : length - 1]
-        records[match[2].decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        content = content[length:]
-    return records
-
-
-def _save(index: MemberIndex, beside: Path, stamp: tuple[int, int, int]) -> None:
-    """Writes the index beside the tar, or leaves it when the folder cannot be written."""
-    keys = [key.encode("utf-8", "surrogateescape") for key in index.keys]
-    texts = {
-        "keys": b"\0".join(keys),
-        "extensions": "\0".join(index.extensions).encode("utf-8", "surrogateescape"),
-        "damaged": index.damaged.encode(),
-    }
-    columns = {name: np.frombuffer(text, dtype=np.uint8) for name, text in texts.items()}
-    temporary = beside.with_name(f".{beside.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                stamp=np.array(stamp, dtype=np.int64),
-                firsts=index.firsts,
-                offsets=index.offsets,
-                sizes=index.sizes,
-                kinds=index.kinds,
-                **columns,
-            )
+        temporary.write_bytes(MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
         os.replace(temporary, beside)
     except OSError:
         # A read-only or full disk costs time at the next opening, nothing else.
@@ -253,20 +204,45 @@ def _save(index: MemberIndex, beside: Path, stamp: tuple[int, int, int]) -> None
             temporary.unlink(missing_ok=True)
 
 
-def _load(beside: Path, stamp: tuple[int, int, int]) -> MemberIndex | None:
+def _load(beside: Path, stamp: list[int]) -> MemberIndex | None:
     """Reads an index kept beside a tar; None when there is none that fits the tar."""
     try:
-        with np.load(beside, allow_pickle=False) as stored:
-            if tuple(stored["stamp"].tolist()) != stamp:
-                return None
-            columns = {name: stored[name] for name in ("firsts", "offsets", "sizes", "kinds")}
-            texts = {
-                name: stored[name].tobytes().decode("utf-8", "surrogateescape")
-                for name in ("keys", "extensions", "damaged")
-            }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        content = beside.read_bytes()
+    except OSError:
         return None
-    keys = texts["keys"].split("\0") if len(columns["firsts"]) > 1 else []
-    extensions = texts["extensions"].split("\0")
-    index = MemberIndex(**columns, extensions=extensions, keys=keys, damaged=texts["damaged"])
-    return index if len(index.firsts) == len(keys) + 1 else None
+    start = len(MAGIC) + 4
+    body = memoryview(content)[start:]
+    checksum = int.from_bytes(content[len(MAGIC) : start], "little")
+    if not content.startswith(MAGIC) or len(body) < 8 or zlib.crc32(body) != checksum:
+        return None
+    try:
+        end = 8 + int.from_bytes(body[:8], "little")
+        stored, lengths, extensions, keys, damaged = json.loads(bytes(body[8:end]))
+        if stored != stamp:
+            return None
+        columns = np.split(np.frombuffer(body[end:], dtype=np.int64), np.cumsum(lengths[:3]))
+        index = MemberIndex(*columns, extensions, keys, damaged)
+        return index if _fits(index, stamp[0]) else None
+    # The file may come from anywhere, with a data set for example.
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
+        return None
+
+
+def _fits(index: MemberIndex, num_bytes: int) -> bool:
+    """Tells whether an index can be one of a tar of this size."""
+    firsts, offsets, sizes, kinds = index.firsts, index.offsets, index.sizes, index.kinds
+    num_members = len(offsets)
+    return (
+        isinstance(index.keys, list)
+        and isinstance(index.extensions, list)
+        and len(firsts) == len(index.keys) + 1
+        and len(sizes) == len(kinds) == num_members
+        and firsts[0] == 0
+        and firsts[-1] == num_members
+        and bool((np.diff(firsts) > 0).all())
+        and bool((offsets >= 0).all() and (sizes >= 0).all())
+        and bool((offsets <= num_bytes).all() and (sizes <= num_bytes - offsets).all())
+        and bool((np.diff(offsets) > 0).all())
+        and bool((kinds >= 0).all() and (kinds < len(index.extensions)).all())
+        and all(isinstance(text, str) for text in (*index.extensions, *index.keys, index.damaged))
+    )

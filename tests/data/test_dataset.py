@@ -190,7 +190,7 @@ def broken(make_tar, make_pairs, make_picture, tmp_path):
             os.unlink(f"{paths[number]}.index")
     bad = {(0, 1): "bad_image", (1, 2): "bad_text", (2, 0): "no_image", (2, 3): "no_caption"}
     bad |= {(3, ordinal): "shard_missing" for ordinal in range(6)}
-    bad |= {(4, 3): "no_caption", (4, 4): "wrong_count", (4, 5): "wrong_count"}
+    bad |= {(4, ordinal): "shard_truncated" for ordinal in range(3, 6)}
     return manifest, bad
 
 

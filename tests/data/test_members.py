@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path, make_t
     def refuse(*args, **kwargs):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(module.np, "savez", refuse)
+    monkeypatch.setattr(module.os, "replace", refuse)
     descriptor = os.open(path, os.O_RDONLY)
     assert open_index(path, descriptor).keys == ["a"]
     os.close(descriptor)

@@ -1,0 +1,233 @@
+"""Members made to harm: damaged, absurd, huge, of another kind than their name says.
+
+Every one is decoded or refused under a cause, within a bound on time and memory. `make soak` runs
+50,000 of them.
+"""
+
+import json
+import random
+import struct
+import time
+
+import pytest
+import torch
+from fuzzing import damage, encoded, good_pictures, repaired_png, scene
+from PIL import Image
+from watched import run_here, run_watched
+
+from counterpoint.data.decode import (
+    MAX_CAPTION,
+    MAX_PIXELS,
+    decode_caption,
+    decode_image,
+    find_image,
+    sample_key,
+)
+from counterpoint.data.errors import CAUSES, SampleError
+from counterpoint.data.tokenize import ClipTokenizer
+from counterpoint.data.vetting import MAX_SCANS, vet_picture
+
+# Pillow and libtiff say much about damaged files.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# Of one member, whatever is in it: the largest accepted picture with transparency takes the most.
+MAX_SECONDS = 30
+MAX_MEMORY = 2048
+
+
+def read_picture(data: bytes) -> torch.Tensor:
+    """The one place that names the decoder under test: bytes to uint8 [3, H, W]."""
+    vet_picture(data)
+    return decode_image(data)
+
+
+FIELDS = ("json:caption", "txt")
+TEXT = "a dog, zwei Hunde, 三匹の犬 &amp; more".encode()
+JSON = json.dumps({"key": "0001", "caption": "a cat", "width": 3, "nested": [{}]}).encode()
+PICTURES = good_pictures()
+TOKENIZE = ClipTokenizer()
+
+
+def outcome(raw: dict) -> str:
+    """Returns `read`, or the cause under which a sample is counted; checks what was read."""
+    try:
+        text = decode_caption(raw, FIELDS)
+        sample_key(raw, "source", "00000.tar", "key")
+        image = read_picture(find_image(raw))
+    except SampleError as error:
+        assert error.cause in CAUSES and len(str(error)) < 2000
+        return error.cause
+    assert 0 < len(text) <= MAX_CAPTION and text.encode()
+    ids, lengths = TOKENIZE([text], 77)
+    assert ids.shape == (1, 77) and 2 <= int(lengths) <= 77
+    assert image.dtype == torch.uint8 and image.shape[0] == 3
+    assert 0 < image[0].numel() <= MAX_PIXELS
+    return "read"
+
+
+def fuzzed(number: int) -> str:
+    """Damages one member of a sample; all else is as good as before."""
+    rng = random.Random(number)
+    kind, picture = rng.choice(PICTURES)
+    raw = {"__key__": "k", kind: picture, "txt": TEXT}
+    if rng.random() < 0.3:
+        raw["json"] = JSON
+    target = rng.choice([kind, kind, kind, kind, *(raw.keys() & {"txt", "json"})])
+    raw[target] = damage(target, raw[target], rng)
+    return outcome(raw)
+
+
+def test_a_sample_of_damaged_members():
+    report = run_here(fuzzed, 700)
+    assert report.outcomes.keys() == {"read", "bad_image", "bad_text", "no_caption"}
+    assert report.seconds < MAX_SECONDS and report.memory < MAX_MEMORY
+
+
+@pytest.mark.soak
+def test_fifty_thousand_damaged_members():
+    report = run_watched(fuzzed, 50_000)
+    print(report)
+    assert sum(report.outcomes.values()) == 50_000
+    assert set(report.outcomes) <= {"read", "bad_image", "bad_text", "no_caption", "too_large"}
+    assert report.seconds < MAX_SECONDS and report.memory < MAX_MEMORY
+
+
+@pytest.mark.parametrize("number", range(len(PICTURES)))
+def test_a_cut_picture_is_whole_or_refused(number):
+    """Never half a picture."""
+    data = PICTURES[number][1]
+    whole = read_picture(data)
+    rng = random.Random(number)
+    for length in [0, 1, 10, *(rng.randrange(len(data)) for _ in range(20)), len(data) - 1]:
+        try:
+            assert torch.equal(read_picture(data[:length]), whole)
+        except SampleError as error:
+            assert error.cause == "bad_image"
+
+
+def test_a_png_is_exact_or_refused():
+    """Its checksums cover every byte."""
+    data = encoded(scene(), "PNG")
+    whole = read_picture(data)
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(150):
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        try:
+            assert torch.equal(read_picture(bytes(changed)), whole)
+        except SampleError:
+            refused += 1
+    assert refused >= 145
+
+
+def resized(form: str, width: int, height: int) -> bytes:
+    """Returns a small picture whose header declares another size."""
+    data = bytearray(encoded(scene(), form))
+    if form == "JPEG":
+        place = data.index(b"\xff\xc0")
+        struct.pack_into(">HH", data, place + 5, height % 65536, width % 65536)
+    elif form == "PNG":
+        struct.pack_into(">II", data, 16, width, height)
+        data = bytearray(repaired_png(bytes(data)))
+    elif form == "GIF":
+        struct.pack_into("<HH", data, 6, width % 65536, height % 65536)
+    elif form == "BMP":
+        struct.pack_into("<ii", data, 18, width, height)
+    elif form == "PPM":
+        data = bytearray(b"P6 %d %d 255\n" % (width, height)) + bytes(100)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "PPM"])
+def test_absurd_sizes(form):
+    for size in [(65500, 65500), (60000, 3000), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1), (0, 5)]:
+        try:
+            image = read_picture(resized(form, *size))
+        except SampleError as error:
+            assert error.cause == "bad_image"
+        else:
+            # JPEG and GIF hold 16 bits, so that some of these declare something small.
+            assert form in ("JPEG", "GIF") and image[0].numel() <= MAX_PIXELS
+
+
+def test_a_jpeg_of_endless_scans_is_refused_at_once():
+    data = encoded(Image.new("L", (2048, 2048), 128), "JPEG", progressive=True)
+    scan, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    bomb = data[:scan] + data[scan:end] * 5000 + data[end:]
+    start = time.perf_counter()
+    with pytest.raises(SampleError, match=f"more than {MAX_SCANS} scans"):
+        read_picture(bomb)
+    assert time.perf_counter() - start < 1
+
+
+def test_what_follows_a_jpeg_is_nobodys_business():
+    """Phones put films and further pictures there."""
+    data = encoded(scene(), "JPEG", progressive=True)
+    assert torch.equal(read_picture(data + b"\xff\xda\0\x02" * 1000), read_picture(data))
+
+
+@pytest.mark.parametrize(
+    "form", ["EPS", "ICO", "PCX", "TGA", "SGI", "JPEG2000", "PDF", "MSP", "IM", "DIB"]
+)
+def test_other_formats_never_reach_a_decoder(form, monkeypatch):
+    """EPS would start an interpreter, others have rarely read code behind them."""
+    picture = scene().convert("1" if form == "MSP" else "RGB")
+    data = encoded(picture, form)
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("decoded"))
+    with pytest.raises(SampleError, match="no picture format begins with"):
+        read_picture(data)
+
+
+def test_many_chunks_take_little_time():
+    empty = repaired_png(b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0teXt\0\0\0\0" * 150_000)
+    start = time.perf_counter()
+    with pytest.raises(SampleError, match="chunks"):
+        vet_picture(empty)
+    assert time.perf_counter() - start < 2
+
+
+SAMPLE = {"__key__": "k", "png": encoded(scene(), "PNG")}
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"txt": b""}, "no_caption"),
+        ({"txt": b"\xef\xbb\xbf"}, "no_caption"),
+        ({"txt": b" \xe2\x80\x83\n"}, "no_caption"),
+        ({"txt": b"a\xff"}, "bad_text"),
+        ({"txt": bytes(40)}, "bad_text"),
+        ({"txt": b"x" * (1 << 20) + b"x"}, "too_large"),
+        ({"txt": TEXT, "json": b"[" * 200_000}, "bad_text"),
+        ({"txt": TEXT, "json": b'{"caption": ' + b"9" * 5000 + b"}"}, "bad_text"),
+        ({"txt": TEXT, "json": b'{"caption": "half \\ud83d"}'}, "bad_text"),
+        ({"txt": TEXT, "json": b'{"caption": "\xff"}'}, "bad_text"),
+        ({"txt": TEXT, "json": b'{"caption": "a", "key": "\\ud83d"}'}, "read"),
+        (
+            {"txt": TEXT, "json": b'{"caption": "a", "pad": "' + b"x" * (1 << 20) + b'"}'},
+            "too_large",
+        ),
+        ({"txt": TEXT, "json": b'\xef\xbb\xbf{"caption": "a"}'}, "read"),
+        ({"txt": TEXT, "json": b'{"caption": ["a", {}], "key": {}}'}, "read"),
+        ({"txt": TEXT, "json": b"[1, 2]"}, "read"),
+        ({"txt": TEXT, "png": b""}, "bad_image"),
+        ({"txt": TEXT, "jpg": b""}, "bad_image"),
+    ],
+)
+def test_texts(members, expected):
+    assert outcome(SAMPLE | members) == expected
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_the_text():
+    assert decode_caption({"__key__": "k", "txt": b"\xef\xbb\xbfa dog"}, ("txt",)) == "a dog"
+
+
+@pytest.mark.parametrize("piece", ["amp;", "\u0301", "é", "<", "&", "\x01", " ", "Ã©", "&lt;"])
+def test_a_huge_text_takes_little_time(piece):
+    """Undoing nested `&amp;amp;...` takes a minute for 64 kB when nothing bounds it."""
+    text = ("&" + piece * 200_000).encode()[: 1 << 20]
+    start = time.perf_counter()
+    ids, _ = TOKENIZE([decode_caption({"__key__": "k", "txt": text}, ("txt",))], 77)
+    assert ids.shape == (1, 77)
+    assert time.perf_counter() - start < 10
