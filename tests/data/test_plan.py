@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.data.plan import Plan, permute
+from counterpoint.data.plan import Plan, lanes_of_node, permute
 from counterpoint.data.schedule import Schedule
 
 counts_lists = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
@@ -80,17 +80,55 @@ def test_a_node_never_needs_more_than_the_working_set(plan, num_nodes, ranks, pe
     size = num_nodes * ranks * per_rank
     num_bytes = 1000 + np.arange(len(plan.counts)) ** 2
     num_shards, total = plan.working_set(num_bytes, num_nodes, size)
+    lines = [plain_line(plan, epoch) for epoch in range(3 + size // plan.num_samples)]
     for first in range(0, 2 * plan.num_samples, size):
         positions = np.arange(first, first + size)
         lanes = plan.lane(positions)
         for node in range(num_nodes):
             mine = Schedule.share(positions, lanes, node, num_nodes)
-            needed = sorted({s for p in mine.tolist() for s in shards_under(plan, p)})
+            needed = sorted({s for p in mine.tolist() for s in shards_under(plan, p, lines)})
             assert len(needed) <= num_shards
             assert num_bytes[needed].sum() <= total
 
 
-def shards_under(plan: Plan, position: int) -> set[int]:
+@settings(max_examples=40)
+@given(st.integers(8, 40), st.sampled_from([2, 3, 4, 8]), st.integers(1, 12), st.integers(30, 99))
+def test_a_node_keeps_to_its_lanes(lanes, num_nodes, per_node, num_samples):
+    """Whatever the batch size and however epochs begin inside batches."""
+    plan = Plan(np.array([num_samples * lanes]), seed=0, lanes=lanes)
+    size = num_nodes * per_node
+    spread = plan.num_runs(size) * lanes / 4
+    seen: list[set[int]] = [set() for _ in range(num_nodes)]
+    for first in range(0, 3 * plan.num_samples, size):
+        positions = np.arange(first, first + size)
+        for node in range(num_nodes):
+            mine = Schedule.share(positions, plan.lane(positions), node, num_nodes)
+            seen[node].update(plan.lane(mine).tolist())
+    assert max(map(len, seen)) <= lanes_of_node(lanes, num_nodes, size, spread)
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from([4, 15]),
+    st.integers(1, 3),
+    st.integers(1, 12),
+    st.integers(1, 20),
+    st.integers(0, 2**32),
+)
+def test_a_lane_has_few_shards_at_hand(count, lanes, block, size, seed):
+    """Shards of like size, so that the bound is far below their number."""
+    counts = count + np.arange(30) % 3
+    plan = Plan(counts, seed=seed, lanes=lanes, block=block)
+    most = plan.at_hand(1, counts, size)[0]
+    lines = [plain_line(plan, epoch) for epoch in range(3)]
+    places = np.arange(2 * plan.num_samples + size)
+    own = plan.lane(places) == 0
+    under = [shards_under(plan, p, lines) if own[p] else set() for p in places.tolist()]
+    found = [len(set().union(*under[first : first + size])) for first in range(len(under) - size)]
+    assert max(found) <= most
+
+
+def shards_under(plan: Plan, position: int, lines: list[list[tuple[int, int]]]) -> set[int]:
     """Shards with a sample in the block of the line that a position's lane is in."""
     epoch, offset = divmod(position, plan.num_samples)
     start = sum(
@@ -98,7 +136,7 @@ def shards_under(plan: Plan, position: int) -> set[int]:
     )
     end = start + len(range(offset % plan.lanes, plan.num_samples, plan.lanes))
     first = start + offset // plan.lanes // plan.block * plan.block
-    return {shard for shard, _ in plain_line(plan, epoch)[first : min(first + plan.block, end)]}
+    return {shard for shard, _ in lines[epoch][first : min(first + plan.block, end)]}
 
 
 def test_the_working_set_is_enough_and_not_far_too_much():
