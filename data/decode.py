@@ -5,7 +5,6 @@ the sample ends in a `SampleError` with its cause.
 """
 
 import json
-from collections.abc import Sequence
 
 from .errors import SampleError
 from .hashing import text_hash
@@ -37,25 +36,26 @@ def caption_member(field: str) -> str:
     return field.partition(":")[0]
 
 
-def decode_caption(sample: RawSample, fields: Sequence[str]) -> str:
-    """Returns the first caption found, at most its first 8,192 characters.
+def field_texts(sample: RawSample, field: str) -> list[str]:
+    """Returns the texts of a caption field that are not blank, each cut after 8,192 characters.
 
     Args:
         sample: A raw sample.
-        fields: Where to look, in this order: an extension (`txt`) or a text value of a JSON member
-            (`json:caption`).
+        field: An extension (`txt`), or a value of a JSON member (`json:caption`): a text, a whole
+            number, or a list of them.
 
     Raises:
-        SampleError: None of the fields holds text (`no_caption`); the member is not UTF-8 or not
-            JSON (`bad_text`), or larger than any text (`too_large`): the next field is not tried,
-            since a damaged sample would then silently get another caption.
+        SampleError: The member is not UTF-8 or not JSON (`bad_text`), or larger than any text
+            (`too_large`).
     """
-    for field in fields:
-        extension, _, name = field.partition(":")
-        text = read_value(sample, extension, name) if name else read_text(sample, extension)
-        if text and not text.isspace():
-            return text[:MAX_CAPTION]
-    raise SampleError("no_caption", f"'{sample['__key__']}' has no text in {', '.join(fields)}")
+    extension, _, name = field.partition(":")
+    if name:
+        value = read_json(sample, extension).get(name)
+        values = value if isinstance(value, list) else [value]
+        texts = [_as_text(sample, extension, name, value) for value in values]
+    else:
+        texts = [read_text(sample, extension)]
+    return [text[:MAX_CAPTION] for text in texts if text and not text.isspace()]
 
 
 def sample_key(sample: RawSample, source: str, shard_name: str, key_field: str) -> int:
@@ -132,7 +132,10 @@ def read_value(sample: RawSample, extension: str, name: str) -> str | None:
     Raises:
         SampleError: As in `read_json`; half of a surrogate pair (`"\\ud83d"`) is `bad_text`.
     """
-    value = read_json(sample, extension).get(name)
+    return _as_text(sample, extension, name, read_json(sample, extension).get(name))
+
+
+def _as_text(sample: RawSample, extension: str, name: str, value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     text = str(value)

@@ -4,27 +4,44 @@ In: a manifest and the choices of the `data` slot; from `fit`, through `connect`
 seed and the model's sizes. Out: the training loader, and one integer to resume from.
 """
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from .dataset import Batch, SampleLoader, StepDataset, StepSampler
+from .cache import ShardCache
+from .captions import CaptionPolicy, policy_of
+from .dataset import Batch, StepDataset, StepLoader, StepSampler, join
 from .errors import ErrorLedger
 from .manifest import Manifest
-from .plan import Plan
+from .mixed_plan import MixedPlan
+from .mixture import Mixture
+from .prefetch import Prefetcher
+from .reader import ShardReader
+from .recipe import Recipe, View
+from .sample import SampleLoader
 from .schedule import Schedule
+from .selection import Selection, WeightPolicy
+from .sidecar import Sidecar
+from .sources import Source, check_names, explicit_shares
 from .tokenize import ClipTokenizer, Tokenizer
 from .transforms import EvalTransform, TrainTransform, Transform
 from .workers import start_worker
 
+# Files that a process may have open besides shards: most systems allow 1,024.
+MAX_OPEN = 512
+# How far ahead of training shards are fetched: about this many times the working set's turn.
+STEPS_AHEAD = 256
+
 
 class PairsDataModule(LightningDataModule):
-    """Image-text pairs from WebDataset shards.
+    """Image-text pairs from WebDataset shards. `docs/data.md` describes every part.
 
     Args:
-        manifest: Path of the file `counterpoint data index` wrote.
+        manifest: Path of the file that `counterpoint data index` wrote, or a list of such files.
         tokenizer: Texts to token ids; CLIP's by default.
         train_transform: Pictures in training; random crops by default.
         eval_transform: Pictures in evaluation; the centre crop by default.
@@ -32,9 +49,19 @@ class PairsDataModule(LightningDataModule):
         lanes: Parallel walks of the plan. Part of what defines the order of samples.
         block: Samples shuffled together within a lane. Part of what defines the order, too.
         key_field: JSON field that identifies a sample.
-        caption: Where captions are looked for: an extension (`txt`) or a JSON value
-            (`json:caption`); the first that has text is taken.
+        caption: A policy, or a list of the places where captions are looked for: an extension
+            (`txt`) or a JSON value (`json:caption`); the first that has text is taken.
         max_error_rate: Samples that may be replaced, per sample, before the run stops.
+        sources: Share, captions and key field of single sources, by name.
+        temperature: Mixes the sources in proportion to num_samples^(1/temperature) instead of
+            stated shares.
+        same_as: What the main picture's augmentation is taken from instead of being drawn.
+        views: Further views of each picture; NAME becomes the batch entry `image.NAME`.
+        texts: Further texts, as `caption`; NAME becomes the batch entry `text.NAME`.
+        sidecars: Joined tensors; NAME becomes the batch entries `NAME.COLUMN`.
+        keep: Keep-lists: parquet files of the samples to use.
+        keep_weights: What their weights do; repeat samples by default.
+        cache: Where copies of remote shards go.
 
     Attributes:
         first_step: The step the training loader starts at.
@@ -43,7 +70,7 @@ class PairsDataModule(LightningDataModule):
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | list[str],
         tokenizer: Tokenizer | None = None,
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
@@ -51,8 +78,17 @@ class PairsDataModule(LightningDataModule):
         lanes: int = 16,
         block: int = 4096,
         key_field: str = "key",
-        caption: tuple[str, ...] = ("txt",),
+        caption: tuple[str, ...] | CaptionPolicy = ("txt",),
         max_error_rate: float = 0.01,
+        sources: dict[str, Source] | None = None,
+        temperature: float | None = None,
+        same_as: str | None = None,
+        views: dict[str, View] | None = None,
+        texts: dict[str, tuple[str, ...] | CaptionPolicy] | None = None,
+        sidecars: dict[str, Sidecar] | None = None,
+        keep: tuple[str, ...] = (),
+        keep_weights: WeightPolicy | None = None,
+        cache: ShardCache | None = None,
     ):
         super().__init__()
         self.manifest_path = manifest
@@ -63,14 +99,24 @@ class PairsDataModule(LightningDataModule):
         self.lanes = lanes
         self.block = block
         self.key_field = key_field
-        self.caption = caption
+        self.caption = policy_of(caption)
         self.max_error_rate = max_error_rate
+        self.sources = sources or {}
+        self.temperature = temperature
+        self.same_as = same_as
+        self.views = views or {}
+        self.texts = {name: policy_of(text) for name, text in (texts or {}).items()}
+        self.sidecars = sidecars or {}
+        self.keep = tuple(keep)
+        self.keep_weights = keep_weights
+        self.cache = cache
         self.first_step = 0
         self.schedule: Schedule | None = None
         self.seed = 0
         self.image_size = 0
         self.context_length = 0
         self._manifest: Manifest | None = None
+        self._selection: Selection | None = None
         self._ledger: ErrorLedger | None = None
 
     @property
@@ -81,6 +127,24 @@ class PairsDataModule(LightningDataModule):
         return self._manifest
 
     @property
+    def selection(self) -> Selection | None:
+        """The kept samples, compiled when first asked for; None keeps all."""
+        if self._selection is None and self.keep:
+            first = Path(self.keep[0]).resolve()
+            folder = first.with_name(f".{first.stem}.compiled")
+            self._selection = Selection.compile(
+                self.keep, self.manifest, folder, self.seed, self.keep_weights
+            )
+        return self._selection
+
+    @property
+    def fingerprint(self) -> str:
+        """What the data is: the shards, and which of their samples are kept."""
+        if self.selection is None:
+            return self.manifest.fingerprint
+        return f"{self.manifest.fingerprint}-{self.selection.fingerprint}"
+
+    @property
     def ledger(self) -> ErrorLedger:
         """Counts of replaced samples; `train` feeds, merges and checks it."""
         if self._ledger is None:
@@ -88,42 +152,118 @@ class PairsDataModule(LightningDataModule):
         return self._ledger
 
     def connect(self, schedule: Schedule, seed: int, image_size: int, context_length: int) -> None:
-        """Takes what the other slots decide, and looks at the shard files.
+        """Takes what the other slots decide.
 
         Args:
             schedule: Steps to positions.
             seed: Of the order and the augmentations.
             image_size: Side in pixels.
             context_length: Tokens a caption.
-
-        Raises:
-            ValueError: The manifest is missing or empty, or shards are missing or cut off.
         """
-        self.manifest.check_files()
         self.schedule = schedule
         self.seed = seed
         self.image_size = image_size
         self.context_length = context_length
+
+    def check(self, num_nodes: int = 1) -> None:
+        """Looks at everything that training will read, before it starts.
+
+        Args:
+            num_nodes: Machines that take part; each needs its share of the shards at hand.
+
+        Raises:
+            ValueError: Something is missing, cut off, contradictory, or too small.
+        """
+        assert self.schedule is not None, "connect comes first"
+        check_names(self.sources, self.manifest.sources)
+        for sidecar in self.sidecars.values():
+            sidecar.check()
+        plan, _ = self.plan(), self.recipe()
+        if self.cache is None:
+            self.manifest.check_files()
+        else:
+            smallest = min(size for steps, size in self.schedule.phases if steps)
+            sizes = self.manifest.num_bytes
+            self.cache.require(*plan.working_set(sizes, num_nodes, smallest))
+
+    def plan(self) -> MixedPlan:
+        """Returns the order of samples.
+
+        Raises:
+            ValueError: The shares do not fit the sources.
+        """
+        selection, manifest = self.selection, self.manifest
+        counts = manifest.counts if selection is None else selection.counts
+        shares = explicit_shares(self.sources, manifest.sources)
+        if self.temperature is not None:
+            if shares:
+                raise ValueError("give data.temperature or shares in data.sources, not both")
+            sizes = [
+                int(counts[manifest.source_ids == i].sum()) for i in range(len(manifest.sources))
+            ]
+            by_name = dict(zip(manifest.sources, sizes, strict=True))
+            shares = Mixture.temperature(by_name, self.temperature)
+        return MixedPlan(
+            counts,
+            manifest.source_ids,
+            manifest.sources,
+            self.seed,
+            self.lanes,
+            self.block,
+            shares,
+        )
+
+    def recipe(self) -> Recipe:
+        """Returns what is made of every sample.
+
+        Raises:
+            ValueError: A view takes its augmentation from something that is not there.
+        """
+        main = View(self.train_transform, same_as=self.same_as)
+        views = {"image": main} | {f"image.{name}": view for name, view in self.views.items()}
+        names = self.manifest.sources
+        own = {name: self.sources.get(name, Source()) for name in names}
+        captions = {n: policy_of(s.caption) if s.caption else self.caption for n, s in own.items()}
+        texts = {f"text.{name}": dict.fromkeys(names, text) for name, text in self.texts.items()}
+        return Recipe(
+            seed=self.seed,
+            views={n: replace(v, size=v.size or self.image_size) for n, v in views.items()},
+            texts={"text": captions} | texts,
+            key_fields={name: source.key_field or self.key_field for name, source in own.items()},
+            sidecars=self.sidecars,
+        )
 
     def train_dataset(self, rank: int = 0, world_size: int = 1) -> StepDataset:
         """Returns the batches of one rank, by step."""
         if self.schedule is None:
             raise ValueError("PairsDataModule.connect must be called before training starts")
         self.schedule.check_world_size(world_size)
-        plan = Plan(self.manifest.counts, self.seed, self.lanes, self.block)
-        loader = SampleLoader(
-            self.manifest,
-            self.train_transform,
-            self.seed,
-            self.image_size,
-            self.key_field,
-            self.caption,
+        plan, urls, sizes = self.plan(), self.manifest.urls, self.manifest.num_bytes
+        batch_size = max(size for _, size in self.schedule.phases)
+        in_use, _ = plan.working_set(sizes, world_size, batch_size)
+        reader = ShardReader(urls, self.cache, min(max(64, in_use), MAX_OPEN), sizes)
+        loader = SampleLoader(self.manifest, reader, self.recipe(), self.selection)
+        dataset = StepDataset(
+            plan,
+            self.schedule,
+            loader,
+            self.tokenizer,
+            self.context_length,
+            rank,
+            world_size,
         )
-        return StepDataset(
-            plan, self.schedule, loader, self.tokenizer, self.context_length, rank, world_size
-        )
+        if self.cache is not None:
+            dataset.prefetcher = Prefetcher(
+                dataset.shards,
+                self.cache,
+                urls,
+                sizes,
+                total_steps=len(dataset),
+                horizon=STEPS_AHEAD,
+            )
+        return dataset
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> StepLoader:
         """Returns this rank's loader from `first_step` on; its length is the whole run's."""
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
@@ -137,20 +277,26 @@ class PairsDataModule(LightningDataModule):
                 "prefetch_factor": 4,
                 "multiprocessing_context": "fork",
             }
-        return DataLoader(
+        loader = DataLoader(
             dataset,
             batch_size=None,
-            sampler=StepSampler(self.first_step, len(dataset)),
+            sampler=StepSampler(dataset, self.first_step),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=start_worker,
             **workers,
         )
+        return StepLoader(loader, dataset, self.first_step)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
         """Counts replaced samples while the batch is still on the host."""
-        self.ledger.update(batch)
+        for part in batch:
+            self.ledger.update(part)
         return batch
+
+    def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> Batch:
+        """Joins the parts where they are used."""
+        return join(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the step to continue from, the error totals and what the data was."""
@@ -158,7 +304,7 @@ class PairsDataModule(LightningDataModule):
         return {
             "step": step,
             "ledger": self.ledger.state_dict(),
-            "fingerprint": self.manifest.fingerprint,
+            "fingerprint": self.fingerprint,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -167,10 +313,10 @@ class PairsDataModule(LightningDataModule):
         Raises:
             ValueError: The manifest is not the one the run began with.
         """
-        if state_dict["fingerprint"] != self.manifest.fingerprint:
+        if state_dict["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"the manifest '{self.manifest_path}' lists other shards than the run began with; "
-                "resume with that manifest, or start a new run with --init_from"
+                f"the manifest '{self.manifest_path}', with its keep-lists, lists other samples "
+                "than the run began with; resume with those, or start a new run with --init_from"
             )
         self.first_step = int(state_dict["step"])
         self.ledger.load_state_dict(state_dict["ledger"])

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import SampleError
+from .vetting import vet_picture
 
 try:
     import simplejpeg
@@ -56,9 +57,10 @@ class Picture(ABC):
         Raises:
             SampleError: It is not a picture, or one of more than `MAX_PIXELS`.
         """
-        header = _jpeg_header(data)
+        form = vet_picture(data)
+        header = _jpeg_header(data) if form == "JPEG" else None
         try:
-            picture = Jpeg(data, *header) if header else PillowPicture(data)
+            picture = Jpeg(data, *header) if header else PillowPicture(data, form)
         # Decoders raise nearly anything on damaged bytes (SyntaxError, struct.error, IndexError).
         except Exception as error:
             raise _bad_image(error) from error
@@ -150,9 +152,9 @@ class Jpeg(Picture):
 class PillowPicture(Picture):
     """Any other picture."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, form: str):
         # Pillow reads the pixels when they are asked for.
-        self._image = Image.open(io.BytesIO(data))
+        self._image = Image.open(io.BytesIO(data), formats=(form,))
         super().__init__(self._image.height, self._image.width)
 
     def _decode(self, factor: int) -> np.ndarray:
@@ -170,7 +172,7 @@ def decode_image(data: bytes) -> Tensor:
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
     """Returns height, width and colours of a JPEG; None for what Pillow has to see to."""
-    if simplejpeg is None or data[:3] != b"\xff\xd8\xff":
+    if simplejpeg is None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -180,7 +182,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
 
 
 def _pillow_pixels(data: bytes) -> np.ndarray:
-    return np.array(on_white(Image.open(io.BytesIO(data))))
+    return np.array(on_white(Image.open(io.BytesIO(data), formats=("JPEG",))))
 
 
 def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:

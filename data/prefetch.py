@@ -43,7 +43,7 @@ class Prefetcher:
         shards_of: Callable[[int], np.ndarray],
         store: ShardCache,
         urls: Sequence[str],
-        num_bytes: Sequence[int],
+        num_bytes: Sequence[int] | np.ndarray,
         total_steps: int,
         horizon: int,
         sha256: Sequence[str] | None = None,

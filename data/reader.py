@@ -8,6 +8,8 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
+
 from .cache import LocalStore, OpenShard, Store
 from .errors import SampleError
 from .members import MemberIndex, open_index
@@ -43,7 +45,7 @@ class ShardReader:
         urls: Sequence[str],
         store: Store | None = None,
         max_open: int = 64,
-        num_bytes: Sequence[int] | None = None,
+        num_bytes: Sequence[int] | np.ndarray | None = None,
         sha256: Sequence[str] | None = None,
     ):
         self.urls = urls

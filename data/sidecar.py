@@ -1,4 +1,4 @@
-"""Tensors that belong to samples but lie beside the shards: teacher embeddings, text vectors, boxes.
+"""Tensors of samples that lie beside the shards: teacher embeddings, text vectors, boxes.
 
 In: one safetensors file a shard (`FOLDER/SOURCE/SHARD.safetensors`) with a column `key` [n] and any
 further columns [n, ...], in any order. Out: rows joined by the sample's key. A sample without a row
@@ -8,7 +8,7 @@ is in memory grows with the shards that are open.
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,23 @@ class Sidecar:
         folder: Holds a folder for each source.
         columns: Batch entry by stored column, such as `{image: image_embedding}`; entries are named
             `SIDECAR.image` after the sidecar's own name in the run file.
+        variants: How many rows each sample has in every column, [n, variants, ...], such as the
+            embeddings of several augmentations; each epoch takes one of them, the same in all
+            columns. 1: columns are [n, ...].
         max_open: Files kept open.
 
     Raises:
-        ValueError: The folder is missing, or no columns are named.
+        ValueError: No columns are named, or variants is below 1.
     """
 
-    def __init__(self, folder: str, columns: dict[str, str], max_open: int = 64):
+    def __init__(self, folder: str, columns: dict[str, str], variants: int = 1, max_open: int = 64):
+        if variants < 1:
+            raise ValueError(f"variants={variants} of the sidecar '{folder}' must be 1 or more")
         if not columns:
             raise ValueError(f"the sidecar '{folder}' needs columns, such as {{image: embedding}}")
-        if not os.path.isdir(folder):
-            raise ValueError(f"the sidecar folder '{folder}' does not exist; check the path")
         self.folder = folder
         self.columns = dict(columns)
+        self.variants = variants
         self.max_open = max_open
         self._open: OrderedDict[tuple[str, str], _Part | None] = OrderedDict()
         self._empty: dict[str, Tensor] | None = None
@@ -48,33 +52,45 @@ class Sidecar:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def rows(self, source: str, shard: str, keys: Sequence[int]) -> dict[str, Tensor]:
-        """Returns the rows of samples of one shard.
+    def check(self) -> None:
+        """Looks for the files before training starts; raises a ValueError when there are none."""
+        if not os.path.isdir(self.folder):
+            raise ValueError(f"the sidecar folder '{self.folder}' does not exist; check the path")
+        self._zeros()
+
+    def row(self, source: str, shard: str, key: int, draw: float = 0.0) -> dict[str, Tensor]:
+        """Returns the row of one sample.
 
         Args:
             source: Name of the source.
             shard: File name of the shard, with or without `.tar`.
-            keys: Keys of the samples, n of them.
+            key: Of the sample.
+            draw: Uniform in [0, 1); chooses the variant.
 
         Returns:
-            Each entry of `columns` [n, ...], and `present`, bool [n].
+            Each entry of `columns`, and `present`, a bool [].
 
         Raises:
-            ValueError: A file is damaged or lacks a column.
+            ValueError: A file is damaged, lacks a column, or has another number of variants.
         """
         part = self._part(source, shard.removesuffix(".tar"))
-        places = part.places(keys) if part else [-1] * len(keys)
-        empty = self._zeros()
-        found = {
-            entry: torch.stack(
-                [
-                    part.row(column, place) if part and place >= 0 else empty[entry]
-                    for place in places
-                ]
+        place = part.place(key) if part else -1
+        if part and place >= 0:
+            found = {entry: part.row(column, place) for entry, column in self.columns.items()}
+        else:
+            found = self._zeros()
+        if self.variants > 1:
+            variant = int(draw * self.variants)
+            found = {entry: self._variant(entry, rows, variant) for entry, rows in found.items()}
+        return found | {"present": torch.tensor(place >= 0)}
+
+    def _variant(self, entry: str, rows: Tensor, variant: int) -> Tensor:
+        if not rows.dim() or len(rows) != self.variants:
+            raise ValueError(
+                f"the column '{self.columns[entry]}' of the sidecar '{self.folder}' has rows of "
+                f"shape {list(rows.shape)}; with variants={self.variants} they begin with that"
             )
-            for entry, column in self.columns.items()
-        }
-        return found | {"present": torch.tensor([place >= 0 for place in places])}
+        return rows[variant]
 
     def _part(self, source: str, stem: str) -> "_Part | None":
         name = (source, stem)
@@ -122,13 +138,12 @@ class _Part:
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
 
-    def places(self, keys: Sequence[int]) -> list[int]:
-        """Returns the row of each key, -1 where there is none."""
-        if not len(self._keys):
-            return [-1] * len(keys)
-        wanted = np.asarray(keys, dtype=np.int64)
-        found = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        return np.where(self._keys[found] == wanted, self._order[found], -1).tolist()
+    def place(self, key: int) -> int:
+        """Returns the row of a key, -1 where there is none."""
+        found = int(np.searchsorted(self._keys, key))
+        if found == len(self._keys) or self._keys[found] != key:
+            return -1
+        return int(self._order[found])
 
     def row(self, column: str, place: int) -> Tensor:
         """Returns one row of a column."""

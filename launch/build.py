@@ -17,7 +17,7 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
         The module, and the instantiated slots (`data` is connected to the model and the phases).
 
     Raises:
-        ValueError: a slot refuses its values, or the data cannot be used.
+        ValueError: a slot refuses its values.
     """
     torch.manual_seed(config.seed)
     parts = parser.instantiate(config)
@@ -29,6 +29,4 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
         context_length=parts.model.context_length,
     )
     module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
-    module.fingerprint = parts.data.manifest.fingerprint
-    module.sources = parts.data.manifest.sources
     return module, parts

@@ -69,6 +69,8 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
     module, parts = build(parser, config)
     module.resolved_config = resolved
     arguments = trainer_arguments(parts.trainer)
+    parts.data.check(int(arguments.get("num_nodes", 1)))
+    module.fingerprint, module.sources = parts.data.fingerprint, parts.data.manifest.sources
     total_steps = module.phases.total_steps
     checkpoint = None
     if resume is None:

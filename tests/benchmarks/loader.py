@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import simplejpeg
 import torch
+from benchmarks.photos import make_shards
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from benchmarks.photos import make_shards
 from counterpoint.data.dataset import SampleLoader, StepDataset, StepSampler
 from counterpoint.data.index import index_shards
 from counterpoint.data.picture import Picture

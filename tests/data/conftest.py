@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+from counterpoint.data.index import index_shards
 
 # The same examples every time, however slow the machine is.
 settings.register_profile("data", deadline=None, derandomize=True)
@@ -75,3 +78,25 @@ def shards(tmp_path: Path) -> list[str]:
         paths.append(write_tar(tmp_path / f"{number:05d}.tar", pairs(first, count)))
         first += count
     return paths
+
+
+@pytest.fixture
+def broken(make_tar, make_pairs, make_picture, tmp_path):
+    """Five shards with one cause each, next to good samples, and what is wrong where."""
+    members = [make_pairs(6 * number, 6) for number in range(5)]
+    members[0][3] = (members[0][3][0], make_picture(1)[:100])  # ordinal 1
+    members[1][7] = (members[1][7][0], b"\xff")  # ordinal 2
+    del members[2][10]  # the text of ordinal 3
+    del members[2][0]  # the picture of ordinal 0
+    paths = [make_tar(tmp_path / f"{number}.tar", m) for number, m in enumerate(members)]
+    manifest = index_shards(paths, tmp_path / "m.parquet")
+    os.unlink(paths[3])
+    content = Path(paths[4]).read_bytes()
+    Path(paths[4]).write_bytes(content[: content.index(b"000000027.txt")])
+    for number in range(5):
+        if os.path.exists(f"{paths[number]}.index"):
+            os.unlink(f"{paths[number]}.index")
+    bad = {(0, 1): "bad_image", (1, 2): "bad_text", (2, 0): "no_image", (2, 3): "no_caption"}
+    bad |= {(3, ordinal): "shard_missing" for ordinal in range(6)}
+    bad |= {(4, ordinal): "shard_truncated" for ordinal in range(3, 6)}
+    return manifest, bad

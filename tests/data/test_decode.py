@@ -2,7 +2,7 @@
 
 import pytest
 
-from counterpoint.data.decode import decode_caption, find_image, sample_key
+from counterpoint.data.decode import field_texts, find_image, sample_key
 from counterpoint.data.errors import SampleError
 
 
@@ -10,26 +10,23 @@ def sample(**members):
     return {"__key__": "k", **members}
 
 
-def test_captions():
-    both = sample(txt="é".encode(), json=b'{"caption": "other", "n": 3}')
-    assert decode_caption(both, ("txt",)) == "é"
-    assert decode_caption(both, ("json:caption", "txt")) == "other"
-    assert decode_caption(both, ("json:none", "txt")) == "é"
-    assert decode_caption(sample(txt=b" \n", alt=b"x"), ("txt", "alt")) == "x"
+def test_texts_of_a_field():
+    both = sample(
+        txt="é".encode(), json=b'{"caption": "other", "n": 3, "all": ["a", " ", 1, null]}'
+    )
+    assert field_texts(both, "txt") == ["é"]
+    assert field_texts(both, "json:caption") == ["other"]
+    assert field_texts(both, "json:n") == ["3"]
+    assert field_texts(both, "json:all") == ["a", "1"]
+    for field in ("json:none", "alt", "alt:caption"):
+        assert field_texts(both, field) == []
+    assert field_texts(sample(txt=b" \n"), "txt") == []
 
 
-@pytest.mark.parametrize(
-    ("members", "cause"),
-    [
-        ({"jpg": b""}, "no_caption"),
-        ({"txt": b"  "}, "no_caption"),
-        ({"txt": b"\xff\xfe"}, "bad_text"),
-    ],
-)
-def test_bad_captions(members, cause):
-    with pytest.raises(SampleError) as caught:
-        decode_caption(sample(**members), ("txt",))
-    assert caught.value.cause == cause
+@pytest.mark.parametrize("members", [{"txt": b"\xff\xfe"}, {"txt": b"a\0b"}])
+def test_bad_texts(members):
+    with pytest.raises(SampleError, match="bad_text"):
+        field_texts(sample(**members), "txt")
 
 
 def test_pictures_are_found_by_extension():

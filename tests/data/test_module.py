@@ -14,6 +14,7 @@ from counterpoint.data.index import index_shards
 from counterpoint.data.manifest import Manifest
 from counterpoint.data.module import PairsDataModule
 from counterpoint.data.schedule import Schedule
+from counterpoint.data.sources import Source
 from counterpoint.data.transforms import EvalTransform, TrainTransform
 
 
@@ -54,7 +55,7 @@ def test_a_run_file_can_choose_every_part(manifest_file):
     assert isinstance(data.train_transform, TrainTransform)
     assert (data.train_transform.scale, data.train_transform.rotate) == ((0.6, 1.0), 10)
     assert isinstance(data.eval_transform, EvalTransform) and data.eval_transform.resize == "squash"
-    assert data.caption == ("txt", "json:caption")
+    assert data.caption.fields == ("txt", "json:caption")
     assert data.tokenizer.vocab_size == 49408
 
 
@@ -121,24 +122,31 @@ def test_another_manifest_is_refused_on_resume(manifest_file, make_tar, make_pai
     assert state["step"] == 0
     other = str(tmp_path / "other.parquet")
     index_shards([make_tar(tmp_path / "x.tar", make_pairs(0, 3))], other)
-    with pytest.raises(ValueError, match="lists other shards than the run began with"):
+    with pytest.raises(ValueError, match="lists other samples than the run began with"):
         connected(other).load_state_dict(state)
 
 
-def test_bad_input_is_refused_when_connecting(manifest_file, shards, tmp_path):
+def test_bad_input_is_refused_before_training(manifest_file, shards, tmp_path):
     with pytest.raises(ValueError, match=r"none.parquet' does not exist"):
-        connected(str(tmp_path / "none.parquet"))
+        connected(str(tmp_path / "none.parquet")).check()
     with pytest.raises(ValueError, match="connect must be called"):
         PairsDataModule(manifest_file).train_dataloader()
     with pytest.raises(ValueError, match=r"batch_size=6 .* world size 4; use 4 or 8"):
         connected(manifest_file).train_dataset(rank=0, world_size=4)
     os.truncate(shards[0], 1000)
     with pytest.raises(ValueError, match="was cut off; fetch it again"):
-        connected(manifest_file)
+        connected(manifest_file).check()
+    for sources in ({"b": Source(share=1.0)}, {"default": Source(share=-1.0)}):
+        with pytest.raises(ValueError, match=r"data.sources names b, which|must be 0 or more"):
+            connected(manifest_file, sources=sources).check()
+    both = {"sources": {"default": Source(share=1.0)}, "temperature": 2.0}
+    with pytest.raises(ValueError, match="not both"):
+        connected(manifest_file, **both).plan()
 
 
 def test_workers_outlive_a_stop_signal_but_not_their_loader(manifest_file):
-    batches: Any = iter(connected(manifest_file, num_workers=2).train_dataloader())
+    loader = connected(manifest_file, num_workers=2).train_dataloader()
+    batches: Any = iter(loader.loader)
     first = [next(batches), next(batches)]  # one of each worker: both are ready
     workers = [worker.pid for worker in batches._workers]
     for pid in workers:

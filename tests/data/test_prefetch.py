@@ -144,7 +144,7 @@ def test_a_hostile_server_changes_no_key(num_workers, tmp_path, make_tar, make_p
         transport = Transport(num_attempts=8, stall_timeout=0.3, first_delay=0.01)
         store = ShardCache(tmp_path / "cache", 7 * max(sizes) + 8 * 4096, transport)
         prefetcher = Prefetcher(
-            lambda step: plan.locate(schedule.positions(step, 0, 1))[1],
+            lambda step: plan.locate(schedule.positions(step))[1],
             store,
             urls,
             sizes,

@@ -23,42 +23,59 @@ def folder(tmp_path):
     return str(tmp_path)
 
 
+def rows(sidecar, source, shard, keys):
+    found = [sidecar.row(source, shard, key) for key in keys]
+    return {entry: torch.stack([row[entry] for row in found]) for entry in found[0]}
+
+
 def test_rows_are_joined_by_key_and_absent_ones_are_zero(folder):
     sidecar = Sidecar(folder, {"image": "vector", "boxes": "box"})
-    rows = sidecar.rows("a", "00000.tar", [9, 7, -3])
-    assert rows["image"].tolist() == [[9, 9.5], [0, 0], [-3, -2.5]]
-    assert rows["image"].dtype == torch.float16
-    assert rows["boxes"][:, 1, 3].tolist() == [9, 0, -3]
-    assert rows["present"].tolist() == [True, False, True]
+    found = rows(sidecar, "a", "00000.tar", [9, 7, -3])
+    assert found["image"].tolist() == [[9, 9.5], [0, 0], [-3, -2.5]]
+    assert found["image"].dtype == torch.float16
+    assert found["boxes"][:, 1, 3].tolist() == [9, 0, -3]
+    assert found["present"].tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("place", [("a", "00001"), ("b", "0.tar"), ("c", "0")])
 def test_every_shard_gives_the_same_entries(folder, place):
-    rows = Sidecar(folder, {"image": "vector"}).rows(*place, [4, 1])
-    assert rows["image"].shape == (2, 2)
-    assert rows["present"].tolist() == [place == ("a", "00001"), False]
+    found = rows(Sidecar(folder, {"image": "vector"}), *place, [4, 1])
+    assert found["image"].shape == (2, 2)
+    assert found["present"].tolist() == [place == ("a", "00001"), False]
+
+
+def test_one_of_several_variants_is_drawn(folder):
+    sidecar = Sidecar(folder, {"boxes": "box", "image": "vector"}, variants=2)
+    drawn = [sidecar.row("a", "00000", 5, draw) for draw in (0.0, 0.49, 0.5, 0.99)]
+    assert [row["image"].item() for row in drawn] == [5, 5, 5.5, 5.5]
+    assert drawn[0]["boxes"].shape == (4,) and drawn[0]["present"]
+    assert not sidecar.row("a", "00000", 6, 0.7)["image"].any()
+    with pytest.raises(ValueError, match="variants=3 they begin with that"):
+        Sidecar(folder, {"image": "vector"}, variants=3).row("a", "00000", 5)
 
 
 def test_few_files_stay_open_and_workers_get_their_own(folder):
     sidecar = Sidecar(folder, {"image": "vector"}, max_open=1)
     for _ in range(2):
-        assert sidecar.rows("a", "00000", [5])["image"].tolist() == [[5, 5.5]]
-        assert sidecar.rows("a", "00001", [4])["image"].tolist() == [[4, 4.5]]
+        assert sidecar.row("a", "00000", 5)["image"].tolist() == [5, 5.5]
+        assert sidecar.row("a", "00001", 4)["image"].tolist() == [4, 4.5]
     assert len(sidecar._open) == 1
     copy = pickle.loads(pickle.dumps(sidecar))
-    assert not copy._open and copy.rows("a", "00001", [4])["present"].tolist() == [True]
+    assert not copy._open and copy.row("a", "00001", 4)["present"]
 
 
 def test_mistakes_are_sentences(folder, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
-        Sidecar(f"{folder}/none", {"image": "vector"})
+        Sidecar(f"{folder}/none", {"image": "vector"}).check()
+    with pytest.raises(ValueError, match=r"holds no SOURCE/SHARD\.safetensors"):
+        Sidecar(f"{folder}/a", {"image": "vector"}).check()
     with pytest.raises(ValueError, match="needs columns"):
         Sidecar(folder, {})
     with pytest.raises(ValueError, match="no column vektor; it has box, key, vector"):
-        Sidecar(folder, {"image": "vektor"}).rows("a", "00000", [5])
+        Sidecar(folder, {"image": "vektor"}).row("a", "00000", 5)
     (tmp_path / "a" / "00000.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(ValueError, match="damaged"):
-        Sidecar(folder, {"image": "vector"}).rows("a", "00000", [5])
+        Sidecar(folder, {"image": "vector"}).row("a", "00000", 5)
     with pytest.raises(ValueError, match="keys repeat"):
         write_sidecar(tmp_path, "a", "1", {"key": torch.tensor([1, 1])})
     with pytest.raises(ValueError, match="differ in length"):

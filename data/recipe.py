@@ -1,0 +1,122 @@
+"""What is made of every sample: views of its picture, texts, joined rows.
+
+In: the choices of the `data` slot. Out: a `Recipe` for the loader, in which every name that a batch
+will have is known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from .captions import CaptionPolicy
+from .sidecar import Sidecar
+from .transforms import Transform
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of every picture.
+
+    Attributes:
+        transform: Makes it.
+        size: Side in pixels; None: that of the model's pictures.
+        same_as: Whose augmentation parameters it takes instead of drawing its own: another view
+            (`image`: the same crop, for a teacher with another resolution) or a sidecar's entry
+            (`teacher.augmentation`: those under which stored embeddings were made). A sample
+            without stored ones draws its own.
+    """
+
+    transform: Transform
+    size: int | None = None
+    same_as: str | None = None
+
+    @property
+    def side(self) -> int:
+        """The side in pixels, once it is decided."""
+        assert self.size is not None
+        return self.size
+
+    def replayed(
+        self, params: Mapping[str, np.ndarray], rows: Mapping[str, Tensor]
+    ) -> np.ndarray | None:
+        """Returns the parameters that the view takes over; None: it draws its own.
+
+        Args:
+            params: Of the views made before, by name.
+            rows: The sample's joined rows by batch entry.
+
+        Raises:
+            ValueError: Stored parameters are not those of this transform.
+        """
+        if self.same_as is None:
+            return None
+        if self.same_as in params:
+            return params[self.same_as]
+        sidecar = self.same_as.partition(".")[0]
+        if not rows[f"{sidecar}.present"]:
+            return None
+        found = rows[self.same_as].double().numpy()
+        if found.shape != (len(self.transform.columns),):
+            raise ValueError(
+                f"the entry '{self.same_as}' has the shape {list(found.shape)}, and "
+                f"{type(self.transform).__name__} takes {len(self.transform.columns)} parameters "
+                f"({', '.join(self.transform.columns)}); store what batches hold as "
+                "'image.augmentation'"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is made of every sample.
+
+    Attributes:
+        seed: Of everything random.
+        views: By batch entry, `image` first, then `image.NAME`.
+        texts: Caption policy by batch entry (`text`, `text.NAME`), then by source.
+        key_fields: JSON field that identifies a sample, by source.
+        sidecars: Joined tensors by name.
+
+    Raises:
+        ValueError: A view takes its parameters from nothing, or from a view made after it.
+    """
+
+    seed: int
+    views: Mapping[str, View]
+    texts: Mapping[str, Mapping[str, CaptionPolicy]]
+    key_fields: Mapping[str, str]
+    sidecars: Mapping[str, Sidecar] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.sidecars:
+            if name in ("image", "text") or "." in name:
+                raise ValueError(
+                    f"the sidecar '{name}' needs another name: its batch entries begin with it and "
+                    "a dot, and 'image' and 'text' are taken"
+                )
+        stored = {
+            f"{n}.{entry}" for n, sidecar in self.sidecars.items() for entry in sidecar.columns
+        }
+        before: list[str] = []
+        for name, view in self.views.items():
+            if view.same_as is not None and view.same_as not in {*stored, *before}:
+                known = ", ".join([*before, *sorted(stored)]) or "nothing"
+                raise ValueError(
+                    f"the view '{name}' is to be the same as '{view.same_as}', which is neither a "
+                    f"view before it nor an entry of a sidecar; there is {known}"
+                )
+            if view.same_as in before:
+                theirs = self.views[view.same_as].transform.columns
+                if theirs != view.transform.columns:
+                    raise ValueError(
+                        f"the view '{name}' cannot take the parameters of '{view.same_as}': their "
+                        "transforms are of different kinds; give both the same class"
+                    )
+            before.append(name)
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Memory of one sample's views in a batch."""
+        return sum(3 * view.side**2 for view in self.views.values())

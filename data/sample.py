@@ -1,0 +1,260 @@
+"""Places in the plan to samples: pictures, texts, keys and joined rows.
+
+In: (epoch, shard, ordinal) of each. Out: batch entries, the same whoever makes them: what is random
+comes from (seed, epoch, key, name of the view or text). A sample that cannot be used is replaced by
+a good one by a rule that depends on the manifest and the keep-list alone, and says why.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from .decode import find_image, sample_key
+from .errors import SampleError
+from .hashing import text_hash
+from .manifest import Manifest
+from .picture import Picture, Pixels
+from .reader import RawSample, ShardReader
+from .recipe import Recipe
+from .selection import Selection
+
+# Replacements are looked for near by first: the shard is open. Bad samples come in runs, so a few
+# tries suffice to tell a bad sample from a bad shard.
+TRIES_IN_SHARD = 16
+SHARDS_TRIED = 32
+TRIES_IN_OTHER_SHARD = 4
+# Decoding many small pictures and then transforming them all takes about two thirds of the time of
+# taking turns, which keeps throwing the code of one out of the processor's caches. Large pictures
+# take turns: there it is their pixels that should not leave the caches before they are resized.
+MAX_PENDING_BYTES = 1 << 20
+
+Place = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: its picture is decoded, its views are decided on.
+
+    Attributes:
+        picture: The pixels of its views, before the transforms.
+        params: What each view's transform has drawn.
+        texts: Captions by batch entry; "" where there is none.
+        rows: Joined rows by batch entry.
+        key: Its identity.
+        status: `CAUSES` code of the sample that it replaces; 0 for none.
+        weight: From the keep-list.
+    """
+
+    picture: Picture
+    params: dict[str, np.ndarray]
+    texts: dict[str, str]
+    rows: dict[str, Tensor]
+    key: int
+    status: int
+    weight: float
+
+
+class SampleLoader:
+    """Loads samples; a bad one is replaced by a good one, by rule.
+
+    Args:
+        manifest: The shards.
+        reader: Their bytes.
+        recipe: What to make of them.
+        selection: The kept samples, which ordinals then count; None keeps all.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        reader: ShardReader,
+        recipe: Recipe,
+        selection: Selection | None = None,
+    ):
+        self.manifest = manifest
+        self.reader = reader
+        self.recipe = recipe
+        self.selection = selection
+        self.counts: np.ndarray = manifest.counts if selection is None else selection.counts
+        self._randomness = Randomness()
+
+    def load(self, places: Sequence[Place]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Loads samples.
+
+        Args:
+            places: (epoch, shard, ordinal among the kept) of each.
+
+        Returns:
+            Batch entries: each view uint8 [n, 3, size, size] and its augmentation float64 [n, p],
+            `key` and `status` int64 [n], `weight` float32 [n] if the keep-list has any, joined
+            rows; and the texts of each text entry.
+        """
+        views = self.recipe.views
+        images = {name: new_batch((len(places), 3, v.side, v.side)) for name, v in views.items()}
+        samples: list[Sample] = []
+        done = num_bytes = 0
+        for place in places:
+            samples.append(self.decode(*place))
+            num_bytes += samples[-1].picture.num_bytes
+            if num_bytes > MAX_PENDING_BYTES or len(samples) == len(places):
+                for row in range(done, len(samples)):
+                    self._transform(samples[row], images, row)
+                done, num_bytes = len(samples), 0
+        batch: dict[str, Tensor] = dict(images)
+        for name, view in views.items():
+            if view.transform.columns:
+                params = np.stack([sample.params[name] for sample in samples])
+                batch[f"{name}.augmentation"] = torch.from_numpy(params)
+        for name in samples[0].rows:
+            batch[name] = torch.stack([sample.rows[name] for sample in samples])
+        batch["key"] = torch.tensor([sample.key for sample in samples], dtype=torch.int64)
+        batch["status"] = torch.tensor([sample.status for sample in samples], dtype=torch.int64)
+        if self.selection is not None and self.selection.has_weights:
+            batch["weight"] = torch.tensor([sample.weight for sample in samples])
+        texts = {name: [sample.texts[name] for sample in samples] for name in self.recipe.texts}
+        return batch, texts
+
+    def decode(self, epoch: int, shard: int, ordinal: int) -> Sample:
+        """Decodes a sample, or the first good one of `candidates`; `status` tells why.
+
+        If none is good the picture is blank and the texts empty: the error budget, which sees every
+        failure, is what stops such a run.
+        """
+        status = 0
+        for place in self.candidates(shard, ordinal):
+            try:
+                return self._decode(epoch, *place, status)
+            except SampleError as error:
+                status = status or error.code
+        picture = Pixels(torch.full((3, 2, 2), 255, dtype=torch.uint8))
+        rows = self._joined(shard, epoch, 0)
+        params = self._draw(picture, rows, epoch, 0)
+        return Sample(picture, params, dict.fromkeys(self.recipe.texts, ""), rows, 0, status, 1.0)
+
+    def candidates(self, shard: int, ordinal: int) -> Iterator[tuple[int, int]]:
+        """Yields the sample itself, its followers in the shard, then samples of the next shards.
+
+        A function of the manifest and the keep-list alone. The next shards are of the same source.
+        """
+        count = int(self.counts[shard])
+        for step in range(min(TRIES_IN_SHARD, count)):
+            yield shard, (ordinal + step) % count
+        same = self.manifest.source_ids == self.manifest.source_ids[shard]
+        usable = np.flatnonzero(same & (self.counts > 0))
+        usable = np.roll(usable, -int(np.searchsorted(usable, shard, side="right")))
+        for other in usable[usable != shard][:SHARDS_TRIED].tolist():
+            count = int(self.counts[other])
+            for step in range(min(TRIES_IN_OTHER_SHARD, count)):
+                yield other, (ordinal + step) % count
+
+    def _decode(self, epoch: int, shard: int, ordinal: int, status: int) -> Sample:
+        """Decodes one sample: whatever can be wrong with its bytes comes out here.
+
+        Raises:
+            SampleError: It cannot be used.
+        """
+        weight = 1.0
+        if self.selection is not None:
+            place, weights = self.selection.resolve(np.int64(shard), np.int64(ordinal))
+            ordinal, weight = int(place), float(weights)
+        raw = self.reader.read(shard, ordinal)
+        source = self._source(shard)
+        key = sample_key(raw, source, self._shard_name(shard), self.recipe.key_fields[source])
+        texts = {name: self._text(raw, name, source, epoch, key) for name in self.recipe.texts}
+        picture = Picture.open(find_image(raw))
+        rows = self._joined(shard, epoch, key)
+        params = self._draw(picture, rows, epoch, key)
+        return Sample(picture, params, texts, rows, key, status, weight)
+
+    def _draw(
+        self, picture: Picture, rows: Mapping[str, Tensor], epoch: int, key: int
+    ) -> dict[str, np.ndarray]:
+        """Decides on every view, and decodes what it needs.
+
+        The epoch, the key and the view's name determine it: a sample comes up once an epoch.
+
+        Raises:
+            SampleError: The picture is damaged.
+        """
+        params: dict[str, np.ndarray] = {}
+        for name, view in self.recipe.views.items():
+            found = view.replayed(params, rows)
+            if found is None:
+                rng = self._randomness.start(stream(self.recipe.seed, epoch, name), key)
+                found = view.transform.draw(picture.height, picture.width, rng)
+            params[name] = found
+            picture.pixels(view.transform.factor(picture, view.side, found))
+        return params
+
+    def _transform(self, sample: Sample, images: Mapping[str, Tensor], row: int) -> None:
+        """Fills a row of each view."""
+        for name, view in self.recipe.views.items():
+            view_params = sample.params[name]
+            images[name][row] = view.transform.apply(sample.picture, view.side, view_params)
+        sample.picture.forget()
+
+    def _text(self, raw: RawSample, name: str, source: str, epoch: int, key: int) -> str:
+        policy = self.recipe.texts[name][source]
+        try:
+            return policy(raw, uniform(self.recipe.seed, epoch, name, key))
+        except SampleError as error:
+            # Only the main caption has to be there; batches mark which of the others are.
+            if name != "text" and error.cause == "no_caption":
+                return ""
+            raise
+
+    def _joined(self, shard: int, epoch: int, key: int) -> dict[str, Tensor]:
+        """Returns the sidecars' rows of a sample by batch entry; zeros where there is none."""
+        rows: dict[str, Tensor] = {}
+        for name, sidecar in self.recipe.sidecars.items():
+            draw = uniform(self.recipe.seed, epoch, name, key)
+            found = sidecar.row(self._source(shard), self._shard_name(shard), key, draw)
+            rows |= {f"{name}.{entry}": values for entry, values in found.items()}
+        return rows
+
+    def _source(self, shard: int) -> str:
+        return self.manifest.sources[self.manifest.source_ids[shard]]
+
+    def _shard_name(self, shard: int) -> str:
+        return self.manifest.urls[shard].rpartition("/")[2]
+
+
+def new_batch(shape: tuple[int, ...]) -> Tensor:
+    """Returns uint8 memory for a batch, in a worker where the training process can read it too."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # Filled there, the batch is not copied once more on its way. torch's own collation does this.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+class Randomness:
+    """One generator that starts over for every sample: a new one would take ten times as long."""
+
+    def __init__(self):
+        self._bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
+        self._generator = np.random.Generator(self._bits)
+        self._fresh = self._bits.state
+
+    def start(self, *words: int) -> np.random.Generator:
+        """Returns the generator as if just made from two signed 64-bit words; valid until next."""
+        self._fresh["state"]["key"] = np.array(words, dtype=np.int64).view(np.uint64)
+        self._bits.state = self._fresh
+        return self._generator
+
+
+@lru_cache(maxsize=64)
+def stream(seed: int, epoch: int, view: str) -> int:
+    """Returns the half of a view's randomness that is the same for a whole epoch."""
+    return text_hash(seed, epoch) if view == "image" else text_hash(seed, epoch, view)
+
+
+def uniform(*parts: object) -> float:
+    """Returns a number in [0, 1) that depends on the parts alone."""
+    return (text_hash(*parts) & ((1 << 53) - 1)) / (1 << 53)
