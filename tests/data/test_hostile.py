@@ -15,15 +15,9 @@ from fuzzing import damage, encoded, good_pictures, repaired_png, scene
 from PIL import Image
 from watched import run_here, run_watched
 
-from counterpoint.data.decode import (
-    MAX_CAPTION,
-    MAX_PIXELS,
-    decode_caption,
-    decode_image,
-    find_image,
-    sample_key,
-)
+from counterpoint.data.decode import MAX_CAPTION, decode_caption, find_image, sample_key
 from counterpoint.data.errors import CAUSES, SampleError
+from counterpoint.data.picture import MAX_PIXELS, Picture
 from counterpoint.data.tokenize import ClipTokenizer
 from counterpoint.data.vetting import MAX_SCANS, vet_picture
 
@@ -44,7 +38,7 @@ def read_caption(raw: dict) -> str:
 def read_picture(data: bytes) -> torch.Tensor:
     """The one place that names the decoder under test: bytes to uint8 [3, H, W]."""
     vet_picture(data)
-    return decode_image(data)
+    return Picture.open(data).pixels()
 
 
 FIELDS = ("json:caption", "txt")
