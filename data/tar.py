@@ -1,8 +1,8 @@
 """The members of a tar file, by walking its headers.
 
-In: an open tar in any of the usual formats (v7, ustar, GNU, pax). Out: name, place and size of every
-regular file, up to the first place where the tar is not what it should be. Nothing is ever written
-under a member's name: it is a key and no more, so `../../x.jpg` or `/etc/x.jpg` do no harm.
+In: an open tar in any of the usual formats (v7, ustar, GNU, pax). Out: name, place and size of
+every regular file, up to the first place where the tar is not what it should be. Nothing is ever
+written under a member's name: it is a key and no more, so `../../x.jpg` or `/etc/x.jpg` do no harm.
 """
 
 import os
@@ -73,7 +73,8 @@ def walk_members(descriptor: int, num_bytes: int) -> Iterator[tuple[str, int, in
         if kind == b"S":
             data = _skip_sparse_map(descriptor, header, data)
         stated = pending or {}
-        size = _stated_size(stated, size, position)
+        if "size" in stated:
+            size = _stated_size(stated["size"], position)
         if data + size > num_bytes:
             raise TarDamage(f"it ends inside the member whose header is at byte {position}")
         if kind in _FILES and "sparse" not in stated:
@@ -103,11 +104,12 @@ def _checked_size(header: bytes, position: int) -> int:
         raise TarDamage(f"it ends inside the header at byte {position}")
     try:
         stored = _number(header[148:156])
-        rest = header[:148] + b" " * 8 + header[156:]
-        total = sum(rest)
-        # Some old writers added up signed bytes.
-        if stored != total and stored != total - 256 * sum(byte > 127 for byte in rest):
-            raise ValueError("checksum")
+        total = sum(header) - sum(header[148:156]) + 8 * 32
+        if stored != total:
+            # Some old writers added up signed bytes.
+            rest = header[:148] + header[156:]
+            if stored != total - 256 * sum(byte > 127 for byte in rest):
+                raise ValueError("checksum")
         return _number(header[124:136])
     except ValueError:
         raise TarDamage(f"there is no tar header at byte {position}") from None
@@ -115,12 +117,14 @@ def _checked_size(header: bytes, position: int) -> int:
 
 def _number(field: bytes) -> int:
     """Reads a number field: octal digits, or binary after a byte 0x80."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.split(b"\0", 1)[0].strip()
-    if digits and not digits.isdigit():
-        raise ValueError("number")
-    return int(digits or b"0", 8)
+    digits = field.rstrip(b" \0")
+    if not digits.isdigit():
+        if field[0] == 0x80:
+            return int.from_bytes(field[1:], "big")
+        digits = field.split(b"\0", 1)[0].strip() or b"0"
+        if not digits.isdigit():
+            raise ValueError("number")
+    return int(digits, 8)
 
 
 def _extension(descriptor: int, data: int, size: int, num_bytes: int) -> bytes:
@@ -136,6 +140,8 @@ def _statements(kind: bytes, content: bytes, position: int) -> dict[str, str]:
     """Returns what such a header says about the next member: its `path`, `size`, `sparse`."""
     if kind == b"K":
         return {}
+    if content.startswith(b"\0"):
+        raise TarDamage(f"zeros stand in place of what belongs to the header at byte {position}")
     stated = {"path": _text(content)} if kind == b"L" else _pax_records(content, position)
     if kind == b"g":
         if stated:
@@ -168,14 +174,11 @@ def _pax_records(content: bytes, position: int) -> dict[str, str]:
     return records
 
 
-def _stated_size(statements: dict[str, str], size: int, position: int) -> int:
-    """Returns the size in the pax header where there is one, which then replaces the field's."""
-    stated = statements.get("size")
-    if stated is None:
-        return size
-    if not stated.isascii() or not stated.isdigit() or len(stated) > 19:
-        raise TarDamage(f"the member at byte {position} has the size '{stated[:20]}'")
-    return int(stated)
+def _stated_size(text: str, position: int) -> int:
+    """Returns the size in a pax header, which replaces that of the field."""
+    if not text.isascii() or not text.isdigit() or len(text) > 19:
+        raise TarDamage(f"the member at byte {position} has the size '{text[:20]}'")
+    return int(text)
 
 
 def _skip_sparse_map(descriptor: int, header: bytes, data: int) -> int:

@@ -19,6 +19,7 @@ WORDS = {
     "webp": [b"RIFF", b"WEBP", b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"],
     "gif": [b"GIF89a", b"!\xf9\x04", b"!\xff\x0bNETSCAPE2.0", b",", b";", b"!\xfe"],
     "tif": [b"II*\0", b"MM\0*", b"\x00\x01\x04\0", b"\x11\x01\x04\0", b"\x03\x01\x03\0"],
+    "ppm": [b"P3\n", b"P6\n", b"#", b"99999999", b"-1", b"65535\n", b"\n"],
     "bmp": [b"BM", b"\x28\0\0\0", b"\x01\0\0\0", b"\x6c\0\0\0"],
     "txt": [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\0", b"\xef\xbb\xbf", b"&amp;" * 9, b"\x1b["],
     "json": [b"{", b"[" * 5000, b'"', b"\\ud83d", b"1" * 5000, b"NaN", b'"key":', b"\0", b"\xff"],
@@ -67,6 +68,7 @@ def good_pictures() -> list[tuple[str, bytes]]:
         ("tif", encoded(alpha, "TIFF", compression="tiff_lzw")),
         ("bmp", encoded(image, "BMP")),
         ("bmp", encoded(image.quantize(16), "BMP")),
+        ("ppm", encoded(image, "PPM")),
     ]
 
 

@@ -13,6 +13,7 @@ from webdataset.tariterators import base_plus_ext
 from webdataset.writer import ShardWriter
 
 from counterpoint.data import members as module
+from counterpoint.data.errors import SampleError
 from counterpoint.data.members import build_index, open_index, split_name, walk_members
 
 
@@ -215,3 +216,62 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path, make_t
     assert open_index(path, descriptor).keys == ["a"]
     os.close(descriptor)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tar"]
+
+
+def read_all(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        index = build_index(descriptor, os.fstat(descriptor).st_size)
+        return [index.read(descriptor, ordinal) for ordinal in range(len(index))]
+    finally:
+        os.close(descriptor)
+
+
+def test_names_are_keys_and_nothing_else(tmp_path, make_tar):
+    """Nothing is written under them, and none can take the place of the sample's own entries."""
+    folder = tmp_path / "deep" / "shards"
+    folder.mkdir(parents=True)
+    names = ["../../x.jpg", "../../x.txt", "/etc/y.jpg", "z.__key__", "__a__/b.jpg", "n\n.jpg"]
+    path = make_tar(folder / "a.tar", [(name, b"data") for name in names])
+    assert read_all(path) == [
+        {"__key__": "../../x", "jpg": b"data", "txt": b"data"},
+        {"__key__": "/etc/y", "jpg": b"data"},
+        {"__key__": "z"},
+        {"__key__": "n\n", "jpg": b"data"},
+    ]
+    assert [p.name for p in tmp_path.rglob("*")] == ["deep", "shards", "a.tar"]
+
+
+def test_a_sample_that_does_not_fit_into_memory_is_not_read(tmp_path):
+    """The file is a hole of 300 MB: it takes no room."""
+    path = tmp_path / "a.tar"
+    with open(path, "wb") as file:
+        for name, size in [("a.jpg", module.MAX_SAMPLE_BYTES + 1), ("b.txt", 2)]:
+            info = tarfile.TarInfo(name)
+            info.size = size
+            file.write(info.tobuf())
+            file.seek(-(-size // 512) * 512, os.SEEK_CUR)
+        file.truncate(file.tell() + 1024)
+    descriptor = os.open(path, os.O_RDONLY)
+    index = build_index(descriptor, os.fstat(descriptor).st_size)
+    with pytest.raises(SampleError, match="too_large"):
+        index.read(descriptor, 0)
+    assert index.read(descriptor, 1) == {"__key__": "b", "txt": bytes(2)}
+    os.close(descriptor)
+
+
+def test_members_far_apart_are_read_one_by_one(tmp_path):
+    """Between two members of a sample lies one that is passed over, larger than any sample."""
+    path = tmp_path / "a.tar"
+    with open(path, "wb") as file:
+        for name, data, size in [
+            ("a.jpg", b"abc", 3),
+            ("no extension", b"", module.MAX_SAMPLE_BYTES),
+            ("a.txt", b"d", 1),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.size = size
+            file.write(info.tobuf() + data)
+            file.seek(-(-size // 512) * 512 - len(data), os.SEEK_CUR)
+        file.truncate(file.tell() + 1024)
+    assert read_all(path) == [{"__key__": "a", "jpg": b"abc", "txt": b"d"}]

@@ -17,7 +17,7 @@ import pytest
 from fuzzing_tars import HARMLESS_TO_PAIRS, WAYS, random_tar
 from watched import run_here, run_watched
 
-from counterpoint.data.decode import decode_caption
+from counterpoint.data.decode import read_text
 from counterpoint.data.errors import CAUSES, SampleError
 from counterpoint.data.members import build_index, open_index
 from counterpoint.data.tar import MAX_EXTENSION_BYTES, NoEndMark, TarDamage, walk_members
@@ -83,7 +83,9 @@ def read_all(path) -> list[tuple[str, str, str]]:
         for ordinal in range(max(NUM_SAMPLES, len(index))):
             try:
                 raw = index.read(descriptor, ordinal)
-                text = decode_caption(raw, ("txt",))
+                text = read_text(raw, "txt")
+                if text is None:
+                    raise SampleError("no_caption")
                 if "jpg" not in raw:
                     raise SampleError("no_image")
                 if not raw["jpg"].startswith(b"picture"):
@@ -179,10 +181,9 @@ def extension(content: bytes, kind: bytes = b"x") -> bytes:
 
 
 def record(key: bytes, value: bytes) -> bytes:
-    length = len(key) + len(value) + 3
-    while length != len(key) + len(value) + 3 + len(str(length)) - 0:
-        length = len(key) + len(value) + 3 + len(str(length))
-    return b"%d %s=%s\n" % (length, key, value)
+    rest = b" %s=%s\n" % (key, value)
+    length = next(n for n in range(len(rest), len(rest) + 9) if len(str(n)) + len(rest) == n)
+    return b"%d%s" % (length, rest)
 
 
 GOOD = header(b"a.jpg", b"3") + b"abc".ljust(512, b"\0") + header(b"b.txt")
@@ -200,6 +201,8 @@ GOOD = header(b"a.jpg", b"3") + b"abc".ljust(512, b"\0") + header(b"b.txt")
         extension(b"99 path=x\n"),
         extension(b"0 path=x\n"),
         extension(b"no record"),
+        extension(bytes(300)),
+        extension(bytes(300), b"L"),
         extension(record(b"path", b"all.txt"), b"g"),
         header(b"e", b"%o" % (MAX_EXTENSION_BYTES + 1), b"x") + bytes(MAX_EXTENSION_BYTES + 512),
         header(b"e", b"\x80" + b"\xff" * 11),
