@@ -176,7 +176,8 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except (ValueError, KeyError):
+        # Damaged, or of a kind that it has no name for.
         return None
     return int(height), int(width), str(colours)
 

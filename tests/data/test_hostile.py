@@ -15,7 +15,8 @@ from fuzzing import damage, encoded, good_pictures, repaired_png, scene
 from PIL import Image
 from watched import run_here, run_watched
 
-from counterpoint.data.decode import MAX_CAPTION, decode_caption, find_image, sample_key
+from counterpoint.data.captions import FirstFound
+from counterpoint.data.decode import MAX_CAPTION, find_image, sample_key
 from counterpoint.data.errors import CAUSES, SampleError
 from counterpoint.data.picture import MAX_PIXELS, Picture
 from counterpoint.data.tokenize import ClipTokenizer
@@ -32,7 +33,7 @@ MAX_MEMORY = 2560
 
 def read_caption(raw: dict) -> str:
     """The one place that names what finds captions."""
-    return decode_caption(raw, FIELDS)
+    return FirstFound(FIELDS)(raw, 0.0)
 
 
 def read_picture(data: bytes) -> torch.Tensor:

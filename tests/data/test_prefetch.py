@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from hostile_http import FAULTS, serve
+from recipes import loader
 from torch.utils.data import DataLoader
 
 from counterpoint.data.cache import ShardCache
-from counterpoint.data.dataset import SampleLoader, StepDataset, StepSampler
+from counterpoint.data.dataset import StepDataset
 from counterpoint.data.index import index_shards
 from counterpoint.data.plan import Plan
 from counterpoint.data.prefetch import NEW_STEPS, Prefetcher
@@ -109,14 +110,14 @@ def tokenize(texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]
 
 def keys(dataset, num_workers: int) -> list[list[int]]:
     context = "fork" if num_workers else None
-    loader = DataLoader(
+    source = DataLoader(
         dataset,
         batch_size=None,
-        sampler=StepSampler(0, len(dataset)),
+        sampler=range(len(dataset)),
         num_workers=num_workers,
         multiprocessing_context=context,
     )
-    batches = list(loader)
+    batches = list(source)
     assert not any(batch["status"].any() for batch in batches)
     return [batch["key"].tolist() for batch in batches]
 
@@ -133,9 +134,9 @@ def test_a_hostile_server_changes_no_key(num_workers, tmp_path, make_tar, make_p
     plan, schedule = Plan(manifest.counts, seed=1, lanes=2, block=8), Schedule([(15, 8)])
 
     def dataset(reader: ShardReader) -> StepDataset:
-        loader = SampleLoader(manifest, EvalTransform(), 1, 16)
-        loader.reader = reader
-        return StepDataset(plan, schedule, loader, tokenize, 4)
+        samples = loader(manifest, EvalTransform())
+        samples.reader = reader
+        return StepDataset(plan, schedule, samples, tokenize, 4)
 
     expected = keys(dataset(ShardReader(manifest.urls)), 0)
     sizes = manifest.num_bytes.tolist()
