@@ -34,6 +34,11 @@ PACKAGES = {
     "az": "adlfs",
 }
 
+# By process, protocol and settings. Drivers are never let go: collecting one that was inherited
+# from the parent of a fork waits a second for an event loop that only the parent has, and then
+# closes connections that are the parent's.
+_systems: dict[tuple[int, str, float, str], Any] = {}
+
 
 def _forget_parent() -> None:
     """Lets fsspec make its own lock and event loop in a forked process.
@@ -85,10 +90,6 @@ class Transport:
         self.first_delay = first_delay
         self.options = dict(options or {})
         self.pipe = pipe
-        self._systems: dict[tuple[int, str], Any] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_systems": {}}
 
     def require(self, url: str) -> None:
         """Raises a ValueError unless an address can be fetched by what is installed and allowed."""
@@ -215,12 +216,11 @@ class Transport:
     def _system(self, url: str) -> Any:
         """Returns fsspec's driver for an address: one a process, since none survives a fork."""
         protocol = scheme(url)
-        key = (os.getpid(), protocol)
-        if key not in self._systems:
-            # Drivers inherited from the parent stay referenced: collecting one would close its
-            # connections, and the event loop that they belong to is shared with the parent.
-            self._systems.setdefault(key, self._new_system(protocol, url))
-        return self._systems[key]
+        settings = (self.stall_timeout, repr(self.options.get(protocol)))
+        key = (os.getpid(), protocol, *settings)
+        if key not in _systems:
+            _systems.setdefault(key, self._new_system(protocol, url))
+        return _systems[key]
 
     def _new_system(self, protocol: str, url: str) -> Any:
         import fsspec
