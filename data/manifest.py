@@ -68,6 +68,29 @@ class ShardUrls(Sequence[str]):
         return _file_names(self._column).to_pylist()
 
 
+class Checksums(Sequence[str]):
+    """The shards' SHA-256, "" where none was stored.
+
+    Args:
+        column: Of the manifest.
+    """
+
+    def __init__(self, column: pa.Array):
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return self._column[index].to_pylist()
+        return self._column[int(index)].as_py()
+
+
 class Manifest:
     """Shards of one or more named sources.
 
@@ -78,6 +101,7 @@ class Manifest:
     Attributes:
         counts: Samples of each shard, int64 [shards].
         urls: Resolved addresses of the shards.
+        checksums: SHA-256 of the shards, "" where none was stored.
         sources: Names of the sources, sorted.
         source_ids: Index into `sources` of each shard, int64 [shards].
         num_samples: Sum of the counts.
@@ -91,6 +115,7 @@ class Manifest:
         self.counts: np.ndarray = table["num_samples"].to_numpy()
         self.num_bytes: np.ndarray = table["num_bytes"].to_numpy()
         self.urls = ShardUrls(_array(table["url"]), Path(folder).resolve())
+        self.checksums = Checksums(_array(table["sha256"]))
         names = _array(table["source"]).dictionary_encode()
         spelled: list[str] = names.dictionary.to_pylist()
         self.sources: list[str] = sorted(spelled)
@@ -151,8 +176,12 @@ class Manifest:
             digest.update(numbers.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
-    def check_files(self) -> None:
-        """Looks at the local shards (at most 10,000, evenly spread) before a run starts.
+    def check_files(self) -> dict[str, str]:
+        """Looks at the shards (at most 10,000, evenly spread) before a run starts.
+
+        Returns:
+            One address of each scheme (`https`, `s3`, `pipe`, ...) that is not a file of this
+            machine.
 
         Raises:
             ValueError: Shards are missing, or have another size than when they were indexed.
@@ -162,9 +191,11 @@ class Manifest:
         if num_shards > MAX_SHARDS_CHECKED:
             picks = np.linspace(0, num_shards - 1, MAX_SHARDS_CHECKED).astype(np.int64)
         missing: list[str] = []
+        remote: dict[str, str] = {}
         for shard in picks.tolist():
             url = self.urls[shard]
             if is_remote(url):
+                remote.setdefault(url.partition(":")[0], url)
                 continue
             try:
                 found = os.stat(url).st_size
@@ -183,6 +214,7 @@ class Manifest:
                 f"{len(missing)} of {len(picks)} shards looked at are missing, the first is "
                 f"'{missing[0]}'; restore them, or index the shards where they are now"
             )
+        return remote
 
 
 def _read(path: Path) -> pa.Table:

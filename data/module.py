@@ -179,9 +179,16 @@ class PairsDataModule(LightningDataModule):
         for sidecar in self.sidecars.values():
             sidecar.check()
         plan, _ = self.plan(), self.recipe()
-        if self.cache is None:
-            self.manifest.check_files()
-        else:
+        remote = self.manifest.check_files()
+        if remote and self.cache is None:
+            url = next(iter(remote.values())).partition("?")[0]
+            raise ValueError(
+                f"the shard '{url}' is on another machine; set data.cache to a ShardCache in a "
+                "folder of a local disk, or copy the shards to this machine and index them there"
+            )
+        if self.cache is not None:
+            for url in remote.values():
+                self.cache.transport.require(url)
             smallest = min(size for steps, size in self.schedule.phases if steps)
             sizes = self.manifest.num_bytes
             self.cache.require(*plan.working_set(sizes, num_nodes, smallest))
@@ -239,9 +246,11 @@ class PairsDataModule(LightningDataModule):
             raise ValueError("PairsDataModule.connect must be called before training starts")
         self.schedule.check_world_size(world_size)
         plan, urls, sizes = self.plan(), self.manifest.urls, self.manifest.num_bytes
+        sha256 = self.manifest.checksums
         batch_size = max(size for _, size in self.schedule.phases)
         in_use, _ = plan.working_set(sizes, world_size, batch_size)
-        reader = ShardReader(urls, self.cache, min(max(64, in_use), MAX_OPEN), sizes)
+        max_open = min(max(64, in_use), MAX_OPEN)
+        reader = ShardReader(urls, self.cache, max_open, sizes, sha256)
         loader = SampleLoader(self.manifest, reader, self.recipe(), self.selection)
         dataset = StepDataset(
             plan,
@@ -260,6 +269,7 @@ class PairsDataModule(LightningDataModule):
                 sizes,
                 total_steps=len(dataset),
                 horizon=STEPS_AHEAD,
+                sha256=sha256,
             )
         return dataset
 
