@@ -177,10 +177,10 @@ def test_a_jpeg_of_endless_scans_is_refused_at_once():
     data = encoded(Image.new("L", (2048, 2048), 128), "JPEG", progressive=True)
     scan, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
     bomb = data[:scan] + data[scan:end] * 5000 + data[end:]
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SampleError, match=f"more than {MAX_SCANS} scans"):
         read_picture(bomb)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_what_follows_a_jpeg_is_nobodys_business():
@@ -203,10 +203,10 @@ def test_other_formats_never_reach_a_decoder(form, monkeypatch):
 
 def test_many_chunks_take_little_time():
     empty = repaired_png(b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0teXt\0\0\0\0" * 150_000)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SampleError, match="chunks"):
         vet_picture(empty)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 SAMPLE = {"__key__": "k", "png": encoded(scene(), "PNG")}
@@ -249,7 +249,7 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_text():
 def test_a_huge_text_takes_little_time(piece):
     """Undoing nested `&amp;amp;...` takes a minute for 64 kB when nothing bounds it."""
     text = ("&" + piece * 200_000).encode()[: 1 << 20]
-    start = time.perf_counter()
+    start = time.process_time()
     ids, _ = TOKENIZE([read_caption({"__key__": "k", "txt": text})], 77)
     assert ids.shape == (1, 77)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
