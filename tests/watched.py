@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Report:
-    """Counts of outcomes, CPU seconds of the slowest piece and its number, growth of memory in MiB."""
+    """Counts of outcomes, CPU seconds of the slowest piece, its number, growth of memory in MiB."""
 
     outcomes: Counter
     seconds: float
