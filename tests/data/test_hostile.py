@@ -9,6 +9,7 @@ import random
 import struct
 import time
 
+import numpy as np
 import pytest
 import torch
 from fuzzing import damage, encoded, good_pictures, repaired_png, scene
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 # Of one member, whatever is in it, in MiB: the largest accepted WebP with transparency takes the
 # most.
 MAX_SECONDS = 30
-MAX_MEMORY = 2560
+MAX_MEMORY = 2048
 
 
 def read_caption(raw: dict) -> str:
@@ -252,3 +253,16 @@ def test_a_huge_text_takes_little_time(piece):
     ids, _ = TOKENIZE([read_caption({"__key__": "k", "txt": text})], 77)
     assert ids.shape == (1, 77)
     assert time.process_time() - start < 10
+
+
+def test_numbers_without_a_range_are_refused_and_white_may_be_zero():
+    ramp = np.linspace(0, 1, 48 * 64).reshape(48, 64)
+    for pixels in (ramp.astype(np.float32), (ramp * 1000).astype(np.int32)):
+        with pytest.raises(SampleError, match="no known range"):
+            read_picture(encoded(Image.fromarray(pixels), "TIFF"))
+    wide = (ramp * 65535).astype(np.uint16)
+    dark = read_picture(encoded(Image.fromarray(wide), "TIFF"))
+    light = read_picture(encoded(Image.fromarray(wide), "TIFF", tiffinfo={262: 0}))
+    assert torch.equal(light, 255 - dark)
+    dim = read_picture(b"P5 64 48 65535\n" + (wide >> 9).astype(">u2").tobytes())
+    assert int(dim.max()) == 0
