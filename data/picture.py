@@ -25,6 +25,8 @@ except ImportError:  # Pillow decodes to the same pixels, in one and a half time
 
 # Above this, where Pillow begins to warn, a picture is taken for an attack or a mistake.
 MAX_PIXELS = 89_000_000
+# Scaled until the shorter side fits, a line of one pixel would fill the memory.
+MAX_ASPECT = 200
 FACTORS = (1, 2, 4, 8)
 # Below this side, two of libjpeg's scales can give the same number of pixels.
 MIN_SCALED_SIDE = 64
@@ -56,7 +58,7 @@ class Picture(ABC):
         """Reads the header of an image file.
 
         Raises:
-            SampleError: It is not a picture, or one of more than `MAX_PIXELS`.
+            SampleError: It is not a picture, or one of more than `MAX_PIXELS`, or a mere line.
         """
         form = vet_picture(data)
         header = _jpeg_header(data) if form == "JPEG" else None
@@ -69,6 +71,8 @@ class Picture(ABC):
         if picture.height * picture.width > MAX_PIXELS:
             size = f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}"
             raise SampleError("bad_image", size)
+        if max(picture.height, picture.width) > MAX_ASPECT * min(picture.height, picture.width):
+            raise SampleError("bad_image", f"{picture.width} x {picture.height} pixels: a line")
         return picture
 
     def pixels(self, factor: int = 1) -> Tensor:

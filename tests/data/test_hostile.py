@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 # Of one member, whatever is in it, in MiB: the largest accepted WebP with transparency takes the
 # most.
 MAX_SECONDS = 30
-MAX_MEMORY = 2048
+MAX_MEMORY = 2560
 
 
 def read_caption(raw: dict) -> str:
@@ -171,6 +171,13 @@ def test_absurd_sizes(form):
         else:
             # JPEG and GIF hold 16 bits, so that some of these declare something small.
             assert form in ("JPEG", "GIF") and image[0].numel() <= MAX_PIXELS
+
+
+@pytest.mark.parametrize("size", [(1, 201), (3000, 14), (65500, 1)])
+def test_lines_are_no_pictures(size):
+    """Scaled to 224 pixels in the shorter side, the last would take ten gigabytes."""
+    with pytest.raises(SampleError, match="a line"):
+        read_picture(encoded(Image.new("RGB", size), "PNG"))
 
 
 def test_a_jpeg_of_endless_scans_is_refused_at_once():
