@@ -169,8 +169,15 @@ def build_index(descriptor: int, num_bytes: int) -> MemberIndex:
         del offsets[firsts[-1] :], sizes[firsts[-1] :], kinds[firsts[-1] :]
         firsts.pop()
     firsts.append(len(offsets))
-    columns = [np.frombuffer(column, dtype=np.int64) for column in (firsts, offsets, sizes, kinds)]
-    return MemberIndex(*columns, list(extensions), keys, damaged)
+    return MemberIndex(
+        firsts=np.frombuffer(firsts, dtype=np.int64),
+        offsets=np.frombuffer(offsets, dtype=np.int64),
+        sizes=np.frombuffer(sizes, dtype=np.int64),
+        kinds=np.frombuffer(kinds, dtype=np.int64),
+        extensions=list(extensions),
+        keys=keys,
+        damaged=damaged,
+    )
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -220,8 +227,9 @@ def _load(beside: Path, stamp: list[int]) -> MemberIndex | None:
         stored, lengths, extensions, keys, damaged = json.loads(bytes(body[8:end]))
         if stored != stamp:
             return None
-        columns = np.split(np.frombuffer(body[end:], dtype=np.int64), np.cumsum(lengths[:3]))
-        index = MemberIndex(*columns, extensions, keys, damaged)
+        numbers = np.frombuffer(body[end:], dtype=np.int64)
+        firsts, offsets, sizes, kinds = np.split(numbers, np.cumsum(lengths[:3]))
+        index = MemberIndex(firsts, offsets, sizes, kinds, extensions, keys, damaged)
         return index if _fits(index, stamp[0]) else None
     # The file may come from anywhere, with a data set for example.
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):

@@ -25,13 +25,16 @@ except ImportError:  # Pillow decodes to the same pixels, in one and a half time
 
 # Above this, where Pillow begins to warn, a picture is taken for an attack or a mistake.
 MAX_PIXELS = 89_000_000
+# Scaled until the shorter side fits, a line of one pixel would fill the memory.
+MAX_ASPECT = 200
 FACTORS = (1, 2, 4, 8)
 # Below this side, two of libjpeg's scales can give the same number of pixels.
 MIN_SCALED_SIDE = 64
 ORDINARY = ("YCbCr", "RGB", "Gray")
-# libjpeg fills what is missing with grey and only warns; Pillow does not pass the warning on. A few
-# stray bytes between segments, and odd markers, are in files that all viewers show undamaged.
-MISSING = re.compile("Premature end|Corrupt JPEG data: (?![0-9]{1,2} extraneous bytes)")
+# libjpeg fills what is missing with grey and only warns; Pillow does not pass the warning on. Up to
+# four stray bytes between segments, and odd markers, are in files that all viewers show undamaged;
+# more are what is left over where a wrong bit has shifted the rest of the picture.
+MISSING = re.compile("Premature end|Corrupt JPEG data: (?![0-4] extraneous bytes)")
 
 
 class Picture(ABC):
@@ -55,7 +58,7 @@ class Picture(ABC):
         """Reads the header of an image file.
 
         Raises:
-            SampleError: It is not a picture, or one of more than `MAX_PIXELS`.
+            SampleError: It is not a picture, or one of more than `MAX_PIXELS`, or a mere line.
         """
         form = vet_picture(data)
         header = _jpeg_header(data) if form == "JPEG" else None
@@ -68,6 +71,8 @@ class Picture(ABC):
         if picture.height * picture.width > MAX_PIXELS:
             size = f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}"
             raise SampleError("bad_image", size)
+        if max(picture.height, picture.width) > MAX_ASPECT * min(picture.height, picture.width):
+            raise SampleError("bad_image", f"{picture.width} x {picture.height} pixels: a line")
         return picture
 
     def pixels(self, factor: int = 1) -> Tensor:
@@ -199,16 +204,18 @@ def on_white(image: Image.Image) -> Image.Image:
     """Converts any mode to RGB; transparent parts show white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow clips 16 bits to 255 where it should scale.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "I":
-        wide = np.asarray(image)
-        shift = 8 if wide.max(initial=0) > 255 else 0
-        return Image.fromarray(np.clip(wide >> shift, 0, 255).astype(np.uint8)).convert("RGB")
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        # In a TIFF, 0 may stand for white; Pillow minds it with 8 bits only.
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # pyright: ignore
+        return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
+    if image.mode in ("I", "F"):
+        # Measurements rather than pictures: nothing says which number is white.
+        raise ValueError(f"pixels of mode {image.mode} have no known range")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        layer = image.convert("RGBA")
+        # Each copy of the largest picture takes 350 MB.
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        canvas.alpha_composite(layer)
-        return canvas.convert("RGB")
+        return Image.alpha_composite(canvas, layer).convert("RGB")
     return image.convert("RGB")

@@ -4,7 +4,6 @@ In: (shard, ordinal). Out: the raw bytes of that sample's members. Files are ope
 needed and only the last few stay open; nothing is read ahead of the request.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -70,34 +69,17 @@ class ShardReader:
             and the sample's key under `__key__`.
 
         Raises:
-            SampleError: The shard cannot be opened or ends before the sample.
+            SampleError: The shard cannot be opened or ends before the sample, or the sample is too
+                large.
             ValueError: The shard's store cannot be used.
         """
         opened = self._opened(shard)
-        index = opened.index
-        if ordinal >= len(index):
-            url = shown(self.urls[shard])
-            if index.damaged:
-                raise SampleError("shard_truncated", f"'{url}': {index.damaged}")
-            raise SampleError("wrong_count", f"'{url}' holds {len(index)} samples, not {ordinal}+1")
-        first, last = index.firsts[ordinal : ordinal + 2].tolist()
-        offsets = index.offsets[first:last].tolist()
-        sizes = index.sizes[first:last].tolist()
-        start = offsets[0]
-        length = offsets[-1] + sizes[-1] - start
         try:
-            span = os.pread(opened.file.descriptor, length, start)
-        except OSError as error:
-            url = shown(self.urls[shard])
-            raise SampleError("shard_truncated", f"'{url}': {error.strerror}") from error
-        if len(span) < length:
-            url = shown(self.urls[shard])
-            raise SampleError("shard_truncated", f"'{url}' became shorter while it was read")
-        sample: RawSample = {"__key__": index.keys[ordinal]}
-        kinds = index.kinds[first:last].tolist()
-        for kind, offset, size in zip(kinds, offsets, sizes, strict=True):
-            sample[index.extensions[kind]] = span[offset - start : offset - start + size]
-        return sample
+            return opened.index.read(opened.file.descriptor, ordinal)
+        except SampleError as error:
+            raise SampleError(
+                error.cause, f"'{shown(self.urls[shard])}': {error.args[1]}"
+            ) from error
 
     def _opened(self, shard: int) -> _Shard:
         if shard in self._open:

@@ -231,9 +231,9 @@ def test_extended_headers_take_little_time_and_memory(tmp_path):
     useless = useless[: useless.rindex(b"\n") + 1]
     path = tmp_path / "a.tar"
     path.write_bytes(extension(useless) * 3 + extension(record(b"path", b"x.txt")) + header())
-    start = time.perf_counter()
+    start = time.process_time()
     assert [name for name, _, _ in walked(path)[0]] == ["x.txt"]
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_tar_without_end_mark_is_judged_by_its_last_sample(tmp_path, make_tar):
