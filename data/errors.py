@@ -52,10 +52,11 @@ class SampleError(Exception):
 class LedgerDelta(TypedDict):
     """Counts of one rank since its last report; plain and picklable.
 
-    `errors` maps (cause code, source index, shard index) to a number of samples.
+    `samples` maps a source index, `errors` (cause code, source index, shard index) to a number of
+    samples.
     """
 
-    samples: int
+    samples: dict[int, int]
     errors: dict[tuple[int, int, int], int]
 
 
@@ -70,9 +71,16 @@ class ErrorLedger:
         sources: Names of the sources, in the order of the batch's `source` index.
         max_error_rate: Accepted errors per sample.
         min_samples: Samples that must have been seen before the rate is judged.
+        urls: Addresses of the shards, for messages and `table`; their numbers without it.
     """
 
-    def __init__(self, sources: Sequence[str], max_error_rate: float, min_samples: int = 1000):
+    def __init__(
+        self,
+        sources: Sequence[str],
+        max_error_rate: float,
+        min_samples: int = 1000,
+        urls: Sequence[str] | None = None,
+    ):
         if not 0 <= max_error_rate <= 1:
             raise ValueError(
                 f"max_error_rate is a fraction of the samples between 0 and 1, not {max_error_rate}"
@@ -80,10 +88,16 @@ class ErrorLedger:
         self.sources = list(sources)
         self.max_error_rate = max_error_rate
         self.min_samples = min_samples
-        self.samples = 0
+        self.urls = urls
+        self._samples: Counter[int] = Counter()
         self._errors: Counter[tuple[int, int, int]] = Counter()
-        self._new_samples = 0
+        self._new_samples: Counter[int] = Counter()
         self._new_errors: Counter[tuple[int, int, int]] = Counter()
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in the totals."""
+        return sum(self._samples.values())
 
     @property
     def errors(self) -> int:
@@ -93,7 +107,8 @@ class ErrorLedger:
     def update(self, batch: Mapping[str, Tensor]) -> None:
         """Counts this rank's batch; its `status`, `source`, `shard` [b] should lie on the CPU."""
         status = batch["status"]
-        self._new_samples += len(status)
+        counts = batch["source"].bincount(minlength=len(self.sources)).tolist()
+        self._new_samples.update(dict(enumerate(counts)))
         bad = status.nonzero().flatten()
         if len(bad):
             columns = (status, batch["source"], batch["shard"])
@@ -102,13 +117,16 @@ class ErrorLedger:
 
     def take_delta(self) -> LedgerDelta:
         """Returns what `update` collected since the last call, and forgets it."""
-        delta: LedgerDelta = {"samples": self._new_samples, "errors": dict(self._new_errors)}
-        self._new_samples, self._new_errors = 0, Counter()
+        delta: LedgerDelta = {
+            "samples": dict(self._new_samples),
+            "errors": dict(self._new_errors),
+        }
+        self._new_samples, self._new_errors = Counter(), Counter()
         return delta
 
     def merge(self, delta: LedgerDelta) -> None:
         """Adds one rank's delta to the totals."""
-        self.samples += delta["samples"]
+        self._samples.update(delta["samples"])
         self._errors.update(delta["errors"])
 
     def check(self) -> None:
@@ -121,26 +139,48 @@ class ErrorLedger:
             causes[CAUSES[cause]] += count
             shards[shard] += count
         by_cause = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
-        worst = ", ".join(f"{shard} ({count})" for shard, count in shards.most_common(5))
+        worst = ", ".join(f"{self._name(s)} ({count})" for s, count in shards.most_common(5))
         raise ValueError(
             f"{self.errors} of {self.samples} samples could not be used ({by_cause}), more than "
-            f"data.max_error_rate={self.max_error_rate:g} allows; most are in the manifest's "
-            f"shards {worst}: repair or remove these, or raise data.max_error_rate"
+            f"data.max_error_rate={self.max_error_rate:g} allows; most are in the shards {worst}: "
+            "repair or remove these, or raise data.max_error_rate"
         )
 
     def summary(self) -> dict[str, int]:
-        """Returns totals such as `{"errors/bad_image/default": 3}`."""
+        """Returns totals such as `{"errors/bad_image/default": 3}`; of several sources, also how
+        many samples were taken from each (`samples/NAME`)."""
         table: Counter[str] = Counter()
+        if len(self.sources) > 1:
+            table.update({f"samples/{self.sources[s]}": n for s, n in self._samples.items()})
         for (cause, source, _), count in sorted(self._errors.items()):
             table[f"errors/{CAUSES[cause]}/{self.sources[source]}"] += count
         return dict(table)
 
+    def table(self) -> list[dict[str, object]]:
+        """Returns rows of cause, source, shard and number of samples, the most first."""
+        return [
+            {
+                "cause": CAUSES[c],
+                "source": self.sources[s],
+                "shard": self._name(shard),
+                "samples": n,
+            }
+            for (c, s, shard), n in self._errors.most_common()
+        ]
+
+    def _name(self, shard: int) -> str:
+        # Behind the question mark of an address stand signatures.
+        return self.urls[shard].partition("?")[0] if self.urls else str(shard)
+
     def state_dict(self) -> dict[str, object]:
         """Returns the totals; deltas not merged yet are not part of it."""
-        return {"samples": self.samples, "errors": [[*k, n] for k, n in self._errors.items()]}
+        return {
+            "samples": [[source, n] for source, n in sorted(self._samples.items())],
+            "errors": [[*k, n] for k, n in self._errors.items()],
+        }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Takes the totals of `state_dict`."""
-        self.samples = int(state["samples"])  # pyright: ignore[reportArgumentType]
+        self._samples = Counter({s: n for s, n in state["samples"]})  # pyright: ignore
         rows: list[list[int]] = state["errors"]  # pyright: ignore[reportAssignmentType]
         self._errors = Counter({(c, source, shard): n for c, source, shard, n in rows})

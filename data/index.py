@@ -26,6 +26,8 @@ from .urls import find_shards, scheme, sidecar
 
 # How many headers are looked at when the count is known and only the layout is in question.
 NUM_PROBED = 64
+# Names such as `img.0001.jpg` make every number an extension.
+MAX_LISTED = 8
 # Walking fewer local shards than this takes less time than starting processes for it.
 MANY_SHARDS = 64
 # Shards handed to the workers at one time, so that their bookkeeping stays small.
@@ -212,7 +214,8 @@ def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") 
 
 
 def _listed(names: Sequence[str] | set[str]) -> str:
-    return ", ".join(f".{name}" for name in sorted(names)) or "nothing"
+    shown = [f".{name}" for name in sorted(names)[:MAX_LISTED]]
+    return ", ".join([*shown, "..."] if len(names) > MAX_LISTED else shown) or "nothing"
 
 
 def _sidecar_count(path: str) -> int | None:

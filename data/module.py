@@ -148,7 +148,8 @@ class PairsDataModule(LightningDataModule):
     def ledger(self) -> ErrorLedger:
         """Counts of replaced samples; `train` feeds, merges and checks it."""
         if self._ledger is None:
-            self._ledger = ErrorLedger(self.manifest.sources, self.max_error_rate)
+            manifest = self.manifest
+            self._ledger = ErrorLedger(manifest.sources, self.max_error_rate, urls=manifest.urls)
         return self._ledger
 
     def connect(self, schedule: Schedule, seed: int, image_size: int, context_length: int) -> None:

@@ -7,6 +7,7 @@ signals meant for the training process.
 import os
 import signal
 import threading
+import warnings
 
 import torch
 
@@ -22,6 +23,8 @@ def start_worker(worker: int) -> None:
         worker: Number of the worker.
     """
     torch.set_num_threads(1)
+    # What is odd about single pictures is counted by the loader, not printed by every worker.
+    warnings.filterwarnings("ignore", module="PIL")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         # Blocked here and in every later thread, so that only the one that waits receives it.

@@ -118,7 +118,7 @@ def make_trainer(
         "callbacks": [
             *(arguments.get("callbacks") or []),
             stop,
-            CountErrors(parts.checkpoint.every_n_steps),
+            CountErrors(parts.checkpoint.every_n_steps, run_dir / "skipped.json"),
             Metrics(),
             Evaluate(parts.evaluation),
             checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),

@@ -1,8 +1,12 @@
 """Sample errors of all ranks, added up and held against the budget.
 
 In: the data module's ledger, which every rank feeds with its own batches. Out: equal totals on
-every rank before they are logged or saved; the run stops, on every rank alike, past the budget.
+every rank before they are logged or saved, and `RUN/skipped.json`, which tells causes and shards;
+the run stops, on every rank alike, past the budget.
 """
+
+import json
+from pathlib import Path
 
 import lightning.pytorch as pl
 
@@ -14,10 +18,13 @@ class CountErrors(pl.Callback):
 
     Args:
         checkpoint_every: distance between checkpoints in steps.
+        path: of the table of skipped samples; made with the first one.
     """
 
-    def __init__(self, checkpoint_every: int):
+    def __init__(self, checkpoint_every: int, path: Path):
         self.checkpoint_every = checkpoint_every
+        self.path = path
+        self._written = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes the group (collective)."""
@@ -41,4 +48,7 @@ class CountErrors(pl.Callback):
             ledger = trainer.datamodule.ledger  # type: ignore[attr-defined]
             for delta in self._control.gather(ledger.take_delta()):
                 ledger.merge(delta)
+            if trainer.is_global_zero and ledger.errors != self._written:
+                self.path.write_text(json.dumps(ledger.table(), indent=1) + "\n")
+                self._written = ledger.errors
             ledger.check()

@@ -28,7 +28,16 @@ def test_ranks_add_up_and_deltas_are_counted_once():
                 rank.merge(delta)
     for rank in ranks:
         assert rank.samples == 8
-        assert rank.summary() == {"errors/bad_image/b": 2, "errors/no_caption/b": 1}
+        assert rank.summary() == {
+            "samples/a": 5,
+            "samples/b": 3,
+            "errors/bad_image/b": 2,
+            "errors/no_caption/b": 1,
+        }
+        assert rank.table() == [
+            {"cause": "bad_image", "source": "b", "shard": "4", "samples": 2},
+            {"cause": "no_caption", "source": "b", "shard": "5", "samples": 1},
+        ]
     restored = ErrorLedger(["a", "b"], 0.5)
     restored.load_state_dict(ranks[0].state_dict())
     assert (restored.samples, restored.summary()) == (8, ranks[1].summary())
@@ -39,7 +48,7 @@ def test_the_state_holds_nothing_but_plain_values():
     ledger.update(batch([BAD_IMAGE]))
     ledger.merge(ledger.take_delta())
     state = ledger.state_dict()
-    assert state == {"samples": 1, "errors": [[BAD_IMAGE, 0, 0, 1]]}
+    assert state == {"samples": [[0, 1]], "errors": [[BAD_IMAGE, 0, 0, 1]]}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +66,16 @@ def test_the_budget(bad, samples, stops):
         return
     expected = r"11 of 1000 .* \(11 bad_image\).* data.max_error_rate=0.01 .* shards 7 \(11\)"
     with pytest.raises(ValueError, match=expected):
+        ledger.check()
+
+
+def test_shards_are_named_without_signatures():
+    urls = ["0.tar", "https://a.org/1.tar?signature=secret"]
+    ledger = ErrorLedger(["a"], 0.1, min_samples=1, urls=urls)
+    ledger.update(batch([BAD_IMAGE], shard=[1]))
+    ledger.merge(ledger.take_delta())
+    assert ledger.table()[0]["shard"] == "https://a.org/1.tar"
+    with pytest.raises(ValueError, match=r"most are in the shards https://a\.org/1\.tar \(1\):"):
         ledger.check()
 
 
