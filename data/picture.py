@@ -140,9 +140,10 @@ class Jpeg(Picture):
         assert simplejpeg is not None
         # Lower bounds of the size and of the divisor leave no other scale than this one.
         rows, columns = -(-self.height // factor), -(-self.width // factor)
-        bounds = {"min_height": rows, "min_width": columns, "min_factor": factor}
         try:
-            pixels = simplejpeg.decode_jpeg(self.data, self.colours, **bounds)
+            pixels = simplejpeg.decode_jpeg(
+                self.data, self.colours, min_height=rows, min_width=columns, min_factor=factor
+            )
         except ValueError as error:
             if MISSING.match(str(error)):
                 raise

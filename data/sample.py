@@ -23,6 +23,7 @@ from .picture import Picture, Pixels
 from .reader import RawSample, ShardReader
 from .recipe import Recipe
 from .selection import Selection
+from .urls import base_name
 
 # Replacements are looked for near by first: the shard is open. Bad samples come in runs, so a few
 # tries suffice to tell a bad sample from a bad shard.
@@ -83,6 +84,8 @@ class SampleLoader:
         self.selection = selection
         self.counts: np.ndarray = manifest.counts if selection is None else selection.counts
         self._randomness = Randomness()
+        # Of the shards met so far: looking their names up takes as long as reading a sample.
+        self._known: dict[int, tuple[str, str]] = {}
 
     def load(self, places: Sequence[Place]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """Loads samples.
@@ -161,11 +164,11 @@ class SampleLoader:
         """
         weight = 1.0
         if self.selection is not None:
-            place, weights = self.selection.resolve(np.int64(shard), np.int64(ordinal))
-            ordinal, weight = int(place), float(weights)
+            places, weights = self.selection.resolve(np.array([shard]), np.array([ordinal]))
+            ordinal, weight = int(places[0]), float(weights[0])
         raw = self.reader.read(shard, ordinal)
-        source = self._source(shard)
-        key = sample_key(raw, source, self._shard_name(shard), self.recipe.key_fields[source])
+        source, file = self._names(shard)
+        key = sample_key(raw, source, file, self.recipe.key_fields[source])
         texts = {name: self._text(raw, name, source, epoch, key) for name in self.recipe.texts}
         picture = Picture.open(find_image(raw))
         rows = self._joined(shard, epoch, key)
@@ -214,15 +217,17 @@ class SampleLoader:
         rows: dict[str, Tensor] = {}
         for name, sidecar in self.recipe.sidecars.items():
             draw = uniform(self.recipe.seed, epoch, name, key)
-            found = sidecar.row(self._source(shard), self._shard_name(shard), key, draw)
+            found = sidecar.row(*self._names(shard), key, draw)
             rows |= {f"{name}.{entry}": values for entry, values in found.items()}
         return rows
 
-    def _source(self, shard: int) -> str:
-        return self.manifest.sources[self.manifest.source_ids[shard]]
-
-    def _shard_name(self, shard: int) -> str:
-        return self.manifest.urls[shard].rpartition("/")[2]
+    def _names(self, shard: int) -> tuple[str, str]:
+        """Returns the source and the file name of a shard."""
+        names = self._known.get(shard)
+        if names is None:
+            source = self.manifest.sources[self.manifest.source_ids[shard]]
+            names = self._known[shard] = source, base_name(self.manifest.urls[shard])
+        return names
 
 
 def new_batch(shape: tuple[int, ...]) -> Tensor:
