@@ -15,7 +15,7 @@ from typing import Any
 SLOTS = ("data", "model", "objective", "optim", "phases", "init_from")
 TRAINER_KEYS = ("precision", "gradient_clip_val")
 # Where the shards lie and how they are loaded; the order of samples does not depend on it.
-DATA_KEYS_LEFT_OUT = ("num_workers", "manifest")
+DATA_KEYS_LEFT_OUT = ("num_workers", "manifest", "cache")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 FIXED = ("seed", "model", "objective")
-FIXED_DATA = ("lanes", "block", "train_transform", "tokenizer", "caption", "key_field")
+FIXED_DATA = (
+    *("lanes", "block", "train_transform", "tokenizer", "caption", "key_field"),
+    *("sources", "temperature", "same_as", "views", "texts", "sidecars", "keep_weights"),
+)
+# Where something lies or how it is read may change, within what is fixed otherwise.
+FREE = ("folder", "max_open")
 
 
 def check_resume(
@@ -41,7 +46,7 @@ def check_resume(
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted(old.keys() | new.keys()):
+        for key in sorted((old.keys() | new.keys()).difference(FREE)):
             yield from _differences(f"{path}.{key}", old.get(key), new.get(key))
     elif old != new:
         yield f"{path}: {old} -> {new}"

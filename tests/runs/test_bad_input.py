@@ -117,6 +117,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path, pairs, refused):
         ("--phases.train.batch_size=24", "phases.train.batch_size: 12 -> 24"),
         ("--objective.logit_scale_init=3", "objective.logit_scale_init"),
         ("--data.manifest=OTHER", "the data behind data.manifest"),
+        ("--data.temperature=2", "data.temperature: None -> 2"),
     ],
 )
 def test_resume_refuses_to_become_another_run(tmp_path_factory, refused, option, word, stopped):
