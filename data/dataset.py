@@ -84,6 +84,8 @@ class SampleLoader:
         self.key_field = key_field
         self.caption = tuple(caption)
         self._randomness = Randomness()
+        # Source and file name of the shards met so far: looking them up takes as long as reading.
+        self._names: dict[int, tuple[str, str]] = {}
 
     def load(self, places: Sequence[Place]) -> tuple[Tensor, list[Sample]]:
         """Loads samples.
@@ -161,9 +163,11 @@ class SampleLoader:
         return image
 
     def _key(self, raw: RawSample, shard: int) -> int:
-        source = self.manifest.sources[self.manifest.source_ids[shard]]
-        name = self.manifest.urls[shard].rpartition("/")[2]
-        return sample_key(raw, source, name, self.key_field)
+        names = self._names.get(shard)
+        if names is None:
+            source = self.manifest.sources[self.manifest.source_ids[shard]]
+            names = self._names[shard] = source, self.manifest.urls[shard].rpartition("/")[2]
+        return sample_key(raw, *names, self.key_field)
 
 
 class StepDataset(Dataset):
