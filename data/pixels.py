@@ -22,10 +22,11 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Resizes uint8 [3, h, w] with antialiased bicubic filtering, without leaving uint8."""
     if image.shape[-2:] == (height, width):
         return image
-    # The fast kernel is the one for channels-last memory, which is how pictures are decoded. numpy
-    # copies a crop row by row, torch pixel by pixel.
+    # numpy copies a crop row by row, torch pixel by pixel.
     pixels = torch.from_numpy(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    batch = pixels.permute(2, 0, 1)[None]
+    # The fast kernel is the one for channels-last memory, which is how pictures are decoded. The
+    # axis of the batch has to come first: its stride is how torch tells which memory it is.
+    batch = pixels[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
 
 
