@@ -33,16 +33,12 @@ import simplejpeg
 import torch
 from benchmarks.photos import make_shards
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from counterpoint.data.dataset import SampleLoader, StepDataset, StepSampler
 from counterpoint.data.index import index_shards
+from counterpoint.data.module import PairsDataModule
 from counterpoint.data.picture import Picture
-from counterpoint.data.plan import Plan
 from counterpoint.data.schedule import Schedule
-from counterpoint.data.tokenize import ClipTokenizer
 from counterpoint.data.transforms import TrainTransform
-from counterpoint.data.workers import start_worker
 
 SIZE, BATCH, CONTEXT, WORKERS, PREFETCH = 224, 64, 77, 2, 4
 SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)  # open_clip's augmentation by default
@@ -103,21 +99,12 @@ class Contestant:
 
 def ours(urls: list[str], folder: Path, decode: str) -> Iterator[Any]:
     """Starts this project's loader."""
-    manifest = index_shards(urls, folder / "manifest.parquet")
+    manifest = str(folder / "manifest.parquet")
+    index_shards(urls, manifest)
     transform = TrainTransform(SCALE, RATIO, decode=decode)  # pyright: ignore[reportArgumentType]
-    loader = SampleLoader(manifest, transform, seed=0, image_size=SIZE)
-    plan = Plan(manifest.counts, seed=0, lanes=16, block=4096)
-    dataset = StepDataset(plan, Schedule([(10**6, BATCH)]), loader, ClipTokenizer(), CONTEXT)
-    batches = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=StepSampler(0, len(dataset)),
-        num_workers=WORKERS,
-        prefetch_factor=PREFETCH,
-        worker_init_fn=start_worker,
-        multiprocessing_context="fork",
-    )
-    return iter(batches)
+    data = PairsDataModule(manifest, train_transform=transform, num_workers=WORKERS)
+    data.connect(Schedule([(10**6, BATCH)]), seed=0, image_size=SIZE, context_length=CONTEXT)
+    return iter(data.train_dataloader())
 
 
 def open_clips(urls: list[str]) -> Iterator[Any]:
