@@ -224,3 +224,17 @@ def test_the_header_is_enough_for_the_size():
     assert whole.pixels() is whole.pixels() and whole.num_bytes == 203 * 330 * 3
     whole.forget()
     assert whole.num_bytes == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_scans_after_a_whole_picture(mode):
+    data = encode(photo(), mode, "JPEG")
+    scan = data.index(b"\xff\xda")
+    # Decoders refuse them at once, so that nobody has to count them beforehand.
+    with pytest.raises(SampleError):
+        decoded(data[:-2] + data[scan:-2] * 100 + b"\xff\xd9")
+    # What follows the picture, or lies in a comment, is not its scan.
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decoded(data + b"\xff\xda\x00\x08" * 100), expected)
+    comment = b"\xff\xfe" + struct.pack(">H", 402) + b"\xff\xda\x00\x08" * 100
+    np.testing.assert_array_equal(decoded(data[:2] + comment + data[2:]), expected)
