@@ -307,6 +307,7 @@ def _open(path: Path, **options: Any) -> pq.ParquetFile:
         kind = schema.field("weight").type
         if pa.types.is_string(kind) or pa.types.is_nested(kind):
             raise ValueError(
-                f"the column weight of the keep-list '{path}' is {kind}; it holds numbers, 0 or more"
+                f"the column weight of the keep-list '{path}' is {kind}; it holds "
+                "numbers, 0 or more"
             )
     return file

@@ -209,10 +209,10 @@ def test_many_processes_compile_once(tmp_path):
 def test_a_column_of_words_and_a_folder_that_cannot_be_made(tmp_path):
     path = tmp_path / "k.parquet"
     pq.write_table(pa.table({"shard": ["00000.tar"], "index": [0], "weight": ["x"]}), path)
-    with pytest.raises(ValueError, match="column weight of .* is string"):
+    with pytest.raises(ValueError, match=r"column weight of .* is string"):
         Selection.compile([path], manifest(), tmp_path / "cache", 0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot be made .*; copy the keep-list"):
+    with pytest.raises(ValueError, match=r"cannot be made .*; copy the keep-list"):
         Selection.compile([path], manifest(), tmp_path / "file" / "cache", 0)
 
 
