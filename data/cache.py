@@ -100,7 +100,7 @@ class ShardCache:
 
     Args:
         folder: The cache, on a disk of this machine; made when it does not exist.
-        max_bytes: Limit of what is kept there.
+        max_bytes: Limit of what is kept there; 500e9 may be written, too.
         transport: Fetches.
         quarantine_seconds: How long a shard that could not be fetched is not tried again.
     """
@@ -108,18 +108,24 @@ class ShardCache:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        max_bytes: int,
+        max_bytes: float,
         transport: Transport | None = None,
         quarantine_seconds: float = 900.0,
     ):
         if max_bytes < 1:
-            raise ValueError(f"a cache of {max_bytes} bytes holds no shard; give it more")
+            raise ValueError(f"a cache of {max_bytes:g} bytes holds no shard; give it more")
         self.folder = Path(folder).resolve()
         self.max_bytes = int(max_bytes)
         self.transport = transport or Transport()
         self.quarantine_seconds = quarantine_seconds
         self.started = time.time()
         self.room = Room(self.folder, self.max_bytes)
+        self._ready = False
+
+    def _make(self) -> None:
+        """Makes the folder when it is first needed: a run can be evaluated where it is not."""
+        if self._ready:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with locked(self.folder / "room.lock"):
@@ -129,6 +135,7 @@ class ShardCache:
                 f"the cache folder '{self.folder}' cannot be used ({error}); name a folder on a "
                 "disk of this machine that can be written"
             ) from error
+        self._ready = True
 
     def require(self, num_shards: int, num_bytes: int) -> None:
         """Raises a ValueError when the shards in use at one time do not fit.
@@ -137,6 +144,7 @@ class ShardCache:
             num_shards: What the plan states as a machine's working set.
             num_bytes: Their bytes together.
         """
+        self._make()
         if num_bytes > self.max_bytes:
             raise ValueError(
                 f"the cache of {self.max_bytes} bytes in '{self.folder}' is too small: the order "
@@ -162,6 +170,7 @@ class ShardCache:
         """
         if not scheme(url):
             return open_local(url)
+        self._make()
         path = self._path(url, num_bytes, sha256)
         shard = open_cached(path, num_bytes)
         if shard is None:
@@ -192,6 +201,7 @@ class ShardCache:
         """
         if not scheme(url):
             return True
+        self._make()
         path = self._path(url, num_bytes, sha256)
         with contextlib.suppress(FileNotFoundError):
             mark_used(path)

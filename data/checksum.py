@@ -1,28 +1,35 @@
 """SHA-256 of every shard into a manifest that exists: whoever fetches shards can check them.
 
-In: a manifest file whose shards are on this machine. Out: the same file with the column `sha256`
-filled.
+In: a manifest file. Out: the same file with the column `sha256` filled. A shard of another machine
+is fetched to a temporary folder and removed again.
 """
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .remote import FetchError, Transport
+from .urls import scheme
+
 BLOCK = 1 << 20
 
 
 def store_checksums(
-    path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+    path: str | os.PathLike[str],
+    progress: Callable[[int, int], None] | None = None,
+    transport: Transport | None = None,
 ) -> None:
     """Reads every shard of a manifest once and stores its checksum.
 
     Args:
         path: the manifest; it is replaced whole, or not at all.
         progress: called with (shards done, shards in all) after each shard.
+        transport: fetches what lies on other machines.
 
     Raises:
         ValueError: a shard is missing.
@@ -32,10 +39,15 @@ def store_checksums(
     urls = table["url"].to_pylist()
     digests = []
     for done, url in enumerate(urls, start=1):
-        shard = path.parent / url  # an absolute url stays as it is
-        if not shard.is_file():
-            raise ValueError(f"{path} lists the shard {shard}, which does not exist; index again")
-        digests.append(digest(shard))
+        if scheme(url):
+            digests.append(remote_digest(url, transport or Transport()))
+        else:
+            shard = path.parent / url  # an absolute url stays as it is
+            if not shard.is_file():
+                raise ValueError(
+                    f"{path} lists the shard {shard}, which does not exist; index again"
+                )
+            digests.append(digest(shard))
         if progress:
             progress(done, len(urls))
     column = table.schema.get_field_index("sha256")
@@ -52,3 +64,14 @@ def digest(path: Path) -> str:
         while block := file.read(BLOCK):
             state.update(block)
     return state.hexdigest()
+
+
+def remote_digest(url: str, transport: Transport) -> str:
+    """Returns the SHA-256 of a file of another machine; raises ValueError when it is not there."""
+    with tempfile.TemporaryDirectory(prefix="counterpoint-checksum-") as folder:
+        copy = Path(folder, "shard.tar")
+        try:
+            transport.download(url, copy)
+        except FetchError as error:
+            raise ValueError(f"{error}; check the address, or leave the shard out") from error
+        return digest(copy)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from .prefetch import Prefetcher
 from .sample import SampleLoader
 from .schedule import Schedule
+from .workers import Refusal, refusal
 
 Batch = dict[str, Tensor]
 TokenizeTexts = Callable[[list[str], int], tuple[Tensor, Tensor]]
@@ -80,8 +81,17 @@ class StepDataset(Dataset):
         rows = self.schedule.batch_size(step) // self.world_size
         return -(-rows // self.part_rows)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Batch:
-        step, part = index if isinstance(index, tuple) else (index, None)
+    def __getitem__(self, index: int | tuple[int, int]) -> Batch | Refusal:
+        """Makes a batch, or a part; in a worker, what the user has to be told stands in for it."""
+        try:
+            return self._made(*(index if isinstance(index, tuple) else (index, None)))
+        except ValueError as error:
+            told = None if get_worker_info() is None else refusal(error)
+            if told is None:
+                raise
+            return told
+
+    def _made(self, step: int, part: int | None) -> Batch:
         # One worker of each rank fetches for all of them.
         if self.prefetcher and ((worker := get_worker_info()) is None or worker.id == 0):
             self.prefetcher.at(step)
@@ -158,12 +168,19 @@ class StepLoader:
         self.first_step = first_step
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        parts = iter(self.loader)
+        parts = map(accepted, self.loader)
         for step in range(self.first_step, len(self.dataset)):
             yield [next(parts) for _ in range(self.dataset.num_parts(step))]
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+def accepted(part: Batch | Refusal) -> Batch:
+    """Returns a batch; raises the ValueError that a worker met instead of it."""
+    if isinstance(part, Refusal):
+        raise ValueError(part.message)
+    return part
 
 
 def join(parts: Sequence[Batch]) -> Batch:

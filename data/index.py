@@ -208,7 +208,8 @@ def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") 
     if len(index) and not present.intersection(map(caption_member, caption)):
         raise ValueError(
             f"the shard '{name}' has no captions in {_listed(caption)} (found: "
-            f"{_listed(present)}); name the caption members KEY.txt, or set the caption field"
+            f"{_listed(present)}); name the caption members KEY.txt, or set the "
+            "caption field (`--caption json:NAME`)"
         )
     return len(index)
 

@@ -303,4 +303,11 @@ def _open(path: Path, **options: Any) -> pq.ParquetFile:
             f"the column index of the keep-list '{path}' is {schema.field('index').type}; it holds "
             "whole numbers, the first sample of a tar is 0"
         )
+    if "weight" in schema.names:
+        kind = schema.field("weight").type
+        if pa.types.is_string(kind) or pa.types.is_nested(kind):
+            raise ValueError(
+                f"the column weight of the keep-list '{path}' is {kind}; it holds "
+                "numbers, 0 or more"
+            )
     return file

@@ -16,6 +16,7 @@ from .cache import ShardCache
 from .captions import CaptionPolicy, policy_of
 from .dataset import Batch, StepDataset, StepLoader, StepSampler, join
 from .errors import ErrorLedger
+from .first_look import check_captions
 from .manifest import Manifest
 from .mixed_plan import MixedPlan
 from .mixture import Mixture
@@ -91,6 +92,8 @@ class PairsDataModule(LightningDataModule):
         cache: ShardCache | None = None,
     ):
         super().__init__()
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: give 0 (no loader processes) or more")
         self.manifest_path = manifest
         self.tokenizer: Tokenizer = ClipTokenizer() if tokenizer is None else tokenizer
         self.train_transform = train_transform or TrainTransform()
@@ -177,10 +180,13 @@ class PairsDataModule(LightningDataModule):
         """
         assert self.schedule is not None, "connect comes first"
         check_names(self.sources, self.manifest.sources)
+        # Made here, so that an error rate that is none is refused now.
+        self.ledger.check()
         for sidecar in self.sidecars.values():
-            sidecar.check()
-        plan, _ = self.plan(), self.recipe()
+            sidecar.check(self.manifest.sources)
+        plan, recipe = self.plan(), self.recipe()
         remote = self.manifest.check_files()
+        check_captions(self.manifest, ShardReader(self.manifest.urls), recipe.texts["text"])
         if remote and self.cache is None:
             url = next(iter(remote.values())).partition("?")[0]
             raise ValueError(
@@ -235,7 +241,10 @@ class PairsDataModule(LightningDataModule):
         texts = {f"text.{name}": dict.fromkeys(names, text) for name, text in self.texts.items()}
         return Recipe(
             seed=self.seed,
-            views={n: replace(v, size=v.size or self.image_size) for n, v in views.items()},
+            views={
+                name: replace(view, size=self.image_size if view.size is None else view.size)
+                for name, view in views.items()
+            },
             texts={"text": captions} | texts,
             key_fields={name: source.key_field or self.key_field for name, source in own.items()},
             sidecars=self.sidecars,

@@ -101,6 +101,14 @@ class Recipe:
         }
         before: list[str] = []
         for name, view in self.views.items():
+            # `image.augmentation` is what is drawn for the main view.
+            if name == "image.augmentation" or name.count(".") > 1:
+                raise ValueError(
+                    f"the view '{name.partition('.')[2]}' needs another name, without dots and "
+                    "not 'augmentation': batches hold other entries under such names"
+                )
+            if view.size is not None and view.size < 1:
+                raise ValueError(f"the view '{name}' has size={view.size}; give 1 pixel or more")
             if view.same_as is not None and view.same_as not in {*stored, *before}:
                 known = ", ".join([*before, *sorted(stored)]) or "nothing"
                 raise ValueError(

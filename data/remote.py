@@ -98,7 +98,8 @@ class Transport:
         elif self.pipe is None:
             raise ValueError(
                 f"'{url}' is a command, and running commands from a manifest is not allowed by "
-                "default; enable it (PipeCommands), or name files or addresses instead"
+                "default; allow it if you trust it (`data index --pipe`, and PipeCommands in the "
+                "transport of the run's cache), or name files or addresses instead"
             )
 
     def download(self, url: str, path: Path, num_bytes: int = 0, sha256: str = "") -> None:

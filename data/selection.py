@@ -126,8 +126,14 @@ class Selection:
         files = [Path(path) for path in paths]
         policy = policy or RepeatWeights()
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         stamp = _stamp(files, manifest, seed, policy)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"the folder '{folder}' for the compiled keep-list cannot be made "
+                f"({error.strerror}); copy the keep-list to a folder that can be written"
+            ) from error
         target = folder / stamp
         with open(folder / f".{stamp}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -8,7 +8,7 @@ is in memory grows with the shards that are open.
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,29 @@ class Sidecar:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def check(self) -> None:
-        """Looks for the files before training starts; raises a ValueError when there are none."""
+    def check(self, sources: Sequence[str] = ()) -> None:
+        """Looks at the files before training starts.
+
+        Args:
+            sources: Of the run; some may have no rows, not all.
+
+        Raises:
+            ValueError: There are none, or they are not what `columns` and `variants` say.
+        """
         if not os.path.isdir(self.folder):
             raise ValueError(f"the sidecar folder '{self.folder}' does not exist; check the path")
-        self._zeros()
+        for entry, rows in self._zeros().items():
+            if self.variants > 1:
+                self._variant(entry, rows, 0)
+        if sources and not any(os.path.isdir(os.path.join(self.folder, name)) for name in sources):
+            raise ValueError(
+                f"the sidecar folder '{self.folder}' has rows of {', '.join(self._sources())}, "
+                f"none of the run's sources ({', '.join(sources)}); its folders are named after "
+                "the sources"
+            )
+
+    def _sources(self) -> list[str]:
+        return sorted({path.parent.name for path in Path(self.folder).glob("*/*.safetensors")})
 
     def row(self, source: str, shard: str, key: int, draw: float = 0.0) -> dict[str, Tensor]:
         """Returns the row of one sample.

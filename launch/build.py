@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ..data.schedule import Schedule
 from ..train.module import ContrastiveModule
 from ..train.phases import Phases
+from .config import shortened
 
 
 def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule, Any]:
@@ -20,7 +21,7 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
         ValueError: a slot refuses its values.
     """
     torch.manual_seed(config.seed)
-    parts = parser.instantiate(config)
+    parts = instantiate(parser, config)
     phases = Phases(parts.phases)
     parts.data.connect(
         schedule=Schedule(phases.lengths),
@@ -30,3 +31,18 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
     )
     module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
     return module, parts
+
+
+def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
+    """Builds the objects of a configuration.
+
+    Raises:
+        ValueError: A class refuses its values, said as it says it.
+    """
+    try:
+        return parser.instantiate(config)
+    except ValueError as error:
+        # A class inside an optional value: the parser repeats what it said among other guesses.
+        if "Does not validate" not in str(error):
+            raise
+        raise ValueError(shortened(str(error))) from error

@@ -5,6 +5,7 @@ resolved configuration, which goes into the run folder and every checkpoint. Unk
 refused.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ OWNED: set[str | int] = {
     "model_registry",
     "barebones",
 }
+
+USELESS = ("Expected a <class", "Does not validate against any", "Expected a dot import path")
 
 
 @dataclass
@@ -95,7 +98,37 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     try:
         return parser.parse_args(argv)
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(shortened(str(error))) from None
+
+
+def shortened(message: str) -> str:
+    """Returns what the parser says about a value as one line.
+
+    Of a value that may be of several types it lists what is wrong with it as each of these; that it
+    is of another type is of no use where it was meant to be this one.
+    """
+    name = re.match(r"(?:Parser key \"([^\"]*)\":)?", message)[1]  # type: ignore[index]
+    reasons: list[str] = []
+    for line in message.splitlines():
+        text = line.strip()
+        if text.startswith("- "):
+            reasons.append(text[2:])
+        elif text.startswith(("Subtypes:", "Errors:", "Given value")):
+            continue
+        elif reasons:
+            reasons[-1] += f" {text}"
+    told = [reason for reason in reasons if not reason.startswith(USELESS)]
+    if told:
+        return (f"{name}: " if name else "") + "; ".join(dict.fromkeys(told))
+    types = re.search(r"Subtypes: \[(.*)\]", message)
+    given = re.search(r"Given value: (.*)", message, re.DOTALL)
+    if not types or not given or not name:
+        return " ".join(message.split())
+    accepted = re.sub(r"<class '(.*?)'>", r"\1", types[1]).replace("NoneType", "null")
+    return (
+        f"{name} is {' '.join(given[1].split())}; it takes one of {accepted} (a list as [a, b], a "
+        "class by the whole name of its class_path)"
+    )
 
 
 def plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:

@@ -52,6 +52,15 @@ def parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--workers", type=int, default=8, help="shards counted at a time (%(default)s)"
     )
+    index.add_argument(
+        "--caption",
+        metavar="FIELD",
+        action="append",
+        help="where captions are: an extension, or json:NAME; may be repeated (txt)",
+    )
+    index.add_argument(
+        "--pipe", action="store_true", help="run the commands of pipe: addresses, which you trust"
+    )
     index.add_argument("--checksum", action="store_true", help="also store SHA-256 of each shard")
     index.set_defaults(run=run_index)
     return top
@@ -75,19 +84,24 @@ def run_emoji(arguments: argparse.Namespace) -> int:
 def run_index(arguments: argparse.Namespace) -> int:
     """Writes a manifest and prints what is in it."""
     from ..data.index import index_shards
+    from ..data.remote import Transport
+    from ..data.transfer import PipeCommands
 
+    transport = Transport(pipe=PipeCommands() if arguments.pipe else None)
     with counter("counting") as report:
         manifest = index_shards(
             by_source(arguments.urls, arguments.source),
             arguments.out,
             progress=report,
+            caption=arguments.caption or ["txt"],
+            transport=transport,
             num_workers=arguments.workers,
         )
     if arguments.checksum:
         from ..data.checksum import store_checksums
 
         with counter("checksums") as report:
-            store_checksums(arguments.out, report)
+            store_checksums(arguments.out, report, transport)
     num_shards = len(manifest.counts)
     print(f"{arguments.out}: {num_shards} shards, {manifest.num_samples} samples")
     return 0

@@ -161,9 +161,11 @@ def average(values: list[torch.Tensor]) -> list[float]:
 def screen_line(step: int, total: int, values: dict[str, float]) -> str:
     """One dense line with what is needed to compare two runs."""
     left = (total - step) * values["samples"] / step / max(values["pairs_per_s"], 1e-9)
+    skipped = sum(int(value) for name, value in values.items() if name.startswith("errors/"))
     return (
         f"step {step:>{len(str(total))}}/{total}  loss {values['loss']:.4f}  "
         f"scale {values['logit_scale']:.2f}  lr {values['lr']:.2e}  "
         f"grad {values['grad_norm']:.2f}  {values['pairs_per_s']:.0f} pairs/s  "
         f"data wait {values['data_wait']:.0%}  left {left / 60:.1f} min"
+        + (f"  skipped {skipped}" if skipped else "")
     )

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 FIXED = ("seed", "model", "objective")
+# What the batches hold and in which order; where shards, caches and sidecars lie may change.
 FIXED_DATA = (
     *("lanes", "block", "train_transform", "tokenizer", "caption", "key_field"),
     *("sources", "temperature", "same_as", "views", "texts", "sidecars", "keep_weights"),
 )
-# Where something lies or how it is read may change, within what is fixed otherwise.
-FREE = ("folder", "max_open")
+MOVABLE = ("folder", "max_open")
 
 
 def check_resume(
@@ -27,7 +27,7 @@ def check_resume(
     changes = [line for key in FIXED for line in _differences(key, saved.get(key), wanted.get(key))]
     for key in FIXED_DATA:
         old, new = saved["data"].get(key), wanted["data"].get(key)
-        changes += _differences(f"data.{key}", old, new)
+        changes += _differences(f"data.{key}", old or None, new or None)
     old_phases = {name: phase["batch_size"] for name, phase in saved["phases"].items()}
     new_phases = {name: phase["batch_size"] for name, phase in wanted["phases"].items()}
     if list(old_phases) != list(new_phases)[: len(old_phases)]:
@@ -46,7 +46,9 @@ def check_resume(
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted((old.keys() | new.keys()).difference(FREE)):
+        for key in sorted(old.keys() | new.keys()):
+            if path.startswith("data.sidecars.") and key in MOVABLE:
+                continue
             yield from _differences(f"{path}.{key}", old.get(key), new.get(key))
     elif old != new:
         yield f"{path}: {old} -> {new}"

@@ -151,7 +151,7 @@ def test_leftovers_go_and_strangers_stay(tmp_path):
         "c.tar.index",
     ):
         (folder / name).write_text("7")
-    ShardCache(folder, 100)
+    ShardCache(folder, 100).require(0, 0)
     assert sorted(os.listdir(folder)) == ["c.tar", "c.tar.index", "notes.txt"]
 
 
@@ -209,8 +209,10 @@ def test_what_does_not_fit_is_said_with_the_size_needed(source, tmp_path):
     with pytest.raises(ValueError, match=r"disk of the cache folder .* has \d+ bytes for it"):
         ShardCache(tmp_path / "cache", 1 << 60).require(2, 1 << 59)
     (tmp_path / "file").write_text("")
+    elsewhere = ShardCache(tmp_path / "elsewhere", 100)
+    assert not elsewhere.folder.exists(), "made when needed: evaluation reads no shards"
     with pytest.raises(ValueError, match=r"cannot be used .*; name a folder"):
-        ShardCache(tmp_path / "file", 100)
+        ShardCache(tmp_path / "file", 100).require(0, 0)
     with pytest.raises(ValueError, match="a cache of 0 bytes"):
         ShardCache(tmp_path / "cache", 0)
 

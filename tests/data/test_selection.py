@@ -206,6 +206,16 @@ def test_many_processes_compile_once(tmp_path):
     assert len([n for n in os.listdir(tmp_path / "cache") if not n.startswith(".")]) == 1
 
 
+def test_a_column_of_words_and_a_folder_that_cannot_be_made(tmp_path):
+    path = tmp_path / "k.parquet"
+    pq.write_table(pa.table({"shard": ["00000.tar"], "index": [0], "weight": ["x"]}), path)
+    with pytest.raises(ValueError, match=r"column weight of .* is string"):
+        Selection.compile([path], manifest(), tmp_path / "cache", 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be made .*; copy the keep-list"):
+        Selection.compile([path], manifest(), tmp_path / "file" / "cache", 0)
+
+
 @pytest.mark.parametrize(
     ("rows", "weights", "message"),
     [

@@ -82,3 +82,11 @@ def test_mistakes_are_sentences(folder, tmp_path):
         write_sidecar(tmp_path, "a", "1", {"key": torch.tensor([1]), "x": torch.zeros(2)})
     with pytest.raises(ValueError, match="int64"):
         write_sidecar(tmp_path, "a", "1", {"x": torch.zeros(2)})
+
+
+def test_folders_that_cannot_be_meant_are_refused(folder):
+    Sidecar(folder, {"v": "vector"}).check(["b", "c"])
+    with pytest.raises(ValueError, match=r"has rows of a, b, none of the run's sources \(c, d\)"):
+        Sidecar(folder, {"v": "vector"}).check(["c", "d"])
+    with pytest.raises(ValueError, match="variants=7"):
+        Sidecar(folder, {"v": "vector"}, variants=7).check()

@@ -1,5 +1,9 @@
 """`counterpoint data`: what a user types, and what is printed."""
 
+import io
+import tarfile
+from hashlib import sha256
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -54,6 +58,25 @@ def test_index_puts_shards_into_named_sources(corpus, capsys, tmp_path):
         ("flat", "00003.tar"),
     ]
     assert by_source(["./a=b/0.tar", "https://h/0.tar?a=b"], "rest").keys() == {"rest"}
+
+
+def test_captions_in_json_and_commands(corpus, capsys, tmp_path):
+    main(small(corpus))
+    tar, out = tmp_path / "a.tar", tmp_path / "m.parquet"
+    with tarfile.open(tar, "w") as file:
+        for name, data in {"a.png": b"x", "a.json": b'{"caption": "a cat"}'}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    index = ["data", "index", "--out", str(out)]
+    assert cli.main([*index, str(tar)]) == 2
+    assert "captions in .txt" in capsys.readouterr().err
+    assert cli.main([*index, "--caption", "txt", "--caption", "json:caption", str(tar)]) == 0
+    assert cli.main([*index, f"pipe:cat {corpus}/train/00000.tar"]) == 2
+    assert "`data index --pipe`" in capsys.readouterr().err
+    assert cli.main([*index, "--pipe", "--checksum", f"pipe:cat {corpus}/train/00000.tar"]) == 0
+    stored = pq.read_table(out)["sha256"].to_pylist()
+    assert stored == [sha256((corpus / "train" / "00000.tar").read_bytes()).hexdigest()]
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path, capsys):

@@ -6,9 +6,12 @@ import tarfile
 
 import pytest
 import tiny
+import torch
 from processes import Run, fit
 
+from counterpoint.data.hashing import text_hash
 from counterpoint.data.index import index_shards
+from counterpoint.data.sidecar import write_sidecar
 from counterpoint.launch.cli import main
 
 
@@ -89,6 +92,58 @@ def test_a_value_that_cannot_work(tmp_path, pairs, refused, option, word):
     assert word in refused(*run_file(tmp_path, pairs[0]), option)
 
 
+SCALED = {"class_path": "TrainTransform", "init_args": {"scale": [0, 1]}}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"caption": "txt"}, "data.caption is txt; it takes one of tuple[str, ...]"),
+        ({"caption": {"class_path": "WeightedChoice", "init_args": {"weights": {}}}}, "weights={}"),
+        (
+            {"caption": ["text"]},
+            "no caption in text: none of 24 samples looked at, which have json",
+        ),
+        ({"sources": {"default": {"caption": ["json:a"]}}}, "json:key, json:caption; set"),
+        ({"sources": {"default": {"shar": 1}}}, "data.sources: Problem with"),
+        ({"views": {"augmentation": {"transform": SCALED}}}, "scale=(0.0, 1.0) must be"),
+        ({"views": {"a": {"transform": {"class_path": "EvalTransform"}, "size": 0}}}, "size=0"),
+        (
+            {"views": {"augmentation": {"transform": {"class_path": "EvalTransform"}}}},
+            "another name",
+        ),
+        ({"max_error_rate": 2}, "max_error_rate"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"sidecars": {"t": {"folder": "nowhere", "columns": {"a": "b"}}}}, "does not exist"),
+    ],
+)
+def test_data_that_cannot_work(tmp_path, pairs, refused, data, words):
+    values = tiny.config(pairs[0])
+    values["data"] |= data
+    arguments = ["--config", str(tiny.write_config(tmp_path, values))]
+    text = refused("fit", *arguments, "--run_dir", str(tmp_path / "run"))
+    assert words in text and "Subtypes" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_loader_worker_refuses_is_one_sentence(tmp_path, pairs):
+    # Stored augmentations of another transform: seen when the first batch is made.
+    manifest, shards = pairs
+    rows = {"key": torch.zeros(1, dtype=torch.int64), "drawn": torch.zeros(1, 3)}
+    rows["key"][0] = text_hash("default", "000000000")
+    write_sidecar(tmp_path / "side", "default", shards[0].name, rows)
+    values = tiny.config(manifest)
+    sidecar = {"folder": str(tmp_path / "side"), "columns": {"drawn": "drawn"}}
+    values["data"] |= {"sidecars": {"t": sidecar}, "same_as": "t.drawn"}
+    run = Run(
+        ["fit", "--config", str(tiny.write_config(tmp_path, values)), "--run_dir", f"{tmp_path}/r"],
+        1,
+        tmp_path / "log",
+    )
+    assert run.wait() == [2]
+    assert "'t.drawn' has the shape [3]" in run.text() and "Traceback" not in run.text()
+
+
 def test_unknown_run_and_command(refused):
     assert "emoji_clip" in refused("fit", "--config", "emoji_clp")
     assert "unknown command 'fitt'" in refused("fitt")
@@ -116,6 +171,8 @@ def test_a_run_folder_is_never_overwritten(tmp_path, pairs, refused):
         ("--model.embed_dim=9", "model.embed_dim: 8 -> 9"),
         ("--phases.train.batch_size=24", "phases.train.batch_size: 12 -> 24"),
         ("--objective.logit_scale_init=3", "objective.logit_scale_init"),
+        ("--data.sources={default: {share: 1}}", "data.sources"),
+        ("--data.texts={long: [txt]}", "data.texts"),
         ("--data.manifest=OTHER", "the data behind data.manifest"),
         ("--data.temperature=2", "data.temperature: None -> 2"),
     ],
