@@ -66,3 +66,43 @@ class AllGather:
         values = _AllGather.apply(rows)
         assert isinstance(values, Tensor)
         return Columns(values, rank * rows.shape[0])
+
+
+class _Total(torch.autograd.Function):
+    """log sum exp over ranks of partial ones; each rank gets those of its own columns."""
+
+    @staticmethod
+    def forward(ctx, partial: Tensor) -> Tensor:
+        rank, world_size = world()
+        ctx.rank, ctx.world_size = rank, world_size
+        most = partial.clone()
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        total = (partial - most).exp_()
+        dist.all_reduce(total)
+        total = total.log_().add_(most)
+        ctx.save_for_backward((partial - total).exp_())
+        return total.chunk(world_size)[rank].clone()
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        (share,) = ctx.saved_tensors
+        everyones = torch.empty_like(share)
+        dist.all_gather_into_tensor(everyones, grad.contiguous())
+        return everyones * share
+
+
+def own_columns_total(partial: Float[Tensor, "columns"]) -> Float[Tensor, "rows"]:
+    """Joins log sum exp over this rank's rows to that over all ranks' rows.
+
+    Args:
+        partial: For every column of the global batch, over the rows of this rank.
+
+    Returns:
+        For this rank's own columns, over the rows of all ranks. Only vectors travel.
+    """
+    if world()[1] == 1:
+        return partial
+    total = _Total.apply(partial)
+    assert isinstance(total, Tensor)
+    return total

@@ -8,37 +8,39 @@ Transferable Visual Models From Natural Language Supervision" (2021), section 2.
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from .exchange import AllGather, Exchange, world
+from .exchange import AllGather, Exchange, own_columns_total
 from .term import Term, full_precision
+from .tiles import TILE_BYTES, log_sum_exp
 
 
 class InfoNCE(Term):
     """Mean over both directions of the cross-entropy of each row against all columns.
 
+    Only the texts travel: each rank compares its images with all texts, block by block, and the
+    texts' normalisers are completed by exchanging vectors.
+
     Args:
-        exchange: how the other ranks' columns arrive; the default is exact.
+        exchange: how the other ranks' texts arrive; the default is exact.
+        tile_bytes: memory of one block of logits.
     """
 
     needs = ("image", "text", "logit_scale")
 
-    def __init__(self, exchange: Exchange | None = None):
+    def __init__(self, exchange: Exchange | None = None, tile_bytes: int = TILE_BYTES):
         super().__init__()
         self.exchange = exchange or AllGather()
+        self.tile_bytes = tile_bytes
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Returns `{"infonce": value}`; reads `image`, `text` [b, d] and `logit_scale` [1]."""
-        image, text, scale = full_precision(
-            features["image"], features["text"], features["logit_scale"]
-        )
-        with torch.autocast(image.device.type, enabled=False):
-            value = (self.side(image, text, scale) + self.side(text, image, scale)) / 2
-        return {"infonce": value}
+        rows = self.per_sample(features, batch)
+        # Every rank has as many rows, so that a mean of means is the mean over the global batch.
+        return {"infonce": rows.mean()}
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -48,28 +50,7 @@ class InfoNCE(Term):
             features["image"], features["text"], features["logit_scale"]
         )
         with torch.autocast(image.device.type, enabled=False):
-            sides = [self.logits(a, b, scale) for a, b in ((image, text), (text, image))]
-            losses = [F.cross_entropy(*side, reduction="none") for side in sides]
-        return (losses[0] + losses[1]) / 2
-
-    def side(
-        self,
-        rows: Float[Tensor, "b d"],
-        columns: Float[Tensor, "b d"],
-        scale: Float[Tensor, "1"],
-    ) -> Float[Tensor, ""]:
-        """Cross-entropy of this rank's rows against everybody's columns: share x W / B."""
-        logits, labels = self.logits(rows, columns, scale)
-        share = F.cross_entropy(logits, labels, reduction="sum")
-        return share * world()[1] / logits.shape[1]
-
-    def logits(
-        self,
-        rows: Float[Tensor, "b d"],
-        columns: Float[Tensor, "b d"],
-        scale: Float[Tensor, "1"],
-    ) -> tuple[Float[Tensor, "b B"], Int[Tensor, "b"]]:
-        """Returns this rank's rows against everybody's columns, and where each row's pair is."""
-        gathered = self.exchange(columns)
-        labels = torch.arange(rows.shape[0], device=rows.device) + gathered.offset
-        return scale * rows @ gathered.values.T, labels
+            texts = self.exchange(text)
+            over_texts, over_images = log_sum_exp(image, texts.values, scale, self.tile_bytes)
+            own = own_columns_total(over_images)
+            return (over_texts + own) / 2 - scale * (image * text).sum(1)

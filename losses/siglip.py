@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from .exchange import AllGather, Exchange, world
+from .exchange import AllGather, Exchange
 from .term import Term, full_precision, need
+from .tiles import TILE_BYTES, softplus_sum
 
 
 class SigLIP(Term):
@@ -21,13 +21,15 @@ class SigLIP(Term):
 
     Args:
         exchange: how the other ranks' texts arrive; the default is exact.
+        tile_bytes: memory of one block of logits.
     """
 
     needs = ("image", "text", "logit_scale", "logit_bias")
 
-    def __init__(self, exchange: Exchange | None = None):
+    def __init__(self, exchange: Exchange | None = None, tile_bytes: int = TILE_BYTES):
         super().__init__()
         self.exchange = exchange or AllGather()
+        self.tile_bytes = tile_bytes
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -37,31 +39,21 @@ class SigLIP(Term):
         Raises:
             ValueError: the model has no logit bias.
         """
-        with torch.autocast(features["image"].device.type, enabled=False):
-            logits, positives = self.logits(features)
-            # log sigmoid(-x) summed over all pairs, then the diagonal's sign turned:
-            # log sigmoid(x) - log sigmoid(-x) = x.
-            share = F.softplus(logits).sum() - positives.sum()
-            value = share * world()[1] / logits.shape[1]
-        return {"siglip": value}
+        rows = self.per_sample(features, batch)
+        # Every rank has as many rows, so that a mean of means is the mean over the global batch.
+        return {"siglip": rows.mean()}
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
         """Each image against all texts; see `Term.per_sample`."""
-        with torch.autocast(features["image"].device.type, enabled=False):
-            logits, positives = self.logits(features)
-            return F.softplus(logits).sum(1) - positives
-
-    def logits(
-        self, features: Mapping[str, Tensor]
-    ) -> tuple[Float[Tensor, "b B"], Float[Tensor, "b"]]:
-        """Returns this rank's images against everybody's texts, and those of the pairs."""
         bias = need(features, "logit_bias", self, "set objective.logit_bias_init (SigLIP: -10)")
         image, text, scale, bias = full_precision(
             features["image"], features["text"], features["logit_scale"], bias
         )
-        texts = self.exchange(text)
-        logits = scale * image @ texts.values.T + bias
-        own = torch.arange(image.shape[0], device=image.device)
-        return logits, logits[own, own + texts.offset]
+        with torch.autocast(image.device.type, enabled=False):
+            texts = self.exchange(text)
+            # log sigmoid(-x) of all pairs, then the sign of the positive ones turned:
+            # log sigmoid(x) - log sigmoid(-x) = x.
+            negatives = softplus_sum(image, texts.values, scale, bias, self.tile_bytes)
+            return negatives - (scale * (image * text).sum(1) + bias)

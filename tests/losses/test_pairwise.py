@@ -128,10 +128,14 @@ def open_clip_gradients(rank, world_size):
 
 
 def test_equals_open_clip_on_two_ranks(gloo):
-    for values, theirs, ours in gloo(2, open_clip_gradients):
+    ranks = gloo(2, open_clip_gradients)
+    for values, theirs, ours in ranks:
         assert math.isclose(*values, rel_tol=1e-12)
-        for a, b in zip(theirs, ours, strict=True):
+        for a, b in zip(theirs[:2], ours[:2], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+    # Ranks split the scale's gradient differently; what DDP averages is the same.
+    theirs, ours = (sum(rank[which][2] for rank in ranks) for which in (1, 2))
+    torch.testing.assert_close(theirs, ours, rtol=1e-10, atol=1e-13)
 
 
 def test_equals_open_clip_in_one_process():
