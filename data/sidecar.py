@@ -199,7 +199,11 @@ def write_sidecar(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        # safetensors lets only the owner read what it writes; others train from it, too.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file({name: column.contiguous() for name, column in columns.items()}, temporary)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from counterpoint.train.phases import Phases
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
+EXAMPLES = ("mixture", "remote", "views")
 SLOTS = ("trainer", "data", "model", "objective", "optim")
 
 
@@ -45,8 +46,23 @@ def test_every_part_is_used_by_a_run():
     }
     parts = {path.resolve() for slot in SLOTS for path in (CONFIGS / slot).glob("*.yaml")}
     unused = {path.relative_to(CONFIGS).as_posix() for path in parts - used}
-    # For batches of tens of thousands; the emoji runs use siglip_small.
-    assert unused == {"objective/siglip.yaml"}
+    # For batches of tens of thousands (the emoji runs use siglip_small), and for users' own data.
+    assert unused == {"objective/siglip.yaml", *(f"data/{name}.yaml" for name in EXAMPLES)}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_of_data(parser, name, tmp_path):
+    run = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml")]
+    config = run_config.parse(parser, [*run, "--data", str(CONFIGS / "data" / f"{name}.yaml")])
+    with torch.device("meta"):
+        data = parser.instantiate(config).data
+    chosen = yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())
+    resolved = run_config.plain(parser, config)
+    assert all(resolved["data"][key] for key in chosen)
+    assert set(data.views) == set(chosen.get("views", ()))
+    run_config.save(resolved, tmp_path / "config.yaml")
+    again = run_config.parse(parser, ["--config", str(tmp_path / "config.yaml")])
+    assert run_config.plain(parser, again) == resolved
 
 
 @pytest.mark.parametrize("path", OBJECTIVES, ids=lambda path: path.stem)

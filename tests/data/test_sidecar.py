@@ -90,3 +90,9 @@ def test_folders_that_cannot_be_meant_are_refused(folder):
         Sidecar(folder, {"v": "vector"}).check(["c", "d"])
     with pytest.raises(ValueError, match="variants=7"):
         Sidecar(folder, {"v": "vector"}, variants=7).check()
+
+
+def test_others_may_read_what_is_written(folder, tmp_path):
+    (tmp_path / "plain").touch()
+    written = tmp_path / "a" / "00000.safetensors"
+    assert written.stat().st_mode == (tmp_path / "plain").stat().st_mode
