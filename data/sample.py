@@ -30,7 +30,7 @@ from .urls import base_name
 TRIES_IN_SHARD = 16
 SHARDS_TRIED = 32
 TRIES_IN_OTHER_SHARD = 4
-# Decoding many pictures and then transforming them all takes about two thirds (icons) to nine tenths
+# Decoding many pictures and then transforming them all takes two thirds (icons) to nine tenths
 # (photographs) of the time of taking turns, which keeps throwing the code of one out of the
 # processor's caches. Bounded, because a batch of photographs does not fit into memory as easily.
 MAX_PENDING_BYTES = 16 << 20
