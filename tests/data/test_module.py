@@ -14,6 +14,7 @@ from counterpoint.data.index import index_shards
 from counterpoint.data.manifest import Manifest
 from counterpoint.data.module import PairsDataModule
 from counterpoint.data.schedule import Schedule
+from counterpoint.data.sidecar import Sidecar, write_sidecar
 from counterpoint.data.sources import Source
 from counterpoint.data.transforms import EvalTransform, TrainTransform
 
@@ -169,3 +170,16 @@ def test_the_manifest_is_loaded_when_asked_for(tmp_path, manifest_file):
         _ = data.manifest
     assert PairsDataModule(manifest_file).manifest.num_samples == 21
     assert isinstance(PairsDataModule(manifest_file).manifest, Manifest)
+
+
+def test_what_a_worker_refuses_arrives_without_its_stack_trace(manifest_file, tmp_path):
+    # Stored augmentations of another transform: seen when the first batch is made.
+    data = connected(manifest_file)
+    keys = torch.cat([data.train_dataset()[step]["key"] for step in range(3)]).unique()
+    for name in data.manifest.urls.names():
+        write_sidecar(tmp_path, "default", name, {"key": keys, "drawn": torch.zeros(len(keys), 3)})
+    sidecars = {"t": Sidecar(str(tmp_path), {"drawn": "drawn"})}
+    data = connected(manifest_file, num_workers=1, sidecars=sidecars, same_as="t.drawn")
+    with pytest.raises(ValueError, match=r"^the entry 't.drawn' has the shape \[3\]") as caught:
+        next(iter(data.train_dataloader()))
+    assert "Traceback" not in str(caught.value)

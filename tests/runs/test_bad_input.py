@@ -6,12 +6,9 @@ import tarfile
 
 import pytest
 import tiny
-import torch
 from processes import Run, fit
 
-from counterpoint.data.hashing import text_hash
 from counterpoint.data.index import index_shards
-from counterpoint.data.sidecar import write_sidecar
 from counterpoint.launch.cli import main
 
 
@@ -124,24 +121,6 @@ def test_data_that_cannot_work(tmp_path, pairs, refused, data, words):
     text = refused("fit", *arguments, "--run_dir", str(tmp_path / "run"))
     assert words in text and "Subtypes" not in text
     assert not (tmp_path / "run").exists()
-
-
-def test_what_a_loader_worker_refuses_is_one_sentence(tmp_path, pairs):
-    # Stored augmentations of another transform: seen when the first batch is made.
-    manifest, shards = pairs
-    rows = {"key": torch.zeros(1, dtype=torch.int64), "drawn": torch.zeros(1, 3)}
-    rows["key"][0] = text_hash("default", "000000000")
-    write_sidecar(tmp_path / "side", "default", shards[0].name, rows)
-    values = tiny.config(manifest)
-    sidecar = {"folder": str(tmp_path / "side"), "columns": {"drawn": "drawn"}}
-    values["data"] |= {"sidecars": {"t": sidecar}, "same_as": "t.drawn"}
-    run = Run(
-        ["fit", "--config", str(tiny.write_config(tmp_path, values)), "--run_dir", f"{tmp_path}/r"],
-        1,
-        tmp_path / "log",
-    )
-    assert run.wait() == [2]
-    assert "'t.drawn' has the shape [3]" in run.text() and "Traceback" not in run.text()
 
 
 def test_unknown_run_and_command(refused):
