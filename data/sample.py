@@ -99,7 +99,7 @@ class SampleLoader:
             rows; and the texts of each text entry.
         """
         views = self.recipe.views
-        images = {name: new_batch((len(places), 3, v.side, v.side)) for name, v in views.items()}
+        images = {name: new_images(len(places), view.side) for name, view in views.items()}
         samples: list[Sample] = []
         done = num_bytes = 0
         for place in places:
@@ -230,13 +230,19 @@ class SampleLoader:
         return names
 
 
-def new_batch(shape: tuple[int, ...]) -> Tensor:
-    """Returns uint8 memory for a batch, in a worker where the training process can read it too."""
+def new_images(number: int, side: int) -> Tensor:
+    """Returns memory for pictures: uint8 [n, 3, side, side], channels last as they are decoded.
+
+    In a worker it is memory that the training process can read too: filled there, the batch is not
+    copied once more on its way. torch's own collation does the same.
+    """
+    shape = (number, side, side, 3)
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    # Filled there, the batch is not copied once more on its way. torch's own collation does this.
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        images = torch.empty(shape, dtype=torch.uint8)
+    else:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        images = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    return images.permute(0, 3, 1, 2)
 
 
 class Randomness:

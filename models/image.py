@@ -29,7 +29,9 @@ class PixelStem(nn.Module):
 
     def forward(self, image: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         """Returns (pixels - mean) / std in the buffers' dtype."""
-        return (image.to(self.mean.dtype) - self.mean) / self.std
+        # Loaders hand over channels last. In one layout, sums run in one order.
+        pixels = image.to(self.mean.dtype, memory_format=torch.contiguous_format)
+        return (pixels - self.mean) / self.std
 
 
 class ImageTower(nn.Module):

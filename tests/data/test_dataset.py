@@ -61,7 +61,7 @@ def test_a_batch_has_what_was_agreed(manifest):
             for name in ("text_length", "key", "source", "shard", "status")
         },
     }
-    assert batch["image"].is_contiguous()
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
     assert not batch["status"].any()
     _, shards, _ = dataset.plan.locate(np.arange(6, 12))
     assert batch["shard"].tolist() == shards.tolist()
