@@ -51,6 +51,7 @@ class InfoNCE(Term):
         )
         with torch.autocast(image.device.type, enabled=False):
             texts = self.exchange(text)
-            over_texts, over_images = log_sum_exp(image, texts.values, scale, self.tile_bytes)
-            own = own_columns_total(over_images)
-            return (over_texts + own) / 2 - scale * (image * text).sum(1)
+            over_texts, over_images, positive = log_sum_exp(
+                image, texts.values, scale, texts.offset, self.tile_bytes
+            )
+            return (over_texts + own_columns_total(over_images)) / 2 - positive

@@ -55,5 +55,7 @@ class SigLIP(Term):
             texts = self.exchange(text)
             # log sigmoid(-x) of all pairs, then the sign of the positive ones turned:
             # log sigmoid(x) - log sigmoid(-x) = x.
-            negatives = softplus_sum(image, texts.values, scale, bias, self.tile_bytes)
-            return negatives - (scale * (image * text).sum(1) + bias)
+            sums, positive = softplus_sum(
+                image, texts.values, scale, bias, texts.offset, self.tile_bytes
+            )
+            return sums - positive

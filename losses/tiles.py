@@ -1,8 +1,9 @@
 """Reductions over all pairs of rows and columns, without ever holding all pairs.
 
-In: rows [b, d] and columns [n, d] and the factor of their inner products. Out: one number a row, or
-a row and a column. A block of rows against all columns is made, reduced and thrown away, and made
-again in the backward pass: memory is O((b + n) d) and a block. Every gradient is exact.
+In: rows [b, d] and columns [n, d], the factor of their inner products, and where the positive
+column of each row is. Out: vectors. A block of rows against all columns is made, reduced and
+thrown away, and made again in the backward pass: memory is O((b + n) d) and a block. Every
+gradient is exact.
 """
 
 from collections.abc import Iterator
@@ -26,18 +27,23 @@ def log_sum_exp(
     rows: Float[Tensor, "b d"],
     columns: Float[Tensor, "n d"],
     scale: Float[Tensor, "1"],
+    offset: int,
     tile_bytes: int = TILE_BYTES,
-) -> tuple[Float[Tensor, "b"], Float[Tensor, "n"]]:
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "n"], Float[Tensor, "b"]]:
     """Returns log sum exp of the logits s u_i.v_j over columns, and over rows, in one pass.
 
     Args:
         rows: u, float32 or float64.
         columns: v.
         scale: s.
+        offset: The positive column of row i is offset + i.
         tile_bytes: Memory of a block of logits; two or three such blocks exist at a time.
+
+    Returns:
+        Over columns, over rows, and the logits of the positive pairs.
     """
-    over_columns, over_rows = _LogSumExp.apply(rows, columns, scale, tile_bytes)  # type: ignore
-    return over_columns, over_rows
+    assert 0 <= offset <= len(columns) - len(rows), (offset, len(rows), len(columns))
+    return _LogSumExp.apply(rows, columns, scale, offset, tile_bytes)  # type: ignore
 
 
 def softplus_sum(
@@ -45,8 +51,9 @@ def softplus_sum(
     columns: Float[Tensor, "n d"],
     scale: Float[Tensor, "1"],
     bias: Float[Tensor, "1"],
+    offset: int,
     tile_bytes: int = TILE_BYTES,
-) -> Float[Tensor, "b"]:
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
     """Returns sum_j log(1 + exp(s u_i.v_j + c)) of each row i.
 
     Args:
@@ -54,16 +61,21 @@ def softplus_sum(
         columns: v.
         scale: s.
         bias: c.
+        offset: The positive column of row i is offset + i.
         tile_bytes: Memory of a block of logits; two such blocks exist at a time.
+
+    Returns:
+        The sums, and the logits of the positive pairs.
     """
-    return _SoftplusSum.apply(rows, columns, scale, bias, tile_bytes)  # type: ignore
+    assert 0 <= offset <= len(columns) - len(rows), (offset, len(rows), len(columns))
+    return _SoftplusSum.apply(rows, columns, scale, bias, offset, tile_bytes)  # type: ignore
 
 
 class _Blocks:
     """Blocks of rows against all columns, one after another in the same memory."""
 
-    def __init__(self, rows: Tensor, columns: Tensor, scale: Tensor, tile_bytes: int):
-        self.rows, self.columns, self.scale = rows, columns, scale
+    def __init__(self, rows: Tensor, columns: Tensor, scale: Tensor, offset: int, tile_bytes: int):
+        self.rows, self.columns, self.scale, self.offset = rows, columns, scale, offset
         num_rows, width = rows.shape[0], max(1, columns.shape[0])
         most = max(1, tile_bytes // (width * rows.element_size()))
         # Of equal height: a thin last one would run at a fraction of the speed.
@@ -83,18 +95,26 @@ class _Blocks:
         out = self._memory[: block.stop - block.start]
         return torch.mm(self.rows[block] * self.scale, self.columns.T, out=out)
 
+    def positives(self, block: slice, pairs: Tensor) -> Tensor:
+        """Returns a view of the positive pairs of a block."""
+        return pairs.diagonal(self.offset + block.start)[: block.stop - block.start]
+
     def new_memory(self) -> Tensor:
         """Returns memory for one more block."""
         return self.rows.new_empty(self.height, self.columns.shape[0])
 
-    def gradients(self, slopes: Iterator[tuple[slice, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(
+        self, slopes: Iterator[tuple[slice, Tensor]], by_positive: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the gradients of rows, columns and scale.
 
         Args:
-            slopes: Each block with the derivatives by its logits.
+            slopes: Each block with the derivatives by its logits, in memory that may be changed.
+            by_positive: Further derivatives by the positive logits [b].
         """
         by_rows, by_columns = torch.empty_like(self.rows), torch.zeros_like(self.columns)
         for block, slope in slopes:
+            self.positives(block, slope).add_(by_positive[block])
             torch.mm(slope, self.columns, out=by_rows[block])
             by_columns.addmm_(slope.T, self.rows[block])
         by_scale = (by_rows * self.rows).sum().view_as(self.scale)
@@ -103,15 +123,18 @@ class _Blocks:
 
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, tile_bytes: int):
-        blocks = _Blocks(rows, columns, scale, tile_bytes)
-        over_columns = rows.new_empty(rows.shape[0])
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, offset: int, tile_bytes: int
+    ):
+        blocks = _Blocks(rows, columns, scale, offset, tile_bytes)
+        over_columns, positive = (rows.new_empty(rows.shape[0]) for _ in range(2))
         is_safe = _is_safe(rows, columns, scale)
         # Sums of exponentials, or their logarithms.
         over_rows = rows.new_full((columns.shape[0],), 0.0 if is_safe else -torch.inf)
         kept: list[Tensor] = []
         for block in blocks:
             logits = blocks.logits(block)
+            positive[block] = blocks.positives(block, logits)
             if is_safe:
                 powers = logits.exp_()
                 over_columns[block] = powers.sum(1)
@@ -125,16 +148,18 @@ class _LogSumExp(torch.autograd.Function):
             over_columns.log_()
             over_rows.log_()
         ctx.save_for_backward(rows, columns, scale, over_columns, over_rows, *kept)
-        ctx.tile_bytes, ctx.is_safe = tile_bytes, is_safe
-        return over_columns, over_rows
+        ctx.place, ctx.is_safe = (offset, tile_bytes), is_safe
+        return over_columns, over_rows, positive
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         rows, columns, scale, over_columns, over_rows, *kept = ctx.saved_tensors
-        blocks = _Blocks(rows, columns, scale, ctx.tile_bytes)
+        by_row, by_column, by_positive = grads
+        blocks = _Blocks(rows, columns, scale, *ctx.place)
         slopes = _slopes_safe if ctx.is_safe else _slopes
-        return *blocks.gradients(slopes(blocks, over_columns, over_rows, *grads, *kept)), None
+        made = slopes(blocks, over_columns, over_rows, by_row, by_column, *kept)
+        return *blocks.gradients(made, by_positive), None, None
 
 
 def _slopes(
@@ -171,29 +196,36 @@ def _slopes_safe(
 class _SoftplusSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, tile_bytes: int
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        offset: int,
+        tile_bytes: int,
     ):
-        blocks = _Blocks(rows, columns, scale, tile_bytes)
-        sums = rows.new_empty(rows.shape[0])
+        blocks = _Blocks(rows, columns, scale, offset, tile_bytes)
+        sums, positive = (rows.new_empty(rows.shape[0]) for _ in range(2))
         is_safe = _is_safe(rows, columns, scale, bias)
         kept: list[Tensor] = []
         for block in blocks:
             logits = blocks.logits(block).add_(bias)
+            positive[block] = blocks.positives(block, logits)
             if blocks.num_blocks == 1:
                 # A single block is small enough to be kept.
                 kept, logits = [logits], logits.clone()
             sums[block] = (logits.exp_().log1p_() if is_safe else F.softplus(logits)).sum(1)
         ctx.save_for_backward(rows, columns, scale, bias, *kept)
-        ctx.tile_bytes = tile_bytes
-        return sums
+        ctx.place = offset, tile_bytes
+        return sums, positive
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor):
         rows, columns, scale, bias, *kept = ctx.saved_tensors
-        (by_row,) = grads
-        by_bias = torch.zeros_like(bias)
-        blocks = _Blocks(rows, columns, scale, ctx.tile_bytes)
+        by_row, by_positive = grads
+        by_bias = by_positive.sum().view_as(bias)
+        blocks = _Blocks(rows, columns, scale, *ctx.place)
 
         def slopes() -> Iterator[tuple[slice, Tensor]]:
             for block in blocks:
@@ -202,7 +234,7 @@ class _SoftplusSum(torch.autograd.Function):
                 by_bias.add_(slope.sum())
                 yield block, slope
 
-        return *blocks.gradients(slopes()), by_bias, None
+        return *blocks.gradients(slopes(), by_positive), by_bias, None, None
 
 
 def _is_safe(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor | None = None) -> bool:

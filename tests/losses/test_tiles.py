@@ -6,12 +6,21 @@ from torch.nn import functional as F
 
 from counterpoint.losses.tiles import log_sum_exp, softplus_sum
 
-# (rows, columns, scale): ragged, single, empty; 200 is far beyond what fp32 exponentials hold.
-CASES = [(13, 29, 9.0), (29, 13, 30.0), (1, 7, 3.0), (7, 1, 3.0), (13, 29, 200.0), (0, 5, 3.0)]
+# (rows, columns, scale, offset of the positive columns): a part of the columns, all, one, none; 200
+# is far beyond what exponentials hold in fp32.
+CASES = [
+    (13, 29, 9.0, 16),
+    (13, 29, 30.0, 0),
+    (13, 13, 9.0, 0),
+    (1, 7, 3.0, 4),
+    (1, 1, 3.0, 0),
+    (13, 29, 200.0, 7),
+    (0, 5, 3.0, 2),
+]
 TILES = [1, 29 * 8 * 4, 1 << 20]
 
 
-def inputs(num_rows, num_columns, scale, dtype):
+def inputs(num_rows, num_columns, scale, offset, dtype):
     g = torch.Generator().manual_seed(num_rows)
     u = F.normalize(torch.randn(num_rows, 6, generator=g, dtype=torch.float64), dim=1)
     v = F.normalize(torch.randn(num_columns, 6, generator=g, dtype=torch.float64), dim=1)
@@ -44,8 +53,9 @@ def check(ours, exact, leaves, exact_leaves, rtol):
 def test_log_sum_exp(case, tile_bytes, dtype, rtol):
     ours, exact = inputs(*case, dtype), inputs(*case, torch.float64)
     logits = exact[2] * exact[0] @ exact[1].T
-    expected = (logits.logsumexp(1), logits.logsumexp(0))
-    found = log_sum_exp(*ours[:3], tile_bytes)
+    positive = logits.diagonal(case[3])[: case[0]]
+    expected = (logits.logsumexp(1), logits.logsumexp(0), positive)
+    found = log_sum_exp(*ours[:3], case[3], tile_bytes)
     if not case[0]:
         assert torch.equal(found[1], torch.full((5,), -torch.inf, dtype=dtype))
         assert found[0].shape == (0,)
@@ -61,8 +71,9 @@ def test_softplus_sum(case, tile_bytes, dtype, rtol):
     # Not torch's softplus, which is linear beyond 20.
     logits = exact[2] * exact[0] @ exact[1].T + exact[3]
     expected = torch.logaddexp(logits, torch.zeros_like(logits)).sum(1)
-    found = softplus_sum(*ours, tile_bytes)
-    check([found], [expected], ours, exact, rtol * max(1, case[2] / 10))
+    found = softplus_sum(*ours, case[3], tile_bytes)
+    positive = logits.diagonal(case[3])[: case[0]]
+    check(found, [expected, positive], ours, exact, rtol * max(1, case[2] / 10))
 
 
 def test_what_is_kept_for_the_backward_pass_grows_with_the_batch_not_its_square():
@@ -74,14 +85,14 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_batch_not_its_square(
             num_bytes += tensor.numel() * tensor.element_size()
             return tensor
 
-        u, v, s, c = inputs(size, size, 10.0, torch.float32)
+        u, v, s, c = inputs(size, size, 10.0, 0, torch.float32)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             reduction(u, v, s, c)
         return num_bytes
 
     for reduction in (
-        lambda u, v, s, c: log_sum_exp(u, v, s, 4 * 256 * 64),
-        lambda u, v, s, c: softplus_sum(u, v, s, c, 4 * 256 * 64),
+        lambda u, v, s, c: log_sum_exp(u, v, s, 0, 4 * 256 * 64),
+        lambda u, v, s, c: softplus_sum(u, v, s, c, 0, 4 * 256 * 64),
     ):
         small, large = saved(512, reduction), saved(2048, reduction)
         assert small < 512 * 8 * 4 * 3
