@@ -38,38 +38,8 @@ def is_remote(url: str) -> bool:
     return "://" in url or url.startswith("pipe:")
 
 
-class ShardUrls(Sequence[str]):
-    """The shards' addresses, resolved against the manifest's folder when asked for.
-
-    Args:
-        column: Addresses as written in the manifest.
-        folder: Where relative addresses start.
-    """
-
-    def __init__(self, column: pa.Array, folder: Path):
-        self._column = column
-        self._folder = str(folder)
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        url = self._column[int(index)].as_py()
-        return url if is_remote(url) else os.path.join(self._folder, url)
-
-    def names(self) -> list[str]:
-        """Returns the file name of each shard, the last part of its address."""
-        return _file_names(self._column).to_pylist()
-
-
-class Checksums(Sequence[str]):
-    """The shards' SHA-256, "" where none was stored.
+class Column(Sequence[str]):
+    """One text a shard, read from the manifest's column when asked for.
 
     Args:
         column: Of the manifest.
@@ -87,8 +57,31 @@ class Checksums(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return self._column[index].to_pylist()
-        return self._column[int(index)].as_py()
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._shown(self._column[int(index)].as_py())
+
+    def _shown(self, text: str) -> str:
+        return text
+
+
+class ShardUrls(Column):
+    """The shards' addresses, resolved against the manifest's folder when asked for.
+
+    Args:
+        column: Addresses as written in the manifest.
+        folder: Where relative addresses start.
+    """
+
+    def __init__(self, column: pa.Array, folder: Path):
+        super().__init__(column)
+        self._folder = str(folder)
+
+    def _shown(self, text: str) -> str:
+        return text if is_remote(text) else os.path.join(self._folder, text)
+
+    def names(self) -> list[str]:
+        """Returns the file name of each shard, the last part of its address."""
+        return _file_names(self._column).to_pylist()
 
 
 class Manifest:
@@ -115,7 +108,7 @@ class Manifest:
         self.counts: np.ndarray = table["num_samples"].to_numpy()
         self.num_bytes: np.ndarray = table["num_bytes"].to_numpy()
         self.urls = ShardUrls(_array(table["url"]), Path(folder).resolve())
-        self.checksums = Checksums(_array(table["sha256"]))
+        self.checksums = Column(_array(table["sha256"]))
         names = _array(table["source"]).dictionary_encode()
         spelled: list[str] = names.dictionary.to_pylist()
         self.sources: list[str] = sorted(spelled)

@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .exchange import AllGather, Exchange, own_columns_total
-from .term import Term, full_precision
-from .tiles import TILE_BYTES, log_sum_exp
+from .exchange import own_columns_total
+from .pairwise import Pairwise
+from .term import full_precision
+from .tiles import log_sum_exp
 
 
-class InfoNCE(Term):
+class InfoNCE(Pairwise):
     """Mean over both directions of the cross-entropy of each row against all columns.
 
-    Only the texts travel: each rank compares its images with all texts, block by block, and the
-    texts' normalisers are completed by exchanging vectors.
+    Only the texts travel: their normalisers are completed by exchanging vectors.
 
     Args:
         exchange: how the other ranks' texts arrive; the default is exact.
@@ -28,24 +28,12 @@ class InfoNCE(Term):
     """
 
     needs = ("image", "text", "logit_scale")
-
-    def __init__(self, exchange: Exchange | None = None, tile_bytes: int = TILE_BYTES):
-        super().__init__()
-        self.exchange = exchange or AllGather()
-        self.tile_bytes = tile_bytes
-
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Returns `{"infonce": value}`; reads `image`, `text` [b, d] and `logit_scale` [1]."""
-        rows = self.per_sample(features, batch)
-        # Every rank has as many rows, so that a mean of means is the mean over the global batch.
-        return {"infonce": rows.mean()}
+    name = "infonce"
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
-        """Mean of both directions of each pair; see `Term.per_sample`."""
+        """Mean of both directions of each pair; reads `image`, `text` [b, d], `logit_scale` [1]."""
         image, text, scale = full_precision(
             features["image"], features["text"], features["logit_scale"]
         )

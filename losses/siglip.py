@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .exchange import AllGather, Exchange
-from .term import Term, full_precision, need
-from .tiles import TILE_BYTES, softplus_sum
+from .pairwise import Pairwise
+from .term import full_precision, need
+from .tiles import softplus_sum
 
 
-class SigLIP(Term):
+class SigLIP(Pairwise):
     """Binary classification of every image-text pair; only the texts travel.
 
     Args:
@@ -25,28 +25,16 @@ class SigLIP(Term):
     """
 
     needs = ("image", "text", "logit_scale", "logit_bias")
-
-    def __init__(self, exchange: Exchange | None = None, tile_bytes: int = TILE_BYTES):
-        super().__init__()
-        self.exchange = exchange or AllGather()
-        self.tile_bytes = tile_bytes
-
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Returns `{"siglip": value}`; reads `image`, `text` [b, d], `logit_scale`, `logit_bias`.
-
-        Raises:
-            ValueError: the model has no logit bias.
-        """
-        rows = self.per_sample(features, batch)
-        # Every rank has as many rows, so that a mean of means is the mean over the global batch.
-        return {"siglip": rows.mean()}
+    name = "siglip"
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
-        """Each image against all texts; see `Term.per_sample`."""
+        """Each image against all texts; reads `image`, `text` [b, d], `logit_scale`, `logit_bias`.
+
+        Raises:
+            ValueError: the model has no logit bias.
+        """
         bias = need(features, "logit_bias", self, "set objective.logit_bias_init (SigLIP: -10)")
         image, text, scale, bias = full_precision(
             features["image"], features["text"], features["logit_scale"], bias
