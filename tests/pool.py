@@ -31,6 +31,7 @@ from typing import Any
 NUM_WORKERS = 4
 START_SECONDS = 180.0  # importing torch on a busy machine
 GRACE_SECONDS = 3.0  # how long the other ranks may take to notice that one has failed
+SETUP_TRIES = 3
 
 
 class WorkerError(AssertionError):
@@ -157,11 +158,19 @@ class GlooPool:
             raise ValueError(f"world_size {world_size}: the pool has 1 to {NUM_WORKERS} workers")
         if "<" in fn.__qualname__ or "." in fn.__qualname__:
             raise ValueError(f"{fn.__qualname__}: workers can only import top-level functions")
-        workers = self._claim(world_size)
-        marks = [worker.mark() for worker in workers]
-        self._send(workers, fn, args, timeout)
-        answers = self._collect(workers, time.monotonic() + timeout)
-        failed = [rank for rank, answer in answers.items() if answer[0] == "error"]
+        for _ in range(SETUP_TRIES):
+            workers = self._claim(world_size)
+            marks = [worker.mark() for worker in workers]
+            self._send(workers, fn, args, timeout)
+            answers = self._collect(workers, time.monotonic() + timeout)
+            if not any(answer[0] == "setup" for answer in answers.values()):
+                break
+            # Gloo could not connect the processes, which happens on busy machines. Some count a
+            # group more than the others now, so that none of them can be used again.
+            for worker in workers:
+                if worker.alive:
+                    worker.kill()
+        failed = [rank for rank, answer in answers.items() if answer[0] != "ok"]
         if failed:
             first = min(failed, key=lambda rank: answers[rank][2])
             printed = workers[first].tail(marks[first])
@@ -229,9 +238,9 @@ class GlooPool:
                 except (EOFError, ConnectionResetError):
                     text = f"its process ended, exit status {workers[rank].wait()}"
                     answers[rank] = ("error", text, 0.0)
-                if answers[rank][0] == "error":
+                if answers[rank][0] != "ok":
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-        if any(answer[0] == "error" for answer in answers.values()):
+        if any(answer[0] != "ok" for answer in answers.values()):
             for rank, worker in enumerate(workers):
                 if rank not in answers:
                     worker.kill()

@@ -137,3 +137,23 @@ def test_only_top_level_functions(gloo):
         gloo(1, lambda rank, world_size: rank)
     with pytest.raises(ValueError, match="1 to 4"):
         gloo(5, process)
+
+
+def test_a_group_that_could_not_be_made_is_made_again(gloo, monkeypatch):
+    """By other processes: the first ones may not agree any more on how many groups there were."""
+    collect, attempts = gloo._collect, []
+
+    def fails_once(workers, deadline):
+        answers = collect(workers, deadline)
+        attempts.append({worker.pid for worker in workers})
+        return answers if len(attempts) > 1 else answers | {1: ("setup", "no connection", 0.0)}
+
+    monkeypatch.setattr(gloo, "_collect", fails_once)
+    assert gloo(2, summed, 1)[0][0] == 3
+    assert len(attempts) == 2 and not attempts[0] & attempts[1]
+
+
+def test_a_group_that_can_never_be_made_is_an_error(gloo, monkeypatch):
+    monkeypatch.setattr(gloo, "_collect", lambda *_: {0: ("setup", "no connection", 0.0)})
+    with pytest.raises(WorkerError, match=r"rank 0 of 1 failed in summed\nno connection"):
+        gloo(1, summed, 1)

@@ -88,13 +88,16 @@ def run_call(call: dict, arguments: bytes) -> tuple[str, Any, float]:
         module = load_module(call["module"], call["path"], call["folders"])
         function: Callable = getattr(module, call["function"])
         with clean_state(call["env"]):
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{call['rendezvous']}",
-                rank=call["rank"],
-                world_size=call["world_size"],
-                timeout=timedelta(seconds=call["timeout"]),
-            )
+            try:
+                dist.init_process_group(
+                    "gloo",
+                    init_method=f"file://{call['rendezvous']}",
+                    rank=call["rank"],
+                    world_size=call["world_size"],
+                    timeout=timedelta(seconds=call["timeout"]),
+                )
+            except RuntimeError:
+                return "setup", traceback.format_exc(), time.monotonic()
             result = function(call["rank"], call["world_size"], *pickle.loads(arguments))
             return "ok", pickle.dumps(result), time.monotonic()
     except BaseException:  # pytest.fail and SystemExit are answers too
