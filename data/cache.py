@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from .cache_room import Room
 from .errors import SampleError
 from .locks import locked, tried
 from .members import open_index
 from .remote import FetchError, Transport, full_disk, is_disk_full, shown
-from .room import Room
 from .urls import base_name, scheme
 
 # How often a shard in use is marked as such, and how long the mark protects it from prefetching.

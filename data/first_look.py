@@ -29,12 +29,13 @@ def check_captions(
     Args:
         manifest: The shards.
         reader: Their bytes.
-        captions: The caption policy of each source.
+        captions: The caption policy of each source that is read.
 
     Raises:
         ValueError: A source has samples, and none of those looked at has a caption.
     """
-    for number, source in enumerate(manifest.sources):
+    for source, policy in captions.items():
+        number = manifest.sources.index(source)
         here = np.flatnonzero((manifest.source_ids == number) & (manifest.counts > 0))
         empty: list[RawSample] = []
         for shard, ordinal in _spread(here, manifest.counts):
@@ -42,7 +43,7 @@ def check_captions(
                 continue
             try:
                 raw = reader.read(shard, ordinal)
-                captions[source](raw, 0.0)
+                policy(raw, 0.0)
             except SampleError as error:
                 if error.cause == "no_caption":
                     empty.append(raw)
@@ -52,7 +53,7 @@ def check_captions(
             break
         if empty:
             raise ValueError(
-                f"the source '{source}' has no caption in {', '.join(captions[source].fields)}: "
+                f"the source '{source}' has no caption in {', '.join(policy.fields)}: "
                 f"none of {len(empty)} samples looked at, which have {_contents(empty[0])}; set "
                 "data.caption, or the caption of this source in data.sources, to where it is"
             )

@@ -99,6 +99,12 @@ class MixedPlan:
         num_sources = len(self.mixture.names) if self.mixture else 1
         return lanes * num_sources + sources
 
+    def reads(self, source: str) -> bool:
+        """Tells whether a source is read at all: its share is not 0."""
+        if self.mixture is None:
+            return True
+        return bool(self.mixture.weights[self.mixture.names.index(source)])
+
     def working_set(
         self, num_bytes: np.ndarray, num_nodes: int, batch_size: int
     ) -> tuple[int, int]:

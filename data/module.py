@@ -32,9 +32,10 @@ from .tokenize import ClipTokenizer, Tokenizer
 from .transforms import EvalTransform, TrainTransform, Transform
 from .workers import start_worker
 
-# Files that a process may have open besides shards: most systems allow 1,024.
+# Shards that a process keeps open: most systems allow 1,024 files.
 MAX_OPEN = 512
-# How far ahead of training shards are fetched: about this many times the working set's turn.
+# For whose shards room is made ahead of need. Few steps stay within the shards at hand; what does
+# not fit into the cache is left for later, so that looking far ahead costs no more than looking.
 STEPS_AHEAD = 256
 
 
@@ -186,7 +187,8 @@ class PairsDataModule(LightningDataModule):
             sidecar.check(self.manifest.sources)
         plan, recipe = self.plan(), self.recipe()
         remote = self.manifest.check_files()
-        check_captions(self.manifest, ShardReader(self.manifest.urls), recipe.texts["text"])
+        captions = {name: text for name, text in recipe.texts["text"].items() if plan.reads(name)}
+        check_captions(self.manifest, ShardReader(self.manifest.urls), captions)
         if remote and self.cache is None:
             url = next(iter(remote.values())).partition("?")[0]
             raise ValueError(

@@ -35,6 +35,9 @@ TRIES_IN_OTHER_SHARD = 4
 # processor's caches. Bounded, because a batch of photographs does not fit into memory as easily.
 MAX_PENDING_BYTES = 16 << 20
 
+# Shards whose names are remembered.
+MAX_KNOWN = 4096
+
 Place = tuple[int, int, int]
 
 
@@ -84,7 +87,7 @@ class SampleLoader:
         self.selection = selection
         self.counts: np.ndarray = manifest.counts if selection is None else selection.counts
         self._randomness = Randomness()
-        # Of the shards met so far: looking their names up takes as long as reading a sample.
+        # Of the shards in use: looking their names up takes as long as reading a sample.
         self._known: dict[int, tuple[str, str]] = {}
 
     def load(self, places: Sequence[Place]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
@@ -225,6 +228,8 @@ class SampleLoader:
         """Returns the source and the file name of a shard."""
         names = self._known.get(shard)
         if names is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
             source = self.manifest.sources[self.manifest.source_ids[shard]]
             names = self._known[shard] = source, base_name(self.manifest.urls[shard])
         return names

@@ -20,6 +20,8 @@ from .picture import Picture, Pixels
 from .pixels import GREY, LUMA, hue_rotation, map_colours, move, resize
 
 CROP_TRIES = 10
+# Brightness, contrast, saturation, hue and greyness that change nothing.
+NEUTRAL_COLOURS = [1.0, 1.0, 1.0, 0.0, 0.0]
 
 Box = tuple[int, int, int, int]
 
@@ -149,8 +151,6 @@ class TrainTransform(Transform):
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue, self.grayscale, self.erase, self.fill = hue, grayscale, erase, fill
         self.decode = decode
-        self._moves = bool(rotate or translate)
-        self._colours = bool(brightness or contrast or saturation or hue or grayscale)
 
     def draw(self, height: int, width: int, rng: np.random.Generator | None) -> np.ndarray:
         """Draws the values of `columns`."""
@@ -179,7 +179,19 @@ class TrainTransform(Transform):
         )
 
     def factor(self, picture: Picture, size: int, params: np.ndarray) -> int:
-        """Returns the largest divisor that leaves the crop at least `size` pixels a side."""
+        """Returns the largest divisor that leaves the crop at least `size` pixels a side.
+
+        Raises:
+            ValueError: The crop, which may be a stored one, does not lie in the picture.
+        """
+        top, left, rows, columns = params[:4].tolist()
+        inside = top >= 0 and left >= 0 and rows >= 1 and columns >= 1
+        if not inside or top + rows > picture.height or left + columns > picture.width:
+            raise ValueError(
+                f"a crop of {columns:g} x {rows:g} pixels at ({left:g}, {top:g}) does not lie in a "
+                f"picture of {picture.width} x {picture.height}; stored augmentations must be "
+                "those of the same picture at the same size"
+            )
         return self.view(picture, size, params)[0]
 
     def view(self, picture: Picture, size: int, params: np.ndarray) -> tuple[int, Box]:
@@ -196,16 +208,17 @@ class TrainTransform(Transform):
         return 1, (top, left, rows, columns)
 
     def apply(self, picture: Picture, size: int, params: np.ndarray) -> Tensor:
-        """Makes the view that `params` describe; see `Transform`."""
+        """Makes the view that `params` alone describe, whatever this transform would draw."""
         factor, (top, left, rows, columns) = self.view(picture, size, params)
         crop = picture.pixels(factor)[:, top : top + rows, left : left + columns]
         result = resize(crop, size, size)
         mirrored, angle, right, down, *values = params[4:].tolist()
-        if self._moves or self._colours:
+        moves, recolours = any((angle, right, down)), values[:5] != NEUTRAL_COLOURS
+        if moves or recolours:
             # One way through floats for all of them: rounded and clamped once, at the end.
-            colours = self._colour_map(result, values[:5]) if self._colours else None
+            colours = self._colour_map(result, values[:5]) if recolours else None
             pixels = result.float()
-            if self._moves:
+            if moves:
                 pixels = move(pixels, angle, (right, down), self.fill, bool(mirrored))
             elif mirrored:
                 pixels = pixels.flip(-1)
@@ -222,12 +235,12 @@ class TrainTransform(Transform):
         """Returns brightness, contrast, saturation, hue and grey as one affine colour map."""
         bright, contrast, colour, turn, grey = values
         matrix = colour * np.eye(3) + (1 - colour) * GREY
-        if self.hue:
+        if turn:
             matrix = hue_rotation(turn) @ matrix
         if grey:
             matrix = GREY
         offset = 0.0
-        if self.contrast:
+        if contrast != 1:
             # Sums of integers are exact, hence equal for any number of threads.
             means = image.sum((1, 2), dtype=torch.int64).numpy() / image[0].numel()
             offset = (1 - contrast) * bright * float(LUMA @ means)

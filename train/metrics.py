@@ -125,7 +125,8 @@ class Metrics(pl.Callback):
         if by_source is not None:
             measured += by_source.flatten()
         means = average(measured)
-        values = dict(zip([*names, "data_wait"], means, strict=False))
+        labels = [*names, "data_wait"]
+        values = dict(zip(labels, means[: len(labels)], strict=True))
         if bad := [n for n in names if not math.isfinite(values[n])]:
             raise ValueError(
                 f"step {step}: {', '.join(bad)} is not finite; resume from an earlier checkpoint "
@@ -134,7 +135,7 @@ class Metrics(pl.Callback):
         for name, term in module.objective.weights.items():
             values[f"weight/{name}"] = term
         if by_source is not None:
-            pairs = iter(means[len(names) + 1 :])
+            pairs = iter(means[len(labels) :])
             for source, total, count in zip(module.sources, pairs, pairs, strict=True):
                 if count:
                     values[f"loss_by_source/{source}"] = total / count

@@ -140,6 +140,14 @@ def test_bad_input_is_refused_before_training(manifest_file, shards, tmp_path):
     for sources in ({"b": Source(share=1.0)}, {"default": Source(share=-1.0)}):
         with pytest.raises(ValueError, match=r"data.sources names b, which|must be 0 or more"):
             connected(manifest_file, sources=sources).check()
+    # Captions are looked for in the sources that are read, and only there.
+    index_shards(shards[1:], str(tmp_path / "b.parquet"), source="b")
+    index_shards(shards[1:], str(tmp_path / "c.parquet"), source="c")
+    manifests: Any = [str(tmp_path / "b.parquet"), str(tmp_path / "c.parquet")]
+    misspelt = {"b": Source(share=1.0), "c": Source(share=0.0, caption=("text",))}
+    connected(manifests, sources=misspelt).check()
+    with pytest.raises(ValueError, match="source 'c' has no caption in text"):
+        connected(manifests, sources=misspelt | {"c": Source(1.0, ("text",))}).check()
     both = {"sources": {"default": Source(share=1.0)}, "temperature": 2.0}
     with pytest.raises(ValueError, match="not both"):
         connected(manifest_file, **both).plan()

@@ -142,6 +142,22 @@ def test_views_draw_for_themselves_or_as_another_one(manifest):
     assert "image.whole.augmentation" not in batch
 
 
+def test_stored_augmentations_say_all_and_are_checked(manifest, make_picture):
+    """Another transform of the same kind makes the same picture of them, whatever it would draw."""
+    full = TrainTransform(
+        scale=(0.3, 0.9), rotate=20, translate=0.1, hue=0.2, grayscale=0.3, erase=0.5, flip=0.5
+    )
+    places = [(0, 0, ordinal) for ordinal in range(7)]
+    batch, _ = loader(manifest, full).load(places)
+    for row in range(7):
+        picture = Picture.open(make_picture(row))
+        params = batch["image.augmentation"][row].numpy()
+        assert torch.equal(TrainTransform().apply(picture, 16, params), batch["image"][row])
+    small = Picture.open(make_picture(0, 8, 8))
+    with pytest.raises(ValueError, match="does not lie in a picture of 8 x 8"):
+        TrainTransform().factor(small, 16, params)
+
+
 def test_optional_texts_are_marked_and_choices_follow_the_epoch(make_tar, make_picture, tmp_path):
     members = []
     for number in range(30):

@@ -41,6 +41,9 @@ def test_stem_is_the_usual_normalisation():
     )
     got = PixelStem(OPENAI_MEAN, OPENAI_STD)(image)
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    # The layout in memory makes no difference, not even in the last bit of what follows.
+    other = PixelStem(OPENAI_MEAN, OPENAI_STD)(image.to(memory_format=torch.channels_last))
+    assert torch.equal(other, got) and other.is_contiguous() and got.is_contiguous()
 
 
 def test_features_are_named_normalised_and_computed_once():
