@@ -1,107 +1,134 @@
-"""How the rows of one modality reach every rank: the only place in `losses` with collectives.
+"""Exchange policies: how columns reach a rank; and sums over ranks that keep gradients.
 
-In: this rank's rows. Out: the columns they are compared with, and where this rank's own rows stand
-among them. Gradients that other ranks send to our rows come back through the backward pass.
+The default is exact: values and gradients are those of one process that holds the global batch, for
+any number of ranks and of rows on each. `Ring` is exact too, and keeps no other rank's columns.
+`Local` compares each rank's rows with its own columns only. `Reinserted` and `Detached` exist to
+reproduce older frameworks' gradients, never as a default.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from .travel import Circling, Columns, Gathered, world
 
-def world() -> tuple[int, int]:
-    """Returns (rank, world size); (0, 1) when no process group exists."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+__all__ = ["AllGather", "Detached", "Exchange", "Local", "Reinserted", "Ring", "share", "total"]
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Rows of all ranks, in rank order, and the index of this rank's first row."""
+class Exchange:
+    """A policy; see the module's docstring."""
 
-    values: Float[Tensor, "columns d"]
-    offset: int
+    def open(self, *tensors: Tensor) -> Columns:
+        """Joins this rank's columns (one row each) to those of the other ranks."""
+        raise NotImplementedError
 
-
-class Exchange(Protocol):
-    """How columns reach a rank. Every rank must call it with the same number of rows."""
-
-    def __call__(self, rows: Float[Tensor, "rows d"]) -> Columns: ...
+    def enter(self, feature: Tensor) -> Tensor:
+        """Takes in a feature on its way to a term."""
+        return feature
 
 
-class _AllGather(torch.autograd.Function):
-    """All-gather whose backward is a reduce-scatter (a sum: no factor of the world size)."""
+class AllGather(Exchange):
+    """Every rank holds all columns (all-gather; reduce-scatter in the backward pass)."""
 
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        rank, world_size = world()
-        ctx.rank, ctx.world_size = rank, world_size
-        rows = rows.contiguous()
-        out = rows.new_empty(world_size * rows.shape[0], *rows.shape[1:])
-        dist.all_gather_into_tensor(out, rows)
-        return out
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor) -> Tensor:
-        (grad,) = grads
-        grad = grad.contiguous()
-        out = grad.new_empty(grad.shape[0] // ctx.world_size, *grad.shape[1:])
-        dist.reduce_scatter_tensor(out, grad)
-        return out
+    def open(self, *tensors: Tensor) -> Columns:
+        """Gathers at once."""
+        return Gathered(tensors, *world())
 
 
-class AllGather:
-    """Every rank holds all columns; exact gradients (all-gather, reduce-scatter backward)."""
+class Ring(Exchange):
+    """Columns go round from rank to rank, twice: they are asked for again in the backward pass.
 
-    def __call__(self, rows: Float[Tensor, "rows d"]) -> Columns:
-        """Gathers `rows` of all ranks in rank order."""
-        rank, world_size = world()
-        if world_size == 1:
-            return Columns(rows, 0)
-        values = _AllGather.apply(rows)
-        assert isinstance(values, Tensor)
-        return Columns(values, rank * rows.shape[0])
+    Memory is that of two ranks' columns, for any number of ranks.
+    """
+
+    def open(self, *tensors: Tensor) -> Columns:
+        """Nothing travels before the first visit."""
+        return Circling(tensors, *world()) if world()[1] > 1 else Gathered(tensors, 0, 1)
+
+
+class Local(Exchange):
+    """Each rank's own columns only: the loss of a rank's batch, averaged over ranks."""
+
+    def open(self, *tensors: Tensor) -> Columns:
+        """Nothing travels."""
+        return Gathered(tensors, 0, 1)
+
+
+class Reinserted(AllGather):
+    """Encoder gradients 1/W of the exact ones, those of scale and bias exact.
+
+    As of frameworks in which every rank computes the whole loss over features that were gathered
+    without gradient, its own put back in (open_clip's default): data-parallel averaging then
+    divides what each rank found for its own rows by the number of ranks W.
+    """
+
+    def enter(self, feature: Tensor) -> Tensor:
+        """Divides the gradient by the number of ranks."""
+        return _Divided.apply(feature, world()[1])  # type: ignore[return-value]
+
+
+class Detached(AllGather):
+    """Gathered columns carry no gradient: a wrong direction, which some published runs used.
+
+    Local rows against all columns, in both directions; an embedding gets a gradient as the row of
+    its own softmax alone (SLIP's contrastive term). For softmax terms.
+    """
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Returns the sum over ranks, with gradients: each rank's are those of the sum of all losses.
+
+    A value computed from it is the same on every rank, so that data-parallel averaging, which
+    divides by the number of ranks, gives the gradients of one process.
+    """
+    return _Total.apply(tensor) if world()[1] > 1 else tensor  # type: ignore[return-value]
+
+
+def share(
+    values: Float[Tensor, "b"], weights: Float[Tensor, "b"] | None = None
+) -> Float[Tensor, ""]:
+    """Returns this rank's share of the mean of all ranks' values (0 when there are none).
+
+    Args:
+        values: this rank's, as many as it has.
+        weights: of the mean, 1 unless given; 0 leaves a value out, whatever it is.
+    """
+    if weights is None:
+        weight, added = values.new_tensor([float(len(values))]), values.sum()
+    else:
+        kept = values.masked_fill(weights == 0, 0.0)
+        weight, added = weights.detach().sum().view(1).to(values.dtype), (kept * weights).sum()
+    world_size = world()[1]
+    if world_size > 1:
+        weight = weight.clone()
+        dist.all_reduce(weight)
+    tiny = torch.finfo(weight.dtype).tiny
+    return added / (weight / world_size).clamp_min(tiny).squeeze(0)
 
 
 class _Total(torch.autograd.Function):
-    """log sum exp over ranks of partial ones; each rank gets those of its own columns."""
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        out = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out)
+        return out
 
     @staticmethod
-    def forward(ctx, partial: Tensor) -> Tensor:
-        rank, world_size = world()
-        most = partial.clone()
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        total = (partial - most).exp_()
-        dist.all_reduce(total)
-        total = total.log_().add_(most)
-        ctx.save_for_backward((partial - total).exp_())
-        return total.chunk(world_size)[rank].clone()
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        out = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out)
+        return out
+
+
+class _Divided(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, divisor: int) -> Tensor:
+        ctx.divisor = divisor
+        return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> Tensor:
-        (grad,) = grads
-        (share,) = ctx.saved_tensors
-        everyones = torch.empty_like(share)
-        dist.all_gather_into_tensor(everyones, grad.contiguous())
-        return everyones * share
-
-
-def own_columns_total(partial: Float[Tensor, "columns"]) -> Float[Tensor, "rows"]:
-    """Joins log sum exp over this rank's rows to that over all ranks' rows.
-
-    Args:
-        partial: For every column of the global batch, over the rows of this rank.
-
-    Returns:
-        For this rank's own columns, over the rows of all ranks. Only vectors travel.
-    """
-    if world()[1] == 1:
-        return partial
-    total = _Total.apply(partial)
-    assert isinstance(total, Tensor)
-    return total
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] / ctx.divisor, None

@@ -7,14 +7,14 @@ Transferable Visual Models From Natural Language Supervision" (2021), section 2.
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from .exchange import own_columns_total
+from .exchange import Exchange
+from .pairing import TILE_BYTES
+from .pairs import softmax_sums
 from .pairwise import Pairwise
-from .term import full_precision
-from .tiles import log_sum_exp
+from .similarity import Cosine, Similarity
 
 
 class InfoNCE(Pairwise):
@@ -23,23 +23,35 @@ class InfoNCE(Pairwise):
     Only the texts travel: their normalisers are completed by exchanging vectors.
 
     Args:
+        similarity: what is scaled to logits; the default is the cosine.
         exchange: how the other ranks' texts arrive; the default is exact.
+        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
         tile_bytes: memory of one block of logits.
     """
 
-    needs = ("image", "text", "logit_scale")
     name = "infonce"
+
+    def __init__(
+        self,
+        similarity: Similarity | None = None,
+        exchange: Exchange | None = None,
+        scale: nn.Module | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale, tile_bytes)
+        self.similarity = similarity or Cosine()
+        form = self.similarity.form
+        self.needs = (f"image{form}", f"text{form}")
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
-        """Mean of both directions of each pair; reads `image`, `text` [b, d], `logit_scale` [1]."""
-        image, text, scale = full_precision(
-            features["image"], features["text"], features["logit_scale"]
+        """Mean of both directions of each pair; reads `image` and `text` [b, d]."""
+        image, text = self.take(features, *self.needs)
+        sums = softmax_sums(
+            self.similarity.lift_image(image),
+            self.similarity.lift_text(text),
+            self.similarity.scale(self.logit_scale(features)),
+            self.pairing(point=self.similarity.point),
         )
-        with torch.autocast(image.device.type, enabled=False):
-            texts = self.exchange(text)
-            over_texts, over_images, positive = log_sum_exp(
-                image, texts.values, scale, texts.offset, self.tile_bytes
-            )
-            return (over_texts + own_columns_total(over_images)) / 2 - positive
+        return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2

@@ -20,6 +20,7 @@ class Objective(nn.Module):
         weights: weight by term name; 1 where not named.
         logit_scale_init: multiplicative logit scale the model starts from (CLIP 1/0.07, SigLIP 10).
         logit_bias_init: logit bias the model starts from; None: the model has no bias.
+        scalars: learned numbers by name (`scalars.Temperature`), which terms may share.
 
     Raises:
         ValueError: no terms, a weight for a term that is not there, or a term without `needs`.
@@ -31,6 +32,7 @@ class Objective(nn.Module):
         weights: dict[str, float] | None = None,
         logit_scale_init: float = 1 / 0.07,
         logit_bias_init: float | None = None,
+        scalars: dict[str, nn.Module] | None = None,
     ):
         super().__init__()
         if not terms:
@@ -48,6 +50,7 @@ class Objective(nn.Module):
                     " derive it from counterpoint.losses.term.Term"
                 )
         self.terms = nn.ModuleDict(terms)
+        self.scalars = nn.ModuleDict(scalars or {})
         self.weights = dict.fromkeys(terms, 1.0) | (weights or {})
         self.logit_scale_init = logit_scale_init
         self.logit_bias_init = logit_bias_init
@@ -67,6 +70,7 @@ class Objective(nn.Module):
 
         Both are this rank's share: their mean over ranks is the value of the global batch.
         """
+        features = self._with_scalars(features)
         parts: list[Tensor] = []
         report: dict[str, Tensor] = {}
         for name, term in self.terms.items():
@@ -85,8 +89,12 @@ class Objective(nn.Module):
         """
         parts: list[Tensor] = []
         with torch.no_grad():
+            features = self._with_scalars(features)
             for name, term in self.terms.items():
                 rows = term.per_sample(features, batch) if isinstance(term, Term) else None
                 if rows is not None:
                     parts.append(self.weights[name] * rows)
         return torch.stack(parts).sum(0) if parts else None
+
+    def _with_scalars(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {**features, **{name: scalar() for name, scalar in self.scalars.items()}}

@@ -1,25 +1,28 @@
-"""What the terms over all pairs of the global batch have in common: one side travels.
+"""What the terms over all pairs of the global batch have in common.
 
-In: features. Out: the mean of the losses by sample. Each rank compares its images with all texts,
-block by block; a subclass says how.
+In: features. Out: the mean of the losses by sample. Each rank compares its rows with the columns of
+all ranks, tile by tile; a subclass says how.
 """
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from .exchange import AllGather, Exchange
-from .term import Term
-from .tiles import TILE_BYTES
+from .exchange import AllGather, Exchange, share
+from .pairing import TILE_BYTES, Pairing
+from .term import Term, full_precision, need
 
 
 class Pairwise(Term):
-    """A loss over all image-text pairs.
+    """A loss over all pairs.
 
     Args:
-        exchange: how the other ranks' texts arrive; the default is exact.
+        exchange: how the other ranks' columns arrive; the default is exact.
+        scale: the logit scale: a scalar of its own, or the name of a feature (the model's
+            `logit_scale`, or a scalar of the objective that several terms share).
         tile_bytes: memory of one block of logits.
 
     Attributes:
@@ -28,20 +31,41 @@ class Pairwise(Term):
 
     name: str
 
-    def __init__(self, exchange: Exchange | None = None, tile_bytes: int = TILE_BYTES):
+    def __init__(
+        self,
+        exchange: Exchange | None = None,
+        scale: nn.Module | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
         super().__init__()
         self.exchange = exchange or AllGather()
+        self.scale = scale
         self.tile_bytes = tile_bytes
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Returns `{NAME: value}`, this rank's share."""
-        # Every rank has as many rows, so that a mean of means is the mean over the global batch.
-        return {self.name: self.per_sample(features, batch).mean()}
+        return {self.name: share(self.per_sample(features, batch))}
 
     @abstractmethod
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
         """Returns the loss of each of this rank's samples; see `Term.per_sample`."""
+
+    def take(self, features: Mapping[str, Tensor], *names: str) -> list[Tensor]:
+        """Returns features in full precision, as the exchange takes them in."""
+        found = full_precision(*(need(features, name, self) for name in names))
+        return [self.exchange.enter(feature) for feature in found]
+
+    def logit_scale(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+        """Returns the scale [1]."""
+        if isinstance(self.scale, str):
+            (scale,) = full_precision(need(features, self.scale, self))
+            return scale
+        return self.scale()
+
+    def pairing(self, **choices: Any) -> Pairing:
+        """Returns the pairing with this term's exchange and tiles; `choices` are its fields."""
+        return Pairing(exchange=self.exchange, tile_bytes=self.tile_bytes, **choices)

@@ -7,13 +7,14 @@ from s = 10 and b = -10.
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from .exchange import Exchange
+from .pairing import TILE_BYTES
+from .pairs import softplus_sums
 from .pairwise import Pairwise
 from .term import full_precision, need
-from .tiles import softplus_sum
 
 
 class SigLIP(Pairwise):
@@ -21,29 +22,44 @@ class SigLIP(Pairwise):
 
     Args:
         exchange: how the other ranks' texts arrive; the default is exact.
+        scale, bias: scalars of its own, or names of features (see `Pairwise`).
         tile_bytes: memory of one block of logits.
     """
 
-    needs = ("image", "text", "logit_scale", "logit_bias")
+    needs = ("image", "text")
     name = "siglip"
+
+    def __init__(
+        self,
+        exchange: Exchange | None = None,
+        scale: nn.Module | str = "logit_scale",
+        bias: nn.Module | str = "logit_bias",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale, tile_bytes)
+        self.bias = bias
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
-        """Each image against all texts; reads `image`, `text` [b, d], `logit_scale`, `logit_bias`.
+        """Each image against all texts; reads `image`, `text` [b, d].
 
         Raises:
             ValueError: the model has no logit bias.
         """
-        bias = need(features, "logit_bias", self, "set objective.logit_bias_init (SigLIP: -10)")
-        image, text, scale, bias = full_precision(
-            features["image"], features["text"], features["logit_scale"], bias
+        image, text = self.take(features, *self.needs)
+        # log sigmoid(-x) of all pairs, then the sign of the positive ones turned:
+        # log sigmoid(x) - log sigmoid(-x) = x.
+        sums, positive = softplus_sums(
+            image, text, self.logit_scale(features), self.logit_bias(features), self.pairing()
         )
-        with torch.autocast(image.device.type, enabled=False):
-            texts = self.exchange(text)
-            # log sigmoid(-x) of all pairs, then the sign of the positive ones turned:
-            # log sigmoid(x) - log sigmoid(-x) = x.
-            sums, positive = softplus_sum(
-                image, texts.values, scale, bias, texts.offset, self.tile_bytes
-            )
-            return sums - positive
+        return sums - positive
+
+    def logit_bias(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+        """Returns the bias [1]."""
+        if not isinstance(self.bias, str):
+            return self.bias()
+        (bias,) = full_precision(
+            need(features, self.bias, self, "set objective.logit_bias_init (SigLIP: -10)")
+        )
+        return bias

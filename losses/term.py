@@ -40,8 +40,9 @@ def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
 
 
-def need(features: Mapping[str, Tensor], name: str, term: nn.Module, fix: str) -> Tensor:
+def need(features: Mapping[str, Tensor], name: str, term: nn.Module, fix: str = "") -> Tensor:
     """Returns `features[name]` or says in one sentence why the term cannot work without it."""
     if name not in features:
+        fix = fix or f"there are {', '.join(sorted(features))}"
         raise ValueError(f"{type(term).__name__} needs the feature '{name}': {fix}")
     return features[name]

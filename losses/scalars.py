@@ -1,0 +1,74 @@
+"""Learned scalars that terms share or own: temperatures and biases.
+
+Out: the value as a tensor [1]. Bounds are kept by a clamp after each optimiser step, not in the
+forward pass, where it would stop the gradient at the bound.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Temperature(nn.Module):
+    """A multiplicative logit scale exp(t), the inverse of a temperature.
+
+    Args:
+        init: the scale at the start (CLIP: 1/0.07, SigLIP: 10).
+        lowest, highest: bounds of the scale.
+
+    Raises:
+        ValueError: the start lies outside the bounds.
+    """
+
+    def __init__(self, init: float = 1 / 0.07, lowest: float = 1.0, highest: float = 100.0):
+        super().__init__()
+        if not 0 < lowest <= init <= highest:
+            raise ValueError(
+                f"Temperature starts at {init:g}, outside its bounds {lowest:g} to {highest:g}: "
+                "change init, lowest or highest (all are multiplicative scales above 0)"
+            )
+        self.log = nn.Parameter(torch.full((1,), math.log(init)))
+        self._bounds = (math.log(lowest), math.log(highest))
+
+    def forward(self) -> Tensor:
+        """Returns the scale [1]."""
+        return self.log.exp()
+
+    def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
+        """The parameter and the bounds of what it stores."""
+        return [(self.log, *self._bounds)]
+
+
+class Fixed(nn.Module):
+    """A number that is not learned.
+
+    Args:
+        value: the scale or bias.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.register_buffer("value", torch.full((1,), float(value)), persistent=False)
+
+    def forward(self) -> Tensor:
+        """Returns the value [1]."""
+        return self.value
+
+
+class Bias(nn.Module):
+    """A learned number added to logits.
+
+    Args:
+        init: at the start (SigLIP: -10).
+    """
+
+    def __init__(self, init: float = -10.0):
+        super().__init__()
+        self.value = nn.Parameter(torch.full((1,), float(init)))
+
+    def forward(self) -> Tensor:
+        """Returns the bias [1]."""
+        return self.value

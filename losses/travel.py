@@ -1,0 +1,219 @@
+"""Columns of all ranks for one reduction: forth with the values, back with the gradients.
+
+In: this rank's tensors, with one row a column. Out: blocks of the columns of all ranks. Also the
+small vectors (one number a column) by which ranks complete one another's sums.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+
+def world() -> tuple[int, int]:
+    """Returns (rank, world size); (0, 1) when no process group exists."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class Columns(ABC):
+    """The columns of a group of ranks, numbered through in rank order.
+
+    Args:
+        tensors: this rank's, one row a column; only the first may need a gradient.
+        rank, world_size: of the group that shares its columns.
+
+    Attributes:
+        counts: columns of each rank.
+        total: columns of all ranks.
+        first: number of this rank's first column.
+        num_blocks: in which they come.
+    """
+
+    num_blocks = 1
+
+    def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
+        self.rank, self.world_size = rank, world_size
+        self.counts = _counts(tensors[0], world_size)
+        self.total, self.first = sum(self.counts), sum(self.counts[:rank])
+
+    @abstractmethod
+    def visit(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+        """Yields blocks of columns: their numbers, and their rows of all tensors."""
+
+    @abstractmethod
+    def visit_back(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
+        """Yields the same blocks with a tensor to which their gradients are to be added."""
+
+    @abstractmethod
+    def gradient(self) -> Tensor:
+        """Returns the gradients of this rank's columns from all ranks, after `visit_back`."""
+
+    def where(self, rank: int) -> slice:
+        """Returns the numbers of a rank's columns."""
+        first = sum(self.counts[:rank])
+        return slice(first, first + self.counts[rank])
+
+    def own(self, vector: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """Returns this rank's part of a vector over all columns."""
+        return vector[self.where(self.rank)]
+
+    def everyones(self, own: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
+        """Returns the vector over all columns whose parts the ranks hold."""
+        return own if self.world_size == 1 else gather(own, self.counts)
+
+    def sum(self, partial: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Adds up the ranks' vectors over all columns."""
+        if self.world_size == 1 or not self.total:
+            return partial
+        total = partial.clone()
+        dist.all_reduce(total)
+        return total
+
+    def log_sum_exp(self, partial: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Joins the ranks' log sum exp over their rows to that over all rows."""
+        if self.world_size == 1 or not self.total:
+            return partial
+        most = partial.clone()
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        # Where no rank has anything, zeros are added up: log 0.
+        most.masked_fill_(most == -torch.inf, 0.0)
+        total = (partial - most).exp_()
+        dist.all_reduce(total)
+        return total.log_().add_(most)
+
+
+class Gathered(Columns):
+    """Every rank holds all columns; gradients go back in one reduce-scatter."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
+        super().__init__(tensors, rank, world_size)
+        if world_size > 1:
+            tensors = tuple(gather(t, self.counts) for t in tensors)
+        self._tensors = tensors
+        self._gradient: Tensor | None = None
+
+    def visit(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+        """Yields all columns in one block."""
+        yield slice(0, self.total), self._tensors
+
+    def visit_back(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
+        """Yields all columns in one block."""
+        self._gradient = torch.zeros_like(self._tensors[0])
+        yield slice(0, self.total), self._tensors, self._gradient
+
+    def gradient(self) -> Tensor:
+        """Adds up the ranks' gradients; each gets those of its own columns."""
+        assert self._gradient is not None
+        gradient, self._gradient = self._gradient, None
+        return gradient if self.world_size == 1 else scatter_sum(gradient, self.counts, self.rank)
+
+
+class Circling(Columns):
+    """Each rank holds the columns of one rank at a time and hands them on: a ring.
+
+    Nothing of other ranks is kept: they come round again in the backward pass, with the gradients
+    that have been added up so far.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
+        super().__init__(tensors, rank, world_size)
+        self._tensors = tuple(_padded(t, max(1, *self.counts)) for t in tensors)
+        self.num_blocks = world_size
+        self._gradient: Tensor | None = None
+
+    def visit(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+        """Yields the ranks' columns: this rank's, then the one's before it, and so on."""
+        for owner, held in self._rounds():
+            yield self.where(owner), tuple(t[: self.counts[owner]] for t in held)
+
+    def visit_back(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
+        """Yields the same; the gradients travel with the columns and come home at last."""
+        gradient = torch.zeros_like(self._tensors[0])
+        for owner, held in self._rounds():
+            count = self.counts[owner]
+            yield self.where(owner), tuple(t[:count] for t in held), gradient[:count]
+            (gradient,) = self._hand_on((gradient,), len(held)).wait()
+        self._gradient = gradient
+
+    def gradient(self) -> Tensor:
+        """Returns what has come home."""
+        assert self._gradient is not None
+        return self._gradient[: self.counts[self.rank]]
+
+    def _rounds(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        held = self._tensors
+        for turn in range(self.world_size):
+            # On their way while the block is worked on.
+            coming = self._hand_on(held, 0) if turn + 1 < self.world_size else None
+            yield (self.rank - turn) % self.world_size, held
+            held = held if coming is None else coming.wait()
+
+    def _hand_on(self, tensors: tuple[Tensor, ...], tag: int) -> "_Coming":
+        """Starts to send to the next rank and to receive from the one before."""
+        following, before = ((self.rank + step) % self.world_size for step in (1, -1))
+        received = tuple(torch.empty_like(t) for t in tensors)
+        transfers = []
+        for i, (out, into) in enumerate(zip(tensors, received, strict=True), tag):
+            transfers.append(dist.P2POp(dist.isend, out, following, tag=i))
+            transfers.append(dist.P2POp(dist.irecv, into, before, tag=i))
+        return _Coming(dist.batch_isend_irecv(transfers), tensors, received)
+
+
+class _Coming:
+    """Transfers under way; what is sent stays alive until they are done."""
+
+    def __init__(self, works: list[Any], sent: tuple[Tensor, ...], received: tuple[Tensor, ...]):
+        self._works, self._sent, self._received = works, sent, received
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """Returns what was received."""
+        for work in self._works:
+            work.wait()
+        return self._received
+
+
+def gather(rows: Tensor, counts: list[int]) -> Tensor:
+    """Returns the rows of all ranks in rank order, however many each has."""
+    most = max(counts)
+    everyones = rows.new_empty(len(counts) * most, *rows.shape[1:])
+    if not most:
+        return everyones
+    dist.all_gather_into_tensor(everyones, _padded(rows, most))
+    if min(counts) == most:
+        return everyones
+    return torch.cat([block[:n] for block, n in zip(everyones.split(most), counts, strict=True)])
+
+
+def scatter_sum(rows: Tensor, counts: list[int], rank: int) -> Tensor:
+    """Adds up the ranks' rows and returns those of this rank: the way back of `gather`."""
+    most = max(counts)
+    own = rows.new_empty(most, *rows.shape[1:])
+    if not most:
+        return own
+    if min(counts) < most:
+        rows = torch.cat([_padded(block, most) for block in rows.split(counts)])
+    dist.reduce_scatter_tensor(own, rows.contiguous())
+    return own[: counts[rank]]
+
+
+def _counts(rows: Tensor, world_size: int) -> list[int]:
+    if world_size == 1:
+        return [len(rows)]
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = count.new_empty(world_size)
+    dist.all_gather_into_tensor(counts, count)
+    return counts.tolist()
+
+
+def _padded(rows: Tensor, num_rows: int) -> Tensor:
+    if len(rows) == num_rows:
+        return rows.contiguous()
+    padded = rows.new_zeros(num_rows, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return padded

@@ -1,0 +1,185 @@
+"""Every term against its formula in float64: values and all gradients, on any number of ranks.
+
+The cases are collected from `cases/`, the terms from the package: a term without a case fails.
+"""
+
+import importlib
+import inspect
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from term_case import all_cases
+
+import counterpoint.losses
+from counterpoint.losses.exchange import AllGather, Local, Reinserted, Ring
+from counterpoint.losses.term import Term
+
+CASES = all_cases()
+EXCHANGES = {"all_gather": AllGather, "ring": Ring, "local": Local, "reinserted": Reinserted}
+ROWS = 9
+# How 9 samples lie on W ranks: evenly where that goes, unevenly, and with a rank that has none.
+SPLITS = {1: [[9]], 2: [[5, 4], [9, 0]], 3: [[3, 3, 3], [0, 7, 2]], 4: [[3, 2, 2, 2], [4, 0, 5, 0]]}
+TILES = [1, 3 * 4 * 8, 1 << 20]
+TOLERANCES = {torch.float64: 1e-9, torch.bfloat16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One computation of a term on all ranks."""
+
+    case: str
+    exchange: str
+    splits: tuple[int, ...]
+    tile_bytes: int
+    dtype: torch.dtype
+
+
+def inputs_of(case):
+    return case.inputs(torch.Generator().manual_seed(5), ROWS)
+
+
+def make(case, exchange, tile_bytes, dtype):
+    torch.manual_seed(11)
+    choices = {"exchange": EXCHANGES[exchange](), "tile_bytes": tile_bytes}
+    term = case.make(**choices) if case.takes_exchange else case.make()
+    return term.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def split(tensors, start, count):
+    return {k: t[start : start + count] if len(t) == ROWS else t for k, t in tensors.items()}
+
+
+def leaves_of(case, features, dtype):
+    """Features in a dtype, scalars in full precision; all but constants require gradients."""
+    leaves = {}
+    for name, tensor in features.items():
+        kind = torch.float32 if dtype == torch.bfloat16 and len(tensor) == 1 else dtype
+        leaves[name] = tensor.detach().to(kind)
+        leaves[name].requires_grad_(name not in case.constants)
+    return leaves
+
+
+def gradients(value, leaves, term):
+    """Gradients of all leaves and of the term's parameters, zero where there is none."""
+    wanted = {k: t for k, t in leaves.items() if t.requires_grad}
+    wanted |= {f"term.{k}": p for k, p in term.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
+    zipped = zip(wanted.items(), found, strict=True)
+    return {k: (torch.zeros_like(t) if g is None else g).double() for (k, t), g in zipped}
+
+
+def ours(rank, world_size, jobs):
+    """Value and gradients of this rank, for every job."""
+    results = []
+    for job in jobs:
+        case = CASES[job.case]
+        term = make(case, job.exchange, job.tile_bytes, job.dtype)
+        features, batch = inputs_of(case)
+        start, count = sum(job.splits[:rank]), job.splits[rank]
+        leaves = leaves_of(case, split(features, start, count), job.dtype)
+        values = term(leaves, split(batch, start, count))
+        value = sum(values.values())
+        results.append((value.item(), gradients(value, leaves, term)))
+    return results
+
+
+def exact(case, exchange, splits, dtype):
+    """Value and gradients of the formula for the global batch, in float64."""
+    term = make(case, "all_gather", 1, torch.float64)
+    features, batch = inputs_of(case)
+    # What half precision does to the features is not the term's error.
+    features = {k: t.to(dtype).double() if len(t) > 1 else t for k, t in features.items()}
+    leaves = leaves_of(case, features, torch.float64)
+    if exchange == "local":
+        starts = [sum(splits[:r]) for r in range(len(splits))]
+        value = sum(
+            case.formula(split(leaves, start, n), split(batch, start, n), term) * (n / ROWS)
+            for start, n in zip(starts, splits, strict=True)
+            if n
+        )
+    else:
+        value = case.formula(leaves, batch, term)
+    found = gradients(value, leaves, term)
+    if exchange == "reinserted":
+        found = {
+            k: g / len(splits) if k in leaves and len(leaves[k]) == ROWS else g
+            for k, g in found.items()
+        }
+    return value.item(), found
+
+
+def joined(ranks, name, is_split):
+    """A gradient as data-parallel averaging gives it."""
+    if is_split:
+        return torch.cat([grads[name] for _, grads in ranks]) / len(ranks)
+    return sum(grads[name] for _, grads in ranks) / len(ranks)
+
+
+def compare(gloo, jobs):
+    world_size = len(jobs[0].splits)
+    results = gloo(world_size, ours, jobs, timeout=600)
+    for number, job in enumerate(jobs):
+        case, ranks = CASES[job.case], [result[number] for result in results]
+        value, wanted = exact(case, job.exchange, job.splits, job.dtype)
+        rtol = TOLERANCES.get(job.dtype, case.rtol32)
+        got = sum(v for v, _ in ranks) / world_size
+        assert math.isclose(got, value, rel_tol=rtol, abs_tol=rtol), (job, got, value)
+        features = inputs_of(case)[0]
+        for name, gradient in wanted.items():
+            is_split = name in features and len(features[name]) == ROWS
+            found = joined(ranks, name, is_split)
+            atol = rtol * max(1e-3, float(gradient.abs().max()))
+            error = float((found - gradient).abs().max())
+            assert error <= atol, (job, name, error, atol)
+
+
+def jobs_of(world_size, cases, dtypes, tiles=TILES):
+    made = []
+    for name in cases:
+        case = CASES[name]
+        exchanges = EXCHANGES if case.takes_exchange else ["all_gather"]
+        for exchange, splits, dtype in itertools.product(exchanges, SPLITS[world_size], dtypes):
+            is_too_small = any(0 < n < case.min_rows for n in splits) or not case.is_mean
+            if exchange == "local" and is_too_small:
+                continue
+            used = tiles if case.takes_exchange else tiles[:1]
+            made += [Job(name, exchange, tuple(splits), tile, dtype) for tile in used]
+    return made
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_process(gloo, name):
+    compare(gloo, jobs_of(1, [name], [torch.float64, torch.float32, torch.bfloat16]))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_several_ranks(gloo, world_size):
+    compare(gloo, jobs_of(world_size, CASES, [torch.float64], TILES[1:2]))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_every_exchange_tile_and_precision(gloo, world_size, name):
+    compare(gloo, jobs_of(world_size, [name], [torch.float64, torch.float32, torch.bfloat16]))
+
+
+def terms_of_the_package():
+    found = set()
+    for file in Path(counterpoint.losses.__path__[0]).glob("*.py"):
+        module = importlib.import_module(f"counterpoint.losses.{file.stem}")
+        for _, kind in inspect.getmembers(module, inspect.isclass):
+            is_own = kind.__module__ == module.__name__ and issubclass(kind, Term)
+            if is_own and not inspect.isabstract(kind):
+                found.add(kind)
+    return found
+
+
+def test_every_term_has_a_case():
+    tested = {type(make(case, "all_gather", 1, torch.float32)) for case in CASES.values()}
+    missing = sorted(kind.__name__ for kind in terms_of_the_package() - tested)
+    assert not missing, f"add tests/losses/cases/ for {', '.join(missing)}"
