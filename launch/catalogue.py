@@ -1,10 +1,12 @@
 """Results and the catalogue's texts in, `docs/methods.md` out.
 
-The texts are YAML: `columns` (a title and the metrics whose mean it shows) and `methods`, each with
-a title, a paper, what is expected, what was found, and the runs (`SWEEP/RUN`) that measure it. The
-output depends on these files alone, so a test can compare it with what is checked in.
+The texts are a folder of YAML files: `columns.yaml` (a title and the metrics whose mean it shows),
+and one file a method with a title, a paper, what is expected, what was found, and the runs
+(`SWEEP/RUN`) that measure it. The output depends on these files alone, so a test can compare it
+with what is checked in.
 """
 
+import json
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -20,18 +22,23 @@ from .results import read_results
 HEAD = """# Method catalogue
 
 Every row is measured by `counterpoint sweep`; rows without a measurement say so. A number is the
-mean over seeds, with the standard deviation between seeds. This page is rendered from
+mean over seeds, with the standard deviation between seeds. "Against" is the difference of the first
+column to a baseline run, and whether its sign is the one the paper reports; a difference of less
+than the pooled deviation of the seeds says nothing. "Cost" is the time of a training step relative
+to CLIP's, both measured in turns by `tests/benchmarks/step_cost.py`. This page is rendered from
 `{catalogue}` and the files in `{results}` by `counterpoint sweep --render`: add a method there, not
 here.
 """
-METHOD_KEYS = ("title", "objective", "what", "paper", "expectation", "found", "runs")
 NEEDED_KEYS = ("title", "objective", "what", "runs")
+METHOD_KEYS = (*NEEDED_KEYS, "paper", "expectation", "found", "place", "baseline", "direction")
+DIRECTIONS = {"up": 1, "down": -1, "none": 0}
 
 
 def render_file(catalogue: Path, results: Path) -> Path:
-    """Writes the page beside the catalogue (`methods.yaml` -> `methods.md`); returns its path."""
+    """Writes the page beside the folder (`methods/` -> `methods.md`); returns its path."""
+    page = render(catalogue, results)
     out = catalogue.with_suffix(".md")
-    out.write_text(render(catalogue, results), encoding="utf-8")
+    out.write_text(page, encoding="utf-8")
     return out
 
 
@@ -41,48 +48,52 @@ def render(catalogue: Path, results: Path) -> str:
     Raises:
         ValueError: the catalogue is missing or malformed.
     """
-    texts = read_catalogue(catalogue)
+    columns, methods = read_catalogue(catalogue)
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in read_results(results):
         groups.setdefault(f"{record['sweep']}/{record['run']}", []).append(record)
-    columns, methods = texts["columns"], texts["methods"]
-    named = {name for method in methods.values() for name in method["runs"]}
-    titles = [column["title"] for column in columns]
-    lines = [HEAD.format(catalogue=catalogue.name, results=f"{results.name}/")]
-    lines += _table_head(titles)
-    for method in methods.values():
-        for name, config in method["runs"].items():
-            lines.append(_row(method["title"], method["objective"], name, config, groups, columns))
+    table = Table(columns, groups, _costs(results / "cost.json"))
+    named = {name for method in methods for name in method["runs"]}
+    lines = [HEAD.format(catalogue=f"{catalogue.name}/", results=f"{results.name}/")]
+    lines += table.head()
+    for method in methods:
+        lines += [table.row(method, name, config) for name, config in method["runs"].items()]
+    unknown = {"title": "(not in the catalogue)", "objective": ""}
     for name in sorted(set(groups) - named):
-        config = groups[name][0]["config"]
-        lines.append(_row("(not in the catalogue)", "", name, config, groups, columns))
+        lines.append(table.row(unknown, name, groups[name][0]["config"]))
     left_out = [_older(name, groups[name]) for name in sorted(groups)]
     if any(left_out):
         lines += ["", *filter(None, left_out)]
-    for method in methods.values():
+    for method in methods:
         lines += ["", *_section(method)]
     return "\n".join(lines) + "\n"
 
 
-def read_catalogue(file: Path) -> dict[str, Any]:
-    """Reads and checks the texts.
+def read_catalogue(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Reads and checks the texts: the columns, and the methods by place and title.
 
     Raises:
-        ValueError: the file is missing, a key is missing or unknown.
+        ValueError: the folder or a key is missing, or a key is unknown.
     """
-    if not file.is_file():
-        raise ValueError(f"there is no catalogue {file}; name one with --catalogue")
-    texts = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    for key in ("columns", "methods"):
-        if not texts.get(key):
-            raise ValueError(f"{file} has no {key}; see the catalogue that ships in docs/")
-    for name, method in texts["methods"].items():
+    if not (folder / "columns.yaml").is_file():
+        raise ValueError(f"there is no catalogue {folder} with columns.yaml; name one: --catalogue")
+    texts = {
+        file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        for file in sorted(folder.glob("*.yaml"))
+    }
+    columns = texts.pop("columns").get("columns")
+    if not columns or not texts:
+        raise ValueError(f"{folder} has no columns or no methods; see docs/methods/ of the project")
+    for name, method in texts.items():
         for key in set(method) - set(METHOD_KEYS):
-            raise ValueError(f"{file}, {name}: unknown key {key}; known: {', '.join(METHOD_KEYS)}")
+            known = ", ".join(METHOD_KEYS)
+            raise ValueError(f"{folder}/{name}.yaml: unknown key {key}; known: {known}")
         for key in NEEDED_KEYS:
             if not method.get(key):
-                raise ValueError(f"{file}, {name}: the key {key} is missing")
-    return texts
+                raise ValueError(f"{folder}/{name}.yaml: the key {key} is missing")
+        if method.get("direction", "none") not in DIRECTIONS:
+            raise ValueError(f"{folder}/{name}.yaml: direction must be one of {list(DIRECTIONS)}")
+    return columns, sorted(texts.values(), key=lambda m: (m.get("place", 1), m["title"].lower()))
 
 
 def current(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,38 +103,89 @@ def current(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [r for r in records if trained.agrees(Identity.from_json(r["identity"]))]
 
 
+def values(metrics: list[str], records: list[dict[str, Any]]) -> list[float] | None:
+    """Returns the mean of `metrics` of every record; None when one was not measured."""
+    found = [[record["final"].get(metric) for metric in metrics] for record in records]
+    if any(part is None for parts in found for part in parts):
+        return None
+    return [statistics.fmean(parts) for parts in found]
+
+
 def spread(metrics: list[str], records: list[dict[str, Any]]) -> str:
     """Returns `mean ± std` over seeds of the mean of `metrics`; "-" when one was not measured."""
-    values = []
-    for record in records:
-        parts = [record["final"].get(metric) for metric in metrics]
-        if any(part is None for part in parts):
-            return "-"
-        values.append(statistics.fmean(parts))
-    mean = show(metrics[0], statistics.fmean(values))
-    if len(values) == 1:
+    found = values(metrics, records)
+    if found is None:
+        return "-"
+    mean = show(metrics[0], statistics.fmean(found))
+    if len(found) == 1:
         return mean
-    deviation = show(metrics[0], statistics.stdev(values))
-    return f"{mean} ± {deviation}"
+    return f"{mean} ± {show(metrics[0], statistics.stdev(found))}"
 
 
-def _row(
-    title: str,
-    objective: str,
-    name: str,
-    config: str,
-    groups: dict[str, list[dict[str, Any]]],
-    columns: list[dict[str, Any]],
-) -> str:
-    if name not in groups:
-        cells = ["not run", *["" for _ in columns[1:]], "0", "", "", ""]
-    else:
-        records = current(groups[name])
-        cells = [spread(column["metrics"], records) for column in columns]
-        samples = " or ".join(sorted({f"{record['samples']:,}" for record in records}))
-        seconds = duration(statistics.fmean(record["seconds"] for record in records))
-        cells += [str(len(records)), samples, seconds, _measured(records)]
-    return _line([title, objective, name, f"`{config}`", *cells])
+class Table:
+    """The table of runs.
+
+    Args:
+        columns: titles and metrics.
+        groups: results by `SWEEP/RUN`.
+        costs: step time relative to CLIP's, by configuration.
+    """
+
+    def __init__(
+        self,
+        columns: list[dict[str, Any]],
+        groups: dict[str, list[dict[str, Any]]],
+        costs: dict[str, float],
+    ):
+        self.columns, self.groups, self.costs = columns, groups, costs
+
+    def head(self) -> list[str]:
+        """The titles and the rule below them."""
+        titles = [column["title"] for column in self.columns]
+        head = ["Method", "Objective", "Run", "Config", *titles]
+        head += ["Against", "Cost", "Seeds", "Pairs seen", "Time", "Measured on"]
+        numeric = len(titles) + 5
+        return [_line(head), _line(["---"] * 4 + ["---:"] * numeric + ["---"])]
+
+    def row(self, method: dict[str, Any], name: str, config: str) -> str:
+        """One run of a method."""
+        cost = f"{self.costs[config]:.2f}" if config in self.costs else ""
+        if name not in self.groups:
+            cells = ["not run", *["" for _ in self.columns[1:]], "", cost, "0", "", "", ""]
+        else:
+            records = current(self.groups[name])
+            cells = [spread(column["metrics"], records) for column in self.columns]
+            cells += [self._against(method, name, records), cost]
+            samples = " or ".join(sorted({f"{record['samples']:,}" for record in records}))
+            seconds = duration(statistics.fmean(record["seconds"] for record in records))
+            cells += [str(len(records)), samples, seconds, _measured(records)]
+        return _line([method["title"], method["objective"], name, f"`{config}`", *cells])
+
+    def _against(self, method: dict[str, Any], name: str, records: list[dict[str, Any]]) -> str:
+        baseline = (method.get("baseline") or {}).get(name)
+        if baseline not in self.groups:
+            return ""
+        metrics = self.columns[0]["metrics"]
+        ours, theirs = values(metrics, records), values(metrics, current(self.groups[baseline]))
+        if ours is None or theirs is None:
+            return ""
+        difference = statistics.fmean(ours) - statistics.fmean(theirs)
+        text = f"{100 * difference:+.1f} to {baseline}"
+        if min(len(ours), len(theirs)) < 2:
+            return f"{text}, one seed"
+        pooled = ((statistics.variance(ours) + statistics.variance(theirs)) / 2) ** 0.5
+        expected = DIRECTIONS[method.get("direction", "none")]
+        if abs(difference) < pooled:
+            return f"{text}, within the spread"
+        if not expected:
+            return text
+        return f"{text}, {'agrees' if difference * expected > 0 else 'disagrees'}"
+
+
+def _costs(file: Path) -> dict[str, float]:
+    if not file.is_file():
+        return {}
+    return {k: v["ratio"] for k, v in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def _measured(records: list[dict[str, Any]]) -> str:
@@ -148,13 +210,6 @@ def _code(commit: dict[str, Any]) -> str:
 def _older(name: str, records: list[dict[str, Any]]) -> str | None:
     count = len(records) - len(current(records))
     return f"{name}: {count} result(s) of an older configuration are left out." if count else None
-
-
-def _table_head(titles: list[str]) -> list[str]:
-    head = ["Method", "Objective", "Run", "Config", *titles]
-    head += ["Seeds", "Pairs seen", "Time", "Measured on"]
-    numeric = len(titles) + 3
-    return [_line(head), _line(["---"] * 4 + ["---:"] * numeric + ["---"])]
 
 
 def _section(method: dict[str, Any]) -> list[str]:

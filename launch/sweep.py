@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("docs/results"), metavar="DIR")
     parser.add_argument("--runs", type=Path, default=Path("runs/sweep"), metavar="DIR")
     parser.add_argument("--render", action="store_true", help="write the method catalogue")
-    parser.add_argument("--catalogue", type=Path, default=Path("docs/methods.yaml"), metavar="FILE")
+    parser.add_argument("--catalogue", type=Path, default=Path("docs/methods"), metavar="DIR")
     options = parser.parse_args(argv)
     if not options.file and not options.render:
         parser.error("name a sweep FILE, or --render")

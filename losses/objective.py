@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .term import Term
+from .weights import Weight
 
 
 class Objective(nn.Module):
@@ -17,10 +18,15 @@ class Objective(nn.Module):
 
     Args:
         terms: the losses by name (any `nn.Module` that keeps the contract of `term.Term`).
-        weights: weight by term name; 1 where not named.
+        weights: weight by term name, a number or a function of the fraction of the run done
+            (`weights.Ramp`); 1 where not named.
         logit_scale_init: multiplicative logit scale the model starts from (CLIP 1/0.07, SigLIP 10).
         logit_bias_init: logit bias the model starts from; None: the model has no bias.
         scalars: learned numbers by name (`scalars.Temperature`), which terms may share.
+
+    Attributes:
+        progress: fraction of the run done, 0 to 1, set before each step. Terms read it as the
+            feature `progress` (0-dimensional, on the CPU).
 
     Raises:
         ValueError: no terms, a weight for a term that is not there, or a term without `needs`.
@@ -29,7 +35,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         terms: dict[str, nn.Module],
-        weights: dict[str, float] | None = None,
+        weights: dict[str, float | Weight] | None = None,
         logit_scale_init: float = 1 / 0.07,
         logit_bias_init: float | None = None,
         scalars: dict[str, nn.Module] | None = None,
@@ -51,7 +57,8 @@ class Objective(nn.Module):
                 )
         self.terms = nn.ModuleDict(terms)
         self.scalars = nn.ModuleDict(scalars or {})
-        self.weights = dict.fromkeys(terms, 1.0) | (weights or {})
+        self.weights: dict[str, float | Weight] = dict.fromkeys(terms, 1.0) | (weights or {})
+        self.progress = 0.0
         self.logit_scale_init = logit_scale_init
         self.logit_bias_init = logit_bias_init
 
@@ -66,7 +73,7 @@ class Objective(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns (weighted sum, detached raw values `TERM` or `TERM/PART`).
+        """Returns (weighted sum, detached raw values `TERM` or `TERM/PART`, weights that change).
 
         Both are this rank's share: their mean over ranks is the value of the global batch.
         """
@@ -75,9 +82,12 @@ class Objective(nn.Module):
         report: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             values = term(features, batch)
-            parts += [self.weights[name] * value for value in values.values()]
+            weight = self.weight(name)
+            parts += [weight * value for value in values.values()]
             for part, value in values.items():
                 report[name if len(values) == 1 else f"{name}/{part}"] = value.detach()
+            if callable(self.weights[name]):
+                report[f"{name}/weight"] = value.new_tensor(weight)
         return torch.stack(parts).sum(), report
 
     def per_sample(
@@ -93,8 +103,14 @@ class Objective(nn.Module):
             for name, term in self.terms.items():
                 rows = term.per_sample(features, batch) if isinstance(term, Term) else None
                 if rows is not None:
-                    parts.append(self.weights[name] * rows)
+                    parts.append(self.weight(name) * rows)
         return torch.stack(parts).sum(0) if parts else None
 
+    def weight(self, name: str) -> float:
+        """Returns the present weight of a term."""
+        weight = self.weights[name]
+        return weight(self.progress) if callable(weight) else weight
+
     def _with_scalars(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {**features, **{name: scalar() for name, scalar in self.scalars.items()}}
+        scalars = {name: scalar() for name, scalar in self.scalars.items()}
+        return {**features, **scalars, "progress": torch.tensor(self.progress)}

@@ -9,21 +9,28 @@ import yaml
 from counterpoint.launch.catalogue import render, render_file
 from counterpoint.launch.results import ROOT
 
-TEXTS = {
+COLUMNS = {
     "columns": [
         {"title": "Held out", "metrics": ["emoji/heldout_a/top1", "emoji/heldout_b/top1"]},
         {"title": "R@1", "metrics": ["emoji/retrieval/text_to_image_recall@1"]},
-    ],
-    "methods": {
-        "clip": {
-            "title": "CLIP",
-            "objective": "softmax",
-            "what": "Both | directions.",
-            "paper": "Radford et al. 2021",
-            "expectation": "A reference.",
-            "runs": {"short/clip": "emoji_clip_short", "standard/clip": "emoji_clip"},
-        }
-    },
+    ]
+}
+CLIP = {
+    "title": "CLIP",
+    "objective": "softmax",
+    "what": "Both | directions.",
+    "paper": "Radford et al. 2021",
+    "expectation": "A reference.",
+    "runs": {"short/clip": "emoji_clip_short", "standard/clip": "emoji_clip"},
+    "place": 0,
+}
+OTHER = {
+    "title": "Another",
+    "objective": "other",
+    "what": "Better.",
+    "runs": {"short/other": "emoji_other"},
+    "baseline": {"short/other": "short/clip"},
+    "direction": "up",
 }
 
 
@@ -53,9 +60,15 @@ def write_result(folder, seed, top1=(0.4, 0.3), run="clip", **changes):
 
 
 def render_in(folder) -> str:
-    catalogue = folder / "methods.yaml"
-    catalogue.write_text(yaml.safe_dump(TEXTS, sort_keys=False))
-    return render(catalogue, folder / "results")
+    return render(catalogue_in(folder), folder / "results")
+
+
+def catalogue_in(folder, **methods):
+    catalogue = folder / "methods"
+    catalogue.mkdir(exist_ok=True)
+    for name, texts in ({"columns": COLUMNS, "clip": CLIP} | methods).items():
+        (catalogue / f"{name}.yaml").write_text(yaml.safe_dump(texts))
+    return catalogue
 
 
 def cells_of(page: str, run: str) -> list[str]:
@@ -73,19 +86,19 @@ def test_mean_and_deviation_over_seeds(tmp_path):
     assert cells == [
         *["CLIP", "softmax", "short/clip", "`emoji_clip_short`"],
         f"{100 * mean:.1f}% ± {100 * deviation:.1f}%",
-        *["50.0% ± 0.0%", "3", "40,000", "1 min 41 s"],
+        *["50.0% ± 0.0%", "", "", "3", "40,000", "1 min 41 s"],
         "2 cores, Abacus; 2026-01-01 to 2026-01-03; 01234567",
     ]
 
 
 def test_a_single_seed_has_no_deviation(tmp_path):
     write_result(tmp_path, 0)
-    assert cells_of(render_in(tmp_path), "short/clip")[4:7] == ["35.0%", "50.0%", "1"]
+    assert cells_of(render_in(tmp_path), "short/clip")[4:9] == ["35.0%", "50.0%", "", "", "1"]
 
 
 def test_a_run_without_results_says_not_run(tmp_path):
     cells = cells_of(render_in(tmp_path), "standard/clip")
-    assert cells[3:7] == ["`emoji_clip`", "not run", "", "0"]
+    assert cells[3:9] == ["`emoji_clip`", "not run", "", "", "", "0"]
 
 
 def test_results_of_an_older_configuration_are_left_out_and_counted(tmp_path):
@@ -118,11 +131,42 @@ def test_the_texts_of_a_method(tmp_path):
 
 @pytest.mark.parametrize("key", ["title", "runs"])
 def test_an_incomplete_method_is_refused(tmp_path, key):
-    method = {k: v for k, v in TEXTS["methods"]["clip"].items() if k != key}
-    file = tmp_path / "methods.yaml"
-    file.write_text(yaml.safe_dump(TEXTS | {"methods": {"clip": method}}))
-    with pytest.raises(ValueError, match=f"clip: the key {key} is missing"):
-        render(file, tmp_path)
+    method = {k: v for k, v in CLIP.items() if k != key}
+    with pytest.raises(ValueError, match=rf"clip\.yaml: the key {key} is missing"):
+        render(catalogue_in(tmp_path, clip=method), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"titel": "x"}, "unknown key titel"), ({"direction": "left"}, "direction must be one of")],
+)
+def test_a_wrong_key_is_refused(tmp_path, change, said):
+    with pytest.raises(ValueError, match=said):
+        render(catalogue_in(tmp_path, other=OTHER | change), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scores", "direction", "said"),
+    [
+        ((0.50, 0.52, 0.54), "up", "+12.0 to short/clip, agrees"),
+        ((0.30, 0.32, 0.34), "up", "-8.0 to short/clip, disagrees"),
+        ((0.30, 0.32, 0.34), "none", "-8.0 to short/clip"),
+        ((0.39, 0.41, 0.43), "up", "+1.0 to short/clip, within the spread"),
+        ((0.50,), "up", "+10.0 to short/clip, one seed"),
+    ],
+)
+def test_the_difference_to_a_baseline(tmp_path, scores, direction, said):
+    for seed, top1 in enumerate((0.38, 0.40, 0.42)):
+        write_result(tmp_path, seed, (top1, top1))
+    for seed, top1 in enumerate(scores):
+        write_result(tmp_path, seed, (top1, top1), run="other")
+    (tmp_path / "results" / "cost.json").write_text('{"emoji_other": {"ratio": 1.234}}')
+    page = render(
+        catalogue_in(tmp_path, other=OTHER | {"direction": direction}), tmp_path / "results"
+    )
+    assert cells_of(page, "short/other")[6:8] == [said, "1.23"]
+    assert cells_of(page, "short/clip")[6:8] == ["", ""]
+    assert page.index("| CLIP |") < page.index("| Another |")
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):
@@ -134,12 +178,12 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
 
 def test_the_page_is_written_beside_the_catalogue(tmp_path):
     page = render_in(tmp_path)
-    assert render_file(tmp_path / "methods.yaml", tmp_path / "results").read_text() == page
+    assert render_file(tmp_path / "methods", tmp_path / "results").read_text() == page
 
 
 def test_the_page_in_docs_is_up_to_date():
     docs = ROOT / "docs"
-    expected = render(docs / "methods.yaml", docs / "results")
+    expected = render(docs / "methods", docs / "results")
     assert (docs / "methods.md").read_text(encoding="utf-8") == expected, (
         "run `counterpoint sweep --render`"
     )

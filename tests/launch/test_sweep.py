@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from counterpoint.launch import claims, results
+from counterpoint.launch.catalogue import read_catalogue
 from counterpoint.launch.identity import Identity
 from counterpoint.launch.results import find_yaml, read_results
 from counterpoint.launch.sweep import fit_command, main, read_sweep, run_sweep
@@ -261,12 +262,8 @@ def test_the_command_line_of_a_pair(bench):
 
 
 def test_the_shipped_sweeps_are_what_the_catalogue_expects():
-    catalogue = yaml.safe_load((results.ROOT / "docs" / "methods.yaml").read_text())
-    named = {
-        run: config
-        for method in catalogue["methods"].values()
-        for run, config in method["runs"].items()
-    }
+    _, methods = read_catalogue(results.ROOT / "docs" / "methods")
+    named = {run: config for method in methods for run, config in method["runs"].items()}
     shipped = {}
     for file in sorted((results.ROOT / "configs" / "sweep").glob("*.yaml")):
         pairs = read_sweep(

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
+from counterpoint.losses.scalars import Temperature
 from counterpoint.losses.siglip import SigLIP
+from counterpoint.losses.weights import Harmonic, Ramp
 
 B, D = 12, 7
 
@@ -171,6 +173,44 @@ def test_objective_adds_up_with_weights():
     total, report = objective(features(u, v, s, b), {})
     torch.testing.assert_close(total.detach(), report["a"] + 0.25 * report["b"])
     assert objective.needs == {"image", "text"}
+
+
+def test_weights_follow_the_run_and_are_reported():
+    u, v, s, b = inputs()
+    objective = Objective(
+        {"a": InfoNCE(), "b": SigLIP()}, weights={"b": Ramp(0.0, 2.0, start=0.5, stop=1.0)}
+    )
+    for progress, weight in ((0.0, 0.0), (0.5, 0.0), (0.75, 1.0), (1.0, 2.0)):
+        objective.progress = progress
+        total, report = objective(features(u, v, s, b), {})
+        assert report["b/weight"] == weight
+        torch.testing.assert_close(total.detach(), report["a"] + weight * report["b"])
+
+
+def test_weight_schedules():
+    assert [Harmonic(0.6, 3)(p) for p in (0.0, 0.34, 0.67, 1.0)] == pytest.approx(
+        [0.6, 0.3, 0.2, 0.2]
+    )
+    with pytest.raises(ValueError, match="fractions of the run"):
+        Ramp(start=0.5, stop=0.5)
+    with pytest.raises(ValueError, match="at least 1"):
+        Harmonic(1.0, 0)
+
+
+def test_terms_share_a_scalar_of_the_objective():
+    u, v, s, b = inputs()
+    objective = Objective(
+        {"a": InfoNCE(scale="sharp"), "b": InfoNCE(scale="sharp")},
+        scalars={"sharp": Temperature(20.0)},
+    ).double()
+    total, _ = objective(features(u, v, s, b), {})
+    exact = 2 * infonce_formula(u, v, torch.tensor([20.0], dtype=torch.float64), b)
+    torch.testing.assert_close(total, exact)
+    assert [name for name, _ in objective.named_parameters()] == ["scalars.sharp.log"]
+    (parameter, low, high), *more = objective.scalars["sharp"].bounds()
+    assert not more
+    assert (low, high) == (0.0, math.log(100.0))
+    assert parameter is objective.scalars["sharp"].log
 
 
 def test_objective_refuses_what_cannot_work():
