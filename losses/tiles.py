@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from . import inner
 from .pairing import Pairing
 from .sweep import Gradients, Sweep, Tile, open_columns
 from .travel import Columns
@@ -55,13 +56,9 @@ class SoftmaxKernel(torch.autograd.Function):
                     over_rows[tile.columns] += powers.sum(0)
                 kept = [powers] if _is_all(tile, sweep) else []
             else:
-                over_columns[tile.rows] = torch.logaddexp(
-                    over_columns[tile.rows], logits.logsumexp(1)
-                )
-                if paired:
-                    over_rows[tile.columns] = torch.logaddexp(
-                        over_rows[tile.columns], logits.logsumexp(0)
-                    )
+                by_row, by_column = inner.of(rows.device).log_sum_exps(logits)
+                over_columns[tile.rows] = torch.logaddexp(over_columns[tile.rows], by_row)
+                over_rows[tile.columns] = torch.logaddexp(over_rows[tile.columns], by_column)
         if is_safe:
             over_columns.log_()
             over_rows.log_()
@@ -94,7 +91,9 @@ class SoftmaxKernel(torch.autograd.Function):
         over_columns = over_columns.masked_fill(over_columns == -torch.inf, 0.0)
         over_rows = over_rows.masked_fill(over_rows == -torch.inf, 0.0)
         slopes = _SafeSlopes if ctx.is_safe else _Slopes
-        slope_of = slopes(over_columns, over_rows, by_row, by_column if paired else None)
+        if not paired:
+            by_column = over_rows.new_zeros(joined.total)
+        slope_of = slopes(over_columns, over_rows, by_row, by_column)
         sweep = Sweep(rows, scale, None, pairing, joined)
         gradients = Gradients(sweep)
         for tile in sweep.back(gradients):
@@ -114,35 +113,26 @@ class SoftmaxKernel(torch.autograd.Function):
 class _Slopes:
     """g_i exp(l_ij - row_i) + h_j exp(l_ij - column_j), for logits of any size."""
 
-    def __init__(
-        self, over_columns: Tensor, over_rows: Tensor, by_row: Tensor, by_column: Tensor | None
-    ):
+    def __init__(self, over_columns: Tensor, over_rows: Tensor, by_row: Tensor, by_column: Tensor):
         self.over_columns, self.over_rows = over_columns, over_rows
         self.by_row, self.by_column = by_row, by_column
 
     def __call__(self, tile: Tile, kept: None) -> Tensor:
-        logits, rows, columns = tile.logits, tile.rows, tile.columns
-        slope = torch.sub(logits, self.over_columns[rows, None], out=tile.memory(2))
-        slope.exp_().mul_(self.by_row[rows, None])
-        if self.by_column is None:
-            return slope
-        logits.sub_(self.over_rows[columns]).exp_().mul_(self.by_column[columns])
-        return slope.add_(logits)
+        shifts = self.over_columns[tile.rows], self.over_rows[tile.columns]
+        factors = self.by_row[tile.rows], self.by_column[tile.columns]
+        form = inner.of(tile.logits.device)
+        return form.slopes(tile.logits, *shifts, *factors, out=tile.memory(2))
 
 
 class _SafeSlopes:
     """The same with one exponential: exp(l_ij) (g_i exp(-row_i) + h_j exp(-column_j))."""
 
-    def __init__(
-        self, over_columns: Tensor, over_rows: Tensor, by_row: Tensor, by_column: Tensor | None
-    ):
+    def __init__(self, over_columns: Tensor, over_rows: Tensor, by_row: Tensor, by_column: Tensor):
         self.by_row = by_row * (-over_columns).exp()
-        self.by_column = None if by_column is None else by_column * (-over_rows).exp()
+        self.by_column = by_column * (-over_rows).exp()
 
     def __call__(self, tile: Tile, kept: Tensor | None) -> Tensor:
         powers = tile.logits.exp_() if kept is None else kept
-        if self.by_column is None:
-            return torch.mul(powers, self.by_row[tile.rows, None], out=tile.memory(2))
         slope = tile.memory(2)
         torch.add(self.by_row[tile.rows, None], self.by_column[tile.columns], out=slope)
         return slope.mul_(powers)

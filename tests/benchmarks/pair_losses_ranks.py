@@ -76,7 +76,9 @@ def main() -> None:
         assert max(values) - min(values) < 1e-4 * max(values), values
         middle = {who: statistics.median(seconds) for who, seconds in times.items()}
         ratios = {
-            who: statistics.median(a / b for a, b in zip(times["open_clip"], times[who], strict=True))
+            who: statistics.median(
+                a / b for a, b in zip(times["open_clip"], times[who], strict=True)
+            )
             for who in WHO
         }
         print(

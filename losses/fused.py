@@ -1,0 +1,113 @@
+"""The functions of a tile (`inner`) in Triton: each reads the logits once.
+
+In: logits [r, c] on a CUDA device (or on the CPU with TRITON_INTERPRET=1, as tests do). Out: as
+`inner.Inner` says.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Of a program: rows and columns. Powers of two; small enough for registers.
+ROWS, COLUMNS = 32, 128
+
+
+@triton.jit
+def _sums(
+    logits,
+    row_most,
+    row_sum,
+    column_most,
+    column_sum,
+    num_rows,
+    num_columns,
+    stride,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Maximum and sum of exponentials below it, of the rows and columns of one part of a tile."""
+    row_part, column_part = tl.program_id(0), tl.program_id(1)
+    rows = row_part * ROWS + tl.arange(0, ROWS)
+    columns = column_part * COLUMNS + tl.arange(0, COLUMNS)
+    there = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+    place = rows[:, None].to(tl.int64) * stride + columns[None, :]
+    x = tl.load(logits + place, mask=there, other=float("-inf"))
+    most = tl.max(x, axis=1)
+    shift = tl.where(most == float("-inf"), 0.0, most)
+    total = tl.sum(tl.exp(x - shift[:, None]), axis=1)
+    tl.store(row_most + column_part * num_rows + rows, most, mask=rows < num_rows)
+    tl.store(row_sum + column_part * num_rows + rows, total, mask=rows < num_rows)
+    most = tl.max(x, axis=0)
+    shift = tl.where(most == float("-inf"), 0.0, most)
+    total = tl.sum(tl.exp(x - shift[None, :]), axis=0)
+    tl.store(column_most + row_part * num_columns + columns, most, mask=columns < num_columns)
+    tl.store(column_sum + row_part * num_columns + columns, total, mask=columns < num_columns)
+
+
+@triton.jit
+def _slopes(
+    logits,
+    over_columns,
+    over_rows,
+    by_row,
+    by_column,
+    out,
+    num_rows,
+    num_columns,
+    stride,
+    out_stride,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The slopes of one part of a tile."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    in_rows, in_columns = rows < num_rows, columns < num_columns
+    there = in_rows[:, None] & in_columns[None, :]
+    place = rows[:, None].to(tl.int64) * stride + columns[None, :]
+    x = tl.load(logits + place, mask=there, other=float("-inf"))
+    row = tl.load(over_columns + rows, mask=in_rows, other=0.0)
+    column = tl.load(over_rows + columns, mask=in_columns, other=0.0)
+    g = tl.load(by_row + rows, mask=in_rows, other=0.0)
+    h = tl.load(by_column + columns, mask=in_columns, other=0.0)
+    slope = g[:, None] * tl.exp(x - row[:, None]) + h[None, :] * tl.exp(x - column[None, :])
+    place = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
+    tl.store(out + place, slope, mask=there)
+
+
+class Fused:
+    """See `inner.Inner`."""
+
+    def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        num_rows, num_columns = logits.shape
+        grid = (triton.cdiv(num_rows, ROWS), triton.cdiv(num_columns, COLUMNS))
+        by_row = logits.new_empty(2, grid[1], num_rows)
+        by_column = logits.new_empty(2, grid[0], num_columns)
+        _sums[grid](
+            *(logits, *by_row, *by_column, num_rows, num_columns, logits.stride(0)),
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+        )
+        return tuple((most + total.log()).logsumexp(0) for most, total in (by_row, by_column))  # type: ignore[return-value]
+
+    def slopes(
+        self,
+        logits: Tensor,
+        over_columns: Tensor,
+        over_rows: Tensor,
+        by_row: Tensor,
+        by_column: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        num_rows, num_columns = logits.shape
+        grid = (triton.cdiv(num_rows, ROWS), triton.cdiv(num_columns, COLUMNS))
+        vectors = [t.contiguous() for t in (over_columns, over_rows, by_row, by_column)]
+        _slopes[grid](
+            *(logits, *vectors, out, num_rows, num_columns, logits.stride(0), out.stride(0)),
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+        )
+        return out
+
+
+FUSED = Fused()
