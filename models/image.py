@@ -126,15 +126,21 @@ class TimmTower(ImageTower):
         usual = image.shape[-2:] == (self.image_size, self.image_size)
         if keep is None and (usual or self._vit() is None):
             return self.trunk(self.stem(image))
-        return self._encode(image, self.grid(image), keep)
+        tokens, trunk = self.tokens(image, keep)
+        return trunk.forward_head(trunk.norm(trunk.blocks(tokens)))
 
-    def _encode(
-        self, image: Tensor, grid: tuple[int, int], keep: Tensor | None
-    ) -> Float[Tensor, "n width"]:
-        """timm's forward, except that patches are chosen before they are normalised."""
-        trunk = self._vit()
+    def tokens(
+        self, image: UInt8[Tensor, "n 3 h w"], keep: Int64[Tensor, "n k"] | None = None
+    ) -> tuple[Float[Tensor, "n t d"], VisionTransformer]:
+        """Returns what enters the first block, and the ViT.
+
+        What timm computes, except that patches are chosen before they are normalised.
+
+        Raises:
+            ValueError: see `grid`.
+        """
+        grid, trunk, num_images = self.grid(image), self._vit(), len(image)
         assert trunk is not None
-        num_images = len(image)
         patches = image.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [n, patches, 3, p, p]
         if keep is not None:
@@ -151,11 +157,10 @@ class TimmTower(ImageTower):
             places = resampled(positions[num_positions:], embed.grid_size, grid)
             x = x + (places if keep is None else F.embedding(keep, places))
         x = torch.cat([*(p.expand(num_images, -1, -1) for p in prefix), x], dim=1)
-        x = trunk.blocks(trunk.norm_pre(trunk.patch_drop(trunk.pos_drop(x))))
-        return trunk.forward_head(trunk.norm(x))
+        return trunk.norm_pre(trunk.patch_drop(trunk.pos_drop(x))), trunk
 
     def _vit(self) -> VisionTransformer | None:
-        """The trunk, if its forward is the one that `_encode` repeats."""
+        """The trunk, if its forward is the one that is repeated here."""
         plain = type(self.trunk) is VisionTransformer
         return self.trunk if plain and type(self.trunk.patch_embed) is PatchEmbed else None
 

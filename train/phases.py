@@ -127,7 +127,8 @@ def check_reducers(phases: Phases, model: TwoTower) -> None:
         try:
             image = reducer.pixels(torch.zeros(1, 3, side, side, dtype=torch.uint8))
             grid = model.image.grid(image)  # type: ignore[operator] - an ImageTower
-            reducer.keep(grid, torch.zeros(1, dtype=torch.int64), "image", phases.reduction(0, 0))
+            reduction = Reduction(0, 0, reducer, scores={"image": torch.zeros(1, *grid)})
+            reducer.keep(grid, torch.zeros(1, dtype=torch.int64), "image", reduction)
         except ValueError as error:
             raise ValueError(f"phases.{name}.image_reducer: {error}") from None
 

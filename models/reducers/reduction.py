@@ -5,9 +5,10 @@ captions. A reducer belongs to a phase; evaluation has none. What is kept depend
 sample key, view) alone.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from .draw import draws, stream
@@ -79,12 +80,14 @@ class Reduction:
         step: Global step.
         image: None: pictures stay whole.
         text: None: captions stay whole.
+        scores: How much each patch matters, [n, rows, columns] by view, for reducers that ask.
     """
 
     seed: int
     step: int
     image: ImageReducer | None = None
     text: TextReducer | None = None
+    scores: Mapping[str, Float[Tensor, "n rows columns"]] = field(default_factory=dict)
 
     def draws(self, keys: Int64[Tensor, " n"], view: str, count: int) -> Int64[Tensor, "n count"]:
         """Draws `count` numbers a sample, uniform in 0 .. 2^63 - 1, for this step and view."""

@@ -146,7 +146,7 @@ def test_resizing_is_pillows_antialiased_bicubic():
         Resize(32).pixels(image)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_a_gpu_keeps_the_same_and_resizes_nearly_the_same():
     for reducer in (RandomPatches(0.6), GridPatches(), BlockPatches(0.5)):
         assert torch.equal(kept(reducer, keys=KEYS.cuda()).cpu(), kept(reducer))
