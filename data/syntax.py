@@ -54,7 +54,7 @@ class Syntax(WordReducer):
 
 
 @functools.cache
-def tagger() -> Callable[[Sequence[str]], list[tuple[str, str]]]:
+def tagger() -> Callable[[Sequence[str]], Sequence[Sequence[str]]]:
     """Returns TextBlob's tagger of lists of words; its lexicon comes with the package.
 
     Raises:

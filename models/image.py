@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float, Int64, UInt8
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -148,7 +148,7 @@ class TimmTower(ImageTower):
         embed = trunk.patch_embed
         pixels = self.stem(patches.flatten(0, 1)).flatten(1).unflatten(0, (num_images, -1))
         x = embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
-        prefix = [p for p in (trunk.cls_token, trunk.reg_token) if p is not None]
+        prefix: list[Tensor] = [p for p in (trunk.cls_token, trunk.reg_token) if p is not None]
         if trunk.pos_embed is not None:
             num_positions = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
             positions = trunk.pos_embed[0]
@@ -161,8 +161,9 @@ class TimmTower(ImageTower):
 
     def _vit(self) -> VisionTransformer | None:
         """The trunk, if its forward is the one that is repeated here."""
-        plain = type(self.trunk) is VisionTransformer
-        return self.trunk if plain and type(self.trunk.patch_embed) is PatchEmbed else None
+        if type(self.trunk) is VisionTransformer and type(self.trunk.patch_embed) is PatchEmbed:
+            return self.trunk
+        return None
 
 
 def resampled(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import Float, Int64, UInt8
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn import functional as F
@@ -104,7 +105,7 @@ def class_attention(
         ValueError: The tower is no plain ViT with a class token, or has unusual blocks.
     """
     x, trunk = tower.tokens(image)
-    if not trunk.has_class_token or any(type(block) is not Block for block in trunk.blocks):
+    if not trunk.has_class_token or not all(map(usual, trunk.blocks)):
         raise ValueError(
             "attentive masking reads the attention of the class token in timm's usual blocks, and "
             "the image tower has none; set class_token: true in its model_args, or use "
@@ -112,13 +113,19 @@ def class_attention(
         )
     total = x.new_zeros(())
     for block in trunk.blocks:
+        assert isinstance(block, Block) and isinstance(block.attn, Attention)
         total = total + class_row(block.attn, block.norm1(x))
         x = block(x)
     patches = (total / len(trunk.blocks))[:, trunk.num_prefix_tokens :]
     return patches.unflatten(1, tower.grid(image)).float()
 
 
-def class_row(attention: torch.nn.Module, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t"]:
+def usual(block: torch.nn.Module) -> bool:
+    """Tells whether a block is timm's own with its own attention, on its first norm."""
+    return type(block) is Block and type(block.attn) is Attention
+
+
+def class_row(attention: Attention, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t"]:
     """The first token's row of timm's attention map, averaged over heads."""
     layer = attention.qkv
     weights = layer.weight.unflatten(0, (3, -1))
