@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from .prefetch import Prefetcher
 from .sample import SampleLoader
 from .schedule import Schedule
+from .syntax import WordReducer
 from .workers import Refusal, refusal
 
 Batch = dict[str, Tensor]
@@ -49,6 +50,7 @@ class StepDataset(Dataset):
         world_size: Number of processes.
         part_rows: Samples of a part at most; by default as many as fit into 64 MiB.
         prefetcher: Fetches the shards of coming steps.
+        word_reducers: What shortens captions before they become tokens, by phase; None: nothing.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class StepDataset(Dataset):
         world_size: int = 1,
         part_rows: int | None = None,
         prefetcher: Prefetcher | None = None,
+        word_reducers: Sequence[WordReducer | None] = (),
     ):
         self.plan = plan
         self.schedule = schedule
@@ -72,6 +75,7 @@ class StepDataset(Dataset):
         self.world_size = world_size
         self.part_rows = part_rows or max(1, PART_BYTES // loader.recipe.bytes_per_sample)
         self.prefetcher = prefetcher
+        self.word_reducers = word_reducers
 
     def __len__(self) -> int:
         return self.schedule.total_steps
@@ -122,7 +126,11 @@ class StepDataset(Dataset):
         epochs, shards, ordinals = self.plan.locate(positions)
         places = list(zip(epochs.tolist(), shards.tolist(), ordinals.tolist(), strict=True))
         batch, texts = self.loader.load(places)
+        phase = self.schedule.phase(step)
+        shortened = self.word_reducers[phase] if self.word_reducers else None
         for entry, captions in texts.items():
+            if shortened is not None:
+                captions = [shortened(caption) for caption in captions]
             batch[entry], batch[f"{entry}_length"] = self.tokenize(captions, self.context_length)
             if entry != "text":
                 batch[f"{entry}.present"] = torch.tensor([bool(text) for text in captions])

@@ -4,6 +4,7 @@ In: a manifest and the choices of the `data` slot; from `fit`, through `connect`
 seed and the model's sizes. Out: the training loader, and one integer to resume from.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .schedule import Schedule
 from .selection import Selection, WeightPolicy
 from .sidecar import Sidecar
 from .sources import Source, check_names, explicit_shares
+from .syntax import WordReducer
 from .tokenize import ClipTokenizer, Tokenizer
 from .transforms import EvalTransform, TrainTransform, Transform
 from .workers import start_worker
@@ -67,7 +69,7 @@ class PairsDataModule(LightningDataModule):
 
     Attributes:
         first_step: The step the training loader starts at.
-        seed, image_size, context_length, schedule: Set by `connect`.
+        seed, image_size, context_length, schedule, word_reducers: Set by `connect`.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class PairsDataModule(LightningDataModule):
         self.seed = 0
         self.image_size = 0
         self.context_length = 0
+        self.word_reducers: Sequence[WordReducer | None] = ()
         self._manifest: Manifest | None = None
         self._selection: Selection | None = None
         self._ledger: ErrorLedger | None = None
@@ -156,7 +159,14 @@ class PairsDataModule(LightningDataModule):
             self._ledger = ErrorLedger(manifest.sources, self.max_error_rate, urls=manifest.urls)
         return self._ledger
 
-    def connect(self, schedule: Schedule, seed: int, image_size: int, context_length: int) -> None:
+    def connect(
+        self,
+        schedule: Schedule,
+        seed: int,
+        image_size: int,
+        context_length: int,
+        word_reducers: Sequence[WordReducer | None] = (),
+    ) -> None:
         """Takes what the other slots decide.
 
         Args:
@@ -164,11 +174,13 @@ class PairsDataModule(LightningDataModule):
             seed: Of the order and the augmentations.
             image_size: Side in pixels.
             context_length: Tokens a caption.
+            word_reducers: Of each phase; by default none.
         """
         self.schedule = schedule
         self.seed = seed
         self.image_size = image_size
         self.context_length = context_length
+        self.word_reducers = word_reducers
 
     def check(self, num_nodes: int = 1) -> None:
         """Looks at everything that training will read, before it starts.
@@ -272,6 +284,7 @@ class PairsDataModule(LightningDataModule):
             self.context_length,
             rank,
             world_size,
+            word_reducers=self.word_reducers,
         )
         if self.cache is not None:
             dataset.prefetcher = Prefetcher(

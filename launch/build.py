@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..data.schedule import Schedule
 from ..train.module import ContrastiveModule
-from ..train.phases import Phases
+from ..train.phases import Phases, check_reducers
 from .config import shortened
 
 
@@ -23,11 +23,13 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
     torch.manual_seed(config.seed)
     parts = instantiate(parser, config)
     phases = Phases(parts.phases)
+    check_reducers(phases, parts.model)
     parts.data.connect(
         schedule=Schedule(phases.lengths),
         seed=config.seed,
         image_size=parts.model.image_size,
         context_length=parts.model.context_length,
+        word_reducers=[phase.word_reducer for phase in phases.named.values()],
     )
     module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
     return module, parts

@@ -1,6 +1,7 @@
 """Image towers: uint8 pixels in, one pooled vector an image out.
 
-Pixels travel to the device as uint8; the stem here turns them into normalised floats.
+Pixels travel to the device as uint8; the stem here turns them into normalised floats. Where a token
+reducer keeps some patches only, the others are dropped as pixels, before anything is computed.
 """
 
 from collections.abc import Sequence
@@ -8,8 +9,11 @@ from typing import Any
 
 import timm
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,7 +39,9 @@ class PixelStem(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """What an image tower must offer: `forward(uint8 [n, 3, h, w]) -> [n, width]`.
+    """What an image tower must offer: `forward(uint8 [n, 3, h, w], keep=None) -> [n, width]`.
+
+    `keep` [n, k] are rising indices of the patches that it sees, of those that `grid` counts.
 
     Attributes:
         width: length of the pooled vector.
@@ -44,6 +50,14 @@ class ImageTower(nn.Module):
 
     width: int
     image_size: int
+
+    def grid(self, image: UInt8[Tensor, "n 3 h w"]) -> tuple[int, int]:
+        """Rows and columns of the patches of these pictures, for token reducers.
+
+        Raises:
+            ValueError: the tower has no patches that could be left out.
+        """
+        raise ValueError(f"{type(self).__name__} takes no image_reducer; remove it from the phases")
 
 
 class TimmTower(ImageTower):
@@ -77,6 +91,92 @@ class TimmTower(ImageTower):
         self.image_size = image_size
         self.width: int = self.trunk.num_features  # type: ignore[assignment]
 
-    def forward(self, image: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n width"]:
-        """Returns the pooled vector of each image, before projection and normalisation."""
-        return self.trunk(self.stem(image))
+    def grid(self, image: UInt8[Tensor, "n 3 h w"]) -> tuple[int, int]:
+        """Rows and columns of the patches of these pictures.
+
+        Raises:
+            ValueError: timm's model is no plain ViT, or the pictures do not divide into patches.
+        """
+        trunk = self._vit()
+        if trunk is None:
+            raise ValueError(
+                f"the image tower is a {type(self.trunk).__name__}, and image_reducer needs a "
+                "plain timm VisionTransformer; remove it from the phases, or use a vit_* model"
+            )
+        (height, width), (rows, columns) = image.shape[-2:], trunk.patch_embed.patch_size
+        if height % rows or width % columns:
+            raise ValueError(
+                f"pictures of {height} x {width} pixels do not divide into the image tower's "
+                f"patches of {rows} x {columns}; use a size of {height // rows * rows}"
+            )
+        return height // rows, width // columns
+
+    def forward(
+        self, image: UInt8[Tensor, "n 3 h w"], keep: Int64[Tensor, "n k"] | None = None
+    ) -> Float[Tensor, "n width"]:
+        """Returns the pooled vector of each image, before projection and normalisation.
+
+        A ViT takes pictures of any size that divides into its patches: its positions are resampled
+        and none of its parameters changes shape.
+
+        Args:
+            image: pixels.
+            keep: rising indices of the patches to encode; None: all. Li et al. (FLIP, 2023).
+        """
+        usual = image.shape[-2:] == (self.image_size, self.image_size)
+        if keep is None and (usual or self._vit() is None):
+            return self.trunk(self.stem(image))
+        tokens, trunk = self.tokens(image, keep)
+        return trunk.forward_head(trunk.norm(trunk.blocks(tokens)))
+
+    def tokens(
+        self, image: UInt8[Tensor, "n 3 h w"], keep: Int64[Tensor, "n k"] | None = None
+    ) -> tuple[Float[Tensor, "n t d"], VisionTransformer]:
+        """Returns what enters the first block, and the ViT.
+
+        What timm computes, except that patches are chosen before they are normalised.
+
+        Raises:
+            ValueError: see `grid`.
+        """
+        grid, trunk, num_images = self.grid(image), self._vit(), len(image)
+        assert trunk is not None
+        patches = image.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [n, patches, 3, p, p]
+        if keep is not None:
+            patches = patches[torch.arange(num_images, device=image.device)[:, None], keep]
+        embed = trunk.patch_embed
+        pixels = self.stem(patches.flatten(0, 1)).flatten(1).unflatten(0, (num_images, -1))
+        x = embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
+        prefix: list[Tensor] = [p for p in (trunk.cls_token, trunk.reg_token) if p is not None]
+        if trunk.pos_embed is not None:
+            num_positions = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+            positions = trunk.pos_embed[0]
+            if num_positions:
+                prefix = [torch.cat(prefix, dim=1) + positions[:num_positions]]
+            places = resampled(positions[num_positions:], embed.grid_size, grid)
+            x = x + (places if keep is None else F.embedding(keep, places))
+        x = torch.cat([*(p.expand(num_images, -1, -1) for p in prefix), x], dim=1)
+        return trunk.norm_pre(trunk.patch_drop(trunk.pos_drop(x))), trunk
+
+    def _vit(self) -> VisionTransformer | None:
+        """The trunk, if its forward is the one that is repeated here."""
+        if type(self.trunk) is VisionTransformer and type(self.trunk.patch_embed) is PatchEmbed:
+            return self.trunk
+        return None
+
+
+def resampled(
+    positions: Float[Tensor, "old d"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "new d"]:
+    """Position embeddings of one grid at the places of another (bicubic, antialiased).
+
+    What timm's `resample_abs_pos_embed` computes, as a product with the matrix of the resampling:
+    its backward is deterministic on GPUs, where that of `interpolate` is not.
+    """
+    if old == new:
+        return positions
+    units = torch.eye(len(positions), device=positions.device).view(-1, 1, *old)
+    matrix = F.interpolate(units, new, mode="bicubic", antialias=True).flatten(1).T
+    with torch.autocast(positions.device.type, enabled=False):
+        return matrix.to(positions.dtype) @ positions

@@ -1,13 +1,20 @@
 """Phases: what changes during a run, and the only source of its length.
 
-In: the named, ordered phases of a run file. Out: for every step its phase, its global batch size
-and its learning rate. Everything is a function of the step, so that nothing needs to be saved.
+In: the named, ordered phases of a run file. Out: for every step its phase, its global batch size,
+its learning rate and what shortens the towers' sequences (resolution and text length included).
+Everything is a function of the step, so that nothing needs to be saved.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+
+from ..data.syntax import WordReducer
+from ..models.reducers.reduction import ImageReducer, Reduction, TextReducer
+from ..models.two_tower import TwoTower
 
 
 @dataclass
@@ -21,6 +28,9 @@ class Phase:
         warmup_samples: pairs over which the rate rises linearly from 0 to the peak.
         schedule: the curve after the warm-up.
         final_fraction: the cosine's last rate as a fraction of the peak.
+        image_reducer: leaves out patches or makes pictures smaller; None: neither.
+        text_reducer: leaves out tokens; None: none.
+        word_reducer: leaves out words, before they become tokens; None: none.
     """
 
     samples: int
@@ -29,6 +39,9 @@ class Phase:
     warmup_samples: int = 0
     schedule: Literal["cosine", "constant"] = "cosine"
     final_fraction: float = 0.0
+    image_reducer: ImageReducer | None = None
+    text_reducer: TextReducer | None = None
+    word_reducer: WordReducer | None = None
 
     @property
     def num_steps(self) -> int:
@@ -86,6 +99,11 @@ class Phases:
         _, phase, local = self.at(step)
         return phase.rate(local)
 
+    def reduction(self, step: int, seed: int) -> Reduction:
+        """The token reducers of global step `step`, with the seed of their choices."""
+        _, phase, _ = self.at(step)
+        return Reduction(seed, step, phase.image_reducer, phase.text_reducer)
+
     def samples_before(self, step: int) -> int:
         """Pairs consumed by the steps before `step`."""
         total = 0
@@ -94,6 +112,25 @@ class Phases:
             total += taken * batch_size
             step -= taken
         return total
+
+
+def check_reducers(phases: Phases, model: TwoTower) -> None:
+    """Tries every phase's image reducer on one picture, before the run starts.
+
+    Raises:
+        ValueError: the reducer and the image tower do not fit each other.
+    """
+    side = model.image_size
+    for name, phase in phases.named.items():
+        if (reducer := phase.image_reducer) is None:
+            continue
+        try:
+            image = reducer.pixels(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+            grid = model.image.grid(image)  # type: ignore[operator] - an ImageTower
+            reduction = Reduction(0, 0, reducer, scores={"image": torch.zeros(1, *grid)})
+            reducer.keep(grid, torch.zeros(1, dtype=torch.int64), "image", reduction)
+        except ValueError as error:
+            raise ValueError(f"phases.{name}.image_reducer: {error}") from None
 
 
 def _check(name: str, phase: Phase) -> None:

@@ -13,6 +13,7 @@ from counterpoint.data.errors import CAUSES
 from counterpoint.data.index import index_shards
 from counterpoint.data.plan import Plan
 from counterpoint.data.schedule import Schedule
+from counterpoint.data.syntax import WordReducer
 from counterpoint.data.transforms import TrainTransform
 from counterpoint.data.workers import start_worker
 
@@ -27,12 +28,10 @@ def tokenize(texts: list[str], context_length: int):
 FULL = TrainTransform(flip=0.5, rotate=10, brightness=0.2, contrast=0.2, saturation=0.2, erase=0.2)
 
 
-def make(manifest, phases, rank=0, world_size=1, seed=3, transform=FULL, part_rows=None):
+def make(manifest, phases, rank=0, world_size=1, seed=3, transform=FULL, **more):
     plan = Plan(manifest.counts, seed, lanes=4, block=8)
     samples = loader(manifest, transform, seed=seed)
-    return StepDataset(
-        plan, Schedule(phases), samples, tokenize, 16, rank, world_size, part_rows=part_rows
-    )
+    return StepDataset(plan, Schedule(phases), samples, tokenize, 16, rank, world_size, **more)
 
 
 def texts(batch):
@@ -73,6 +72,21 @@ def test_an_epoch_reads_every_pair_once_with_its_own_caption(manifest):
     assert found == sorted(f"picture {number}" for number in range(21))
     keys = [key for batch in batches for key in batch["key"].tolist()]
     assert len(set(keys)) == 21
+
+
+def test_words_are_left_out_in_their_phase_only(manifest):
+    class FirstWord(WordReducer):
+        def __call__(self, text):
+            return text.split()[0]
+
+    dataset = make(manifest, [(2, 3), (2, 4)], word_reducers=[FirstWord(), None])
+    plain = make(manifest, [(2, 3), (2, 4)])
+    for step in range(4):
+        batch, whole = dataset[step], plain[step]
+        if step < 2:
+            assert texts(batch) == ["picture"] * 3
+            batch["text"], batch["text_length"] = whole["text"], whole["text_length"]
+        assert same(batch, whole)
 
 
 def test_pictures_differ_between_epochs_and_seeds_only(manifest):

@@ -54,7 +54,8 @@ def declared() -> tuple[set[str], set[str]]:
         return {canonicalize_name(Requirement(line).name) for line in kept}
 
     extras = config["options.extras_require"]
-    return names(config["options"]["install_requires"]), names(extras["demo"] + extras["curate"])
+    optional = "".join(extras[name] for name in ("demo", "syntax", "curate"))
+    return names(config["options"]["install_requires"]), names(optional)
 
 
 def files(part: str) -> list[Path]:

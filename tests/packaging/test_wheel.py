@@ -77,7 +77,7 @@ def test_metadata(wheel):
     name = next(n for n in archive.namelist() if n.endswith("/METADATA"))
     meta = email.message_from_bytes(archive.read(name))
     assert (meta["Name"], meta["License-Expression"]) == ("counterpoint", "Apache-2.0")
-    assert set(meta.get_all("Provides-Extra", [])) == {"demo", "curate", "dev"}
+    assert set(meta.get_all("Provides-Extra", [])) == {"demo", "syntax", "curate", "dev"}
     assert set(meta["Requires-Python"].split(",")) == {">=3.10", "<3.13"}
     assert meta.get_payload() == (ROOT / "README.md").read_text()
     required = meta.get_all("Requires-Dist", [])

@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from counterpoint.train.phases import Phase, Phases
+from counterpoint.models.image import TimmTower
+from counterpoint.models.reducers.image import RandomPatches, Resize
+from counterpoint.models.reducers.reduction import Reduction
+from counterpoint.models.reducers.text import Truncate
+from counterpoint.models.text import ClipTextTower
+from counterpoint.models.two_tower import TwoTower
+from counterpoint.train.phases import Phase, Phases, check_reducers
 
 
 def test_lengths_round_up_to_whole_steps():
@@ -50,3 +56,38 @@ def test_values_out_of_range_are_named(phase, message):
 def test_no_phase_is_refused():
     with pytest.raises(ValueError, match="phases is empty"):
         Phases({})
+
+
+def test_reducers_are_functions_of_the_step():
+    patches, tokens = RandomPatches(0.5), Truncate(8)
+    phases = Phases(
+        {
+            "masked": Phase(32, 8, 1.0, image_reducer=patches, text_reducer=tokens),
+            "tune": Phase(16, 8, 1.0),
+        }
+    )
+    assert phases.reduction(3, seed=7) == Reduction(7, 3, patches, tokens)
+    assert phases.reduction(4, seed=7) == Reduction(7, 4, None, None)
+
+
+def model(trunk, **arguments):
+    image = TimmTower(trunk, image_size=32, model_args=arguments)
+    text = ClipTextTower(width=16, depth=1, num_heads=2, context_length=12, vocab_size=50)
+    return TwoTower(image, text, embed_dim=8)
+
+
+def test_reducers_that_do_not_fit_the_model_are_refused_before_the_run():
+    small = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit = model("vit_tiny_patch16_224", **small)
+    before = [(name, p.shape) for name, p in vit.named_parameters()]
+    for reducer in (RandomPatches(0.9), Resize(16), Resize(8, then=RandomPatches(0.5))):
+        check_reducers(Phases({"a": Phase(8, 8, 1.0, image_reducer=reducer)}), vit)
+    assert [(name, p.shape) for name, p in vit.named_parameters()] == before
+    for net, reducer, message in (
+        (vit, Resize(20), r"phases.b.image_reducer: pictures of 20 x 20 .* use a size of 16"),
+        (vit, Resize(48), r"phases.b.image_reducer: Resize has size=48 .* 32 x 32"),
+        (model("resnet18"), RandomPatches(), "phases.b.image_reducer: the image tower is a ResNet"),
+    ):
+        phases = Phases({"a": Phase(8, 8, 1.0), "b": Phase(8, 8, 1.0, image_reducer=reducer)})
+        with pytest.raises(ValueError, match=message):
+            check_reducers(phases, net)
