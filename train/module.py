@@ -11,12 +11,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from ..losses.objective import Objective
 from ..models.two_tower import TwoTower
 from .optim import AdamW
 from .phases import Phases
+from .shares import Shares, shares_of
+from .strategies import shard
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -25,6 +26,7 @@ class ContrastiveModule(pl.LightningModule):
     Attributes:
         report: detached values of the last step, this rank's share (mean over ranks = global).
         grad_norm: global norm of the last step's gradient, before clipping.
+        shares: reaches gradients and parameters in the strategy at hand.
         resolved_config: the run's configuration; it goes into every checkpoint.
         fingerprint: of the data; resume compares it.
         step_ended: when the last step and its callbacks were done (monotonic seconds).
@@ -44,6 +46,7 @@ class ContrastiveModule(pl.LightningModule):
         self.seed = seed
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
+        self.shares = Shares()
         self.resolved_config: dict[str, Any] = {}
         self.fingerprint = ""
         self.step_ended = 0.0
@@ -52,11 +55,18 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
-        features = self.model(batch, self.objective.needs)
+        features = self.model(batch, self.objective.needs, self._reduction())
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
+        self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
         self.source_loss = self._loss_by_source(features, batch)
         return loss
+
+    def configure_model(self) -> None:
+        """Shards model and objective where the strategy leaves that to us (FSDP2)."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+            shard(self.objective, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""
@@ -68,6 +78,7 @@ class ContrastiveModule(pl.LightningModule):
         fresh = self.configure_optimizers()
         for group, wanted in zip(self._optimizer().param_groups, fresh.param_groups, strict=True):
             group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
+        self.shares = shares_of(self.trainer)
         self.step_ended = time.monotonic()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -83,20 +94,27 @@ class ContrastiveModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measures the gradient's global norm, then clips as the trainer is told to."""
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        self.grad_norm = get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
-        # Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where
-        # no gradient is scaled.
+        """Measures the gradient's global norm, then clips as the trainer is told to.
+
+        Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where no
+        gradient is scaled, and does nothing under ZeRO.
+        """
+        pieces = list(self.shares.gradients(self).values())
+        self.grad_norm = self.shares.norm(pieces, self.device)
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            clip_grad_value_(parameters, gradient_clip_val)
+            torch._foreach_clamp_min_(pieces, -gradient_clip_val)
+            torch._foreach_clamp_max_(pieces, gradient_clip_val)
         elif gradient_clip_val:
-            clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
+            factor = (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(pieces, factor)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then clamps at once: a checkpoint written after the step holds clamped scales."""
         super().optimizer_step(*args, **kwargs)
-        self.model.clamp_logit_scale()
+        for module in (self.model, *self.objective.modules()):
+            if hasattr(module, "bounds"):
+                for bounded in module.bounds():  # type: ignore[operator]
+                    self.shares.clamp(*bounded)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Runs after all callbacks: what follows is waiting for data."""
@@ -109,6 +127,17 @@ class ContrastiveModule(pl.LightningModule):
             "fingerprint": self.fingerprint,
             "samples": self.phases.samples_before(self.global_step),
         }
+
+    def _reduction(self) -> Any | None:
+        """What this step leaves out of pictures and captions."""
+        _, phase, _ = self.phases.at(self.global_step)
+        image = getattr(phase, "image_reducer", None)
+        text = getattr(phase, "text_reducer", None)
+        if image is None and text is None:
+            return None
+        from ..models.reducers.reduction import Reduction
+
+        return Reduction(self.seed, self.global_step, image, text)
 
     def _loss_by_source(
         self, features: dict[str, Tensor], batch: dict[str, Tensor]
