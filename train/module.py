@@ -52,6 +52,7 @@ class ContrastiveModule(pl.LightningModule):
         self.step_ended = 0.0
         self.sources: list[str] = []
         self.source_loss: Tensor | None = None
+        self._settings: list[dict[str, Any]] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
@@ -71,13 +72,17 @@ class ContrastiveModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return self.optim.build(self.model, self.objective, fused=scaler is None)
+        optimizer = self.optim.build(self.model, self.objective, fused=scaler is None)
+        self._settings = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]
+        return optimizer
 
     def on_train_start(self) -> None:
         """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
-        fresh = self.configure_optimizers()
-        for group, wanted in zip(self._optimizer().param_groups, fresh.param_groups, strict=True):
-            group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
+        for group, wanted in zip(self._groups(), self._settings, strict=True):
+            group.update(wanted)
         self.shares = shares_of(self.trainer)
         self.step_ended = time.monotonic()
 
@@ -85,7 +90,7 @@ class ContrastiveModule(pl.LightningModule):
         """Seeds dropout and sets the learning rate: both depend on the step alone."""
         step = self.global_step
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
-        for group in self._optimizer().param_groups:
+        for group in self._groups():
             group["lr"] = self.phases.learning_rate(step) * group["rate"]
 
     def configure_gradient_clipping(
@@ -155,10 +160,9 @@ class ContrastiveModule(pl.LightningModule):
             0, batch["source"], torch.stack([losses, losses.new_ones(len(losses))], 1)
         )
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups (DeepSpeed's wrapper shows those of what it wraps)."""
+        return self.trainer.optimizers[0].param_groups
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -123,9 +123,9 @@ class Zero3Shares(ZeroShares):
 
     def value(self, parameter: nn.Parameter) -> Tensor:
         """See `Shares`."""
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
     def _owned(self) -> list[list[nn.Parameter]]:

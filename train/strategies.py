@@ -74,8 +74,9 @@ class Zero(DeepSpeedStrategy):
     def __init__(self, stage: int):
         super().__init__(stage=stage)
         assert self.config is not None
-        # Else the value of trainer.gradient_clip_val is put here, and gradients clipped twice.
-        self.config["gradient_clipping"] = 0.0
+        # Else the value of trainer.gradient_clip_val is put here, and gradients clipped twice. The
+        # batch size is for DeepSpeed's own log; Lightning would look for it in the loader.
+        self.config |= {"gradient_clipping": 0.0, "train_micro_batch_size_per_gpu": 1}
 
     @property
     def root_device(self) -> torch.device:
