@@ -8,7 +8,7 @@ them stand `tokens/computed` and `tokens/real`: positions a caption, with and wi
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from . import chunks as parts
 from .image import ImageTower
+from .reducers.reduction import Reduction
 from .text import TextTower
 
 MAX_LOGIT_SCALE = 100.0
@@ -85,7 +86,7 @@ class TwoTower(nn.Module):
         self,
         batch: Mapping[str, Tensor],
         needs: Iterable[str] = ("image", "text"),
-        reduction: Any | None = None,
+        reduction: Reduction | None = None,
     ) -> dict[str, Tensor]:
         """Computes the union of what is needed, each view once.
 
@@ -93,8 +94,7 @@ class TwoTower(nn.Module):
             batch: `image*` are uint8 [n, 3, h, w]; `text*` int64 [n, tokens] with `text*_length`
                 (and `text*_length.host`, the same on the host, or the device is waited for).
             needs: names of features; names the model does not make are left to others.
-            reduction: which tokens are left out (a `Reduction`); it reads the batch's `key`. None:
-                none are.
+            reduction: which tokens are left out, by the batch's `key`; None: none are.
         """
         features = {"logit_scale": self.logit_scale.exp()}
         if self.logit_bias is not None:
@@ -117,7 +117,7 @@ class TwoTower(nn.Module):
         return features | _per_caption(tokens)
 
     def _encode_images(
-        self, view: str, batch: Mapping[str, Tensor], reduction: Any | None
+        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None
     ) -> Float[Tensor, "n d"]:
         image, kept = batch[view], None
         # Drawn for the whole batch: what is kept does not depend on the parts.
@@ -130,7 +130,7 @@ class TwoTower(nn.Module):
         )
 
     def _captions(
-        self, view: str, batch: Mapping[str, Tensor], reduction: Any | None
+        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None
     ) -> tuple[parts.Captions, Int64[Tensor, " n"]]:
         text, length = batch[view], batch[f"{view}_length"]
         # Reducers only shorten captions, so that lengths known before are long enough.

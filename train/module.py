@@ -56,7 +56,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
-        features = self.model(batch, self.objective.needs, self._reduction())
+        reduction = self.phases.reduction(self.global_step, self.seed)
+        features = self.model(batch, self.objective.needs, reduction)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
         self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
@@ -132,17 +133,6 @@ class ContrastiveModule(pl.LightningModule):
             "fingerprint": self.fingerprint,
             "samples": self.phases.samples_before(self.global_step),
         }
-
-    def _reduction(self) -> Any | None:
-        """What this step leaves out of pictures and captions."""
-        _, phase, _ = self.phases.at(self.global_step)
-        image = getattr(phase, "image_reducer", None)
-        text = getattr(phase, "text_reducer", None)
-        if image is None and text is None:
-            return None
-        from ..models.reducers.reduction import Reduction
-
-        return Reduction(self.seed, self.global_step, image, text)
 
     def _loss_by_source(
         self, features: dict[str, Tensor], batch: dict[str, Tensor]

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_run import replay
 from torch import nn
 
 from counterpoint.models.chunks import stop_at, stops, trimmed
@@ -20,8 +21,13 @@ def tiny(dropout=0.0, **parts):
         "vit_tiny_patch16_224",
         image_size=16,
         model_args={
-            "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2,
-            "proj_drop_rate": dropout, "attn_drop_rate": dropout, "drop_path_rate": dropout,
+            "patch_size": 8,
+            "embed_dim": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "proj_drop_rate": dropout,
+            "attn_drop_rate": dropout,
+            "drop_path_rate": dropout,
         },
     )
     text = ClipTextTower(16, 2, 2, CONTEXT, vocab_size=50, dropout=dropout)
@@ -101,19 +107,8 @@ def test_evaluation_recomputes_nothing():
 
 
 def replayed(model, data):
-    """The same step with nothing recomputed: each part draws its masks once, in the same order."""
-    image = torch.cat([model.project_image(p) for p in data["image"].tensor_split(model.chunks)])
-    length, order = data["text_length"].sort(stable=True)
-    num_parts = max(model.chunks, model.text_parts)
-    rows = zip(
-        data["text"][order].tensor_split(num_parts), length.tensor_split(num_parts), strict=True
-    )
-    text = [
-        model.project_text(ids[:, : stop_at(int(ends[-1]), CONTEXT, CONTEXT)], ends)
-        for ids, ends in rows
-    ]
-    text = torch.cat(text)[order.argsort()]
-    image, text = (nn.functional.normalize(x.to(model.logit_scale.dtype)) for x in (image, text))
+    """The same loss with nothing recomputed."""
+    image, text = replay(model, data, None)
     return (image @ text.T * model.logit_scale.exp()).logsumexp(1).mean()
 
 

@@ -4,10 +4,12 @@ import sys
 
 import lightning.pytorch as pl
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
+from counterpoint.models.chunks import stop_at
 from counterpoint.models.image import TimmTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
@@ -20,6 +22,7 @@ B, CONTEXT = 16, 12
 
 
 def batches(num_steps):
+    """The global batches of a run."""
     g = torch.Generator().manual_seed(4)
     found = []
     for _ in range(num_steps):
@@ -39,18 +42,24 @@ class Recorded(ContrastiveModule):
     """Keeps the loss, the gradient's norm and pieces of each step."""
 
     def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
+        loss = self.forward_loss(batch)
         self.losses.append(loss.item())
         return loss
 
+    def forward_loss(self, batch):
+        return super().training_step(batch, 0)
+
     def configure_gradient_clipping(self, *args, **kwargs):
         pieces = self.shares.gradients(self)
-        self.pieces = {name: piece.clone() for name, piece in pieces.items()}
+        self.pieces.append({name: piece.clone() for name, piece in pieces.items()})
         super().configure_gradient_clipping(*args, **kwargs)
         self.norms.append(self.grad_norm.item())
 
 
-def module(num_steps, dtype=torch.float32, dropout=0.0, rate=1e-3, **parts):
+def module(
+    num_steps, dtype=torch.float32, dropout=0.0, reducer=None, rate=1e-3, kind=Recorded, **parts
+):
+    """A tiny model with its objective; equal arguments give equal weights."""
     torch.manual_seed(3)
     image = TimmTower(
         "vit_tiny_patch16_224",
@@ -62,10 +71,33 @@ def module(num_steps, dtype=torch.float32, dropout=0.0, rate=1e-3, **parts):
     )
     text = ClipTextTower(16, 2, 2, CONTEXT, vocab_size=50, dropout=dropout)
     model = TwoTower(image, text, 8, logit_scale_init=7.0, **parts)
-    phases = Phases({"train": Phase(num_steps * B, B, rate, schedule="constant")})
-    made = Recorded(model, Objective({"infonce": InfoNCE()}), AdamW(), phases, seed=0)
-    made.losses, made.norms, made.pieces = [], [], {}
+    phases = Phases(
+        {"train": Phase(num_steps * B, B, rate, schedule="constant", image_reducer=reducer)}
+    )
+    made = kind(model, Objective({"infonce": InfoNCE()}), AdamW(), phases, seed=0)
+    made.losses, made.norms, made.pieces = [], [], []
     return made.to(dtype)
+
+
+def replay(model, data, reduction):
+    """Embeddings of both sides: each part draws its masks once, in the order of the model."""
+    kept = None
+    if reduction is not None and reduction.image is not None:
+        kept = reduction.image.keep(
+            model.image.grid(data["image"]), data["key"], "image", reduction
+        ).tensor_split(model.chunks)
+    images = data["image"].tensor_split(model.chunks)
+    image = [model.project_image(p, kept and kept[i]) for i, p in enumerate(images)]
+    length, order = data["text_length"].sort(stable=True)
+    num_parts = max(model.chunks, model.text_parts)
+    ids, lengths = (x.tensor_split(num_parts) for x in (data["text"][order], length))
+    context = model.context_length
+    text = [
+        model.project_text(i[:, : stop_at(int(n[-1]), context, context)], n)
+        for i, n in zip(ids, lengths, strict=True)
+    ]
+    sides = torch.cat(image), torch.cat(text)[order.argsort()]
+    return [F.normalize(side.to(model.logit_scale.dtype), dim=-1) for side in sides]
 
 
 def forget_groups():
@@ -82,6 +114,7 @@ def forget_groups():
 
 
 def train(made, world_size, name, callbacks=(), **options):
+    """Trains on this rank's rows of the batches; returns the trainer."""
     forget_groups()
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     mine = [
