@@ -65,8 +65,13 @@ def module(
         "vit_tiny_patch16_224",
         image_size=16,
         model_args={
-            **{"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
-            **{"proj_drop_rate": dropout, "attn_drop_rate": dropout, "drop_path_rate": dropout},
+            "patch_size": 8,
+            "embed_dim": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "proj_drop_rate": dropout,
+            "attn_drop_rate": dropout,
+            "drop_path_rate": dropout,
         },
     )
     text = ClipTextTower(16, 2, 2, CONTEXT, vocab_size=50, dropout=dropout)
