@@ -2,8 +2,8 @@
 
 Features are `image` and `text` (normalised), `image.raw` and `text.raw` (after projection, before
 normalisation), `logit_scale` (multiplicative) and `logit_bias`. Further views (`image.strong_1`,
-`text.negative`) are batch entries of the same name, encoded by the tower of their first word. Beside
-them stand `tokens/computed` and `tokens/real`: positions a caption, with and without padding.
+`text.negative`) are batch entries of the same name, encoded by the tower of their first word.
+`tokens/computed` and `tokens/real` are positions a caption, with and without padding.
 """
 
 import math

@@ -57,7 +57,15 @@ class Recorded(ContrastiveModule):
 
 
 def module(
-    num_steps, dtype=torch.float32, dropout=0.0, reducer=None, rate=1e-3, kind=Recorded, **parts
+    num_steps,
+    dtype=torch.float32,
+    dropout=0.0,
+    reducer=None,
+    rate=1e-3,
+    kind=Recorded,
+    objective=None,
+    scale=7.0,
+    **parts,
 ):
     """A tiny model with its objective; equal arguments give equal weights."""
     torch.manual_seed(3)
@@ -75,11 +83,11 @@ def module(
         },
     )
     text = ClipTextTower(16, 2, 2, CONTEXT, vocab_size=50, dropout=dropout)
-    model = TwoTower(image, text, 8, logit_scale_init=7.0, **parts)
+    model = TwoTower(image, text, 8, logit_scale_init=scale, **parts)
     phases = Phases(
         {"train": Phase(num_steps * B, B, rate, schedule="constant", image_reducer=reducer)}
     )
-    made = kind(model, Objective({"infonce": InfoNCE()}), AdamW(), phases, seed=0)
+    made = kind(model, objective or Objective({"infonce": InfoNCE()}), AdamW(), phases, seed=0)
     made.losses, made.norms, made.pieces = [], [], []
     return made.to(dtype)
 
@@ -118,7 +126,7 @@ def forget_groups():
             setattr(groups, name, None)
 
 
-def train(made, world_size, name, callbacks=(), **options):
+def train(made, world_size, name, callbacks=(), entries=None, **options):
     """Trains on this rank's rows of the batches; returns the trainer."""
     forget_groups()
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -126,6 +134,9 @@ def train(made, world_size, name, callbacks=(), **options):
         {key: value.tensor_split(world_size)[rank] for key, value in batch.items()}
         for batch in batches(made.phases.total_steps)
     ]
+    for entry, values in (entries or {}).items():
+        for batch, value in zip(mine, values, strict=True):
+            batch[entry] = torch.full_like(batch["key"], value)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=world_size,

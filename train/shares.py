@@ -114,10 +114,11 @@ class Zero3Shares(ZeroShares):
 
     @torch.no_grad()
     def clamp(self, parameter: nn.Parameter, low: float, high: float) -> None:
-        """Clamps this rank's slice and its fp32 copy.
+        """Clamps this rank's slice, its fp32 copy, and the whole value, which small parameters keep.
 
         Setting the whole value, as DeepSpeed offers it, fails for parameters of one element.
         """
+        parameter.clamp_(low, high)
         parameter.ds_tensor.data.clamp_(low, high)  # type: ignore[attr-defined]
         self.optimizer.get_local_fp32_param(parameter).clamp_(low, high)
 

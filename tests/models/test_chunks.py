@@ -118,7 +118,7 @@ def test_dropout_is_the_same_in_forward_and_recomputation(chunks, precision):
     data = batch()
     model = tiny(dropout=0.3, chunks=chunks).train()
     model = model.double() if precision == "double" else model
-    # With its cache, autocast adds up the gradients of the parts in bf16 where nothing is recomputed.
+    # With its cache, autocast adds up the parts' gradients in bf16 where nothing is recomputed.
     autocast = torch.autocast(
         "cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False
     )
