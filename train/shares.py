@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from .zero import places
+
 
 class Shares:
     """One process, and DDP: every rank holds everything."""
@@ -97,9 +99,8 @@ class ZeroShares(ShardedShares):
     def clamp(self, parameter: nn.Parameter, low: float, high: float) -> None:
         """Clamps the parameter, which every rank holds, and the owner's fp32 copy."""
         parameter.clamp_(low, high)
-        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is not None:
-            mapping.get_hp_fragment().clamp_(low, high)
+        for place in places(self.optimizer, parameter):
+            place.flat[place.start :][: place.count].clamp_(low, high)
 
     def value(self, parameter: nn.Parameter) -> Tensor:
         """See `Shares`."""
@@ -114,13 +115,12 @@ class Zero3Shares(ZeroShares):
 
     @torch.no_grad()
     def clamp(self, parameter: nn.Parameter, low: float, high: float) -> None:
-        """Clamps this rank's slice, its fp32 copy, and the whole value, which small parameters keep.
+        """Clamps this rank's slice, its fp32 copy, and the whole value if it is at hand.
 
         Setting the whole value, as DeepSpeed offers it, fails for parameters of one element.
         """
-        parameter.clamp_(low, high)
+        super().clamp(parameter, low, high)
         parameter.ds_tensor.data.clamp_(low, high)  # type: ignore[attr-defined]
-        self.optimizer.get_local_fp32_param(parameter).clamp_(low, high)
 
     def value(self, parameter: nn.Parameter) -> Tensor:
         """See `Shares`."""

@@ -6,17 +6,15 @@ shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), an
 (zero2).
 """
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+
+from .zero import Zero
 
 
 def strategy(name: Any) -> Any:
@@ -63,50 +61,3 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
         children = list(container)
         if len({type(child) for child in children}) == 1 and any(children[0].children()):
             yield from children
-
-
-class Zero(DeepSpeedStrategy):
-    """DeepSpeed ZeRO, also on CPUs.
-
-    Lightning refuses DeepSpeed without CUDA in `setup_environment` only. Clipping is ours.
-    """
-
-    def __init__(self, stage: int):
-        super().__init__(stage=stage)
-        assert self.config is not None
-        # Else the value of trainer.gradient_clip_val is put here, and gradients clipped twice. The
-        # batch size is for DeepSpeed's own log; Lightning would look for it in the loader.
-        self.config |= {"gradient_clipping": 0.0, "train_micro_batch_size_per_gpu": 1}
-
-    @property
-    def root_device(self) -> torch.device:
-        """This process's device; DeepSpeed wants an index even of CPUs."""
-        return torch.device("cpu", 0) if self._on_cpu else super().root_device
-
-    def setup_environment(self) -> None:
-        """Sets up the device and the process group."""
-        if self._on_cpu:
-            prepare_for_cpu()
-        DDPStrategy.setup_environment(self)
-
-    def setup_distributed(self) -> None:
-        """Does what the parent's does, which checks indices of GPUs."""
-        if not self._on_cpu:
-            super().setup_distributed()
-            return
-        reset_seed()
-        self.set_world_ranks()
-        self._process_group_backend = "gloo"
-        self._init_deepspeed_distributed()
-
-    @property
-    def _on_cpu(self) -> bool:
-        return isinstance(self.accelerator, CPUAccelerator)
-
-
-def prepare_for_cpu() -> None:
-    """Keeps DeepSpeed from building C++ at its start."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
