@@ -125,9 +125,8 @@ class TwoTower(nn.Module):
             image = reduction.image.pixels(image)
             grid = self.image.grid(image)  # type: ignore[operator] - see ImageTower
             kept = reduction.image.keep(grid, batch["key"], view, reduction)
-        return parts.encode(
-            self.project_image, parts.split((image, kept), self.chunks), self.chunks > 1
-        )
+        pieces = parts.split((image, kept), self._parts(self.chunks))
+        return parts.encode(self.project_image, pieces, self.chunks > 1)
 
     def _captions(
         self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None
@@ -138,9 +137,13 @@ class TwoTower(nn.Module):
         if reduction is not None and reduction.text is not None:
             text, length = reduction.text.tokens(text, length, batch["key"], view, reduction)
         if not (self.text_parts and self.text.ignores_padding):
-            return parts.whole(text, length, self.chunks), length
-        num_parts = max(self.chunks, self.text_parts)
+            return parts.whole(text, length, self._parts(self.chunks)), length
+        num_parts = self._parts(max(self.chunks, self.text_parts))
         return parts.trimmed(text, length, num_parts, self.context_length, known), length
+
+    @staticmethod
+    def _parts(num_parts: int) -> int:
+        return num_parts if torch.is_grad_enabled() else 1
 
     def project_image(
         self, image: UInt8[Tensor, "n 3 h w"], kept: Int64[Tensor, "n k"] | None = None

@@ -64,6 +64,18 @@ class ContrastiveModule(pl.LightningModule):
         self.source_loss = self._loss_by_source(features, batch)
         return loss
 
+    def transfer_batch_to_device(
+        self, batch: list[dict[str, Tensor]], device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Keeps captions' lengths on the host as well: trimming then waits for no device."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if device.type == "cpu":
+            return moved
+        return [
+            there | {f"{name}.host": part[name] for name in part if name.endswith("_length")}
+            for part, there in zip(batch, moved, strict=True)
+        ]
+
     def configure_model(self) -> None:
         """Shards model and objective where the strategy leaves that to us (FSDP2)."""
         if self.device_mesh is not None:

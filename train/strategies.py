@@ -6,13 +6,14 @@ shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), an
 (zero2).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .zero import Zero
 
@@ -27,7 +28,11 @@ def strategy(name: Any) -> Any:
 
 
 class Fsdp2(ModelParallelStrategy):
-    """FSDP2 over all processes; a checkpoint is one file with whole tensors, like DDP's."""
+    """FSDP2 over all processes; a checkpoint is one file with whole tensors, like DDP's.
+
+    Lightning numbers optimiser states by the model's order, everyone else by the groups': here they
+    are as everywhere.
+    """
 
     def __init__(self):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -36,6 +41,58 @@ class Fsdp2(ModelParallelStrategy):
         """Every process is a data-parallel one, on however many nodes."""
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Optimiser states come from our checkpoints."""
+        return True
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """What the optimiser's `state_dict` would be were nothing sharded (collective)."""
+        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        whole = {
+            number: {k: v.full_tensor().cpu() if is_sharded(v) else v for k, v in values.items()}
+            for number, values in state["state"].items()
+        }
+        return {**state, "state": whole}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        """Reads one file, in every process."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Takes parameters and buffers from a checkpoint of any strategy."""
+        assert self.lightning_module is not None
+        own = dict(self.lightning_module.named_parameters())
+        state = {
+            name: cut_like(own[name], value) if name in own else value
+            for name, value in checkpoint["state_dict"].items()
+        }
+        self.lightning_module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Takes the optimiser's states from a checkpoint of any strategy."""
+        (optimizer,) = self.optimizers
+        saved = checkpoint["optimizer_states"][0]
+        owners = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {
+            number: {k: cut_like(owners[number], v) for k, v in values.items()}
+            for number, values in saved["state"].items()
+        }
+        optimizer.load_state_dict({**saved, "state": state})
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether a rank holds only some rows of it."""
+    return isinstance(value, DTensor)
+
+
+def cut_like(parameter: nn.Parameter, value: Any) -> Any:
+    """This rank's rows of a whole tensor of a parameter's shape; anything else is left as it is."""
+    if not is_sharded(parameter) or getattr(value, "shape", None) != parameter.shape:
+        return value
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:

@@ -97,13 +97,14 @@ def test_the_number_of_calls_depends_on_the_number_of_rows_alone(n, chunks):
     assert calls == {(min(chunks, n) * again, min(max(chunks, 4), n) * again)}
 
 
-def test_evaluation_recomputes_nothing():
+def test_without_gradients_a_tower_is_called_once_for_any_number_of_rows():
     model = tiny(chunks=4).eval()
-    calls = Inner(model.image)
+    image, text = Inner(model.image), Inner(model.text)
     data = batch()
     with torch.no_grad():
-        model.encode_image(data["image"])
-    assert [shape[0] for shape in calls.shapes] == [4, 3, 3, 3]
+        for n in (N, 1):
+            model({name: rows[:n] for name, rows in data.items()})
+    assert [shape[0] for shape in image.shapes] == [shape[0] for shape in text.shapes] == [N, 1]
 
 
 def replayed(model, data):
