@@ -23,6 +23,7 @@ from ..train.evaluate import Evaluate
 from ..train.metrics import Metrics, MetricsFile, read_rows
 from ..train.phases import Phases
 from ..train.resume import check_resume
+from ..train.strategies import strategy
 from . import config as run_config
 from .build import build
 from .env import is_first_process, prepare, under_torchrun
@@ -145,7 +146,7 @@ def initialise(model: TwoTower, source: str) -> None:
 
 
 def trainer_arguments(chosen: Any) -> dict[str, Any]:
-    """The trainer's arguments as chosen, with torchrun's world instead of a second one.
+    """The trainer's arguments as chosen, with torchrun's world and our strategies' names.
 
     Raises:
         ValueError: accumulation is asked for.
@@ -158,6 +159,8 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
         )
     if world := under_torchrun():
         arguments["devices"], arguments["num_nodes"] = world
+    if "strategy" in arguments:
+        arguments["strategy"] = strategy(arguments["strategy"])
     return arguments
 
 

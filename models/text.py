@@ -12,10 +12,13 @@ class TextTower(nn.Module):
     Attributes:
         width: length of the pooled vector.
         context_length: longest caption in tokens.
+        ignores_padding: whether the result stays the same without the columns after the longest
+            caption's end, so that they need not be computed.
     """
 
     width: int
     context_length: int
+    ignores_padding: bool = False
 
 
 class ClipTextTower(TextTower):
@@ -32,6 +35,8 @@ class ClipTextTower(TextTower):
         activation: `gelu`, or `quick_gelu` for OpenAI's weights.
         dropout: on the attention weights, in training.
     """
+
+    ignores_padding = True
 
     def __init__(
         self,

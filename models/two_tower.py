@@ -3,6 +3,7 @@
 Features are `image` and `text` (normalised), `image.raw` and `text.raw` (after projection, before
 normalisation), `logit_scale` (multiplicative) and `logit_bias`. Further views (`image.strong_1`,
 `text.negative`) are batch entries of the same name, encoded by the tower of their first word.
+`tokens/computed` and `tokens/real` are positions a caption, with and without padding.
 """
 
 import math
@@ -14,7 +15,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import chunks as parts
 from .image import ImageTower
+from .reducers.reduction import Reduction
 from .text import TextTower
 
 MAX_LOGIT_SCALE = 100.0
@@ -32,6 +35,14 @@ class TwoTower(nn.Module):
         embed_dim: length of the shared embedding.
         logit_scale_init: multiplicative scale at the start (comes from the objective).
         logit_bias_init: bias at the start; None: no bias (comes from the objective).
+        chunks: parts that each view of the local batch is encoded in, and recomputed in the
+            backward pass: memory of one part for a third more time. 1: nothing is recomputed.
+        text_parts: parts that captions, sorted by length, are encoded in, each without the columns
+            that are padding in all of it; at least `chunks` are made. 0: with all padding. Towers
+            that look at padding take captions as they come, in `chunks` parts.
+
+    Raises:
+        ValueError: chunks or text_parts is out of range.
     """
 
     def __init__(
@@ -41,8 +52,17 @@ class TwoTower(nn.Module):
         embed_dim: int = 512,
         logit_scale_init: float = 1 / 0.07,
         logit_bias_init: float | None = None,
+        chunks: int = 1,
+        text_parts: int = 4,
     ):
         super().__init__()
+        if chunks < 1 or text_parts < 0:
+            raise ValueError(
+                f"model.chunks is {chunks} and model.text_parts is {text_parts}: chunks must be at "
+                "least 1, text_parts at least 0"
+            )
+        self.chunks = chunks
+        self.text_parts = text_parts
         self.image = image
         self.text = text
         self.image_projection = _projection(cast(int, image.width), embed_dim)
@@ -63,33 +83,74 @@ class TwoTower(nn.Module):
         return cast(int, self.text.context_length)
 
     def forward(
-        self, batch: Mapping[str, Tensor], needs: Iterable[str] = ("image", "text")
+        self,
+        batch: Mapping[str, Tensor],
+        needs: Iterable[str] = ("image", "text"),
+        reduction: Reduction | None = None,
     ) -> dict[str, Tensor]:
         """Computes the union of what is needed, each view once.
 
         Args:
-            batch: `image*` are uint8 [n, 3, h, w]; `text*` int64 [n, tokens] with `text*_length`.
+            batch: `image*` are uint8 [n, 3, h, w]; `text*` int64 [n, tokens] with `text*_length`
+                (and `text*_length.host`, the same on the host, or the device is waited for).
             needs: names of features; names the model does not make are left to others.
+            reduction: which tokens are left out, by the batch's `key`; None: none are.
         """
         features = {"logit_scale": self.logit_scale.exp()}
         if self.logit_bias is not None:
             features["logit_bias"] = self.logit_bias
         views = dict.fromkeys(name.removesuffix(".raw") for name in sorted(needs))
+        tokens: list[tuple[int, Tensor]] = []
         for view in views:
             tower = view.split(".")[0]
             if tower == "image":
-                raw = self.project_image(batch[view])
+                raw = self._encode_images(view, batch, reduction)
             elif tower == "text":
-                raw = self.project_text(batch[view], batch[f"{view}_length"])
+                captions, length = self._captions(view, batch, reduction)
+                raw = parts.encode(self.project_text, captions.parts, self.chunks > 1)
+                raw = captions.restored(raw)
+                tokens.append((captions.computed, length))
             else:
                 continue
             features[f"{view}.raw"] = raw
             features[view] = F.normalize(raw.float() if raw.dtype.itemsize < 4 else raw, dim=-1)
-        return features
+        return features | _per_caption(tokens)
 
-    def project_image(self, image: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Image embeddings before normalisation."""
-        return self.image_projection(self.image(image))
+    def _encode_images(
+        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None
+    ) -> Float[Tensor, "n d"]:
+        image, kept = batch[view], None
+        # Drawn for the whole batch: what is kept does not depend on the parts.
+        if reduction is not None and reduction.image is not None:
+            image = reduction.image.pixels(image)
+            grid = self.image.grid(image)  # type: ignore[operator] - see ImageTower
+            kept = reduction.image.keep(grid, batch["key"], view, reduction)
+        pieces = parts.split((image, kept), self._parts(self.chunks))
+        return parts.encode(self.project_image, pieces, self.chunks > 1)
+
+    def _captions(
+        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None
+    ) -> tuple[parts.Captions, Int64[Tensor, " n"]]:
+        text, length = batch[view], batch[f"{view}_length"]
+        # Reducers only shorten captions, so that lengths known before are long enough.
+        known = batch.get(f"{view}_length.host")
+        if reduction is not None and reduction.text is not None:
+            text, length = reduction.text.tokens(text, length, batch["key"], view, reduction)
+        if not (self.text_parts and self.text.ignores_padding):
+            return parts.whole(text, length, self._parts(self.chunks)), length
+        num_parts = self._parts(max(self.chunks, self.text_parts))
+        return parts.trimmed(text, length, num_parts, self.context_length, known), length
+
+    @staticmethod
+    def _parts(num_parts: int) -> int:
+        return num_parts if torch.is_grad_enabled() else 1
+
+    def project_image(
+        self, image: UInt8[Tensor, "n 3 h w"], kept: Int64[Tensor, "n k"] | None = None
+    ) -> Float[Tensor, "n d"]:
+        """Image embeddings before normalisation, from the patches in `kept` (None: from all)."""
+        pooled = self.image(image) if kept is None else self.image(image, kept)
+        return self.image_projection(pooled)
 
     def project_text(
         self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
@@ -107,10 +168,18 @@ class TwoTower(nn.Module):
         """Normalised text embeddings in float32 (or float64)."""
         return self({"text": text, "text_length": text_length}, ("text",))["text"]
 
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keeps the multiplicative scale within [1, 100]; to be called after the optimiser step."""
-        self.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
+    def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
+        """The stored scale's lowest and highest value: the multiplicative one is in [1, 100]."""
+        return [(self.logit_scale, 0.0, math.log(MAX_LOGIT_SCALE))]
+
+
+def _per_caption(tokens: list[tuple[int, Int64[Tensor, " n"]]]) -> dict[str, Tensor]:
+    """Token positions a caption: those computed, and those that are not padding."""
+    if not tokens:
+        return {}
+    lengths = torch.cat([length for _, length in tokens]).float()
+    computed = sum(positions for positions, _ in tokens) / len(lengths)
+    return {"tokens/computed": torch.full_like(lengths[0], computed), "tokens/real": lengths.mean()}
 
 
 def _projection(width: int, embed_dim: int) -> nn.Linear:

@@ -141,7 +141,7 @@ class Metrics(pl.Callback):
                     values[f"loss_by_source/{source}"] = total / count
         phase, _, _ = module.phases.at(step - 1)
         return values | {
-            "logit_scale": float(module.model.logit_scale.detach().exp()),
+            "logit_scale": float(module.shares.value(module.model.logit_scale).exp()),
             "lr": module.phases.learning_rate(step - 1),
             "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
             "samples": samples(step),

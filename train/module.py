@@ -11,12 +11,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from ..losses.objective import Objective
 from ..models.two_tower import TwoTower
 from .optim import AdamW
 from .phases import Phases
+from .shares import Shares, shares_of
+from .strategies import shard
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -25,6 +26,7 @@ class ContrastiveModule(pl.LightningModule):
     Attributes:
         report: detached values of the last step, this rank's share (mean over ranks = global).
         grad_norm: global norm of the last step's gradient, before clipping.
+        shares: reaches gradients and parameters in the strategy at hand.
         resolved_config: the run's configuration; it goes into every checkpoint.
         fingerprint: of the data; resume compares it.
         step_ended: when the last step and its callbacks were done (monotonic seconds).
@@ -44,37 +46,64 @@ class ContrastiveModule(pl.LightningModule):
         self.seed = seed
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
+        self.shares = Shares()
         self.resolved_config: dict[str, Any] = {}
         self.fingerprint = ""
         self.step_ended = 0.0
         self.sources: list[str] = []
         self.source_loss: Tensor | None = None
+        self._settings: list[dict[str, Any]] = []
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
-        features = self.model(batch, self.objective.needs)
+        reduction = self.phases.reduction(self.global_step, self.seed)
+        features = self.model(batch, self.objective.needs, reduction)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
+        self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
         self.source_loss = self._loss_by_source(features, batch)
         return loss
+
+    def transfer_batch_to_device(
+        self, batch: list[dict[str, Tensor]], device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Keeps captions' lengths on the host as well: trimming then waits for no device."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if device.type == "cpu":
+            return moved
+        return [
+            there | {f"{name}.host": part[name] for name in part if name.endswith("_length")}
+            for part, there in zip(batch, moved, strict=True)
+        ]
+
+    def configure_model(self) -> None:
+        """Shards model and objective where the strategy leaves that to us (FSDP2)."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+            shard(self.objective, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return self.optim.build(self.model, self.objective, fused=scaler is None)
+        optimizer = self.optim.build(self.model, self.objective, fused=scaler is None)
+        self._settings = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]
+        return optimizer
 
     def on_train_start(self) -> None:
         """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
-        fresh = self.configure_optimizers()
-        for group, wanted in zip(self._optimizer().param_groups, fresh.param_groups, strict=True):
-            group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
+        for group, wanted in zip(self._groups(), self._settings, strict=True):
+            group.update(wanted)
+        self.shares = shares_of(self.trainer)
         self.step_ended = time.monotonic()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seeds dropout and sets the learning rate: both depend on the step alone."""
         step = self.global_step
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
-        for group in self._optimizer().param_groups:
+        for group in self._groups():
             group["lr"] = self.phases.learning_rate(step) * group["rate"]
 
     def configure_gradient_clipping(
@@ -83,20 +112,27 @@ class ContrastiveModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measures the gradient's global norm, then clips as the trainer is told to."""
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        self.grad_norm = get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
-        # Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where
-        # no gradient is scaled.
+        """Measures the gradient's global norm, then clips as the trainer is told to.
+
+        Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where no
+        gradient is scaled, and does nothing under ZeRO.
+        """
+        pieces = list(self.shares.gradients(self).values())
+        self.grad_norm = self.shares.norm(pieces, self.device)
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            clip_grad_value_(parameters, gradient_clip_val)
+            torch._foreach_clamp_min_(pieces, -gradient_clip_val)
+            torch._foreach_clamp_max_(pieces, gradient_clip_val)
         elif gradient_clip_val:
-            clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
+            factor = (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(pieces, factor)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then clamps at once: a checkpoint written after the step holds clamped scales."""
         super().optimizer_step(*args, **kwargs)
-        self.model.clamp_logit_scale()
+        for module in (self.model, *self.objective.modules()):
+            if hasattr(module, "bounds"):
+                for bounded in module.bounds():  # type: ignore[operator]
+                    self.shares.clamp(*bounded)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Runs after all callbacks: what follows is waiting for data."""
@@ -126,10 +162,9 @@ class ContrastiveModule(pl.LightningModule):
             0, batch["source"], torch.stack([losses, losses.new_ones(len(losses))], 1)
         )
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        return optimizer
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups (DeepSpeed's wrapper shows those of what it wraps)."""
+        return self.trainer.optimizers[0].param_groups
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

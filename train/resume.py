@@ -14,6 +14,8 @@ FIXED_DATA = (
     *("sources", "temperature", "same_as", "views", "texts", "sidecars", "keep_weights"),
 )
 MOVABLE = ("folder", "max_open")
+# How features are computed, not what they are.
+COMPUTED = ("model.chunks", "model.text_parts")
 
 
 def check_resume(
@@ -50,5 +52,5 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
             if path.startswith("data.sidecars.") and key in MOVABLE:
                 continue
             yield from _differences(f"{path}.{key}", old.get(key), new.get(key))
-    elif old != new:
+    elif old != new and path not in COMPUTED:
         yield f"{path}: {old} -> {new}"

@@ -75,7 +75,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 def test_what_may_change_on_resume():
     saved = {
         "seed": 0,
-        "model": {"embed_dim": 8},
+        "model": {"embed_dim": 8, "chunks": 1},
         "objective": {},
         "data": {"lanes": 2, "num_workers": 1},
         "phases": {"train": {"batch_size": 12, "samples": 48, "learning_rate": 1.0}},
@@ -88,6 +88,7 @@ def test_what_may_change_on_resume():
             "tune": {"batch_size": 6, "samples": 6, "learning_rate": 0.1},
         },
         "trainer": {"devices": 2},
+        "model": {"embed_dim": 8, "chunks": 4, "text_parts": 2},
     }
     check_resume(saved, wanted, "a", "a")
     with pytest.raises(ValueError, match=r"data\.lanes: 2 -> 3"):

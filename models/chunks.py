@@ -1,0 +1,141 @@
+"""Towers over parts of the local batch: memory for one part, and captions without their padding.
+
+In: rows, and how many parts to make of them. Out: one result a row, in the order of the rows, equal
+to that of one call. A part may be recomputed in the backward pass instead of being remembered; then
+encoders need memory for a part, however large the batch is, and the loss still sees all of it.
+
+Parts are counted, not sized: under sharded strategies every rank must call a tower equally often,
+which a size promises only where it divides every rank's rows.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# Most captions are short: the steps are fine where they are many.
+STEPS = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
+MULTIPLE = 8
+
+
+def split(rows: Sequence[Tensor | None], num_parts: int) -> list[tuple[Tensor | None, ...]]:
+    """Cuts tensors of equally many rows into parts that differ by at most one row.
+
+    Returns:
+        For each part its piece of every tensor; what is None stays None. Fewer parts than asked for
+        if there are fewer rows.
+    """
+    assert rows[0] is not None
+    num_parts = max(1, min(num_parts, len(rows[0])))
+    columns = [
+        [None] * num_parts if values is None else values.tensor_split(num_parts) for values in rows
+    ]
+    return list(zip(*columns, strict=True))
+
+
+def encode(
+    tower: Callable[..., Float[Tensor, "n d"]],
+    parts: Sequence[tuple[Tensor | None, ...]],
+    recompute: bool,
+) -> Float[Tensor, "rows d"]:
+    """Runs the tower over each part and joins the results.
+
+    Args:
+        tower: Called with the tensors of a part.
+        parts: What `split` returns.
+        recompute: Remember nothing of a part but its tensors, and run it again in the backward
+            pass, with the same dropout and under the same autocast (gradient caching; Gao et al.
+            2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
+    """
+    if recompute and torch.is_grad_enabled():
+        results = [checkpoint(tower, *part, use_reentrant=False) for part in parts]
+    else:
+        results = [tower(*part) for part in parts]
+    return results[0] if len(results) == 1 else torch.cat(results)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions sorted by length and cut into parts, each without the columns that are only padding.
+
+    Attributes:
+        parts: (token ids, lengths) of each part.
+        place: where the result of each caption stands among the results; None: where it stood.
+        computed: tokens that the tower computes.
+    """
+
+    parts: list[tuple[Tensor | None, ...]]
+    place: Int64[Tensor, "n"] | None
+    computed: int
+
+    def restored(self, results: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Puts results back into the captions' order."""
+        return results if self.place is None else results[self.place]
+
+
+def whole(text: Int64[Tensor, "n t"], length: Int64[Tensor, "n"], num_parts: int) -> Captions:
+    """Captions as they come, padding included: for towers that look at it."""
+    return Captions(split((text, length), num_parts), None, text.numel())
+
+
+def trimmed(
+    text: Int64[Tensor, "n t"],
+    length: Int64[Tensor, "n"],
+    num_parts: int,
+    context_length: int,
+    known: Int64[Tensor, "n"] | None = None,
+) -> Captions:
+    """Sorts captions by length; each part is as long as its longest, rounded up to a stop.
+
+    The number of parts is that of `split`, whatever the lengths are. Only for towers whose result
+    does not depend on padding.
+
+    Args:
+        text: Token ids.
+        length: Tokens of each caption.
+        num_parts: Parts to make.
+        context_length: Of the tower; it decides on the `stops`.
+        known: On the host, lengths that are not smaller than `length`. Without them those on the
+            device are read, which waits for it.
+    """
+    lengths = (length if known is None else known).cpu()
+    ordered, order = lengths.sort(stable=True)
+    widths = [
+        stop_at(int(piece[-1]), text.shape[1], context_length)
+        for (piece,) in split((ordered,), num_parts)
+        if piece is not None
+    ]
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    order, place = _sent(order, text.device), _sent(place, text.device)
+    pieces = split((text[order], length[order]), num_parts)
+    parts = [
+        (tokens[:, :width], ends)
+        for (tokens, ends), width in zip(pieces, widths, strict=True)
+        if tokens is not None
+    ]
+    return Captions(parts, place, sum(tokens.numel() for tokens, _ in parts))
+
+
+def stops(context_length: int) -> tuple[int, ...]:
+    """The lengths that captions are rounded up to: at most six, and so few compiled shapes.
+
+    >>> stops(77)
+    (8, 16, 24, 32, 48, 77)
+    """
+    rounded = (math.ceil(step * context_length / MULTIPLE) * MULTIPLE for step in STEPS)
+    return tuple(sorted({min(stop, context_length) for stop in rounded}))
+
+
+def stop_at(longest: int, width: int, context_length: int) -> int:
+    """The first stop that holds `longest` tokens, and at most `width`, that of the tensor."""
+    return min(width, next(stop for stop in stops(context_length) if stop >= longest))
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Moves a few numbers to the device without waiting for it."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,152 @@
+"""P1 in every strategy: gradients, norms and losses are those of one process, for any chunks."""
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from small_run import Recorded, module, replay, train
+
+from counterpoint.losses.objective import Objective
+from counterpoint.losses.scalars import Temperature
+from counterpoint.losses.term import Term
+from counterpoint.models.reducers.image import RandomPatches
+from counterpoint.train.module import step_seed
+from counterpoint.train.optim import AdamW
+
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+CHUNKS = (1, 2, 4, 8)
+STEPS = 2
+# ZeRO takes float32 only.
+EXACTNESS = dict.fromkeys(("zero1", "zero2", "zero3"), (torch.float32, 2e-5))
+
+
+def record(rank, world_size, name, dtype, dropout, all_chunks, kind=Recorded):
+    """Losses, norms and pieces of gradients of short runs, one for each number of chunks."""
+    found = {}
+    for chunks in all_chunks:
+        made = module(STEPS, dtype, dropout, RandomPatches(0.5), kind=kind, chunks=chunks)
+        train(made, world_size, name)
+        found[chunks] = made.losses, made.norms, made.pieces
+    return found
+
+
+class Replayed(Recorded):
+    """One process that plays two: the dropout of each rank, and nothing is recomputed."""
+
+    def forward_loss(self, batch):
+        features = []
+        reduction = self.phases.reduction(self.global_step, self.seed)
+        for rank in range(2):
+            torch.manual_seed(step_seed(self.seed, self.global_step, rank))
+            rows = {key: value.tensor_split(2)[rank] for key, value in batch.items()}
+            features.append(replay(self.model, rows, reduction))
+        image, text = (torch.cat(sides) for sides in zip(*features, strict=True))
+        scale = self.model.logit_scale.exp()
+        return self.objective({"image": image, "text": text, "logit_scale": scale}, batch)[0]
+
+
+def joined(name, pieces, like):
+    """Whole gradients from every rank's pieces: copies, rows, or slices with padding at the end."""
+    if name == "ddp":
+        assert all(torch.equal(pieces[0][key], piece[key]) for key in like for piece in pieces)
+        return pieces[0]
+    whole = {}
+    for key, parameter in like.items():
+        flat = torch.cat([piece[key].flatten() for piece in pieces if key in piece])
+        whole[key] = flat[: parameter.numel()].view_as(parameter)
+    return whole
+
+
+def assert_equal(got, want, tolerance):
+    # The gradient of the keys' biases is zero but for rounding: compare against the largest one.
+    scale = max(value.abs().max().item() for value in want.values())
+    for name, value in want.items():
+        atol = tolerance * scale
+        torch.testing.assert_close(got[name], value, rtol=tolerance, atol=atol, msg=name)
+
+
+SOME = [pytest.param((1, 4), id="sample"), pytest.param(CHUNKS, id="all", marks=pytest.mark.soak)]
+
+
+def compare(name, one, results, chunks, exactness):
+    """One process's losses, norms and gradients against those of two."""
+    losses, norms, pieces = zip(*(result[chunks] for result in results), strict=True)
+    means = torch.tensor(losses, dtype=torch.float64).mean(0)
+    assert means.tolist() == pytest.approx(one[0], rel=exactness)
+    assert len(set(map(tuple, norms))) == 1
+    assert norms[0] == pytest.approx(one[1], rel=exactness)
+    like = dict(module(1).named_parameters())
+    for step in range(STEPS):
+        whole = joined(name, [piece[step] for piece in pieces], like)
+        # Adam's first steps magnify what rounding did to the smallest gradients.
+        assert_equal(whole, one[2][step], exactness * 10**step)
+
+
+@pytest.mark.parametrize("all_chunks", SOME)
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_gradients_losses_and_norms_are_those_of_one_process(gloo, name, world_size, all_chunks):
+    dtype, exactness = EXACTNESS.get(name, (torch.float64, 1e-10))
+    one = record(0, 1, "auto", dtype, 0.0, (1,))[1]
+    results = gloo(world_size, record, name, dtype, 0.0, all_chunks, timeout=240)
+    for chunks in all_chunks:
+        compare(name, one, results, chunks, exactness)
+
+
+@pytest.mark.parametrize("all_chunks", SOME)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_dropout_is_that_of_each_chunk_in_forward_and_recomputation(gloo, name, all_chunks):
+    dtype, exactness = EXACTNESS.get(name, (torch.float64, 1e-10))
+    results = gloo(2, record, name, dtype, 0.2, all_chunks, timeout=240)
+    for chunks in all_chunks:
+        one = record(0, 1, "auto", dtype, 0.2, (chunks,), Replayed)[chunks]
+        compare(name, one, results, chunks, exactness)
+
+
+class Pull(Term):
+    """Drags the model's scale and one of its own up or down, as the batch says."""
+
+    needs = ("image", "text", "logit_scale")
+
+    def __init__(self):
+        super().__init__()
+        self.scale = Temperature(init=95.0)
+
+    def forward(self, features, batch):
+        nothing = 0.0 * (features["image"].sum() + features["text"].sum())
+        up = features["logit_scale"] + self.scale()
+        return {"pull": nothing - batch["direction"].float().mean() * up.sum()}
+
+
+class Scales(pl.Callback):
+    """Writes down both scales after each step, as every rank sees them."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        own = pl_module.objective.terms["pull"].scale.log
+        values = [pl_module.shares.value(p).item() for p in (pl_module.model.logit_scale, own)]
+        self.seen.append(values)
+
+
+def scales(rank, world_size, name, precision):
+    """Both scales (logarithms) over five steps up and two down."""
+    made = module(7, rate=0.1, objective=Objective({"pull": Pull()}), scale=95.0)
+    made.optim = AdamW(betas=(0.0, 0.9))  # without momentum, which would go on for a while
+    seen = Scales()
+    directions = [1, 1, 1, 1, 1, -1, -1]
+    train(made, world_size, name, [seen], {"direction": directions}, precision=precision)
+    return seen.seen
+
+
+@pytest.mark.parametrize("name", ["auto", *STRATEGIES])
+@pytest.mark.parametrize(
+    "precision", ["32-true", pytest.param("bf16-true", marks=pytest.mark.soak)]
+)
+def test_a_scale_pushed_past_its_bound_leaves_it_at_once(gloo, name, precision):
+    for seen in gloo(1 if name == "auto" else 2, scales, name, precision, timeout=240):
+        for values in zip(*seen, strict=True):
+            assert values[:5] == pytest.approx([math.log(100)] * 5, abs=0.02)
+            assert values[4] - values[5] > 0.05 and values[5] - values[6] > 0.05

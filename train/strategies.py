@@ -1,0 +1,120 @@
+"""How a run is spread over processes: DDP, FSDP2, or DeepSpeed ZeRO 1, 2, 3.
+
+In: `trainer.strategy` of a run file. Out: what Lightning's Trainer takes. All of them run on GPUs
+and on CPUs (with gloo), compute the same thing, and differ in what a rank holds: everything; a
+shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), and of the gradients
+(zero2).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .zero import Zero
+
+
+def strategy(name: Any) -> Any:
+    """Returns the strategy of that name; what is no name of ours is Lightning's, as it is."""
+    if name == "fsdp2":
+        return Fsdp2()
+    if name in ("zero1", "zero2", "zero3"):
+        return Zero(int(name[-1]))
+    return name
+
+
+class Fsdp2(ModelParallelStrategy):
+    """FSDP2 over all processes; a checkpoint is one file with whole tensors, like DDP's.
+
+    Lightning numbers optimiser states by the model's order, everyone else by the groups': here they
+    are as everywhere.
+    """
+
+    def __init__(self):
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Every process is a data-parallel one, on however many nodes."""
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Optimiser states come from our checkpoints."""
+        return True
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """What the optimiser's `state_dict` would be were nothing sharded (collective)."""
+        state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        whole = {
+            number: {k: v.full_tensor().cpu() if is_sharded(v) else v for k, v in values.items()}
+            for number, values in state["state"].items()
+        }
+        return {**state, "state": whole}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        """Reads one file, in every process."""
+        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Takes parameters and buffers from a checkpoint of any strategy."""
+        assert self.lightning_module is not None
+        own = dict(self.lightning_module.named_parameters())
+        state = {
+            name: cut_like(own[name], value) if name in own else value
+            for name, value in checkpoint["state_dict"].items()
+        }
+        self.lightning_module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Takes the optimiser's states from a checkpoint of any strategy."""
+        (optimizer,) = self.optimizers
+        saved = checkpoint["optimizer_states"][0]
+        owners = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {
+            number: {k: cut_like(owners[number], v) for k, v in values.items()}
+            for number, values in saved["state"].items()
+        }
+        optimizer.load_state_dict({**saved, "state": state})
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether a rank holds only some rows of it."""
+    return isinstance(value, DTensor)
+
+
+def cut_like(parameter: nn.Parameter, value: Any) -> Any:
+    """This rank's rows of a whole tensor of a parameter's shape; anything else is left as it is."""
+    if not is_sharded(parameter) or getattr(value, "shape", None) != parameter.shape:
+        return value
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards the blocks of a module, then what is left of it (FSDP2).
+
+    Parameters outside a sharded module would drift apart: the single numbers (the logit scale) are
+    in the module's own group.
+    """
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh)
+    if any(True for _ in module.parameters()):
+        fully_shard(module, mesh=mesh)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of transformers and the stages of others: composed modules, equals in a list.
+
+    Inner ones come first.
+    """
+    for container in reversed(list(module.modules())):
+        if not isinstance(container, nn.Sequential | nn.ModuleList):
+            continue
+        children = list(container)
+        if len({type(child) for child in children}) == 1 and any(children[0].children()):
+            yield from children
