@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from ..losses.objective import Objective
+from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
 from .optim import AdamW
 from .phases import Phases
+from .providers import Ema, provided
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -27,6 +29,9 @@ class ContrastiveModule(pl.LightningModule):
         grad_norm: global norm of the last step's gradient, before clipping.
         resolved_config: the run's configuration; it goes into every checkpoint.
         fingerprint: of the data; resume compares it.
+        providers: frozen models by the prefix of their features (`ema`, `teacher.NAME`); in no
+            state, but for the average.
+        ema: the student's moving average.
         step_ended: when the last step and its callbacks were done (monotonic seconds).
         sources: names of the data's sources, in the order of the batch's `source`.
         source_loss: at log steps of a mixture, (sum, count) of this rank's losses by source
@@ -42,6 +47,8 @@ class ContrastiveModule(pl.LightningModule):
         self.optim = optim
         self.phases = phases
         self.seed = seed
+        self.providers: dict[str, FrozenTowers] = {}
+        self.ema: Ema | None = None
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
         self.resolved_config: dict[str, Any] = {}
@@ -52,7 +59,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
-        features = self.model(batch, self.objective.needs)
+        needs = self.objective.needs
+        features = self.model(batch, needs) | provided(self.providers, batch, needs)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
         self.source_loss = self._loss_by_source(features, batch)
@@ -65,6 +73,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
+        for towers in self.providers.values():
+            towers.to(self.device)
         fresh = self.configure_optimizers()
         for group, wanted in zip(self._optimizer().param_groups, fresh.param_groups, strict=True):
             group.update({k: v for k, v in wanted.items() if k not in ("params", "lr")})
@@ -94,9 +104,12 @@ class ContrastiveModule(pl.LightningModule):
             clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, then clamps at once: a checkpoint written after the step holds clamped scales."""
+        """Steps, clamps and averages at once: a checkpoint of this step holds what came of it."""
         super().optimizer_step(*args, **kwargs)
         self.model.clamp_logit_scale()
+        if self.ema is not None:
+            total_steps = self.phases.total_steps
+            self.ema.update(self.model, self.objective, self.global_step, total_steps)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Runs after all callbacks: what follows is waiting for data."""
