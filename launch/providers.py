@@ -98,7 +98,11 @@ def load(
 
 
 def _check_tokenizer(source: str, data: PairsDataModule, theirs: PairsDataModule) -> None:
-    if not torch.equal(data.tokenizer(PROBE, 64)[0], theirs.tokenizer(PROBE, 64)[0]):
+    (ids, length), (their_ids, their_length) = (
+        data.tokenizer(PROBE, 64),
+        theirs.tokenizer(PROBE, 64),
+    )
+    if not torch.equal(ids[0, : length[0]], their_ids[0, : their_length[0]]):
         raise ValueError(
             f"the teacher {source} was trained with another tokenizer, so that it cannot read this "
             "run's texts: use its data.tokenizer, or only its image features"

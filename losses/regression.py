@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from .exchange import AllGather
 from .term import Term, full_precision
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+# Bare: the parser of run files takes what returns a Tensor for a class of tensors to be made.
+Distance = Callable
 
 
 def cosine(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:

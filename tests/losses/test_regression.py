@@ -49,7 +49,7 @@ def run(rank, world_size, distance, valid):
 # The second rank has no target at all in the second case.
 @pytest.mark.parametrize("valid", [[1, 0, 1, 1, 0, 1, 1, 0], [1, 1, 0, 1, 0, 0, 0, 0], [0] * B])
 def test_equals_the_formula(gloo, distance, world_size, valid):
-    x, y, present = inputs(valid)
+    x, y, _ = inputs(valid)
     kept = [i for i in range(B) if valid[i]]
     want = [by_hand(distance, x[i], y[i]) for i in kept]
     ranks = gloo(world_size, run, distance, valid)
@@ -72,5 +72,5 @@ def test_a_head_changes_the_width():
     want = nn.functional.mse_loss(x @ head[0].weight.T + head[0].bias, y)
     torch.testing.assert_close(value, want)
     assert set(term.needs) == {"image.raw", "teacher.big.image.raw"}
-    with pytest.raises(ValueError, match="3 numbers a sample and 'teacher.big.image.raw' 5"):
+    with pytest.raises(ValueError, match=r"3 numbers a sample and 'teacher\.big\.image\.raw' 5"):
         Regression("image", "teacher.big.image.raw")({"image": x}, {"teacher.big.image.raw": y})

@@ -17,8 +17,12 @@ def model():
         "vit_tiny_patch16_224",
         image_size=16,
         model_args={
-            **{"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
-            **{"drop_path_rate": 0.5, "proj_drop_rate": 0.5},
+            "patch_size": 8,
+            "embed_dim": 16,
+            "depth": 2,
+            "num_heads": 2,
+            "drop_path_rate": 0.5,
+            "proj_drop_rate": 0.5,
         },
     )
     text = ClipTextTower(16, 1, 2, context_length=6, vocab_size=50, dropout=0.5)
