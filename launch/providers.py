@@ -50,11 +50,6 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
             _check_size(prefix + view, view, views[view], module.model, towers.model)
         module.providers[f"teacher.{name}"] = towers
     if parts.ema is not None:
-        if parts.trainer.precision in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"trainer.precision={parts.trainer.precision} would keep the ema in 16 bits, where "
-                "its small steps are lost: use bf16-mixed or 16-mixed"
-            )
         module.ema = module.providers["ema"] = Ema(module.model, parts.ema)
 
 

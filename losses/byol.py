@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .exchange import share
 from .term import Term, full_precision
 
 
@@ -58,7 +59,7 @@ class BYOL(Term):
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Returns `{"byol": value}`, this rank's share."""
-        return {"byol": self.per_sample(features, batch).mean()}
+        return {"byol": share(self.per_sample(features, batch))}
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -67,10 +68,12 @@ class BYOL(Term):
         guesses, targets = ({}, {})
         for online, averaged in self.pairs:
             if online not in guesses:
-                guesses[online] = self.predictor(self.projector(features[online]))
+                (feature,) = full_precision(features[online])
+                guesses[online] = self.predictor(self.projector(feature))
             if averaged not in targets:
                 with torch.no_grad():
-                    targets[averaged] = self.target(features[averaged])
+                    (feature,) = full_precision(features[averaged])
+                    targets[averaged] = self.target(feature)
         losses = []
         for online, averaged in self.pairs:
             guess, target = full_precision(guesses[online], targets[averaged])

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .exchange import AllGather
+from .exchange import total
 from .term import full_precision
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation over the rows of all ranks: values and gradients as in one process.
 
-    Each rank contributes the mean, the sum of squared deviations and the number of its rows, in one
-    exchange. torch's SyncBatchNorm does so on CUDA only. Ioffe and Szegedy (2015).
+    Ranks exchange sums and numbers of rows, of which each may have any. torch's SyncBatchNorm works
+    on CUDA only. Ioffe and Szegedy (2015).
 
     Args:
         width: Length of a row.
@@ -58,21 +58,13 @@ class BatchNorm(nn.Module):
 
 
 def global_moments(rows: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean [d], variance [d] (biased) and number [] of the rows of all ranks.
-
-    Deviations are taken from each rank's own mean first (Chan et al. 1979), which loses nothing to
-    a large common mean.
-    """
-    width = rows.shape[1]
-    own_count = rows.new_tensor(float(len(rows)))
-    own_mean = rows.sum(0) / own_count.clamp(min=1)
-    own_square = (rows - own_mean).square().sum(0)
-    sent = torch.cat([own_mean, own_square, own_count[None]])
-    means, squares, counts = AllGather()(sent[None]).values.split([width, width, 1], 1)
-    count = counts.sum().clamp(min=1)
-    mean = (counts * means).sum(0) / count
-    var = (squares + counts * (means - mean).square()).sum(0) / count
-    return mean, var, count.detach()
+    """Returns mean [d], variance [d] (biased) and number [] of the rows of all ranks."""
+    sums = total(torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])]))
+    count = sums[-1].detach().clamp(min=1)
+    mean = sums[:-1] / count
+    # From the mean, not from a sum of squares: a large common mean would swallow the variance.
+    var = total((rows - mean).square().sum(0)) / count
+    return mean, var, count
 
 
 class MLP(nn.Sequential):

@@ -6,12 +6,11 @@ that have a target. Nothing but a count is exchanged.
 
 from collections.abc import Callable, Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .exchange import AllGather
+from .exchange import share
 from .term import Term, full_precision
 
 # Bare: the parser of run files takes what returns a Tensor for a class of tensors to be made.
@@ -68,25 +67,29 @@ class Regression(Term):
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Returns `{"regression": value}`, this rank's share; 0 where no sample has a target."""
-        return {"regression": self.per_sample(features, batch).mean()}
+        losses = self._losses(features, batch)
+        weights = None if self.valid is None else batch[self.valid].to(losses.dtype)
+        return {"regression": share(losses, weights)}
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"] | None:
+        """Distances; None where some samples may have no target."""
+        return self._losses(features, batch) if self.valid is None else None
+
+    def _losses(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
-        """Distances, of samples without a target 0, and larger for it where others have none."""
         entry = features[self.target] if self.target in features else batch[self.target]
-        guess, target = full_precision(self.head(features[self.feature]), entry.detach())
+        feature, target = full_precision(features[self.feature], entry.detach())
+        (guess,) = full_precision(self.head(feature))
         if guess.shape != target.shape:
             raise ValueError(
                 f"'{self.feature}' has {guess.shape[1]} numbers a sample and '{self.target}' "
                 f"{target.shape[1]}: give the term a head that maps the one to the other, such as "
                 "counterpoint.losses.heads.MLP with two widths"
             )
-        if self.valid is None:
-            return self.distance(guess, target)
-        valid = batch[self.valid].bool()
-        # Whatever stands in for a target that is missing, its gradient must be finite.
-        losses = self.distance(guess, target.masked_fill(~valid[:, None], 1.0))
-        counts = torch.stack([valid.sum(), valid.new_tensor(len(valid), dtype=torch.int64)])
-        num_valid, num_rows = AllGather()(counts[None]).values.sum(0)
-        return torch.where(valid, losses, 0) * num_rows / num_valid.clamp(min=1)
+        if self.valid is not None:
+            # Whatever stands in for a missing target, its gradient must be finite.
+            target = target.masked_fill(~batch[self.valid].bool()[:, None], 1.0)
+        return self.distance(guess, target)

@@ -20,15 +20,11 @@ class FrozenTowers(nn.Module):
 
     Args:
         model: Its parameters are frozen in place.
-
-    Attributes:
-        num_parts: Parts that a batch is encoded in, which bounds the memory.
     """
 
     def __init__(self, model: TwoTower):
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.num_parts = 1
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTowers":
@@ -37,20 +33,8 @@ class FrozenTowers(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Mapping[str, Tensor], needs: Iterable[str]) -> dict[str, Tensor]:
-        """Returns what `TwoTower` does.
-
-        Args:
-            batch: As for `TwoTower`.
-            needs: Names of features.
-        """
-        pieces = {name: rows.tensor_split(self.num_parts) for name, rows in batch.items()}
-        parts = [
-            self.model({name: piece[i] for name, piece in pieces.items()}, needs)
-            for i in range(self.num_parts)
-        ]
-        scalars = {name: value for name, value in parts[0].items() if name.startswith("logit_")}
-        rows = parts[0].keys() - scalars.keys()
-        return scalars | {name: torch.cat([part[name] for part in parts]) for name in rows}
+        """Returns what `TwoTower` does, with all tokens."""
+        return self.model(batch, needs)
 
 
 class Teacher(ABC):

@@ -9,7 +9,7 @@ has learned, a function of synchronised weights and so the same on every rank.
 
 import copy
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,17 +67,22 @@ class Ema(FrozenTowers):
 
     @torch.no_grad()
     def update(self, student: nn.Module, objective: nn.Module, step: int, total_steps: int) -> None:
-        """Moves all averages towards their online modules; buffers are copied."""
+        """Moves all averages towards their online modules; buffers are copied.
+
+        Raises:
+            ValueError: the weights are kept in a way that an average cannot follow.
+        """
         weight = 1 - self.config.at(step, total_steps)
         pairs: list[tuple[nn.Module, nn.Module]] = [(student, self.model)]
         for module in objective.modules():
             if hasattr(module, "averages"):
                 pairs += module.averages()  # type: ignore[operator]
         for online, average in pairs:
-            for own, other in zip(average.parameters(), online.parameters(), strict=True):
-                own.lerp_(other, weight)
-            for own, other in zip(average.buffers(), online.buffers(), strict=True):
-                own.copy_(other)
+            own = list(average.parameters())
+            _check_weights(own)
+            torch._foreach_lerp_(own, list(online.parameters()), weight)
+            for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
+                mine.copy_(theirs)
 
 
 def provided(
@@ -129,6 +134,16 @@ def check_needs(
                 f"a term needs '{name}', but batches have no '{view}': name one of "
                 f"{sorted(views)}, or add it to data.views or data.texts"
             )
+
+
+def _check_weights(weights: Sequence[nn.Parameter]) -> None:
+    if any(weight.dtype.itemsize < 4 for weight in weights):
+        raise ValueError(
+            "the ema would be kept in 16 bits, where its small steps are lost: use a "
+            "trainer.precision with mixed in its name, and no DeepSpeed"
+        )
+    if any(hasattr(weight, "ds_tensor") for weight in weights):
+        raise ValueError("the ema cannot follow weights that ZeRO 3 has cut up: use ddp or zero2")
 
 
 def _fix(words: list[str]) -> str:

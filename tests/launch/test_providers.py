@@ -1,6 +1,8 @@
 """Teachers of a run file: whose weights they hold, and what is refused before training."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,7 +15,9 @@ from counterpoint.launch import config as run_config
 from counterpoint.launch.build import build
 from counterpoint.launch.fit import initialise
 from counterpoint.launch.providers import attach
+from counterpoint.train.providers import check_needs
 
+ROOT = Path(__file__).resolve().parents[2]
 FROZEN = "counterpoint.models.teacher.Frozen"
 REGRESSION = "counterpoint.losses.regression.Regression"
 
@@ -149,10 +153,6 @@ VIEW = {"transform": {"class_path": "EvalTransform"}, "size": 20}
         ({"needs": [], "teachers": teacher("a")}, "no term needs the teacher 'x'"),
         ({"teachers": {"image": teacher()["x"]}}, "the teacher 'image' needs another name"),
         ({"teachers": teacher("nowhere.safetensors")}, "no weights file nowhere.safetensors"),
-        (
-            {"needs": ["ema.image"], "ema": {"decay": 0.9}, "trainer": {"precision": "bf16-true"}},
-            "would keep the ema in 16 bits",
-        ),
     ],
 )
 def test_what_cannot_work_is_refused(student, changes, words):
@@ -189,3 +189,21 @@ def test_texts_must_be_those_of_the_teachers_tokenizer(student, other_run):
     with pytest.raises(ValueError, match="trained with another tokenizer"):
         attach(*student(teachers=teacher(str(folder))))
     attach(*student(teachers=teacher(str(folder)), needs=["teacher.x.image"]))
+
+
+def test_what_the_documentation_shows(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "teachers.md").read_text()
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        chosen = yaml.safe_load(block)
+        argv = ["--config", "configs/run/emoji_clip.yaml"]
+        for key, value in chosen.items():
+            argv += [f"--{key}", value if isinstance(value, str) else yaml.safe_dump(value)]
+        parser = run_config.make_parser()
+        parts = parser.instantiate(run_config.parse(parser, argv))
+        assert (parts.ema is None) == ("ema" not in chosen)
+        names = {f"teacher.{name}" for name in chosen.get("teachers", ())} or {"ema"}
+        views = {"image", "text", "image.strong_1", "image.strong_2"}
+        check_needs(parts.objective.needs, names, views, ())
+        with pytest.raises(ValueError, match="which nobody provides"):
+            check_needs(parts.objective.needs, (), views, ())

@@ -167,6 +167,12 @@ def test_what_nobody_provides_is_refused_with_the_fix():
         check("ema.image.b.raw", "ema")
 
 
+def test_an_average_in_16_bits_is_refused():
+    model, terms = student().bfloat16(), objective()
+    with pytest.raises(ValueError, match="kept in 16 bits"):
+        Ema(model, EmaConfig(0.9)).update(model, terms, 0, STEPS)
+
+
 def test_decays_lie_between_0_and_1():
     with pytest.raises(ValueError, match=r"ema\.final_decay is 1\.5"):
         EmaConfig(0.9, 1.5)
