@@ -2,7 +2,9 @@
 
 import copy
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -10,55 +12,59 @@ import tiny
 import torch
 import yaml
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.recipe import View
+from counterpoint.data.transforms import EvalTransform
 from counterpoint.launch import config as run_config
 from counterpoint.launch.build import build
 from counterpoint.launch.fit import initialise
 from counterpoint.launch.providers import attach
-from counterpoint.train.providers import check_needs
+from counterpoint.losses.infonce import InfoNCE
+from counterpoint.losses.objective import Objective
+from counterpoint.losses.regression import Regression
+from counterpoint.models.teacher import Frozen
+from counterpoint.train.module import ContrastiveModule
+from counterpoint.train.providers import EmaConfig, check_needs
 
 ROOT = Path(__file__).resolve().parents[2]
-FROZEN = "counterpoint.models.teacher.Frozen"
-REGRESSION = "counterpoint.losses.regression.Regression"
+
+
+def parsed(folder, values):
+    parser = run_config.make_parser()
+    path = tiny.write_config(folder, values)
+    return parser, run_config.parse(parser, ["--config", str(path)])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    return build(*parsed(folder, tiny.config(folder / "m")))
 
 
 @pytest.fixture
-def student(tmp_path):
-    """Builds the tiny run with changes; returns (module, parts)."""
-    index_shards([str(p) for p in tiny.write_shards(tmp_path / "pairs")], str(tmp_path / "m"))
+def student(base):
+    """Builds the tiny run with a term for each of `needs`; returns (module, parts)."""
 
-    def call(**changes):
-        values = tiny.config(tmp_path / "m") | changes
-        for need in values.pop("needs", ["teacher.x.image", "teacher.x.text"]):
-            feature = "text" if "text" in need else "image"
-            arguments = {"feature": feature, "target": need}
-            term = {"class_path": REGRESSION, "init_args": arguments}
-            values["objective"]["terms"][need.replace(".", "_")] = term
-        parser = run_config.make_parser()
-        config = run_config.parse(
-            parser, ["--config", str(tiny.write_config(tmp_path, values)), "--run_dir", "unused"]
-        )
-        module, parts = build(parser, config)
-        module.resolved_config = run_config.plain(parser, config)
-        return module, parts
+    def call(
+        *needs: str, teachers=None, ema=None, init_from=None, views=None
+    ) -> tuple[ContrastiveModule, SimpleNamespace]:
+        module, data = copy.deepcopy(base[0]), copy.copy(base[1].data)
+        data.views = views or {}
+        terms = {need.replace(".", "_"): Regression(need.split(".")[2], need) for need in needs}
+        module.objective = Objective(terms or {"infonce": InfoNCE()})
+        module.resolved_config = {"init_from": init_from}
+        return module, SimpleNamespace(data=data, teachers=teachers, ema=ema)
 
     return call
 
 
-def teacher(source=None, **arguments):
-    return {"x": {"class_path": FROZEN, "init_args": {"source": source, **arguments}}}
-
-
-@pytest.fixture
-def other_run(tmp_path):
-    """A run folder of a wider model with two checkpoints; returns it and the second's weights."""
-    folder = tmp_path / "other"
-    (folder / "checkpoints").mkdir(parents=True)
-    values = tiny.config(tmp_path / "gone") | {"seed": 5}
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory):
+    """A run folder of a wider model with two checkpoints, and its model as in the second."""
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "checkpoints").mkdir()
+    values = tiny.config(folder / "gone") | {"seed": 5}
     values["model"]["text"]["init_args"]["width"] = 24
-    parser = run_config.make_parser()
-    path = tiny.write_config(folder, values)
-    config = run_config.parse(parser, ["--config", str(path)])
+    parser, config = parsed(folder, values)
     run_config.save(run_config.plain(parser, config), folder / "config.yaml")
     module, _ = build(parser, config)
     for step in (1, 2):
@@ -66,7 +72,7 @@ def other_run(tmp_path):
             module.model.image_projection.weight.add_(step)
         state = {f"model.{n}": v.clone() for n, v in module.model.state_dict().items()}
         torch.save({"state_dict": state}, folder / "checkpoints" / f"step-{step:08d}.ckpt")
-    return folder, copy.deepcopy(module.model).eval()
+    return folder, module.model.eval()
 
 
 def batch():
@@ -78,61 +84,65 @@ def batch():
     }
 
 
-@pytest.mark.parametrize("which", ["folder", "checkpoint"])
-def test_a_run_is_loaded_with_its_own_architecture(student, other_run, which):
-    folder, want = other_run
-    source = folder if which == "folder" else folder / "checkpoints" / "step-00000001.ckpt"
-    module, parts = student(teachers=teacher(str(source)))
+def test_a_run_is_loaded_with_its_own_architecture(student, other_run):
+    folder, second = other_run
+    first = copy.deepcopy(second)
+    with torch.no_grad():
+        first.image_projection.weight.sub_(2)
+    teachers = {
+        "newest": Frozen(str(folder)),
+        "first": Frozen(str(folder / "checkpoints" / "step-00000001.ckpt")),
+    }
+    module, parts = student("teacher.newest.text", "teacher.first.image", teachers=teachers)
     before = torch.get_rng_state()
     attach(module, parts)
     assert torch.equal(torch.get_rng_state(), before)
-    if which == "checkpoint":
-        with torch.no_grad():
-            want.image_projection.weight.sub_(2)
-    got = module.providers["teacher.x"](batch(), ("image", "text"))
-    for name, value in want(batch(), ("image", "text")).items():
-        torch.testing.assert_close(got[name], value.detach())
-    # Outside the state, the optimiser, and what is synchronised or trained.
+    for name, want in (("newest", second), ("first", first)):
+        towers = module.providers[f"teacher.{name}"]
+        got = towers(batch(), ("image", "text"))
+        for feature, value in want(batch(), ("image", "text")).items():
+            torch.testing.assert_close(got[feature], value.detach())
+        # Outside the state, the optimiser, and what is synchronised or trained.
+        assert not {id(p) for p in towers.parameters()} & {id(p) for p in module.parameters()}
     assert not any("teacher" in name or "providers" in name for name in module.state_dict())
-    frozen = {id(p) for p in module.providers["teacher.x"].parameters()}
-    assert frozen and not frozen & {id(p) for p in module.parameters()}
 
 
 def test_a_file_holds_weights_of_the_own_architecture(student, tmp_path):
-    model, _ = student(seed=3, needs=[])
-    path = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file(model.model.state_dict(), path)
-    module, parts = student(teachers=teacher(str(path), precision="bfloat16"))
+    needs, path = ("teacher.x.image",), tmp_path / "weights.safetensors"
+    teachers = {"x": Frozen(str(path), precision="bfloat16")}
+    state = {n: v + 1 for n, v in student()[0].model.state_dict().items()}
+    safetensors.torch.save_file(state, path)
+    module, parts = student(*needs, teachers=teachers)
     attach(module, parts)
-    towers = module.providers["teacher.x"].model
-    assert towers.logit_scale.dtype == torch.bfloat16
-    want = model.model.text_projection.weight.detach().bfloat16()
-    assert torch.equal(towers.text_projection.weight, want)
+    found = module.providers["teacher.x"].model.state_dict()
+    assert all(torch.equal(found[n], v.to(found[n].dtype)) for n, v in state.items())
+    assert found["logit_scale"].dtype == torch.bfloat16
 
-    state = {n: v for n, v in model.model.state_dict().items() if n != "logit_scale"}
+    state.pop("logit_scale")
     safetensors.torch.save_file(state, path)
     with pytest.raises(ValueError, match=r"1 missing \(logit_scale\)\); name the folder"):
-        attach(*student(teachers=teacher(str(path))))
+        attach(*student(*needs, teachers=teachers))
 
 
-def test_without_a_source_it_is_what_the_run_starts_from(student, other_run, tmp_path):
+def test_without_a_source_it_is_what_the_run_starts_from(student, other_run):
     # Another width of the text tower: what does not match stays as the seed made it.
-    init = str(other_run[0])
-    module, parts = student(teachers=teacher(), init_from=init)
-    initialise(module.model, init)
+    choices = {"teachers": {"x": Frozen()}, "init_from": str(other_run[0])}
+    module, parts = student("teacher.x.image", **choices)
+    initialise(module.model, choices["init_from"])
     attach(module, parts)
-    resumed, its_parts = student(teachers=teacher(), init_from=init)
+    resumed, its_parts = student("teacher.x.image", **choices)
     attach(resumed, its_parts)  # a resumed run loads its weights later
     start = module.model.state_dict()
     for made in (module, resumed):
         state = made.providers["teacher.x"].model.state_dict()
         assert all(torch.equal(state[name], start[name]) for name in start)
+    assert not torch.equal(resumed.model.image_projection.weight, start["image_projection.weight"])
     with pytest.raises(ValueError, match="name its weights with init_from"):
-        attach(*student(teachers=teacher()))
+        attach(*student("teacher.x.image", teachers={"x": Frozen()}))
 
 
 def test_the_average_starts_as_the_student_and_is_in_the_state(student):
-    module, parts = student(ema={"decay": 0.9}, needs=["ema.image"])
+    module, parts = student(ema=EmaConfig(0.9))
     attach(module, parts)
     state = module.state_dict()
     names = module.model.state_dict().keys()
@@ -142,53 +152,40 @@ def test_the_average_starts_as_the_student_and_is_in_the_state(student):
     assert not trained & {id(p) for p in module.ema.parameters()}
 
 
-VIEW = {"transform": {"class_path": "EvalTransform"}, "size": 20}
-
-
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("needs", "teachers", "words"),
     [
-        ({}, "'teacher.x.image', which nobody provides: configure teachers: {x: "),
-        ({"needs": ["ema.image"]}, "give the run an average of the student"),
-        ({"needs": [], "teachers": teacher("a")}, "no term needs the teacher 'x'"),
-        ({"teachers": {"image": teacher()["x"]}}, "the teacher 'image' needs another name"),
-        ({"teachers": teacher("nowhere.safetensors")}, "no weights file nowhere.safetensors"),
+        (["teacher.x.image"], {}, "'teacher.x.image', which nobody provides: configure teachers"),
+        ([], {"x": Frozen("a")}, "no term needs the teacher 'x'"),
+        (["teacher.x.image"], {"image": Frozen("a")}, "the teacher 'image' needs another name"),
+        (["teacher.x.image"], {"x": Frozen("no.safetensors")}, "no weights file no.safetensors"),
     ],
 )
-def test_what_cannot_work_is_refused(student, changes, words):
+def test_what_cannot_work_is_refused(student, needs, teachers, words):
     with pytest.raises(ValueError) as caught:
-        attach(*student(**changes))
+        attach(*student(*needs, teachers=teachers))
     assert words in str(caught.value)
 
 
-def test_inputs_must_fit_the_teacher(student, other_run):
-    folder = other_run[0]
-    saved = yaml.safe_load((folder / "config.yaml").read_text())
-    values = student(needs=[])[0].resolved_config
-    data = values["data"] | {"views": {"big": VIEW}}
-    with pytest.raises(ValueError, match=r"get pictures of 20 pixels, and this teacher takes 16"):
-        attach(
-            *student(teachers=teacher(str(folder)), data=data, needs=["teacher.x.image.big.raw"])
-        )
-    saved["model"]["text"]["init_args"]["context_length"] = 6
-    run_config.save(saved, folder / "config.yaml")
-    for path in (folder / "checkpoints").iterdir():
-        state = torch.load(path, weights_only=True)
-        name = next(n for n in state["state_dict"] if n.endswith("position_embedding.weight"))
-        state["state_dict"][name] = state["state_dict"][name][:6]
-        torch.save(state, path)
-    with pytest.raises(ValueError, match="get texts of 8 tokens, and this teacher takes 6"):
-        attach(*student(teachers=teacher(str(folder))))
-
-
-def test_texts_must_be_those_of_the_teachers_tokenizer(student, other_run):
-    folder = other_run[0]
+def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(other_run[0], folder)
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     saved["data"]["tokenizer"] = {"class_path": "reversed_words.Reversed"}
     run_config.save(saved, folder / "config.yaml")
+    teachers = {"x": Frozen(str(folder))}
     with pytest.raises(ValueError, match="trained with another tokenizer"):
-        attach(*student(teachers=teacher(str(folder))))
-    attach(*student(teachers=teacher(str(folder)), needs=["teacher.x.image"]))
+        attach(*student("teacher.x.text", teachers=teachers))
+    # Its pictures may be read, if they have its size.
+    views = {"big": View(EvalTransform(), 20)}
+    with pytest.raises(ValueError, match=r"get pictures of 20 pixels, and this teacher takes 16"):
+        attach(*student("teacher.x.image.big.raw", teachers=teachers, views=views))
+
+    saved["data"]["tokenizer"] = None
+    saved["model"]["text"]["init_args"]["context_length"] = 6
+    run_config.save(saved, folder / "config.yaml")
+    with pytest.raises(ValueError, match="get texts of 8 tokens, and this teacher takes 6"):
+        attach(*student("teacher.x.text", teachers=teachers))
 
 
 def test_what_the_documentation_shows(monkeypatch):
