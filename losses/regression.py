@@ -13,9 +13,6 @@ from torch.nn import functional as F
 from .exchange import share
 from .term import Term, full_precision
 
-# Bare: the parser of run files takes what returns a Tensor for a class of tensors to be made.
-Distance = Callable
-
 
 def cosine(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
     """1 - cos of each row's angle."""
@@ -51,7 +48,8 @@ class Regression(Term):
         self,
         feature: str,
         target: str,
-        distance: Distance = cosine,
+        # Bare: the parser of run files takes what returns a Tensor for a class that it is to make.
+        distance: Callable = cosine,
         head: nn.Module | None = None,
         valid: str | None = None,
     ):

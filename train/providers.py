@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
@@ -72,7 +73,7 @@ class Ema(FrozenTowers):
         Raises:
             ValueError: the weights are kept in a way that an average cannot follow.
         """
-        weight = 1 - self.config.at(step, total_steps)
+        follow = get_ema_multi_avg_fn(self.config.at(step, total_steps))
         pairs: list[tuple[nn.Module, nn.Module]] = [(student, self.model)]
         for module in objective.modules():
             if hasattr(module, "averages"):
@@ -80,7 +81,7 @@ class Ema(FrozenTowers):
         for online, average in pairs:
             own = list(average.parameters())
             _check_weights(own)
-            torch._foreach_lerp_(own, list(online.parameters()), weight)
+            follow(own, list(online.parameters()), None)
             for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
                 mine.copy_(theirs)
 
