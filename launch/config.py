@@ -16,10 +16,12 @@ from lightning.pytorch import Trainer
 
 from ..data.module import PairsDataModule
 from ..losses.objective import Objective
+from ..models.teacher import Teacher
 from ..models.two_tower import TwoTower
 from ..train.evaluate import EvaluationConfig
 from ..train.optim import AdamW
 from ..train.phases import Phase
+from ..train.providers import EmaConfig
 from .identity import Identity
 
 # The phases own the run's length, the data module owns the order, we own logs and checkpoints.
@@ -82,6 +84,8 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(Objective, "objective")
     parser.add_class_arguments(AdamW, "optim")
     parser.add_argument("--phases", type=dict[str, Phase], required=True)
+    parser.add_argument("--teachers", type=dict[str, Teacher] | None, help="frozen models")
+    parser.add_argument("--ema", type=EmaConfig | None, help="moving average of the student")
     parser.add_class_arguments(EvaluationConfig, "evaluation")
     parser.add_class_arguments(CheckpointConfig, "checkpoint")
     for name in ("logit_scale_init", "logit_bias_init"):

@@ -44,5 +44,6 @@ def quieten() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # torch's deprecation, in Lightning's own code
         ".*smaller than the logging interval.*",  # the last step is always logged
         ".*dataloader is not resumable.*",  # ours is: it starts at the stored step
+        r".*module\(s\) in eval mode at the start.*",  # the student's average always is
     ):
         warnings.filterwarnings("ignore", message)

@@ -29,6 +29,7 @@ from .build import build
 from .env import is_first_process, prepare, under_torchrun
 from .identity import Identity
 from .paths import find_config
+from .providers import attach
 
 
 def main(argv: list[str]) -> int:
@@ -74,10 +75,11 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
     module.fingerprint, module.sources = parts.data.fingerprint, parts.data.manifest.sources
     total_steps = module.phases.total_steps
     checkpoint = None
+    if resume is None and config.init_from:
+        initialise(module.model, config.init_from)
+    attach(module, parts)
     if resume is None:
         prepare_folder(run_dir)
-        if config.init_from:
-            initialise(module.model, config.init_from)
     else:
         checkpoint = resumable(resume, resolved, module.fingerprint, total_steps)
     if is_first_process():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SLOTS = ("data", "model", "objective", "optim", "phases", "init_from")
+SLOTS = ("data", "model", "objective", "optim", "phases", "init_from", "teachers", "ema")
 TRAINER_KEYS = ("precision", "gradient_clip_val")
 # Where the shards lie and how they are loaded; the order of samples does not depend on it.
 DATA_KEYS_LEFT_OUT = ("num_workers", "manifest", "cache")

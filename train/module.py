@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ..losses.objective import Objective
+from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
 from .optim import AdamW
 from .phases import Phases
+from .providers import Ema, provided
 from .shares import Shares, shares_of
 from .strategies import shard
 
@@ -29,6 +31,9 @@ class ContrastiveModule(pl.LightningModule):
         shares: reaches gradients and parameters in the strategy at hand.
         resolved_config: the run's configuration; it goes into every checkpoint.
         fingerprint: of the data; resume compares it.
+        providers: frozen models by the prefix of their features (`ema`, `teacher.NAME`); in no
+            state, but for the average.
+        ema: the student's moving average.
         step_ended: when the last step and its callbacks were done (monotonic seconds).
         sources: names of the data's sources, in the order of the batch's `source`.
         source_loss: at log steps of a mixture, (sum, count) of this rank's losses by source
@@ -44,6 +49,8 @@ class ContrastiveModule(pl.LightningModule):
         self.optim = optim
         self.phases = phases
         self.seed = seed
+        self.providers: dict[str, FrozenTowers] = {}
+        self.ema: Ema | None = None
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
         self.shares = Shares()
@@ -56,8 +63,10 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
-        reduction = self.phases.reduction(self.global_step, self.seed)
-        features = self.model(batch, self.objective.needs, reduction)
+        step, needs = self.global_step, self.objective.needs
+        self.objective.progress = step / self.phases.total_steps
+        features = self.model(batch, needs, self.phases.reduction(step, self.seed))
+        features |= provided(self.providers, batch, needs)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
         self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
@@ -94,6 +103,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
+        for towers in self.providers.values():
+            towers.to(self.device)
         for group, wanted in zip(self._groups(), self._settings, strict=True):
             group.update(wanted)
         self.shares = shares_of(self.trainer)
@@ -127,12 +138,15 @@ class ContrastiveModule(pl.LightningModule):
             torch._foreach_mul_(pieces, factor)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, then clamps at once: a checkpoint written after the step holds clamped scales."""
+        """Steps, clamps and averages at once: a checkpoint of this step holds what came of it."""
         super().optimizer_step(*args, **kwargs)
         for module in (self.model, *self.objective.modules()):
             if hasattr(module, "bounds"):
                 for bounded in module.bounds():  # type: ignore[operator]
                     self.shares.clamp(*bounded)
+        if self.ema is not None:
+            total_steps = self.phases.total_steps
+            self.ema.update(self.model, self.objective, self.global_step, total_steps)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Runs after all callbacks: what follows is waiting for data."""

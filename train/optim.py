@@ -34,31 +34,45 @@ class AdamW:
         self.weight_decay = weight_decay
         self.scalar_rate = scalar_rate
 
-    def build(self, *modules: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
-        """Returns the optimiser over all trainable parameters of `modules`.
+    def build(
+        self, model: nn.Module, *heads: nn.Module, fused: bool = True
+    ) -> torch.optim.Optimizer:
+        """Returns the optimiser over all trainable parameters; those of `heads` do not decay.
 
         `fused` is torch's: one kernel for all parameters. With a gradient scaler it must be off,
         because a fused step unscales after the clipping.
         """
-        named = [item for module in modules for item in module.named_parameters()]
-        groups = parameter_groups(named, self.weight_decay, self.scalar_rate)
+        others = [item for module in heads for item in module.named_parameters()]
+        groups = parameter_groups(
+            model.named_parameters(), self.weight_decay, self.scalar_rate, others
+        )
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=fused)
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, scalar_rate: float = 1.0
+    named: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    scalar_rate: float = 1.0,
+    heads: Iterable[tuple[str, nn.Parameter]] = (),
 ) -> list[dict[str, Any]]:
-    """Splits trainable parameters: matrices (with decay), vectors, and single numbers.
+    """Splits trainable parameters: matrices (with decay), vectors, single numbers, and heads.
 
+    Heads are the parameters of terms, `heads`; their single numbers are with the others.
     Each group's `rate` is what the phase's learning rate is multiplied by.
     """
     trainable = [parameter for _, parameter in named if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
     vectors = [p for p in trainable if p.ndim < 2 and p.numel() > 1]
-    scalars = [p for p in trainable if p.ndim < 2 and p.numel() == 1]
+    of_terms = [parameter for _, parameter in heads if parameter.requires_grad]
+    scalars = [p for p in (*trainable, *of_terms) if p.ndim < 2 and p.numel() == 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay, "rate": 1.0},
         {"params": vectors, "weight_decay": 0.0, "rate": 1.0},
         {"params": scalars, "weight_decay": 0.0, "rate": scalar_rate},
+        {
+            "params": [p for p in of_terms if p.ndim >= 2 or p.numel() > 1],
+            "weight_decay": 0.0,
+            "rate": 1.0,
+        },
     ]
     return [group for group in groups if group["params"]]

@@ -7,7 +7,7 @@ names every change that would make the continued run another run.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-FIXED = ("seed", "model", "objective")
+FIXED = ("seed", "model", "objective", "teachers", "ema")
 # What the batches hold and in which order; where shards, caches and sidecars lie may change.
 FIXED_DATA = (
     *("lanes", "block", "train_transform", "tokenizer", "caption", "key_field"),

@@ -26,6 +26,17 @@ def test_every_trainable_parameter_is_in_one_group():
     assert [g["rate"] for g in groups] == [1.0, 1.0, 20.0]
 
 
+def test_heads_of_terms_have_a_group_without_decay():
+    head = Model()
+    optimizer = AdamW(weight_decay=0.3, scalar_rate=20.0).build(Model(), head)
+    *_, scalars, heads = optimizer.param_groups
+    assert {id(p) for p in heads["params"]} == {
+        id(p) for n, p in head.named_parameters() if n not in ("logit_scale", "frozen")
+    }
+    assert (heads["weight_decay"], heads["rate"]) == (0.0, 1.0)
+    assert len(scalars["params"]) == 2 and id(head.logit_scale) == id(scalars["params"][1])
+
+
 def test_decay_shrinks_matrices_only():
     model = Model()
     optimizer = AdamW(weight_decay=0.5).build(model)

@@ -1,0 +1,118 @@
+"""The teachers and the moving average of a run file, given to the module that trains.
+
+In: the built run, with the weights it starts from. Out: the module with its providers, or one
+sentence about what cannot work.
+"""
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.module import PairsDataModule
+from ..models.two_tower import TwoTower
+from ..models.weights import load_weights, read_weights
+from ..train import checkpoint as checkpoints
+from ..train.module import ContrastiveModule
+from ..train.providers import Ema, check_needs
+from .load import load_run
+
+# What two tokenizers must agree on to be taken for the same.
+PROBE = ["A photo of 3 red squares, a fish & the moon's house."]
+
+
+def attach(module: ContrastiveModule, parts: Any) -> None:
+    """Loads what the terms need beside the student.
+
+    Raises:
+        ValueError: a term needs what nobody provides, or a teacher cannot be used.
+    """
+    teachers, data = parts.teachers or {}, parts.data
+    for name in teachers:
+        if "." in name or name in ("image", "text"):
+            raise ValueError(f"the teacher '{name}' needs another name: no dots, no image or text")
+    views = {"image": module.model.image_size, "text": None}
+    views |= {f"image.{n}": view.size or views["image"] for n, view in data.views.items()}
+    views |= {f"text.{n}": None for n in data.texts}
+    names = [f"teacher.{name}" for name in teachers] + ["ema"] * (parts.ema is not None)
+    stored = [f"{n}.{entry}" for n, sidecar in data.sidecars.items() for entry in sidecar.columns]
+    check_needs(module.objective.needs, names, views, stored)
+    for name, teacher in teachers.items():
+        prefix = f"teacher.{name}."
+        wanted = [n.removeprefix(prefix) for n in module.objective.needs if n.startswith(prefix)]
+        if not wanted:
+            raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
+        reads_text = any(need.startswith("text") for need in wanted)
+        towers = teacher.build(partial(load, module, data, reads_text))
+        for view in {need.removesuffix(".raw") for need in wanted} & views.keys():
+            _check_size(prefix + view, view, views[view], module.model, towers.model)
+        module.providers[f"teacher.{name}"] = towers
+    if parts.ema is not None:
+        module.ema = module.providers["ema"] = Ema(module.model, parts.ema)
+
+
+def load(
+    module: ContrastiveModule, data: PairsDataModule, reads_text: bool, source: str | None
+) -> TwoTower:
+    """Returns a model with the weights of `source`; see `Teacher.build`.
+
+    Raises:
+        ValueError: there are none, or they belong to another model or another tokenizer.
+    """
+    if source is None:
+        source = module.resolved_config["init_from"]
+        if not source:
+            raise ValueError(
+                "a teacher without `source` is the model that the run starts from; name its "
+                "weights with init_from, or give the teacher a source"
+            )
+        # As in a new run: a checkpoint that is resumed does not hold the weights of the start.
+        path = checkpoints.newest(source) or Path(source)
+        model = copy.deepcopy(module.model)
+        load_weights(model, read_weights(path), str(path))
+        return model
+    path = Path(source)
+    in_run = checkpoints.PATTERN.fullmatch(path.name) and (path.parents[1] / "config.yaml").exists()
+    if path.is_dir() or in_run:
+        run = (path.parents[1], checkpoints.step_of(path)) if in_run else (path, None)
+        with torch.random.fork_rng(devices=[]):
+            theirs, their_data, _ = load_run(*run)
+        if reads_text:
+            _check_tokenizer(source, data, their_data)
+        return theirs.model
+    model = copy.deepcopy(module.model)
+    report = load_weights(model, read_weights(path), source)
+    if report.missing or report.reshaped:
+        raise ValueError(
+            f"the teacher {source} is not of the run's own architecture ({report}); name the "
+            "folder of the run that trained it"
+        )
+    return model
+
+
+def _check_tokenizer(source: str, data: PairsDataModule, theirs: PairsDataModule) -> None:
+    (ids, length), (their_ids, their_length) = (
+        data.tokenizer(PROBE, 64),
+        theirs.tokenizer(PROBE, 64),
+    )
+    if not torch.equal(ids[0, : length[0]], their_ids[0, : their_length[0]]):
+        raise ValueError(
+            f"the teacher {source} was trained with another tokenizer, so that it cannot read this "
+            "run's texts: use its data.tokenizer, or only its image features"
+        )
+
+
+def _check_size(need: str, view: str, size: int | None, own: TwoTower, teacher: TwoTower) -> None:
+    if size is not None and size != teacher.image_size:
+        raise ValueError(
+            f"'{need}' would get pictures of {size} pixels, and this teacher takes "
+            f"{teacher.image_size}: add the view data.views.NAME with size {teacher.image_size} "
+            f"(same_as: {view}) and let the term need ...image.NAME"
+        )
+    if size is None and own.context_length > teacher.context_length:
+        raise ValueError(
+            f"'{need}' would get texts of {own.context_length} tokens, and this teacher takes "
+            f"{teacher.context_length}: set the student's context_length to that"
+        )

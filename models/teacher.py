@@ -1,0 +1,76 @@
+"""Frozen two-tower models: how a run file names one, and how it answers.
+
+In: whose weights, and batches. Out: named features without gradient, those that `TwoTower` makes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .two_tower import TwoTower
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class FrozenTowers(nn.Module):
+    """A two-tower model that only answers: in evaluation mode, without gradient.
+
+    Args:
+        model: Its parameters are frozen in place.
+    """
+
+    def __init__(self, model: TwoTower):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenTowers":
+        """Stays in evaluation mode, whatever the module around it is told."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Mapping[str, Tensor], needs: Iterable[str]) -> dict[str, Tensor]:
+        """Returns what `TwoTower` does, with all tokens."""
+        return self.model(batch, needs)
+
+
+class Teacher(ABC):
+    """What a run file names under `teachers`: knows how to make a frozen model, and makes it late.
+
+    It is built when training starts, so that reading a run file loads no weights.
+    """
+
+    @abstractmethod
+    def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
+        """Makes the frozen model.
+
+        Args:
+            load: Returns a model of Counterpoint's own with the weights of a run folder, a
+                checkpoint or a safetensors file; of None, with those that the run starts from.
+        """
+
+
+class Frozen(Teacher):
+    """A model of Counterpoint's own, frozen.
+
+    Args:
+        source: Run folder (its newest checkpoint), checkpoint in one, or a file of weights of the
+            run's own architecture. None: what `init_from` names, so that the teacher is the student
+            as it was before the first step.
+        precision: Of the weights and, without autocast, of the computation.
+    """
+
+    def __init__(
+        self,
+        source: str | None = None,
+        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    ):
+        self.source = source
+        self.dtype = DTYPES[precision]
+
+    def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
+        """Loads the weights; see `Teacher`."""
+        return FrozenTowers(load(self.source).to(self.dtype))

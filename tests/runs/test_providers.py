@@ -1,0 +1,96 @@
+"""A run with a teacher, a moving average and heads: the same on all ranks, and after a resume."""
+
+import json
+import signal
+
+import pytest
+import safetensors.torch
+import torch
+from processes import Run, fit
+from tiny import config, write_config, write_shards
+
+from counterpoint.data.index import index_shards
+from counterpoint.launch import config as run_config
+from counterpoint.launch.build import build
+from counterpoint.train.checkpoint import load, newest
+
+STEPS = 6
+HEAD = "counterpoint.losses.heads.MLP"
+TERMS = {
+    "byol": {
+        "class_path": "counterpoint.losses.byol.BYOL",
+        "init_args": {
+            "projector": {"class_path": HEAD, "init_args": {"widths": [8, 12, 6]}},
+            "predictor": {"class_path": HEAD, "init_args": {"widths": [6, 12, 6]}},
+            "pairs": [["image.strong.raw", "ema.image.raw"], ["image.raw", "ema.image.strong.raw"]],
+        },
+    },
+    "mimicry": {
+        "class_path": "counterpoint.losses.regression.Regression",
+        "init_args": {"feature": "text", "target": "teacher.start.text"},
+    },
+}
+
+
+@pytest.fixture
+def values(tmp_path):
+    """The run file's content; the run starts from weights of another seed."""
+    index_shards([str(p) for p in write_shards(tmp_path / "pairs")], str(tmp_path / "m.parquet"))
+    values = config(tmp_path / "m.parquet", steps=STEPS)
+    parser = run_config.make_parser()
+    path = write_config(tmp_path, values | {"seed": 7})
+    module, _ = build(parser, run_config.parse(parser, ["--config", str(path)]))
+    safetensors.torch.save_file(module.model.state_dict(), tmp_path / "start.safetensors")
+    strong = {"transform": {"class_path": "TrainTransform", "init_args": {"scale": [0.3, 1.0]}}}
+    values["data"]["views"] = {"strong": strong}
+    values["objective"]["terms"] |= TERMS
+    return values | {
+        "init_from": str(tmp_path / "start.safetensors"),
+        "teachers": {"start": {"class_path": "counterpoint.models.teacher.Frozen"}},
+        "ema": {"decay": 0.8, "final_decay": 1.0},
+    }
+
+
+def run_file(folder, values, stop_at=None):
+    folder.mkdir()
+    arguments = {"path": str(folder / "averages"), "stop_at": stop_at}
+    values["trainer"]["callbacks"] = [
+        {"class_path": "averages.Averages", "init_args": arguments},
+    ]
+    return ["--config", str(write_config(folder, values)), "--run_dir", str(folder / "run")]
+
+
+def losses(folder):
+    rows = [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    return [{k: v for k, v in row.items() if k.startswith("loss")} for row in rows]
+
+
+def test_two_ranks_and_a_resume(tmp_path, values):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fit(run_file(whole, values), 2, whole / "log")
+    run = Run(["fit", *run_file(stopped, values, stop_at=3)], 2, stopped / "log")
+    assert run.wait() == [128 + signal.SIGTERM] * 2, run.text()[-3000:]
+    fit(["--resume", str(stopped / "run")], 2, stopped / "log")
+
+    want = (whole / "averages.0").read_text()
+    assert len({line.split()[1] for line in want.splitlines()}) == STEPS
+    for path in (whole / "averages.1", stopped / "averages.0", stopped / "averages.1"):
+        assert path.read_text() == want
+    assert len(losses(whole)) == STEPS and losses(stopped) == losses(whole)
+    assert {"loss/byol", "loss/mimicry", "loss/infonce"} <= losses(whole)[0].keys()
+    assert losses(whole)[0]["loss/mimicry"] > 1e-3  # the student's dropout is on
+    one, other = (load(newest(folder / "run")) for folder in (whole, stopped))
+    state = one["state_dict"]
+    assert state.keys() == other["state_dict"].keys()
+    assert all(torch.equal(state[name], other["state_dict"][name]) for name in state)
+    assert not any("start" in name or "teacher" in name for name in state)
+    heads = "objective.terms.byol"
+    for average, online in (
+        ("ema.model.image_projection.weight", "model.image_projection.weight"),
+        (f"{heads}.target.0.weight", f"{heads}.projector.0.weight"),
+    ):
+        assert not torch.equal(state[average], state[online])
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(state[f"{heads}.target.1.{name}"], state[f"{heads}.projector.1.{name}"])

@@ -1,0 +1,158 @@
+"""Feature providers: frozen teachers and the moving average of the student.
+
+In: a batch and the names that the terms need. Out: features named `teacher.NAME.VIEW` and
+`ema.VIEW` (each also as `.raw`, and `.logit_scale`), without gradient.
+
+Teachers are not part of the saved state: they are loaded again. The average is: it is what the run
+has learned, a function of synchronised weights and so the same on every rank.
+"""
+
+import copy
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ..models.teacher import FrozenTowers
+from ..models.two_tower import TwoTower
+
+SCALARS = ("logit_scale", "logit_bias")
+
+
+@dataclass
+class EmaConfig:
+    """How slowly the average follows: average <- decay * average + (1 - decay) * student.
+
+    Attributes:
+        decay: at the first step (BYOL, A-CLIP: 0.996).
+        final_decay: what it grows to along a half cosine by the end of the run (BYOL, A-CLIP: 1);
+            none: it stays.
+    """
+
+    decay: float
+    final_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("decay", "final_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"ema.{name} is {value}: it must lie between 0 and 1")
+
+    def at(self, step: int, total_steps: int) -> float:
+        """Decay after the 0-based step `step` (Grill et al. 2020, BYOL, section 3.2)."""
+        final = self.decay if self.final_decay is None else self.final_decay
+        return final - (final - self.decay) * (math.cos(math.pi * step / total_steps) + 1) / 2
+
+
+class Ema(FrozenTowers):
+    """The exponential moving average of the student, which starts as a copy of it.
+
+    It is updated after the optimiser's step and the clamping of scalars: a checkpoint written then
+    holds an average that has seen the weights beside it, and the next step's features come from an
+    average that includes the student as it is, as where others update before use.
+
+    Modules of the objective may have averages of their own (a projector's target in BYOL), which
+    follow with the same decay: `averages() -> [(online module, its average), ...]`.
+
+    Args:
+        student: The model that is trained.
+        config: How slowly it follows.
+    """
+
+    def __init__(self, student: TwoTower, config: EmaConfig):
+        super().__init__(copy.deepcopy(student))
+        self.config = config
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, objective: nn.Module, step: int, total_steps: int) -> None:
+        """Moves all averages towards their online modules; buffers are copied.
+
+        Raises:
+            ValueError: the weights are kept in a way that an average cannot follow.
+        """
+        follow = get_ema_multi_avg_fn(self.config.at(step, total_steps))
+        pairs: list[tuple[nn.Module, nn.Module]] = [(student, self.model)]
+        for module in objective.modules():
+            if hasattr(module, "averages"):
+                pairs += module.averages()  # type: ignore[operator]
+        for online, average in pairs:
+            own = list(average.parameters())
+            _check_weights(own)
+            follow(own, list(online.parameters()), None)
+            for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
+                mine.copy_(theirs)
+
+
+def provided(
+    providers: Mapping[str, FrozenTowers], batch: Mapping[str, Tensor], needs: Iterable[str]
+) -> dict[str, Tensor]:
+    """Computes what is needed of each provider, each view once.
+
+    Args:
+        providers: `ema` and `teacher.NAME`.
+        batch: As for the model.
+        needs: Names of features; those of nobody here are left to others.
+    """
+    features: dict[str, Tensor] = {}
+    for provider, towers in providers.items():
+        prefix = f"{provider}."
+        wanted = {name.removeprefix(prefix) for name in needs if name.startswith(prefix)}
+        if wanted:
+            features |= {prefix + name: value for name, value in towers(batch, wanted).items()}
+    return features
+
+
+def check_needs(
+    needs: Iterable[str],
+    providers: Collection[str],
+    views: Collection[str],
+    stored: Collection[str],
+) -> None:
+    """Looks for needs that nobody provides.
+
+    Args:
+        needs: Of the objective.
+        providers: `ema` and `teacher.NAME`, as far as configured.
+        views: `image`, `text` and further ones that batches hold.
+        stored: Entries that come from sidecars.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for name in sorted(set(needs) - set(stored)):
+        words = name.split(".")
+        if words[0] not in ("ema", "teacher"):
+            continue
+        provider = "ema" if words[0] == "ema" else ".".join(words[:2])
+        if provider not in providers:
+            raise ValueError(f"a term needs '{name}', which nobody provides: {_fix(words)}")
+        view = name.removeprefix(f"{provider}.").removesuffix(".raw")
+        if view not in (*views, *SCALARS):
+            raise ValueError(
+                f"a term needs '{name}', but batches have no '{view}': name one of "
+                f"{sorted(views)}, or add it to data.views or data.texts"
+            )
+
+
+def _check_weights(weights: Sequence[nn.Parameter]) -> None:
+    if any(weight.dtype.itemsize < 4 for weight in weights):
+        raise ValueError(
+            "the ema would be kept in 16 bits, where its small steps are lost: use a "
+            "trainer.precision with mixed in its name, and no DeepSpeed"
+        )
+    if any(hasattr(weight, "ds_tensor") for weight in weights):
+        raise ValueError("the ema cannot follow weights that ZeRO 3 has cut up: use ddp or zero2")
+
+
+def _fix(words: list[str]) -> str:
+    if words[0] == "ema":
+        return "give the run an average of the student, such as ema: {decay: 0.996}"
+    name = words[1] if len(words) > 2 else "NAME"
+    return (
+        f"configure teachers: {{{name}: {{class_path: counterpoint.models.teacher.Frozen, "
+        "init_args: {source: RUN_DIR}}} and name its features teacher.NAME.image or "
+        "teacher.NAME.text, or store them in a sidecar"
+    )
