@@ -6,12 +6,12 @@ every rank; gradients scaled in place. Nothing here waits for the device, except
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
-from torch.nn.utils import get_total_norm
 
 Parameters = Sequence[nn.Parameter]
 
@@ -21,6 +21,9 @@ class Gradients(ABC):
 
     A parameter without a gradient on this rank (frozen, unused, held by others) has no pieces.
     """
+
+    def begin(self) -> None:
+        """Looks at the gradients of a new step; to be called first."""
 
     @abstractmethod
     def pieces(self, parameters: Parameters) -> list[Tensor]:
@@ -44,6 +47,13 @@ class Gradients(ABC):
         if pieces := self.pieces(parameters):
             torch._foreach_mul_(pieces, factor.to(pieces[0].device))
 
+    @torch.no_grad()
+    def clamp(self, parameters: Parameters, limit: float) -> None:
+        """Clamps every element to [-limit, limit]."""
+        if pieces := self.pieces(parameters):
+            torch._foreach_clamp_min_(pieces, -limit)
+            torch._foreach_clamp_max_(pieces, limit)
+
     def drop(self, optimizer: torch.optim.Optimizer, parameters: Parameters, skip: Tensor) -> None:
         """Makes the coming step change neither weights nor state where `skip` [] is true.
 
@@ -66,8 +76,7 @@ class LocalGradients(Gradients):
 
     def norms(self, groups: Sequence[Parameters]) -> Tensor:
         """Computed by each rank from the same numbers."""
-        device = groups[0][0].device
-        return torch.stack([get_total_norm(self.pieces(group)).to(device) for group in groups])
+        return torch.stack([norm_of(self.pieces(g), g[0].device) for g in groups])
 
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
         """All of them."""
@@ -94,8 +103,8 @@ class ShardedGradients(Gradients):
             cut = [g.to_local() for g in gradients if isinstance(g, DTensor)]
             whole = [g for g in gradients if not isinstance(g, DTensor)]
             device = group[0].device
-            own.append(get_total_norm(cut).to(device).square())
-            shared.append(get_total_norm(whole).to(device).square())
+            own.append(norm_of(cut, device).square())
+            shared.append(norm_of(whole, device).square())
         total = torch.stack(own)
         dist.all_reduce(total, group=meshes.pop().get_group())
         return (total + torch.stack(shared)).sqrt()
@@ -106,6 +115,16 @@ class ShardedGradients(Gradients):
         if any(isinstance(p, DTensor) and p.placements != (Shard(0),) for p, _ in found):
             raise ValueError("clip: AGC needs parameters sharded along their first dimension")
         return [(local(p.detach()), local(g)) for p, g in found]
+
+
+@torch.no_grad()
+def norm_of(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """L2 norm of all elements, in float32 at least []."""
+    if not tensors:
+        return torch.zeros((), device=device)
+    dtype = reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
+    norms = torch._foreach_norm(list(tensors), 2.0, dtype=dtype)
+    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from .clipper import Clipped, Clipper
@@ -24,12 +23,9 @@ class Value(Clipper):
             raise ValueError(f"clip.limit is {limit}: it must be > 0 (no clipping: clip=null)")
         self.limit = limit
 
-    @torch.no_grad()
     def clip(self, gradients: Gradients, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Clamps."""
         parameters = list(named.values())
         norm = gradients.norms([parameters])[0]
-        if pieces := gradients.pieces(parameters):
-            torch._foreach_clamp_min_(pieces, -self.limit)
-            torch._foreach_clamp_max_(pieces, self.limit)
+        gradients.clamp(parameters, self.limit)
         return Clipped(norm)
