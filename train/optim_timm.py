@@ -50,9 +50,7 @@ class Lamb(AdamW):
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
         """timm's LAMB; what has no decay gets no trust ratio either."""
-        return timm.optim.Lamb(
-            groups, lr=0.0, betas=self.betas, eps=self.eps, max_grad_norm=None
-        )
+        return timm.optim.Lamb(groups, lr=0.0, betas=self.betas, eps=self.eps, max_grad_norm=None)
 
 
 class Lion(AdamW):

@@ -211,9 +211,7 @@ def data_step(step: int, left_out: Sequence[tuple[int, int]]) -> int:
     return step
 
 
-def update_rms(
-    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter
-) -> Tensor | None:
+def update_rms(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> Tensor | None:
     """sqrt(mean(g^2 / v)) of a parameter: how far gradients outgrow their second moment [].
 
     Of the patch embedding, values beyond 2 come 1 to 8 steps before a loss spike (Wortsman et al.

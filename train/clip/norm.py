@@ -18,7 +18,9 @@ class Norm(Threshold):
 
     def __init__(self, max_norm: float = 1.0):
         if max_norm <= 0:
-            raise ValueError(f"clip.max_norm is {max_norm}: it must be > 0 (no clipping: clip=null)")
+            raise ValueError(
+                f"clip.max_norm is {max_norm}: it must be > 0 (no clipping: clip=null)"
+            )
         super().__init__()
         self.max_norm = max_norm
 
