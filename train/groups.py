@@ -50,11 +50,14 @@ class Groups:
     frozen: Sequence[str] = field(default_factory=tuple)
 
 
+USUAL = Groups()
+
+
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]],
     weight_decay: float,
     scalar_rate: float = 1.0,
-    groups: Groups | None = None,
+    groups: Groups = USUAL,
 ) -> list[dict[str, Any]]:
     """Splits trainable parameters: matrices (with decay), vectors, single numbers, heads.
 
@@ -64,7 +67,6 @@ def parameter_groups(
     Raises:
         ValueError: a pattern matches no parameter.
     """
-    groups = groups or Groups()
     named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     check_patterns("no_decay", groups.no_decay, [name for name, _ in named])
     layers = _layer_rates([name for name, _ in named], groups)
@@ -126,7 +128,7 @@ def _tower(name: str, groups: Groups) -> Tower:
 
 
 def _layer_rates(names: Sequence[str], groups: Groups) -> dict[str, float]:
-    """Multiples by name: what stands before a tower's blocks is its lowest layer, the rest its top."""
+    """Multiples by name: what precedes a tower's blocks is its lowest layer, the rest its top."""
     rates = {}
     for which in ("image", "text", "rest"):
         own = [name for name in names if tower_of(name) == which]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .groups import OBJECTIVE, Groups, parameter_groups
+from .groups import OBJECTIVE, USUAL, Groups, parameter_groups
 
 
 class AdamW:
@@ -34,7 +34,7 @@ class AdamW:
         eps: float = 1e-6,
         weight_decay: float = 0.2,
         scalar_rate: float = 1.0,
-        groups: Groups = Groups(),
+        groups: Groups = USUAL,
     ):
         self.betas = betas
         self.eps = eps

@@ -10,7 +10,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from .groups import Groups, kind_of, matches
+from .groups import USUAL, Groups, kind_of, matches
 from .optim import AdamW
 
 
@@ -68,7 +68,7 @@ class Lion(AdamW):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 1.0,
         scalar_rate: float = 1.0,
-        groups: Groups = Groups(),
+        groups: Groups = USUAL,
     ):
         super().__init__(betas, 0.0, weight_decay, scalar_rate, groups)
 
@@ -98,7 +98,7 @@ class Adafactor(AdamW):
         momentum_dtype: Literal["bfloat16", "float32"] = "bfloat16",
         weight_decay: float = 0.2,
         scalar_rate: float = 1.0,
-        groups: Groups = Groups(),
+        groups: Groups = USUAL,
     ):
         super().__init__((beta1, beta2_cap), 0.0, weight_decay, scalar_rate, groups)
         self.momentum_dtype = momentum_dtype
@@ -138,7 +138,7 @@ class Muon(AdamW):
         adamw: Sequence[str] = ("*embed*", "*_token", "*_projection.weight"),
         weight_decay: float = 0.2,
         scalar_rate: float = 1.0,
-        groups: Groups = Groups(),
+        groups: Groups = USUAL,
     ):
         super().__init__(betas, 1e-7, weight_decay, scalar_rate, groups)
         self.momentum, self.adamw = momentum, tuple(adamw)

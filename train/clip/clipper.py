@@ -40,7 +40,7 @@ class Clipper(ABC):
         spike guard's affair.
         """
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027, most have nothing to forget
         """Forgets the past: at the start of a phase norms may be of another size."""
 
     def state_dict(self) -> dict[str, Tensor]:

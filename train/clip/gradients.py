@@ -1,7 +1,8 @@
 """What clippers see of a step's gradients, whatever strategy holds them.
 
-In: parameters whose gradients are final (averaged over ranks, unscaled). Out: global norms, equal on
-every rank; gradients scaled in place. Nothing here waits for the device, except where `drop` says so.
+In: parameters whose gradients are final (averaged over ranks, unscaled). Out: global norms, equal
+on every rank; gradients scaled in place. Nothing here waits for the device, except where `drop`
+says so.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +23,7 @@ class Gradients(ABC):
     A parameter without a gradient on this rank (frozen, unused, held by others) has no pieces.
     """
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027, most strategies have nothing to look for
         """Looks at the gradients of a new step; to be called first."""
 
     @abstractmethod

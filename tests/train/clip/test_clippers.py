@@ -149,7 +149,7 @@ def test_norm_equals_torch():
 
 
 def test_value_clamps_every_element():
-    model, named = backward()
+    _, named = backward()
     want = {n: p.grad.clip(-0.03, 0.03) for n, p in named.items()}
     assert any(not torch.equal(want[n], p.grad) for n, p in named.items())
     Value(0.03).clip(LocalGradients(), named)
@@ -176,7 +176,7 @@ def test_agc_row_by_row():
 
 
 def test_towers_are_clipped_by_themselves():
-    model, named = backward()
+    _, named = backward()
     before = {n: p.grad.clone() for n, p in named.items()}
     image = [n for n in named if n.startswith("image")]
     assert "image_projection.weight" in image
