@@ -6,8 +6,12 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import timm.optim
 import torch
+from timm.optim.adafactor_bv import AdafactorBigVision
+from timm.optim.adamw import AdamWLegacy
+from timm.optim.lamb import Lamb as TimmLamb
+from timm.optim.lion import Lion as TimmLion
+from timm.optim.muon import Muon as TimmMuon
 from torch import nn
 
 from .groups import USUAL, Groups, kind_of, matches
@@ -30,9 +34,7 @@ class StableAdamW(AdamW):
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
         """timm's AdamW with its clipped update."""
-        return timm.optim.AdamWLegacy(
-            groups, lr=0.0, betas=self.betas, eps=self.eps, clipping_threshold=1.0
-        )
+        return AdamWLegacy(groups, lr=0.0, betas=self.betas, eps=self.eps, clipping_threshold=1.0)
 
 
 class Lamb(AdamW):
@@ -50,7 +52,7 @@ class Lamb(AdamW):
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
         """timm's LAMB; what has no decay gets no trust ratio either."""
-        return timm.optim.Lamb(groups, lr=0.0, betas=self.betas, eps=self.eps, max_grad_norm=None)
+        return TimmLamb(groups, lr=0.0, betas=self.betas, eps=self.eps, max_grad_norm=None)
 
 
 class Lion(AdamW):
@@ -76,7 +78,7 @@ class Lion(AdamW):
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
         """timm's Lion."""
-        return timm.optim.Lion(groups, lr=0.0, betas=self.betas)
+        return TimmLion(groups, lr=0.0, betas=self.betas)
 
 
 class Adafactor(AdamW):
@@ -107,7 +109,7 @@ class Adafactor(AdamW):
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
         """timm's, after big_vision's."""
-        return timm.optim.AdafactorBigVision(
+        return AdafactorBigVision(
             groups,
             lr=0.0,
             momentum=self.betas[0],
@@ -160,6 +162,4 @@ class Muon(AdamW):
             for fallback in (False, True)
         ]
         kept = [group for group in halves if group["params"]]
-        return timm.optim.Muon(
-            kept, lr=0.0, momentum=self.momentum, nesterov=True, betas=self.betas
-        )
+        return TimmMuon(kept, lr=0.0, momentum=self.momentum, nesterov=True, betas=self.betas)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from timm.optim import param_groups_layer_decay
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
 from counterpoint.models.image import TimmTower

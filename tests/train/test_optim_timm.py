@@ -1,8 +1,8 @@
 """Optimisers: a step is the library's own (or the formula's), and each one learns."""
 
 import pytest
-import timm.optim
 import torch
+from timm.optim._optim_factory import create_optimizer_v2
 from torch import nn
 
 from counterpoint.train.optim import AdamW
@@ -165,7 +165,7 @@ def test_adafactor_is_big_visions_as_in_timm():
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    theirs = timm.optim.create_optimizer_v2(
+    theirs = create_optimizer_v2(
         groups, "adafactorbv", lr=rate, beta2_cap=0.95, momentum=0.9, momentum_dtype="float32"
     )
     for _ in range(3):

@@ -46,14 +46,14 @@ class Gradients(ABC):
     def scale(self, parameters: Parameters, factor: Tensor) -> None:
         """Multiplies the gradients by `factor` []."""
         if pieces := self.pieces(parameters):
-            torch._foreach_mul_(pieces, factor.to(pieces[0].device))
+            torch._foreach_mul_(pieces, factor.to(pieces[0].device))  # type: ignore
 
     @torch.no_grad()
     def clamp(self, parameters: Parameters, limit: float) -> None:
         """Clamps every element to [-limit, limit]."""
         if pieces := self.pieces(parameters):
-            torch._foreach_clamp_min_(pieces, -limit)
-            torch._foreach_clamp_max_(pieces, limit)
+            torch._foreach_clamp_min_(pieces, -limit)  # type: ignore
+            torch._foreach_clamp_max_(pieces, limit)  # type: ignore
 
     def drop(self, optimizer: torch.optim.Optimizer, parameters: Parameters, skip: Tensor) -> None:
         """Makes the coming step change neither weights nor state where `skip` [] is true.
@@ -124,7 +124,7 @@ def norm_of(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     if not tensors:
         return torch.zeros((), device=device)
     dtype = reduce(torch.promote_types, {t.dtype for t in tensors}, torch.float32)
-    norms = torch._foreach_norm(list(tensors), 2.0, dtype=dtype)
+    norms = torch._foreach_norm(list(tensors), 2.0, dtype=dtype)  # type: ignore
     return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
 
 
