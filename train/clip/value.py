@@ -1,0 +1,31 @@
+"""The fixed limit on every element."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from .clipper import Clipped, Clipper
+from .gradients import Gradients
+
+
+class Value(Clipper):
+    """Clamps every element of the gradient to [-limit, limit]; changes its direction.
+
+    Args:
+        limit: in units of the gradient.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+
+    def __init__(self, limit: float = 1.0):
+        if limit <= 0:
+            raise ValueError(f"clip.limit is {limit}: it must be > 0 (no clipping: clip=null)")
+        self.limit = limit
+
+    def clip(self, gradients: Gradients, named: Mapping[str, nn.Parameter]) -> Clipped:
+        """Clamps."""
+        parameters = list(named.values())
+        norm = gradients.norms([parameters])[0]
+        gradients.clamp(parameters, self.limit)
+        return Clipped(norm)
