@@ -7,9 +7,9 @@ and texts V of the batch:
 
     L = LOOB(p(u; U), p(v; U)) + LOOB(p(v; V), p(u; V)),
 
-so that each of both terms compares what one memory gives. InfoLOOB alone is LOOB(u, v) + LOOB(v, u).
-Fürst et al., "CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP" (2021), section 3;
-the factor 1/s, the plain sum and the defaults are those of its published code.
+so that each of both terms compares what one memory gives. InfoLOOB alone is
+LOOB(u, v) + LOOB(v, u). Fürst et al., "CLOOB: Modern Hopfield Networks with InfoLOOB Outperform
+CLIP" (2021); the factor 1/s, the plain sum and the defaults are those of its published code.
 """
 
 from collections.abc import Mapping

@@ -16,8 +16,8 @@ def one_way(anchors, positives, scale, others_only):
     n, tau, total = len(anchors), 1 / scale, 0.0
     for i in range(n):
         others = [j for j in range(n) if j != i or not others_only]
-        logits = torch.stack([anchors[i] @ positives[j] / tau for j in others])
-        total = total - anchors[i] @ positives[i] / tau + logits.exp().sum(0).log()
+        logits = positives @ anchors[i] / tau
+        total = total - logits[i] + logits[others].exp().sum().log()
     return (tau * total / n).squeeze()
 
 
