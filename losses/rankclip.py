@@ -7,7 +7,8 @@ and the reverse. Zhang et al., "RankCLIP: Ranking-Consistent Language-Image Pret
 Here both are means over the B rows and over the B places of each list, so that a weight means the
 same at any batch size. The published code divides the sum of both means over rows by 32 B, with a
 32 that is written into it: its weight w is w/32 here. It lets w grow over the run,
-clip(3 (e - 1)/(E - 1), 0, 2) in epoch e of E; the mean of that over a long run is 4/3.
+clip(3 (e - 1)/(E - 1), 0, 2) in epoch e of E, which is `weights.Ramp(0, 2/32, stop=2/3)` here; the
+mean of that over the run is 4/3 / 32.
 """
 
 from collections.abc import Mapping
