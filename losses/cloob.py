@@ -1,0 +1,107 @@
+"""Contrastive leave-one-out boost (CLOOB), and its first part alone (InfoLOOB).
+
+LOOB(A, P) = 1/B sum_i [ -A_i.P_i + 1/s log sum_{j != i} exp(s A_i.P_j) ]: the pair itself is not in
+the denominator, so that the loss does not saturate; the factor 1/s keeps gradients of one size for
+any temperature. With p(x; S) = softmax(beta x S^T) S, normalised to length one, and all images U
+and texts V of the batch:
+
+    L = LOOB(p(u; U), p(v; U)) + LOOB(p(v; V), p(u; V)),
+
+so that each of both terms compares what one memory gives. InfoLOOB alone is
+LOOB(u, v) + LOOB(v, u). Fürst et al., "CLOOB: Modern Hopfield Networks with InfoLOOB Outperform
+CLIP" (2021); the factor 1/s, the plain sum and the defaults are those of its published code.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .exchange import Exchange
+from .pairing import TILE_BYTES
+from .pairs import row_sums, softmax_sums
+from .pairwise import Pairwise
+from .retrieval import retrieve
+from .scalars import Fixed
+
+
+class InfoLOOB(Pairwise):
+    """Leave-one-out in both directions between the embeddings as they are.
+
+    Args:
+        exchange: how the other ranks' texts arrive; the default is exact.
+        scale: a scalar of its own (None: fixed at 30), or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+    """
+
+    needs = ("image", "text")
+    name = "infoloob"
+
+    def __init__(
+        self,
+        exchange: Exchange | None = None,
+        scale: nn.Module | str | None = None,
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale or Fixed(30.0), tile_bytes)
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Both directions of each pair; reads `image`, `text` [b, d]; -inf in a batch of one."""
+        image, text = self.take(features, *self.needs)
+        scale = self.logit_scale(features)
+        sums = softmax_sums(image, text, scale, self.pairing(pairs="others"))
+        return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / scale
+
+
+class CLOOB(Pairwise):
+    """A contrastive loss between what both embeddings of a pair retrieve from one memory.
+
+    Args:
+        pairs: the denominator: `others` leaves out the pair itself (CLOOB), `all` does not (the
+            retrieval alone, with InfoNCE).
+        beta: inverse temperature of the retrieval, a scalar of its own (None: fixed at 8).
+        exchange: how the other ranks' rows arrive; the default is exact.
+        scale: a scalar of its own (None: fixed at 30), or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+    """
+
+    needs = ("image", "text")
+    name = "cloob"
+
+    def __init__(
+        self,
+        pairs: Literal["others", "all"] = "others",
+        beta: nn.Module | None = None,
+        exchange: Exchange | None = None,
+        scale: nn.Module | str | None = None,
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale or Fixed(30.0), tile_bytes)
+        self.pairs: Literal["others", "all"] = pairs
+        self.beta = beta or Fixed(8.0)
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Both memories' losses of each pair; reads `image`, `text` [b, d]; see `InfoLOOB`."""
+        image, text = self.take(features, *self.needs)
+        scale = self.logit_scale(features)
+        by_image, by_text = self._recall(image, text, image)
+        first = self._one_way(by_image, by_text, scale)
+        by_image, by_text = self._recall(image, text, text)
+        return first + self._one_way(by_text, by_image, scale)
+
+    def _recall(self, image: Tensor, text: Tensor, store: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides' retrievals from one memory, which travels once for both."""
+        found = retrieve(torch.cat([image, text]), store, self.beta(), self.pairing())
+        image, text = F.normalize(found, dim=1).tensor_split(2)
+        return image, text
+
+    def _one_way(self, anchors: Tensor, positives: Tensor, scale: Tensor) -> Tensor:
+        sums = row_sums(anchors, positives, scale, self.pairing(pairs=self.pairs))
+        return sums / scale - (anchors * positives).sum(1)
