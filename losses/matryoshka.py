@@ -4,14 +4,14 @@ L = sum_w c_w L(first w dimensions of every feature, normalised again). Kusupati
 Representation Learning" (2022), section 3, where all c_w are 1 and the widths halve.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from .similarity import Similarity
-from .term import Term, need
+from .term import Term, full_precision, need
 
 
 class Matryoshka(Term):
@@ -51,35 +51,41 @@ class Matryoshka(Term):
         """Returns `{NAME_WIDTH: c_w times the value}`, this rank's shares."""
         return {
             f"{name}_{width}": weight * value
-            for width, weight in zip(self.widths, self.weights, strict=True)
-            for name, value in self.term(self.cut(features, width), batch).items()
+            for width, weight, cut in self._cuts(features)
+            for name, value in self.term(cut, batch).items()
         }
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"] | None:
         """The weighted sum over widths."""
-        rows = [self.term.per_sample(self.cut(features, width), batch) for width in self.widths]
-        parts = [c * row for c, row in zip(self.weights, rows, strict=True) if row is not None]
+        rows = [(c, self.term.per_sample(cut, batch)) for _, c, cut in self._cuts(features)]
+        parts = [c * row for c, row in rows if row is not None]
         return sum(parts[1:], start=parts[0]) if parts else None
 
-    def cut(self, features: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
-        """Returns the features with those of the towers cut to `width`.
+    def _cuts(
+        self, features: Mapping[str, Tensor]
+    ) -> Iterator[tuple[int, float, dict[str, Tensor]]]:
+        """Yields widths, their weights, and the features with those of the towers cut.
 
         Raises:
             ValueError: a feature is narrower.
         """
-        shorter = dict(features)
-        for name in self.needs:
-            if name.split(".")[0] not in ("image", "text", "ema"):
-                continue
-            feature = need(features, name, self)
-            if feature.shape[-1] < width:
-                raise ValueError(
-                    f"widths: '{name}' has {feature.shape[-1]} dimensions, fewer than {width}; "
-                    "change widths, or model.embed_dim"
-                )
-            if feature.shape[-1] > width:
-                prefix = feature[..., :width]
-                shorter[name] = prefix if name.endswith(".raw") else F.normalize(prefix, dim=-1)
-        return shorter
+        names = [n for n in self.needs if n.split(".")[0] in ("image", "text", "ema")]
+        # In full precision before they are cut: the gradients of all widths are added up in it.
+        whole = dict(
+            zip(names, full_precision(*(need(features, n, self) for n in names)), strict=True)
+        )
+        for width, weight in zip(self.widths, self.weights, strict=True):
+            yield width, weight, {**features, **{n: _cut(n, whole[n], width) for n in names}}
+
+
+def _cut(name: str, feature: Float[Tensor, "b d"], width: int) -> Float[Tensor, "b w"]:
+    if feature.shape[-1] < width:
+        raise ValueError(
+            f"widths: '{name}' has {feature.shape[-1]} dimensions, fewer than {width}; "
+            "change widths, or model.embed_dim"
+        )
+    prefix = feature[..., :width]
+    is_as_it_was = name.endswith(".raw") or feature.shape[-1] == width
+    return prefix if is_as_it_was else F.normalize(prefix, dim=-1)
