@@ -125,12 +125,16 @@ def exterior_angle(
     point: Float[Tensor, "b d"],
     point_time: Float[Tensor, "b"],
 ) -> Float[Tensor, "b"]:
-    """The angle at the apex, 0 to pi; 0 (and no gradient) where both are one point."""
+    """The angle at the apex, 0 to pi.
+
+    Where there is none it is 0, without gradient: of an image at its text, and of a text at the
+    origin, which entails everything.
+    """
     tiny = smallest(apex)
     radius = torch.linalg.vector_norm(apex, dim=1)
     direction = apex / radius.clamp_min(tiny)[:, None]
     along = (point * direction).sum(1)
     across = torch.linalg.vector_norm(point - along[:, None] * direction, dim=1)
     forward = apex_time * along - radius * point_time
-    is_same = torch.hypot(across, forward).detach() < tiny
-    return torch.atan2(across.masked_fill(is_same, 0.0), forward.masked_fill(is_same, 1.0))
+    undefined = (torch.hypot(across, forward) < tiny) | (radius < tiny)
+    return torch.atan2(across.masked_fill(undefined, 0.0), forward.masked_fill(undefined, 1.0))
