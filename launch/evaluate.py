@@ -86,9 +86,9 @@ def evaluate_run(
         data_root = in_training["data_root"]
     tasks = load_suite(suite, data_root)
     name = config["trainer"].get("precision")
-    model = module.model.to(device, weights_type(name))
+    module.to(device, weights_type(name))
     results = evaluate(
-        model,
+        module.model,
         tasks,
         data.tokenizer,
         data.eval_transform,
@@ -96,6 +96,7 @@ def evaluate_run(
         precision=tower_context(name, device),
         batch_size=batch_size or in_training["batch_size"],
         num_threads=num_threads(),
+        metric=module.objective.metric(),
     )
     if is_first_process():
         out = out or run_dir / "evaluation" / f"{tasks.name}-{step:08d}.json"

@@ -3,10 +3,14 @@
 In: a run folder. Out: its module with the newest weights, its data module, its configuration.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..data.module import PairsDataModule
+from ..losses.objective import Objective
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.module import ContrastiveModule
@@ -41,4 +45,13 @@ def load_run(
     config = run_config.parse(parser, ["--config", str(path)])
     module, parts = build(parser, config)
     load_weights(module.model, read_weights(weights), str(weights))
+    if module.objective.scalars:
+        load_scalars(module.objective, checkpoints.load(weights)["state_dict"])
     return module.eval(), parts.data, run_config.plain(parser, config)
+
+
+def load_scalars(objective: Objective, state: Mapping[str, Tensor]) -> None:
+    """Gives the objective's learned scalars (curvatures) their values of a checkpoint."""
+    prefix = "objective.scalars."
+    found = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    objective.scalars.load_state_dict(found)

@@ -49,9 +49,9 @@ class InfoNCE(Pairwise):
         """Mean of both directions of each pair; reads `image` and `text` [b, d]."""
         image, text = self.take(features, *self.needs)
         sums = softmax_sums(
-            self.similarity.lift_image(image),
-            self.similarity.lift_text(text),
-            self.similarity.scale(self.logit_scale(features)),
+            self.similarity.lift_image(image, features),
+            self.similarity.lift_text(text, features),
+            self.similarity.scale(self.logit_scale(features), features),
             self.pairing(point=self.similarity.point),
         )
         return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2

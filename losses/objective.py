@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from .similarity import Cosine, Metric, Similarity
 from .term import Term
 from .weights import Weight
 
@@ -110,6 +112,18 @@ class Objective(nn.Module):
         """Returns the present weight of a term."""
         weight = self.weights[name]
         return weight(self.progress) if callable(weight) else weight
+
+    @torch.no_grad()
+    def metric(self) -> Metric:
+        """Returns what evaluation ranks by: the similarity of the first term that has one.
+
+        To be called by every rank: sharded scalars are put together.
+        """
+        found = (getattr(term, "similarity", None) for term in self.terms.values())
+        similarity = next((one for one in found if isinstance(one, Similarity)), Cosine())
+        scalars = {name: scalar() for name, scalar in self.scalars.items()}
+        whole = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in scalars.items()}
+        return Metric(similarity, whole)
 
     def _with_scalars(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         scalars = {name: scalar() for name, scalar in self.scalars.items()}

@@ -10,34 +10,46 @@ import torch
 from torch import Tensor, nn
 
 
-class Temperature(nn.Module):
-    """A multiplicative logit scale exp(t), the inverse of a temperature.
+class Positive(nn.Module):
+    """A number above zero, exp(t): a curvature, a factor of features.
 
     Args:
-        init: the scale at the start (CLIP: 1/0.07, SigLIP: 10).
-        lowest, highest: bounds of the scale.
+        init: at the start.
+        lowest, highest: bounds.
 
     Raises:
         ValueError: the start lies outside the bounds.
     """
 
-    def __init__(self, init: float = 1 / 0.07, lowest: float = 1.0, highest: float = 100.0):
+    def __init__(self, init: float, lowest: float, highest: float):
         super().__init__()
         if not 0 < lowest <= init <= highest:
             raise ValueError(
-                f"Temperature starts at {init:g}, outside its bounds {lowest:g} to {highest:g}: "
-                "change init, lowest or highest (all are multiplicative scales above 0)"
+                f"{type(self).__name__} starts at {init:g}, outside its bounds {lowest:g} to "
+                f"{highest:g}: change init, lowest or highest (all are multiplicative and above 0)"
             )
         self.log = nn.Parameter(torch.full((1,), math.log(init)))
         self._bounds = (math.log(lowest), math.log(highest))
 
     def forward(self) -> Tensor:
-        """Returns the scale [1]."""
+        """Returns the number [1]."""
         return self.log.exp()
 
     def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
         """The parameter and the bounds of what it stores."""
         return [(self.log, *self._bounds)]
+
+
+class Temperature(Positive):
+    """A multiplicative logit scale, the inverse of a temperature.
+
+    Args:
+        init: the scale at the start (CLIP: 1/0.07, SigLIP: 10).
+        lowest, highest: bounds of the scale.
+    """
+
+    def __init__(self, init: float = 1 / 0.07, lowest: float = 1.0, highest: float = 100.0):
+        super().__init__(init, lowest, highest)
 
 
 class Fixed(nn.Module):

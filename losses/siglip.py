@@ -14,6 +14,7 @@ from .exchange import Exchange
 from .pairing import TILE_BYTES
 from .pairs import softplus_sums
 from .pairwise import Pairwise
+from .similarity import Cosine, Similarity
 from .term import full_precision, need
 
 
@@ -21,16 +22,17 @@ class SigLIP(Pairwise):
     """Binary classification of every image-text pair; only the texts travel.
 
     Args:
+        similarity: what is scaled to logits; the default is the cosine.
         exchange: how the other ranks' texts arrive; the default is exact.
         scale, bias: scalars of its own, or names of features (see `Pairwise`).
         tile_bytes: memory of one block of logits.
     """
 
-    needs = ("image", "text")
     name = "siglip"
 
     def __init__(
         self,
+        similarity: Similarity | None = None,
         exchange: Exchange | None = None,
         scale: nn.Module | str = "logit_scale",
         bias: nn.Module | str = "logit_bias",
@@ -38,6 +40,9 @@ class SigLIP(Pairwise):
     ):
         super().__init__(exchange, scale, tile_bytes)
         self.bias = bias
+        self.similarity = similarity or Cosine()
+        form = self.similarity.form
+        self.needs = (f"image{form}", f"text{form}")
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -51,7 +56,11 @@ class SigLIP(Pairwise):
         # log sigmoid(-x) of all pairs, then the sign of the positive ones turned:
         # log sigmoid(x) - log sigmoid(-x) = x.
         sums, positive = softplus_sums(
-            image, text, self.logit_scale(features), self.logit_bias(features), self.pairing()
+            self.similarity.lift_image(image, features),
+            self.similarity.lift_text(text, features),
+            self.similarity.scale(self.logit_scale(features), features),
+            self.logit_bias(features),
+            self.pairing(point=self.similarity.point),
         )
         return sums - positive
 

@@ -8,7 +8,7 @@ normalisation), `logit_scale` (multiplicative) and `logit_bias`. Further views (
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -158,15 +158,22 @@ class TwoTower(nn.Module):
         """Text embeddings before normalisation."""
         return self.text_projection(self.text(text, text_length))
 
-    def encode_image(self, image: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """Normalised image embeddings in float32 (or float64)."""
-        return self({"image": image}, ("image",))["image"]
+    def encode_image(
+        self, image: UInt8[Tensor, "n 3 h w"], form: Literal["", ".raw"] = ""
+    ) -> Float[Tensor, "n d"]:
+        """Image embeddings: normalised in float32 (or float64), or raw as the tower gives them."""
+        name = f"image{form}"
+        return self({"image": image}, (name,))[name]
 
     def encode_text(
-        self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
+        self,
+        text: Int64[Tensor, "n tokens"],
+        text_length: Int64[Tensor, " n"],
+        form: Literal["", ".raw"] = "",
     ) -> Float[Tensor, "n d"]:
-        """Normalised text embeddings in float32 (or float64)."""
-        return self({"text": text, "text_length": text_length}, ("text",))["text"]
+        """Text embeddings: normalised in float32 (or float64), or raw as the tower gives them."""
+        name = f"text{form}"
+        return self({"text": text, "text_length": text_length}, (name,))[name]
 
     def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
         """The stored scale's lowest and highest value: the multiplicative one is in [1, 100]."""

@@ -71,6 +71,7 @@ class Evaluate(pl.Callback):
                 device=pl_module.device,
                 precision=trainer.precision_plugin.forward_context,
                 batch_size=self.config.batch_size,
+                metric=pl_module.objective.metric(),
             )
             log_row(trainer, values, step)
             if trainer.is_global_zero:

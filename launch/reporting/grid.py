@@ -136,8 +136,9 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
     chosen = task.prepare()
     captions, _, correct = task.pairs(chosen)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = module.model.to(device)
-    encoder = Encoder(model, data.tokenizer, data.eval_transform, device)
+    model, objective = module.model.to(device), module.objective.to(device)
+    metric = objective.metric()
+    encoder = Encoder(model, data.tokenizer, data.eval_transform, device, metric=metric)
     with untouched(model, device):
         images = encoder.images(task.data, chosen).cpu().numpy()
         texts = encoder.texts(captions).cpu().numpy()

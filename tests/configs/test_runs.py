@@ -14,6 +14,7 @@ from counterpoint.train.phases import Phases
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
+OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "stable_adamw")
 EXAMPLES = ("mixture", "remote", "views")
 SLOTS = ("trainer", "data", "model", "objective", "optim")
 
@@ -46,10 +47,19 @@ def test_every_part_is_used_by_a_run():
     }
     parts = {path.resolve() for slot in SLOTS for path in (CONFIGS / slot).glob("*.yaml")}
     unused = {path.relative_to(CONFIGS).as_posix() for path in parts - used}
-    # For batches of tens of thousands (the emoji runs use siglip_small), for runs that name a
-    # teacher, and for users' own data.
-    objectives = {"objective/siglip.yaml", "objective/mimicry.yaml"}
-    assert unused == {*objectives, *(f"data/{name}.yaml" for name in EXAMPLES)}
+    # For batches of tens of thousands (the emoji runs use siglip_small), the geometries to which
+    # EuCLIP was compared, for runs that name a teacher, and for users' own data.
+    spare = {"siglip", "mimicry", "soft_contrastive"}
+    spare |= {name for name in spared("objective/euclip_", unused)}
+    assert unused == {
+        *(f"objective/{name}.yaml" for name in spare),
+        *(f"data/{name}.yaml" for name in EXAMPLES),
+        *(f"optim/{name}.yaml" for name in OPTIMISERS),
+    }
+
+
+def spared(prefix, unused):
+    return {name.split("/")[1].removesuffix(".yaml") for name in unused if name.startswith(prefix)}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -72,18 +82,24 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path):
     argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--objective", str(path)]
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
     width = 128  # of the emoji model, which heads are made for
-    features = {
-        name: F.normalize(torch.randn(6, width), dim=-1).requires_grad_()
-        for name in objective.needs
-        if not name.startswith("logit_")
+    batch = {
+        "key": torch.randint(-(2**63), 2**63 - 1, (6,)),
+        "text": torch.randint(1, 99, (6, 8)),
+        "text_length": torch.full((6,), 8),
     }
+    scales = {name for name in objective.needs if name.split(".")[-1].startswith("logit_")}
+    rows = {name for name in objective.needs - scales - batch.keys() | {"image", "text"} & objective.needs}
+    features = {
+        name: F.normalize(torch.randn(6, width), dim=-1).requires_grad_() for name in rows
+    }
+    features |= {name: torch.tensor([5.0], requires_grad=True) for name in scales}
     features["logit_scale"] = torch.tensor([objective.logit_scale_init], requires_grad=True)
     if objective.logit_bias_init is not None:
         features["logit_bias"] = torch.tensor([objective.logit_bias_init], requires_grad=True)
-    assert objective.needs <= features.keys()
-    total, report = objective(features, {})
+    assert objective.needs <= features.keys() | batch.keys()
+    total, report = objective(features, batch)
     total.backward()
-    assert total.isfinite() and report.keys() == set(objective.terms)
-    frozen = {name for name in objective.needs if name.startswith(("ema.", "teacher."))}
-    assert all(features[name].grad.abs().sum() > 0 for name in objective.needs - frozen)
+    assert total.isfinite() and {name.split("/")[0] for name in report} == set(objective.terms)
+    frozen = {name for name in rows if name.startswith(("ema.", "teacher."))}
+    assert all(features[name].grad.abs().sum() > 0 for name in rows - frozen)
     assert all(features[name].grad is None for name in frozen)

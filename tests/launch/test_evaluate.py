@@ -9,6 +9,8 @@ from PIL import Image
 from torch import nn
 
 from counterpoint.launch import evaluate as command
+from counterpoint.losses.infonce import InfoNCE
+from counterpoint.losses.objective import Objective
 
 SUITE = """
 tasks:
@@ -66,13 +68,15 @@ def run(tmp_path, monkeypatch):
             "data_root": str(tmp_path / "data"),
         },
     }
-    model = Model()
+    model, objective = Model(), Objective({"clip": InfoNCE()})
     data = SimpleNamespace(tokenizer=tokenizer, eval_transform=lambda image, size, rng: image)
     asked = []
 
     def load_run(run_dir, step):
         asked.append(step)
-        return SimpleNamespace(model=model), data, config
+        module = nn.Module()
+        module.model, module.objective = model, objective
+        return module, data, config
 
     monkeypatch.setattr(command, "load_run", load_run)
     return SimpleNamespace(

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 import counterpoint.configs
 from counterpoint.data.suite import ImageSet, Item
+from counterpoint.losses.infonce import InfoNCE
+from counterpoint.losses.objective import Objective
+from counterpoint.losses.similarity import Distance
 from counterpoint.train.evaluation.encode import ByteCache, Encoder
 from counterpoint.train.evaluation.ranks import ranks, recall_at
 from counterpoint.train.evaluation.retrieval import Retrieval
@@ -204,6 +207,45 @@ def test_retrieval_equals_brute_force():
         "toy/half/image_to_text_recall@2",
         "toy/half/text_to_image_recall@2",
     }
+
+
+class Raw(Toy):
+    """Features of different lengths, so that the nearest is not the one of the smallest angle."""
+
+    def encode_image(self, image, form):
+        assert form == ".raw"
+        return self.image(image.flatten(1).float() / 255 - 0.5)
+
+    def encode_text(self, ids, lengths, form):
+        assert form == ".raw"
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        return (self.text(ids) * mask[..., None]).sum(1)
+
+
+def test_the_nearest_is_found_by_the_objectives_own_distance():
+    suite, model = toy_suite(60), Raw()
+    metric = Objective({"near": InfoNCE(Distance())}).metric()
+    results = run(suite, model, metric=metric, batch_size=7)
+    data = suite.tasks["all"].data
+    with torch.no_grad():
+        image = model.encode_image(data.pixels, ".raw").double()
+
+        def text(texts):
+            return model.encode_text(*tokenizer(texts, model.context_length), ".raw").double()
+
+        prompts = [[p.format(c=c) for p in ("{c}", "a {c}", "the {c}!")] for c in CLASSES]
+        classes = torch.stack([text(names).mean(0) for names in prompts])
+        truth = torch.tensor([CLASSES.index(name) for name in data.classes])
+        texts = sorted({c for item in data.items for c in item.fields["captions"]})
+        of_image = [{texts.index(c) for c in item.fields["captions"]} for item in data.items]
+        distances = torch.cdist(image, text(texts))
+    right = torch.cdist(image, classes).argmin(1) == truth
+    assert results["toy/all/top1"] == pytest.approx(right.double().mean())
+    assert results["toy/pairs/image_to_text_recall@10"] == pytest.approx(
+        brute_recall(-distances, of_image, 10)
+    )
+    cosine = (unit(image) @ unit(classes).T).argmax(1) == truth
+    assert cosine.sum() != right.sum()  # else the test would not notice the wrong measure
 
 
 @settings(max_examples=60, deadline=None)

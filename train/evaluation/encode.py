@@ -1,7 +1,8 @@
 """Features of whole sets, computed by all ranks together.
 
 In: a model's towers, an image set or texts. Out: float32 features [n, d] in the set's order, on
-every rank. Batches are cut from the global order with one fixed size; batch k belongs to rank
+every rank; inner products of those of images with those of texts rank as the objective's similarity
+does. Batches are cut from the global order with one fixed size; batch k belongs to rank
 k % world_size. So a batch has the same rows, and its features the same bits, for any number of
 processes. Every rank makes the same number of tower calls (a rank without a batch encodes a spare
 one): under sharded strategies an unequal number is a deadlock.
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from ...data.errors import SampleError
 from ...data.suite import ImageSet
+from ...losses.similarity import Metric
 
 Encode = Callable[..., Tensor]
 
@@ -68,7 +71,7 @@ class Encoder:
 
     Attributes:
         model: Has `encode_image(uint8 [n,3,H,W])`, `encode_text(ids, lengths)`, `image_size`,
-            `context_length`.
+            `context_length`. Where the metric reads raw features, the two take `form=".raw"`.
         tokenizer: `(texts, context_length) -> (ids [n, L], lengths [n])`.
         transform: `(uint8 [3,H,W], size, None) -> uint8 [3,size,size]`.
         device: Where the towers run and the features are kept.
@@ -78,6 +81,7 @@ class Encoder:
         wanted: Of each image set, the items any task needs; they are encoded once.
         cache: Decoded images from one evaluation to the next.
         num_threads: Threads that decode images.
+        metric: What is near to what.
     """
 
     model: Any
@@ -91,10 +95,11 @@ class Encoder:
     wanted: dict[ImageSet, np.ndarray] = field(default_factory=dict)
     cache: ByteCache = field(default_factory=lambda: ByteCache(0))
     num_threads: int = 2
+    metric: Metric = field(default_factory=Metric)
     _images: dict[ImageSet, Tensor] = field(default_factory=dict, init=False)
 
     def images(self, images: ImageSet, chosen: Sequence[int] | np.ndarray) -> Tensor:
-        """Returns the normalised features of the chosen items, float32 [n, d].
+        """Returns the features of the chosen items by which they are ranked, float32 [n, k].
 
         Raises:
             ValueError: Images cannot be decoded; raised on every rank.
@@ -103,20 +108,29 @@ class Encoder:
             self.wanted[images] = np.unique(np.asarray(chosen))
         wanted = self.wanted[images]
         if images not in self._images:
-            self._images[images] = self._encode_images(images, wanted)
+            self._images[images] = self.metric.images(self._encode_images(images, wanted))
         rows = np.searchsorted(wanted, chosen)
         assert np.array_equal(wanted[rows], chosen), "a task asks for items it did not announce"
         return self._images[images][torch.from_numpy(rows).to(self.device)]
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Returns the normalised features of the texts, float32 [n, d]."""
+        """Returns the features of the texts by which they are ranked, float32 [n, k]."""
+        return self.metric.texts(self.plain_texts(texts))
+
+    def mean_texts(self, means: Tensor) -> Tensor:
+        """The same of means of `plain_texts`."""
+        return self.metric.mean_texts(means)
+
+    def plain_texts(self, texts: Sequence[str]) -> Tensor:
+        """Returns features of texts that may be averaged, float32 [n, d]."""
         texts = list(texts)
 
         def load(start: int) -> tuple[Tensor, ...]:
             rows = texts[start : start + self.batch_size]
             return self.tokenizer(rows, self.model.context_length)
 
-        return self._run(len(texts), map(load, self._starts(len(texts))), self.model.encode_text)
+        batches = map(load, self._starts(len(texts)))
+        return self._run(len(texts), batches, self.model.encode_text)
 
     def _encode_images(self, images: ImageSet, wanted: np.ndarray) -> Tensor:
         size = self.model.image_size
@@ -164,11 +178,13 @@ class Encoder:
     def _run(self, num_rows: int, batches: Iterator[tuple[Tensor, ...]], encode: Encode) -> Tensor:
         """Encodes this rank's batches and gathers the features of all, round by round."""
         features = None
+        form = self.metric.form
+        encode = partial(encode, form=form) if form else encode
         for r, batch in enumerate(batches):
             with self.precision():
                 rows = encode(*(part.to(self.device, non_blocking=True) for part in batch))
             # Normalised again: under autocast unit length holds to three digits only.
-            rows = F.normalize(rows.float(), dim=-1)
+            rows = rows.float() if form else F.normalize(rows.float(), dim=-1)
             if features is None:
                 features = rows.new_empty(num_rows, rows.shape[1])
             first = r * self.world_size * self.batch_size

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...data.suite import ImageSet
+from ...losses.similarity import Metric
 from .encode import Encoder, gather_objects
 from .suite import Suite
 
@@ -30,6 +31,7 @@ def evaluate(
     precision: Callable[[], AbstractContextManager] = nullcontext,
     batch_size: int = 256,
     num_threads: int = 2,
+    metric: Metric | None = None,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> dict[str, float]:
@@ -48,6 +50,7 @@ def evaluate(
             `trainer.precision_plugin.forward_context`.
         batch_size: Images or texts per tower call; part of the result's last digits.
         num_threads: Threads that decode images.
+        metric: What is near to what (`Objective.metric()`); None: the cosine.
         rank, world_size: None: those of the default process group.
 
     Returns:
@@ -76,6 +79,7 @@ def evaluate(
         wanted=prepare(suite, world_size),
         cache=suite.cache,
         num_threads=num_threads,
+        metric=metric or Metric(),
     )
     results: dict[str, float] = {}
     with untouched(model, device):

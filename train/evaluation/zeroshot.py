@@ -1,7 +1,8 @@
 """Zero-shot classification: the class whose prompts lie nearest to the image.
 
 The classifier is CLIP's ensemble: every prompt's feature is normalised, a class is the mean of its
-prompts, normalised again (Radford et al. 2021, section 3.1.4).
+prompts, normalised again (Radford et al. 2021, section 3.1.4). Under other similarities than the
+cosine a class is the mean of its prompts' raw features.
 """
 
 import json
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...data.suite import ImageSet
 from .encode import Encoder
@@ -85,7 +85,7 @@ class ZeroShot(Task):
         return values | {"mean_per_class_recall": sum(recalls) / len(recalls)}
 
     def _classifier(self, encoder: Encoder) -> Tensor:
-        """Returns a normalised feature a class, [classes, d]."""
+        """Returns a feature a class, [classes, k]."""
         parts, start = [], 0
         while start < len(self._prompts):
             end, num_prompts = start, 0
@@ -95,9 +95,9 @@ class ZeroShot(Task):
                 num_prompts += len(self._prompts[end])
                 end += 1
             chunk = self._prompts[start:end]
-            features = encoder.texts([prompt for prompts in chunk for prompt in prompts])
+            features = encoder.plain_texts([prompt for prompts in chunk for prompt in prompts])
             means = [part.mean(0) for part in features.split([len(p) for p in chunk])]
-            parts.append(F.normalize(torch.stack(means), dim=-1))
+            parts.append(encoder.mean_texts(torch.stack(means)))
             start = end
         return torch.cat(parts)
 

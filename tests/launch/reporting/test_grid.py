@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from counterpoint.launch.reporting.grid import Pairs, build_grid, pairs_of_run, png
+from counterpoint.losses.infonce import InfoNCE
+from counterpoint.losses.objective import Objective
 
 
 def test_retrieval_against_a_slow_count():
@@ -96,7 +98,8 @@ def test_the_captions_and_images_of_a_suite(tmp_path, monkeypatch):
         def eval_transform(self, image, size, rng):
             return image[:, :size, :size]
 
-    module = type("Module", (), {"model": colour_model()})
+    objective = Objective({"clip": InfoNCE()})
+    module = type("Module", (), {"model": colour_model(), "objective": objective})
     config = {"evaluation": {"suite": str(tmp_path / "suite.yaml"), "data_root": str(tmp_path)}}
     monkeypatch.setattr(load, "load_run", lambda folder: (module, Data(), config))
     pairs = pairs_of_run(tmp_path, None)
