@@ -46,8 +46,10 @@ def test_every_part_is_used_by_a_run():
     }
     parts = {path.resolve() for slot in SLOTS for path in (CONFIGS / slot).glob("*.yaml")}
     unused = {path.relative_to(CONFIGS).as_posix() for path in parts - used}
-    # For batches of tens of thousands (the emoji runs use siglip_small), and for users' own data.
-    assert unused == {"objective/siglip.yaml", *(f"data/{name}.yaml" for name in EXAMPLES)}
+    # For batches of tens of thousands (the emoji runs use siglip_small), for runs that name a
+    # teacher, and for users' own data.
+    objectives = {f"objective/{name}.yaml" for name in ("siglip", "refine", "soft_contrastive")}
+    assert unused == {*objectives, *(f"data/{name}.yaml" for name in EXAMPLES)}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -69,15 +71,20 @@ def test_example_of_data(parser, name, tmp_path):
 def test_objective_gives_a_finite_value_and_gradients(parser, path):
     argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--objective", str(path)]
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
+    width = 128  # of the emoji model, which heads are made for
+    scales = {name for name in objective.needs if name.split(".")[-1].startswith("logit_")}
     features = {
-        "image": F.normalize(torch.randn(6, 5), dim=-1).requires_grad_(),
-        "text": F.normalize(torch.randn(6, 5), dim=-1).requires_grad_(),
-        "logit_scale": torch.tensor([objective.logit_scale_init], requires_grad=True),
+        name: F.normalize(torch.randn(6, width), dim=-1).requires_grad_()
+        for name in objective.needs - scales
     }
+    features |= {name: torch.tensor([5.0], requires_grad=True) for name in scales}
+    features["logit_scale"] = torch.tensor([objective.logit_scale_init], requires_grad=True)
     if objective.logit_bias_init is not None:
         features["logit_bias"] = torch.tensor([objective.logit_bias_init], requires_grad=True)
     assert objective.needs <= features.keys()
-    total, report = objective(features, {})
+    total, report = objective(features, {"key": torch.arange(6)})
     total.backward()
     assert total.isfinite() and report.keys() == set(objective.terms)
-    assert all(features[name].grad.abs().sum() > 0 for name in objective.needs)
+    frozen = {name for name in objective.needs if name.startswith(("ema.", "teacher."))}
+    assert all(features[name].grad.abs().sum() > 0 for name in objective.needs - frozen)
+    assert all(features[name].grad is None for name in frozen)
