@@ -18,13 +18,18 @@ MAX_TEXT_BYTES = 1 << 20
 MAX_CAPTION = 8192
 
 
-def find_image(sample: RawSample) -> bytes:
-    """Returns the bytes of the sample's picture.
+def find_image(sample: RawSample, member: str | None = None) -> bytes:
+    """Returns the bytes of the sample's picture, or of another one that it holds.
+
+    Args:
+        sample: A raw sample.
+        member: What comes before the image extension: `negative` is `KEY.negative.png`.
 
     Raises:
-        SampleError: No member has an image extension.
+        SampleError: No such member has an image extension (`no_image`).
     """
     for extension in IMAGE_EXTENSIONS:
+        extension = f"{member}.{extension}" if member else extension
         if extension in sample:
             return sample[extension]  # pyright: ignore[reportReturnType]
     found = sorted(sample.keys() - {"__key__"})[:8]

@@ -34,6 +34,7 @@ from .index import index_shards
 NUM_SHARDS = {"train": 8, "heldout": 2}
 FORMAT = 1  # raise it when the same settings give other bytes
 ENTRIES = {"train", "heldout", "train.parquet", "heldout.parquet", "corpus.json", "ATTRIBUTION.md"}
+ENTRIES |= {"negatives"}  # see `emoji_negatives`
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 

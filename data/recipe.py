@@ -26,11 +26,14 @@ class View:
             (`image`: the same crop, for a teacher with another resolution) or a sidecar's entry
             (`teacher.augmentation`: those under which stored embeddings were made). A sample
             without stored ones draws its own.
+        member: Of which picture: `negative` is `KEY.negative.png`, which samples may lack; None:
+            the sample's own, `KEY.png`.
     """
 
     transform: Transform
     size: int | None = None
     same_as: str | None = None
+    member: str | None = None
 
     @property
     def side(self) -> int:
@@ -116,8 +119,14 @@ class Recipe:
                     f"view before it nor an entry of a sidecar; there is {known}"
                 )
             if view.same_as in before:
-                theirs = self.views[view.same_as].transform.columns
-                if theirs != view.transform.columns:
+                other = self.views[view.same_as]
+                if other.member != view.member:
+                    raise ValueError(
+                        f"the view '{name}' cannot take the parameters of '{view.same_as}', which "
+                        "is of another picture: crops are counted in a picture's own pixels; leave "
+                        "same_as out"
+                    )
+                if other.transform.columns != view.transform.columns:
                     raise ValueError(
                         f"the view '{name}' cannot take the parameters of '{view.same_as}': their "
                         "transforms are of different kinds; give both the same class"

@@ -35,6 +35,9 @@ TRIES_IN_OTHER_SHARD = 4
 # processor's caches. Bounded, because a batch of photographs does not fit into memory as easily.
 MAX_PENDING_BYTES = 16 << 20
 
+# Pixels of a picture that is not there.
+WHITE = 255
+
 # Shards whose names are remembered.
 MAX_KNOWN = 4096
 
@@ -46,7 +49,8 @@ class Sample:
     """One sample: its picture is decoded, its views are decided on.
 
     Attributes:
-        picture: The pixels of its views, before the transforms.
+        pictures: The pixels of its views, before the transforms: its own picture under None,
+            further ones that it has under the member's name.
         params: What each view's transform has drawn.
         texts: Captions by batch entry; "" where there is none.
         rows: Joined rows by batch entry.
@@ -55,13 +59,18 @@ class Sample:
         weight: From the keep-list.
     """
 
-    picture: Picture
+    pictures: dict[str | None, Picture]
     params: dict[str, np.ndarray]
     texts: dict[str, str]
     rows: dict[str, Tensor]
     key: int
     status: int
     weight: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pixels that are kept."""
+        return sum(picture.num_bytes for picture in self.pictures.values())
 
 
 class SampleLoader:
@@ -98,8 +107,9 @@ class SampleLoader:
 
         Returns:
             Batch entries: each view uint8 [n, 3, size, size] and its augmentation float64 [n, p],
-            `key` and `status` int64 [n], `weight` float32 [n] if the keep-list has any, joined
-            rows; and the texts of each text entry.
+            `present` bool [n] of views that samples may lack, `key` and `status` int64 [n],
+            `weight` float32 [n] if the keep-list has any, joined rows; and the texts of each text
+            entry.
         """
         views = self.recipe.views
         images = {name: new_images(len(places), view.side) for name, view in views.items()}
@@ -107,7 +117,7 @@ class SampleLoader:
         done = num_bytes = 0
         for place in places:
             samples.append(self.decode(*place))
-            num_bytes += samples[-1].picture.num_bytes
+            num_bytes += samples[-1].num_bytes
             if num_bytes > MAX_PENDING_BYTES or len(samples) == len(places):
                 for row in range(done, len(samples)):
                     self._transform(samples[row], images, row)
@@ -117,6 +127,9 @@ class SampleLoader:
             if view.transform.columns:
                 params = np.stack([sample.params[name] for sample in samples])
                 batch[f"{name}.augmentation"] = torch.from_numpy(params)
+            if view.member is not None:
+                there = [view.member in sample.pictures for sample in samples]
+                batch[f"{name}.present"] = torch.tensor(there)
         for name in samples[0].rows:
             batch[name] = torch.stack([sample.rows[name] for sample in samples])
         batch["key"] = torch.tensor([sample.key for sample in samples], dtype=torch.int64)
@@ -138,10 +151,12 @@ class SampleLoader:
                 return self._decode(epoch, *place, status)
             except SampleError as error:
                 status = status or error.code
-        picture = Pixels(torch.full((3, 2, 2), 255, dtype=torch.uint8))
+        pictures: dict[str | None, Picture] = {
+            None: Pixels(torch.full((3, 2, 2), WHITE, dtype=torch.uint8))
+        }
         rows = self._joined(shard, epoch, 0)
-        params = self._draw(picture, rows, epoch, 0)
-        return Sample(picture, params, dict.fromkeys(self.recipe.texts, ""), rows, 0, status, 1.0)
+        params = self._draw(pictures, rows, epoch, 0)
+        return Sample(pictures, params, dict.fromkeys(self.recipe.texts, ""), rows, 0, status, 1.0)
 
     def candidates(self, shard: int, ordinal: int) -> Iterator[tuple[int, int]]:
         """Yields the sample itself, its followers in the shard, then samples of the next shards.
@@ -173,13 +188,28 @@ class SampleLoader:
         source, file = self._names(shard)
         key = sample_key(raw, source, file, self.recipe.key_fields[source])
         texts = {name: self._text(raw, name, source, epoch, key) for name in self.recipe.texts}
-        picture = Picture.open(find_image(raw))
+        pictures = self._pictures(raw)
         rows = self._joined(shard, epoch, key)
-        params = self._draw(picture, rows, epoch, key)
-        return Sample(picture, params, texts, rows, key, status, weight)
+        params = self._draw(pictures, rows, epoch, key)
+        return Sample(pictures, params, texts, rows, key, status, weight)
+
+    def _pictures(self, raw: RawSample) -> dict[str | None, Picture]:
+        """Opens every picture that a view is of; all but the sample's own may be absent."""
+        pictures: dict[str | None, Picture] = {None: Picture.open(find_image(raw))}
+        for member in {view.member for view in self.recipe.views.values()} - {None}:
+            try:
+                data = find_image(raw, member)
+            except SampleError:
+                continue
+            pictures[member] = Picture.open(data)
+        return pictures
 
     def _draw(
-        self, picture: Picture, rows: Mapping[str, Tensor], epoch: int, key: int
+        self,
+        pictures: Mapping[str | None, Picture],
+        rows: Mapping[str, Tensor],
+        epoch: int,
+        key: int,
     ) -> dict[str, np.ndarray]:
         """Decides on every view, and decodes what it needs.
 
@@ -190,20 +220,28 @@ class SampleLoader:
         """
         params: dict[str, np.ndarray] = {}
         for name, view in self.recipe.views.items():
+            # A picture that is not there draws as the sample's own: batches have a row for it.
+            picture = pictures.get(view.member, pictures[None])
             found = view.replayed(params, rows)
             if found is None:
                 rng = self._randomness.start(stream(self.recipe.seed, epoch, name), key)
                 found = view.transform.draw(picture.height, picture.width, rng)
             params[name] = found
-            picture.pixels(view.transform.factor(picture, view.side, found))
+            if view.member in pictures:
+                picture.pixels(view.transform.factor(picture, view.side, found))
         return params
 
     def _transform(self, sample: Sample, images: Mapping[str, Tensor], row: int) -> None:
         """Fills a row of each view."""
         for name, view in self.recipe.views.items():
             view_params = sample.params[name]
-            images[name][row] = view.transform.apply(sample.picture, view.side, view_params)
-        sample.picture.forget()
+            picture = sample.pictures.get(view.member)
+            if picture is None:
+                images[name][row] = WHITE
+            else:
+                images[name][row] = view.transform.apply(picture, view.side, view_params)
+        for picture in sample.pictures.values():
+            picture.forget()
 
     def _text(self, raw: RawSample, name: str, source: str, epoch: int, key: int) -> str:
         policy = self.recipe.texts[name][source]

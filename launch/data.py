@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -25,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "emoji",
         help="build the emoji shards: 3,944 names in two drawing styles",
         description="Builds WebDataset shards of emoji pictures and their names, with a held-out "
-        "split of skin-tone combinations. Does nothing when OUT is complete.",
+        "split of skin-tone combinations; in OUT/negatives the same pairs with hard negatives. "
+        "Does nothing when OUT is complete.",
     )
     emoji.add_argument("out", metavar="OUT", help="folder for the shards and manifests")
     emoji.add_argument("--num-held-out", type=int, default=400, help="held-out names (%(default)s)")
@@ -67,8 +69,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_emoji(arguments: argparse.Namespace) -> int:
-    """Builds the emoji corpus and prints what is in it."""
+    """Builds the emoji corpus and its hard negatives, and prints what is in them."""
     from ..data.emoji import Settings, build_emoji
+    from ..data.emoji_negatives import build_negatives
 
     settings = Settings(arguments.num_held_out, arguments.seed, arguments.limit)
     summary = build_emoji(arguments.out, settings, arguments.workers, track())
@@ -77,6 +80,12 @@ def run_emoji(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.out}: {state}; {summary['names']} names, {pairs['train']} pairs to train on, "
         f"{pairs['heldout']} held out"
+    )
+    negatives = build_negatives(Path(arguments.out), arguments.seed)
+    state = "built" if negatives["built"] else "complete already"
+    print(
+        f"{arguments.out}/negatives: {state}; {negatives['with_negative']} of "
+        f"{negatives['pairs']} pairs with a hard negative"
     )
     return 0
 

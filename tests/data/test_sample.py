@@ -83,7 +83,7 @@ def test_recorded_draws_give_the_picture_again(make_tar, make_picture, tmp_path,
         again = transform.apply(Picture.open(files[text]), 64, params)
         assert torch.equal(again, batch["image"][row])
     # Only what the transform asked for was decoded.
-    picture = samples.decode(0, 0, 0).picture
+    picture = samples.decode(0, 0, 0).pictures[None]
     assert picture.num_bytes == 3 * (75 * 100 if decode == "dct" else 150 * 200)
 
 
@@ -103,7 +103,7 @@ def test_bad_samples_are_replaced_by_rule_and_named(broken):
                     place = next(p for p in places if p not in bad)
             expected = samples.decode(0, *place)
             assert sample.key == expected.key and sample.texts == expected.texts
-            assert torch.equal(sample.picture.pixels(), expected.picture.pixels())
+            assert torch.equal(sample.pictures[None].pixels(), expected.pictures[None].pixels())
             assert np.array_equal(sample.params["image"], expected.params["image"])
 
 
@@ -180,6 +180,43 @@ def test_optional_texts_are_marked_and_choices_follow_the_epoch(make_tar, make_p
     assert epochs[0]["text.any"] != epochs[2]["text.any"]
 
 
+def test_views_of_another_picture_are_marked_where_it_is_missing(
+    make_tar, make_picture, make_pairs, tmp_path
+):
+    members = []
+    for number in range(6):
+        own, text, fields = make_pairs(number, 1)
+        members += [own, text, fields]
+        if number % 3:
+            key = own[0].removesuffix(".png")
+            members.append((f"{key}.negative.jpg", make_picture(100 + number, 30, 40, "JPEG")))
+            members.append((f"{key}.negative.txt", f"not {number}".encode()))
+    manifest = index_shards([make_tar(tmp_path / "0.tar", members)], tmp_path / "m.parquet")
+    views = {"image.negative": View(FULL, member="negative", size=16)}
+    texts = {"negative": FirstFound(["negative.txt"])}
+    places = [(0, 0, number) for number in range(6)]
+    batch, captions = loader(manifest, FULL, views=views, texts=texts).load(places)
+    assert batch["image.negative.present"].tolist() == [bool(n % 3) for n in range(6)]
+    assert captions["text.negative"] == [f"not {n}" if n % 3 else "" for n in range(6)]
+    for number in range(6):
+        params = batch["image.negative.augmentation"][number].numpy()
+        picture = Picture.open(make_picture(100 + number, 30, 40, "JPEG"))
+        wanted = FULL.apply(picture, 16, params) if number % 3 else torch.full((3, 16, 16), 255)
+        assert torch.equal(batch["image.negative"][number], wanted)
+    # The rest of the batch does not know about the other picture.
+    alone, _ = loader(manifest, FULL).load(places)
+    assert all(torch.equal(batch[name], alone[name]) for name in alone)
+
+
+def test_a_damaged_second_picture_is_a_bad_sample(make_tar, make_pairs, tmp_path):
+    members = make_pairs(0, 2)
+    members.insert(3, ("000000000.negative.png", b"\x89PNG damaged"))
+    manifest = index_shards([make_tar(tmp_path / "0.tar", members)], tmp_path / "m.parquet")
+    views = {"image.negative": View(FULL, member="negative", size=16)}
+    sample = loader(manifest, FULL, views=views).decode(0, 0, 0)
+    assert CAUSES[sample.status] == "bad_image" and sample.texts["text"] == "picture 1"
+
+
 def test_stored_augmentations_are_replayed_with_their_rows(manifest, tmp_path):
     places = [(0, 0, ordinal) for ordinal in range(7)]
     first, _ = loader(manifest, FULL, seed=5).load(places)
@@ -238,6 +275,9 @@ def test_mistakes_in_a_recipe_are_sentences(manifest, tmp_path):
         loader(manifest, FULL, views={"image.a": View(FULL, 8, same_as="image.b")})
     with pytest.raises(ValueError, match="different kinds"):
         loader(manifest, FULL, views={"image.a": View(EvalTransform(), 8, same_as="image")})
+    other = View(FULL, 8, same_as="image", member="negative")
+    with pytest.raises(ValueError, match="which is of another picture"):
+        loader(manifest, FULL, views={"image.a": other})
     with pytest.raises(ValueError, match="needs another name"):
         loader(manifest, FULL, sidecars={"text": Sidecar("x", {"a": "b"})})
     write_sidecar(tmp_path, "default", "00000", {"key": torch.tensor([1]), "p": torch.zeros(1, 3)})

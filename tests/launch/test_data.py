@@ -26,8 +26,10 @@ def test_emoji_builds_once(corpus, capsys):
     first = capsys.readouterr()
     assert "built; " in first.out and "4 held out" in first.out
     assert first.err == "", "no progress bar away from a terminal"
+    assert "pairs with a hard negative" in first.out
     assert main(small(corpus)) == 0
-    assert "complete already, nothing to do" in capsys.readouterr().out
+    again = capsys.readouterr().out
+    assert "complete already, nothing to do" in again and "negatives: complete already;" in again
 
 
 def test_index_counts_shards_and_stores_checksums(corpus, capsys, tmp_path):

@@ -1,0 +1,96 @@
+"""Soft contrastive cross-entropy: the student's softmax over all pairs follows a teacher's.
+
+L = -1/2B sum_ij [ q_j|i log softmax_j(s u_i.v_j)_j + q_i|j log softmax_i(s u_i.v_j)_i ] where q_j|i
+and q_i|j are the same softmaxes of the teacher's features and scale. Also known as contrastive
+relational distillation: Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation"
+(2024), section 3.2.1; affinity mimicking: Wu et al., "TinyCLIP" (2023), section 3.1 (both scales
+fixed at 50). It exceeds the Kullback-Leibler divergence by the entropy of the target, a constant.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .exchange import Exchange
+from .pairing import TILE_BYTES
+from .pairs import softmax_sums
+from .pairwise import Pairwise
+from .soft import Soft
+
+
+class SoftContrastive(Pairwise):
+    """Mean over both directions of the cross-entropy with the teachers' softmax.
+
+    Args:
+        teachers: prefixes of the teachers' features, such as `teacher.large` for
+            `teacher.large.image` and `teacher.large.text`, of any width. Several are averaged after
+            the softmax.
+        teacher_scales: a scale for each; None: each teacher's own, `teacher.large.logit_scale`.
+        diagonal: part of the target that is on a sample's own pair, whatever the teachers say.
+        form: suffix of all features: none for normalised ones, `.raw` for those before it.
+        exchange: how the other ranks' texts arrive; the default is exact.
+        scale: of the student: a scalar of its own, or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+
+    Raises:
+        ValueError: no teachers, another number of scales, or a part outside 0 to 1.
+    """
+
+    name = "soft_contrastive"
+
+    def __init__(
+        self,
+        teachers: Sequence[str],
+        teacher_scales: Sequence[float] | None = None,
+        diagonal: float = 0.0,
+        form: Literal["", ".raw"] = "",
+        exchange: Exchange | None = None,
+        scale: nn.Module | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale, tile_bytes)
+        if isinstance(teachers, str) or not teachers:
+            raise ValueError(f"teachers={teachers!r} must be a list such as [teacher.large]")
+        if teacher_scales is not None and len(teacher_scales) != len(teachers):
+            raise ValueError(
+                f"teacher_scales={list(teacher_scales)} must be one number for each of "
+                f"{list(teachers)}, or be left out to take their own scales"
+            )
+        if not 0 <= diagonal <= 1:
+            raise ValueError(f"diagonal={diagonal} must lie between 0 and 1")
+        self.teachers, self.teacher_scales, self.diagonal = (
+            tuple(teachers),
+            teacher_scales,
+            diagonal,
+        )
+        self.pairs = [
+            (f"{prefix}image{form}", f"{prefix}text{form}")
+            for prefix in ("", *(f"{teacher}." for teacher in teachers))
+        ]
+        own = () if teacher_scales else (f"{teacher}.logit_scale" for teacher in teachers)
+        self.needs = (*(name for pair in self.pairs for name in pair), *own)
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Mean of both directions of each pair."""
+        (image, text), *theirs = (self.take(features, *pair) for pair in self.pairs)
+        soft = [
+            Soft(*pair, scale, self.pairing())
+            for pair, scale in zip(theirs, self._scales(features), strict=True)
+        ]
+        part = (1 - self.diagonal) / len(soft)
+        targets = tuple((part, target) for target in soft)
+        pairing = self.pairing(diagonal=self.diagonal, targets=targets)
+        sums = softmax_sums(image, text, self.logit_scale(features), pairing)
+        return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2
+
+    def _scales(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Returns the scale [1] of each teacher."""
+        if self.teacher_scales is None:
+            return self.take(features, *(f"{teacher}.logit_scale" for teacher in self.teachers))
+        device = features[self.needs[0]].device
+        return [torch.tensor([float(scale)], device=device) for scale in self.teacher_scales]

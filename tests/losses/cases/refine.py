@@ -1,0 +1,45 @@
+"""CLIP-Refine: random feature alignment and hybrid contrastive distillation."""
+
+import torch
+from term_case import Case, normal
+
+from counterpoint.losses import noise
+from counterpoint.losses.refine import HyCD, RaFA
+
+STUDENT = ("image.raw", "text.raw")
+TEACHER = tuple(f"teacher.start.{name}" for name in STUDENT)
+
+
+def inputs(generator, b):
+    features = {name: normal(generator, b, 7) for name in STUDENT + TEACHER}
+    return features, {"key": torch.arange(b) * 7919 - 3}
+
+
+def rafa(features, batch, term):
+    x, y = (features[name] for name in STUDENT)
+    # That the numbers are normal is for tests/losses/test_noise.py. The first step is number 1.
+    z = noise.normal(batch["key"], 7, term.seed, 1)
+    return (((x - z) ** 2).mean() + ((y - z) ** 2).mean()).to(x.dtype)
+
+
+def hycd(features, batch, term):
+    x, y = (features[name] for name in STUDENT)
+    theirs = features[TEACHER[0]] @ features[TEACHER[1]].T
+    total = 0.0
+    for logits, teacher in ((x @ y.T, theirs), (y @ x.T, theirs.T)):
+        for i in range(len(x)):
+            target = term.diagonal * torch.eye(len(x), dtype=x.dtype)[i]
+            target = target + (1 - term.diagonal) * teacher[i].softmax(0)
+            total = total - (target * logits[i].log_softmax(0)).sum()
+    return total / (2 * len(x))
+
+
+CASES = {
+    "rafa": Case(RaFA, rafa, inputs, takes_exchange=False),
+    "hycd": Case(
+        lambda **choices: HyCD(["teacher.start"], **choices),
+        hycd,
+        inputs,
+        constants=frozenset(TEACHER),
+    ),
+}
