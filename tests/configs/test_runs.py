@@ -16,6 +16,7 @@ RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
 OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "stable_adamw")
 EXAMPLES = ("mixture", "remote", "views")
+OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "stable_adamw")
 SLOTS = ("trainer", "data", "model", "objective", "optim")
 
 
@@ -88,10 +89,11 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path):
         "text_length": torch.full((6,), 8),
     }
     scales = {name for name in objective.needs if name.split(".")[-1].startswith("logit_")}
-    rows = {name for name in objective.needs - scales - batch.keys() | {"image", "text"} & objective.needs}
-    features = {
-        name: F.normalize(torch.randn(6, width), dim=-1).requires_grad_() for name in rows
+    rows = {
+        name
+        for name in objective.needs - scales - batch.keys() | {"image", "text"} & objective.needs
     }
+    features = {name: F.normalize(torch.randn(6, width), dim=-1).requires_grad_() for name in rows}
     features |= {name: torch.tensor([5.0], requires_grad=True) for name in scales}
     features["logit_scale"] = torch.tensor([objective.logit_scale_init], requires_grad=True)
     if objective.logit_bias_init is not None:
