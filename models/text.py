@@ -17,6 +17,9 @@ class TextTower(nn.Module):
     width: int
     context_length: int
 
+    def borrow(self, model: nn.Module) -> None:
+        """Called once by the model when both towers are there; most towers borrow nothing."""
+
 
 class ClipTextTower(TextTower):
     """CLIP's causal text transformer, built from a configuration (nothing is downloaded).
