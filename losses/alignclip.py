@@ -9,8 +9,9 @@ images only. There it stands with weight 1/2 beside the sum (not the mean) of In
 over towers that share their parameters (`models.shared`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,15 +25,15 @@ from .pairwise import Pairwise
 from .semantics import Semantics, Stored
 
 
-class Negatives(Protocol):
+class Negatives(ABC):
     """What becomes of negatives that mean nearly the same."""
 
+    @abstractmethod
     def choices(self, meaning: Float[Tensor, "b k"]) -> dict[str, Any]:
         """Returns fields of a `Pairing`, of normalised embeddings of the meaning."""
-        ...
 
 
-class Rescaled:
+class Rescaled(Negatives):
     """Their logits shrink with the distance: those of equal meaning still count, as a logit of 0."""
 
     def choices(self, meaning: Float[Tensor, "b k"]) -> dict[str, Any]:
@@ -40,7 +41,7 @@ class Rescaled:
         return {"factor": Distance(meaning, meaning)}
 
 
-class Removed:
+class Removed(Negatives):
     """They are no negatives at all, the others are in full.
 
     Args:

@@ -8,8 +8,8 @@ training. Its schedule and amount were not found: that `a` grows on a straight l
 uniform over all columns, is our reading.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -22,17 +22,17 @@ from .pairwise import Pairwise
 from .weights import Weight
 
 
-class Softening(Protocol):
+class Softening(ABC):
     """Says what the targets are softened to."""
 
+    @abstractmethod
     def target(
         self, image: Float[Tensor, "b d"], text: Float[Tensor, "b d"], pairing: Pairing
     ) -> Target:
         """Returns r; collectives as the pairing's exchange has them."""
-        ...
 
 
-class Evenly:
+class Evenly(Softening):
     """The same on every column: label smoothing."""
 
     def target(
@@ -42,7 +42,7 @@ class Evenly:
         return Uniform()
 
 
-class ByNeighbours:
+class ByNeighbours(Softening):
     """softmax_j(k u_i.u_j) for an image's texts, softmax_i(k v_j.v_i) for a text's images.
 
     Texts of pictures that look like this one are less wrong than others, as far as the towers can

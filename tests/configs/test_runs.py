@@ -69,15 +69,22 @@ def test_example_of_data(parser, name, tmp_path):
 def test_objective_gives_a_finite_value_and_gradients(parser, path):
     argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--objective", str(path)]
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
-    features = {
-        "image": F.normalize(torch.randn(6, 5), dim=-1).requires_grad_(),
-        "text": F.normalize(torch.randn(6, 5), dim=-1).requires_grad_(),
-        "logit_scale": torch.tensor([objective.logit_scale_init], requires_grad=True),
+    width = 128  # of the emoji model, which heads are made for
+    batch = {
+        "key": torch.randint(-(2**63), 2**63 - 1, (6,)),
+        "text": torch.randint(1, 99, (6, 8)),
+        "text_length": torch.full((6,), 8),
     }
+    features = {
+        name: F.normalize(torch.randn(6, width), dim=-1).requires_grad_()
+        for name in objective.needs - {"key"}
+        if not name.startswith("logit_")
+    }
+    features["logit_scale"] = torch.tensor([objective.logit_scale_init], requires_grad=True)
     if objective.logit_bias_init is not None:
         features["logit_bias"] = torch.tensor([objective.logit_bias_init], requires_grad=True)
-    assert objective.needs <= features.keys()
-    total, report = objective(features, {})
+    assert objective.needs <= features.keys() | batch.keys()
+    total, report = objective(features, batch)
     total.backward()
     assert total.isfinite() and report.keys() == set(objective.terms)
-    assert all(features[name].grad.abs().sum() > 0 for name in objective.needs)
+    assert all(features[name].grad.abs().sum() > 0 for name in objective.needs - {"key"})
