@@ -1,8 +1,8 @@
 """In-modal separation (AlignCLIP): unlike samples of one modality are pushed apart.
 
-L = CE_r(s A) + CE_r(s B), A_ij = D_ij u_i.u_j and B_ij = D_ij v_i.v_j off the diagonal, A_ii = B_ii =
-u_i.v_i: each anchor's positive is its pair, its negatives are others of its own modality, whose
-logits are scaled by the semantic distance D = 1 - cos(e_i, e_j) of their captions' frozen
+L = CE_r(s A) + CE_r(s B), A_ij = D_ij u_i.u_j and B_ij = D_ij v_i.v_j off the diagonal, A_ii =
+u_i.v_i = B_ii: each anchor's positive is its pair, its negatives are others of its own modality,
+whose logits are scaled by the semantic distance D_ij = 1 - cos(e_i, e_j) of their captions' frozen
 embeddings e. Eslami and de Melo, "Mitigate the Gap: Investigating Approaches for Improving
 Cross-Modal Alignment in CLIP" (2024); the sum of both sides, as in their code, where the paper has
 images only. There it stands with weight 1/2 beside the sum (not the mean) of InfoNCE's directions,
@@ -34,7 +34,7 @@ class Negatives(ABC):
 
 
 class Rescaled(Negatives):
-    """Their logits shrink with the distance: those of equal meaning still count, as a logit of 0."""
+    """Their logits shrink with the distance; those of equal meaning still count, with exp(0)."""
 
     def choices(self, meaning: Float[Tensor, "b k"]) -> dict[str, Any]:
         """Returns the factor of the logits."""

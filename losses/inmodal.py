@@ -77,5 +77,5 @@ class InModal(Pairwise):
         if present is None:
             return losses
         # The mean over all samples is to be that over those that are there.
-        every, there = total(torch.stack([present.new_ones((len(present))), present]).sum(1))
+        every, there = total(torch.stack([torch.ones_like(losses), present.to(losses)]).sum(1))
         return losses.masked_fill(~present, 0.0) * (every / there.clamp(min=1))

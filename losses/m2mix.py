@@ -2,7 +2,7 @@
 
 m_i = slerp(u_i, v_i; lambda) with one lambda ~ Beta(1/2, 1/2) a step. Each anchor has its own pair
 as the positive and the mixtures of all other samples as negatives:
-L = CE_r(A) + CE_r(B), A_ii = B_ii = u_i.v_i / t, A_ij = u_i.m_j / t and B_ij = v_i.m_j / t, t = 0.07.
+L = CE_r(A) + CE_r(B), A_ii = B_ii = u_i.v_i / t, A_ij = u_i.m_j / t, B_ij = v_i.m_j / t, t = 0.07.
 Gradients flow through the mixtures. Oh et al., "Geodesic Multi-Modal Mixup for Robust Fine-Tuning"
 (2023), section 4. It stands beside InfoNCE with a small weight (0.001 to 0.05 there).
 """

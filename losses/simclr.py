@@ -70,4 +70,5 @@ class SimCLR(Pairwise):
         return (by_first - across.row_targets + by_second - across.column_targets) / 2
 
     def _embedded(self, raw: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        return F.normalize(*full_precision(self.head(raw)), dim=-1)
+        (embedded,) = full_precision(self.head(raw))
+        return F.normalize(embedded, dim=-1)

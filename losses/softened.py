@@ -1,7 +1,7 @@
 """Softmax contrastive loss whose negatives are not wholly wrong: softened targets (LightCLIP).
 
-L = -1/(2B) sum_i [ sum_j q_ij log p_ij + sum_j q_ji' log p_ji' ] with p the softmax of s u_i.v_j over
-a row (p', q': over a column) and q = (1 - a) [i = j] + a r_ij, r uniform (label smoothing) or the
+L = -1/(2B) sum_ij [ q_ij log p_ij + q_ij' log p_ij' ] with p the softmax of s u_i.v_j over a row
+(p', q': over a column) and q = (1 - a) [i = j] + a r_ij, r uniform (label smoothing) or the
 softmax of similarities within a modality. Nie et al., "LightCLIP: Learning Multi-Level Interaction
 for Lightweight Vision-Language Models" (2023) softens the labels of negatives progressively during
 training. Its schedule and amount were not found: that `a` grows on a straight line, and that r is

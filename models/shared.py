@@ -135,9 +135,9 @@ class SharedTextTower(TextTower):
         image = model.image
         if not isinstance(image, SharedImageTower) or image.width != self.width:
             raise ValueError(
-                f"the text tower shares the image tower's transformer of width {self.width}, and "
-                f"model.image is a {type(image).__name__} of width {image.width}: use "
-                "counterpoint.models.shared.SharedImageTower with the same width"
+                f"the text tower borrows the image tower's transformer of width {self.width}, and "
+                f"model.image is a {type(image).__name__} of width {getattr(image, 'width', 0)}: "
+                "use counterpoint.models.shared.SharedImageTower with the same width"
             )
         self._lender = (image,)
         model.text_projection = model.image_projection

@@ -54,5 +54,5 @@ def test_a_twin_is_half_right_where_targets_follow_neighbours():
 
 
 def test_an_amount_beyond_one_is_refused():
-    with pytest.raises(ValueError, match="amount 1.5"):
+    with pytest.raises(ValueError, match=r"amount 1\.5"):
         value(Softened(1.5), features())

@@ -121,7 +121,7 @@ def test_copies_and_weights_keep_sharing():
 
 
 def test_what_does_not_fit_gets_a_sentence():
-    with pytest.raises(ValueError, match="of width 24, and model.image is a SharedImageTower"):
+    with pytest.raises(ValueError, match=r"of width 24, and model\.image is a SharedImageTower"):
         tiny(width=24)
     with pytest.raises(ValueError, match="divide by patch_size 7"):
         SharedImageTower(image_size=16, patch_size=7)

@@ -44,6 +44,8 @@ def images_only(**choices):
 teacher = frozenset({"teacher.large.text"})
 CASES = {
     "rescaled": Case(lambda **c: Separation("sentence.embedding", **c), formula, stored),
-    "removed": Case(lambda **c: Separation("sentence.embedding", Removed(0.3), **c), formula, stored),
+    "removed": Case(
+        lambda **c: Separation("sentence.embedding", Removed(0.3), **c), formula, stored
+    ),
     "images_only": Case(images_only, formula, taught, constants=teacher),
 }
