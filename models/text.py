@@ -20,6 +20,9 @@ class TextTower(nn.Module):
     context_length: int
     ignores_padding: bool = False
 
+    def borrow(self, model: nn.Module) -> None:
+        """Called once by the model when both towers are there; most towers borrow nothing."""
+
 
 class ClipTextTower(TextTower):
     """CLIP's causal text transformer, built from a configuration (nothing is downloaded).

@@ -71,6 +71,7 @@ class TwoTower(nn.Module):
         self.logit_bias = (
             None if logit_bias_init is None else nn.Parameter(torch.full((1,), logit_bias_init))
         )
+        self.text.borrow(self)
 
     @property
     def image_size(self) -> int:

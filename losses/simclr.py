@@ -1,0 +1,74 @@
+"""Contrastive loss between two views of one modality (SimCLR); with InfoNCE beside it, SLIP.
+
+z = normalise(head(x)) of the raw features x of two views a, b of B samples. Each of the 2B anchors
+has its sample's other view as the positive and all other samples of both views as negatives:
+L = 1/(2B) sum over anchors of log sum_{k != anchor} exp(z.z_k / t) - z.z_+ / t, t = 0.1.
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (2020), section
+2.1; Mu et al., "SLIP: Self-supervision meets Language-Image Pre-training" (2021), section 3.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .exchange import Exchange
+from .pairing import TILE_BYTES
+from .pairs import row_sums, softmax_sums
+from .pairwise import Pairwise
+from .scalars import Fixed
+from .term import full_precision
+
+
+class SimCLR(Pairwise):
+    """Each view of a sample picks the other one among all views of the global batch.
+
+    Args:
+        head: from raw features to those that are compared (SLIP: an MLP of 4096, 4096 and 256);
+            by default they are compared as they are.
+        views: raw features of the two views.
+        exchange: how the other ranks' views arrive; the default is exact.
+        scale: inverse temperature: a scalar of its own (10 by default, not learned), or the name
+            of a feature.
+        tile_bytes: memory of one block of logits.
+
+    Raises:
+        ValueError: the two views are one.
+    """
+
+    name = "simclr"
+
+    def __init__(
+        self,
+        head: nn.Module | None = None,
+        views: tuple[str, str] = ("image.strong_1.raw", "image.strong_2.raw"),
+        exchange: Exchange | None = None,
+        scale: nn.Module | str | None = None,
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, Fixed(10.0) if scale is None else scale, tile_bytes)
+        if views[0] == views[1]:
+            raise ValueError(
+                f"SimCLR compares {views[0]} with itself: name two views, such as "
+                "[image.strong_1.raw, image.strong_2.raw]"
+            )
+        self.head = head or nn.Identity()
+        self.needs = tuple(views)
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Mean of a sample's two anchors; reads the two views [b, d]."""
+        # One view after the other: statistics of a batch norm are those of one view.
+        first, second = (self._embedded(view) for view in self.take(features, *self.needs))
+        scale, others = self.logit_scale(features), self.pairing(pairs="others")
+        across = softmax_sums(first, second, scale, self.pairing())
+        by_first = torch.logaddexp(across.rows, row_sums(first, first, scale, others))
+        by_second = torch.logaddexp(across.columns, row_sums(second, second, scale, others))
+        return (by_first - across.row_targets + by_second - across.column_targets) / 2
+
+    def _embedded(self, raw: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        (embedded,) = full_precision(self.head(raw))
+        return F.normalize(embedded, dim=-1)
