@@ -6,7 +6,6 @@ and one file a method with a title, a paper, what is expected, what was found, a
 with what is checked in.
 """
 
-import json
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -24,13 +23,13 @@ HEAD = """# Method catalogue
 Every row is measured by `counterpoint sweep`; rows without a measurement say so. A number is the
 mean over seeds, with the standard deviation between seeds. "Against" is the difference of the first
 column to a baseline run, and whether its sign is the one the paper reports; a difference of less
-than the pooled deviation of the seeds says nothing. "Cost" is the time of a training step relative
-to CLIP's, both measured in turns by `tests/benchmarks/step_cost.py`. This page is rendered from
-`{catalogue}` and the files in `{results}` by `counterpoint sweep --render`: add a method there, not
-here.
+than the pooled deviation of the seeds says nothing. "Cost" is the time for a pair relative to {reference}'s,
+evaluations included. This page is rendered from `{catalogue}` and the files in `{results}` by
+`counterpoint sweep --render`: add a method there, not here.
 """
 NEEDED_KEYS = ("title", "objective", "what", "runs")
 METHOD_KEYS = (*NEEDED_KEYS, "paper", "expectation", "found", "place", "baseline", "direction")
+REFERENCE = "catalogue/clip"  # whose time is 1
 DIRECTIONS = {"up": 1, "down": -1, "none": 0}
 
 
@@ -52,9 +51,10 @@ def render(catalogue: Path, results: Path) -> str:
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in read_results(results):
         groups.setdefault(f"{record['sweep']}/{record['run']}", []).append(record)
-    table = Table(columns, groups, _costs(results / "cost.json"))
+    table = Table(columns, groups)
     named = {name for method in methods for name in method["runs"]}
-    lines = [HEAD.format(catalogue=f"{catalogue.name}/", results=f"{results.name}/")]
+    folders = {"catalogue": f"{catalogue.name}/", "results": f"{results.name}/"}
+    lines = [HEAD.format(**folders, reference=REFERENCE)]
     lines += table.head()
     for method in methods:
         lines += [table.row(method, name, config) for name, config in method["runs"].items()]
@@ -128,16 +128,10 @@ class Table:
     Args:
         columns: titles and metrics.
         groups: results by `SWEEP/RUN`.
-        costs: step time relative to CLIP's, by configuration.
     """
 
-    def __init__(
-        self,
-        columns: list[dict[str, Any]],
-        groups: dict[str, list[dict[str, Any]]],
-        costs: dict[str, float],
-    ):
-        self.columns, self.groups, self.costs = columns, groups, costs
+    def __init__(self, columns: list[dict[str, Any]], groups: dict[str, list[dict[str, Any]]]):
+        self.columns, self.groups = columns, groups
 
     def head(self) -> list[str]:
         """The titles and the rule below them."""
@@ -149,17 +143,26 @@ class Table:
 
     def row(self, method: dict[str, Any], name: str, config: str) -> str:
         """One run of a method."""
-        cost = f"{self.costs[config]:.2f}" if config in self.costs else ""
         if name not in self.groups:
-            cells = ["not run", *["" for _ in self.columns[1:]], "", cost, "0", "", "", ""]
+            cells = ["not run", *["" for _ in self.columns[1:]], "", "", "0", "", "", ""]
         else:
             records = current(self.groups[name])
             cells = [spread(column["metrics"], records) for column in self.columns]
-            cells += [self._against(method, name, records), cost]
+            cells += [self._against(method, name, records), self._cost(name, records)]
             samples = " or ".join(sorted({f"{record['samples']:,}" for record in records}))
             seconds = duration(statistics.fmean(record["seconds"] for record in records))
             cells += [str(len(records)), samples, seconds, _measured(records)]
         return _line([method["title"], method["objective"], name, f"`{config}`", *cells])
+
+    def _cost(self, name: str, records: list[dict[str, Any]]) -> str:
+        if REFERENCE not in self.groups or not name.startswith("catalogue/"):
+            return ""  # measured in another state of the machine
+
+        def seconds_a_pair(records: list[dict[str, Any]]) -> float:
+            return statistics.median(record["seconds"] / record["samples"] for record in records)
+
+        reference = seconds_a_pair(current(self.groups[REFERENCE]))
+        return f"{seconds_a_pair(records) / reference:.2f}"
 
     def _against(self, method: dict[str, Any], name: str, records: list[dict[str, Any]]) -> str:
         baseline = (method.get("baseline") or {}).get(name)
@@ -180,12 +183,6 @@ class Table:
         if not expected:
             return text
         return f"{text}, {'agrees' if difference * expected > 0 else 'disagrees'}"
-
-
-def _costs(file: Path) -> dict[str, float]:
-    if not file.is_file():
-        return {}
-    return {k: v["ratio"] for k, v in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def _measured(records: list[dict[str, Any]]) -> str:

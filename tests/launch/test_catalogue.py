@@ -54,7 +54,7 @@ def write_result(folder, seed, top1=(0.4, 0.3), run="clip", **changes):
         "samples": 40000,
         "final": final,
     } | changes
-    path = folder / "results" / "short" / f"{run}-seed{seed}.json"
+    path = folder / "results" / record["sweep"] / f"{run}-seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record))
 
@@ -160,13 +160,24 @@ def test_the_difference_to_a_baseline(tmp_path, scores, direction, said):
         write_result(tmp_path, seed, (top1, top1))
     for seed, top1 in enumerate(scores):
         write_result(tmp_path, seed, (top1, top1), run="other")
-    (tmp_path / "results" / "cost.json").write_text('{"emoji_other": {"ratio": 1.234}}')
     page = render(
         catalogue_in(tmp_path, other=OTHER | {"direction": direction}), tmp_path / "results"
     )
-    assert cells_of(page, "short/other")[6:8] == [said, "1.23"]
+    assert cells_of(page, "short/other")[6:8] == [said, ""]
     assert cells_of(page, "short/clip")[6:8] == ["", ""]
     assert page.index("| CLIP |") < page.index("| Another |")
+
+
+def test_the_cost_of_a_pair_is_relative_to_clip_in_the_same_sweep(tmp_path):
+    for seed, (seconds, others) in enumerate([(100.0, 70.0), (102.0, 60.0), (300.0, 61.0)]):
+        write_result(tmp_path, seed, sweep="catalogue", seconds=seconds, samples=40000)
+        changes = {"seconds": others, "samples": 20000}
+        write_result(tmp_path, seed, run="other", sweep="catalogue", **changes)
+    other = OTHER | {"runs": {"catalogue/other": "emoji_other"}}
+    clip = CLIP | {"runs": {"catalogue/clip": "emoji_clip_short"}}
+    page = render(catalogue_in(tmp_path, clip=clip, other=other), tmp_path / "results")
+    assert cells_of(page, "catalogue/clip")[7] == "1.00"
+    assert cells_of(page, "catalogue/other")[7] == f"{61 * 2 / 102:.2f}"
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):
