@@ -23,9 +23,9 @@ HEAD = """# Method catalogue
 Every row is measured by `counterpoint sweep`; rows without a measurement say so. A number is the
 mean over seeds, with the standard deviation between seeds. "Against" is the difference of the first
 column to a baseline run, and whether its sign is the one the paper reports; a difference of less
-than the pooled deviation of the seeds says nothing. "Cost" is the time for a pair relative to {reference}'s,
-evaluations included. This page is rendered from `{catalogue}` and the files in `{results}` by
-`counterpoint sweep --render`: add a method there, not here.
+than the pooled deviation of the seeds says nothing. "Cost" is the time for a pair relative to that
+of {reference}, evaluations included. This page is rendered from `{catalogue}` and the files in
+`{results}` by `counterpoint sweep --render`: add a method there, not here.
 """
 NEEDED_KEYS = ("title", "objective", "what", "runs")
 METHOD_KEYS = (*NEEDED_KEYS, "paper", "expectation", "found", "place", "baseline", "direction")
