@@ -14,6 +14,8 @@ from .similarity import Cosine, Metric, Similarity
 from .term import Term
 from .weights import Weight
 
+MODEL_SCALARS = ("logit_scale", "logit_bias")
+
 
 class Objective(nn.Module):
     """Weighted sum of terms over one set of features.
@@ -90,6 +92,9 @@ class Objective(nn.Module):
                 report[name if len(values) == 1 else f"{name}/{part}"] = value.detach()
             if callable(self.weights[name]):
                 report[f"{name}/weight"] = value.new_tensor(weight)
+        # Terms may have scales of their own: data-parallel training wants a gradient for each
+        # parameter, if only zero.
+        parts += [0.0 * features[name].sum() for name in MODEL_SCALARS if name in features]
         return torch.stack(parts).sum(), report
 
     def per_sample(

@@ -68,8 +68,16 @@ def row_sums(
 
     With `pairs="others"` each rank has as many columns as rows, and row i is not compared with
     column i. -inf where no pair counts.
+
+    Raises:
+        ValueError: the exchange has no such form.
     """
     assert pairing.pairs == "all" or len(rows) == len(columns), (rows.shape, columns.shape)
+    if isinstance(pairing.exchange, Detached):
+        raise ValueError(
+            "exchange: Detached reproduces plain softmax losses only; use AllGather with one-sided "
+            "sums and further columns"
+        )
     with torch.autocast(rows.device.type, enabled=False):
         sums: Tensor = SoftmaxKernel.apply(rows, columns, scale, pairing, False)[0]
         return sums

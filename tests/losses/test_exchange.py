@@ -14,8 +14,8 @@ from counterpoint.losses.exchange import (
     total,
 )
 from counterpoint.losses.infonce import InfoNCE
-from counterpoint.losses.pairing import Pairing
-from counterpoint.losses.pairs import softmax_sums, softplus_sums
+from counterpoint.losses.pairing import Different, Pairing
+from counterpoint.losses.pairs import row_sums, softmax_sums, softplus_sums
 
 SPLITS = [[2, 2, 2], [3, 0, 1], [0, 0, 4], [0, 0, 0]]
 
@@ -163,8 +163,8 @@ def test_detached_refuses_what_it_cannot_reproduce():
     u, v, s = batch()
     with pytest.raises(ValueError, match="softmax losses only"):
         softplus_sums(u, v, s, s, Pairing(Detached()))
-    from counterpoint.losses.pairing import Different
-
+    with pytest.raises(ValueError, match="plain softmax losses only"):
+        row_sums(u, v, s, Pairing(Detached()))
     ids = torch.arange(8)
     with pytest.raises(ValueError, match="plain softmax losses only"):
         softmax_sums(u, v, s, Pairing(Detached(), weights=(Different(ids, ids),)))
