@@ -12,7 +12,10 @@ from tiny import config, write_config, write_shards
 from counterpoint.data.index import index_shards
 from counterpoint.train.checkpoint import load, newest
 
-STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+STRATEGIES = (
+    "zero3",
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("ddp", "fsdp2", "zero1", "zero2")),
+)
 STEPS = 20
 
 
