@@ -65,7 +65,11 @@ class EuclideanCone(Cone):
         """There is no time: 1."""
         return image * image.shape[1] ** -0.5, torch.ones_like(image[:, 0])
 
-    text = image
+    def text(
+        self, text: Float[Tensor, "b d"], scalars: Scalars
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
+        """The same."""
+        return self.image(text, scalars)
 
 
 class HyperbolicCone(Cone):

@@ -9,8 +9,11 @@ from PIL import Image
 from torch import nn
 
 from counterpoint.launch import evaluate as command
+from counterpoint.launch.load import load_scalars
 from counterpoint.losses.infonce import InfoNCE
+from counterpoint.losses.lorentz import LorentzDistance
 from counterpoint.losses.objective import Objective
+from counterpoint.losses.scalars import Positive
 
 SUITE = """
 tasks:
@@ -133,3 +136,19 @@ def test_towers_run_in_the_runs_precision(run, precision, expected):
     run.config["trainer"]["precision"] = precision
     command.evaluate_run(run.folder)
     assert set(run.model.types) == {expected}
+
+
+def test_a_checkpoints_scalars_are_those_that_rank():
+    """Curvatures decide what is near: evaluation of a checkpoint needs the learned ones."""
+
+    def objective():
+        scalars = {n: Positive(0.5, 0.1, 10.0) for n in ("alpha_image", "alpha_text", "curvature")}
+        return Objective({"near": InfoNCE(LorentzDistance())}, scalars=scalars)
+
+    trained, fresh = objective(), objective()
+    nn.init.constant_(trained.scalars["alpha_text"].log, -2.0)
+    state = {f"objective.{name}": value for name, value in trained.state_dict().items()}
+    load_scalars(fresh, state | {"model.logit_scale": torch.ones(1)})
+    text = torch.eye(3)
+    assert torch.equal(fresh.metric().texts(text), trained.metric().texts(text))
+    assert not torch.equal(fresh.metric().texts(text), objective().metric().texts(text))

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from counterpoint.losses.entailment import Entailment, EuclideanCone, HyperbolicCone
@@ -132,3 +134,26 @@ def test_what_is_missing_or_wrong_is_said():
         EuclideanCone(min_radius=0.0)
     with pytest.raises(ValueError, match="Positive starts at 20, outside its bounds"):
         Positive(20.0, 0.1, 10.0)
+
+
+def sharded_scalars(rank, world_size):
+    """The metric's curvature before and after a training step of a sharded objective."""
+    objective = Objective({"t": InfoNCE(LorentzDistance())}, scalars=dict(scalars()))
+    fully_shard(objective, mesh=init_device_mesh("cpu", (world_size,)))
+    found = [objective.metric().scalars["curvature"]]
+    g = torch.Generator().manual_seed(rank)
+    features = {f"{n}.raw": torch.randn(4, 5, generator=g) for n in ("image", "text")}
+    optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)
+    objective(features | {"logit_scale": torch.ones(1)}, {})[0].backward()
+    optimizer.step()
+    found.append(objective.metric().scalars["curvature"])
+    return [type(value) is torch.Tensor for value in found], [value.item() for value in found]
+
+
+@pytest.mark.soak
+def test_scalars_of_a_sharded_objective_are_whole_for_evaluation(gloo):
+    ranks = gloo(2, sharded_scalars)
+    assert ranks[0] == ranks[1]
+    are_plain, (before, after) = ranks[0]
+    assert all(are_plain) and before == pytest.approx(4.0)
+    assert after != pytest.approx(4.0)
