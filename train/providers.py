@@ -79,9 +79,9 @@ class Ema(FrozenTowers):
             if hasattr(module, "averages"):
                 pairs += module.averages()  # type: ignore[operator]
         for online, average in pairs:
-            own = list(average.parameters())
+            own: list[Tensor] = [*average.parameters()]
             _check_weights(own)
-            follow(own, list(online.parameters()), None)
+            follow(own, [*online.parameters()], None)
             for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
                 mine.copy_(theirs)
 
@@ -137,7 +137,7 @@ def check_needs(
             )
 
 
-def _check_weights(weights: Sequence[nn.Parameter]) -> None:
+def _check_weights(weights: Sequence[Tensor]) -> None:
     if any(weight.dtype.itemsize < 4 for weight in weights):
         raise ValueError(
             "the ema would be kept in 16 bits, where its small steps are lost: use a "
