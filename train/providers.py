@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..models.teacher import FrozenTowers
@@ -79,6 +80,8 @@ class Ema(FrozenTowers):
             if hasattr(module, "averages"):
                 pairs += module.averages()  # type: ignore[operator]
         for online, average in pairs:
+            if isinstance(average, FSDPModule):
+                average.reshard()  # it is left whole after a forward pass, as if to go back
             own: list[Tensor] = [*average.parameters()]
             _check_weights(own)
             follow(own, [*online.parameters()], None)
