@@ -46,6 +46,7 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
             raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
         reads_text = any(need.startswith("text") for need in wanted)
         towers = teacher.build(partial(load, module, data, reads_text))
+        towers.model.chunks = module.model.chunks
         for view in {need.removesuffix(".raw") for need in wanted} & views.keys():
             _check_size(prefix + view, view, views[view], module.model, towers.model)
         module.providers[f"teacher.{name}"] = towers

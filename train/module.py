@@ -86,10 +86,15 @@ class ContrastiveModule(pl.LightningModule):
         ]
 
     def configure_model(self) -> None:
-        """Shards model and objective where the strategy leaves that to us (FSDP2)."""
+        """Shards what is saved where the strategy leaves that to us (FSDP2).
+
+        The average is cut like the student, so that it can follow piece by piece.
+        """
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
             shard(self.objective, self.device_mesh["data_parallel"])
+            if self.ema is not None:
+                shard(self.ema.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..models.teacher import FrozenTowers
@@ -79,9 +80,11 @@ class Ema(FrozenTowers):
             if hasattr(module, "averages"):
                 pairs += module.averages()  # type: ignore[operator]
         for online, average in pairs:
-            own = list(average.parameters())
+            if isinstance(average, FSDPModule):
+                average.reshard()  # it is left whole after a forward pass, as if to go back
+            own: list[Tensor] = [*average.parameters()]
             _check_weights(own)
-            follow(own, list(online.parameters()), None)
+            follow(own, [*online.parameters()], None)
             for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
                 mine.copy_(theirs)
 
@@ -137,7 +140,7 @@ def check_needs(
             )
 
 
-def _check_weights(weights: Sequence[nn.Parameter]) -> None:
+def _check_weights(weights: Sequence[Tensor]) -> None:
     if any(weight.dtype.itemsize < 4 for weight in weights):
         raise ValueError(
             "the ema would be kept in 16 bits, where its small steps are lost: use a "

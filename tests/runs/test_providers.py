@@ -67,6 +67,32 @@ def losses(folder):
     return [{k: v for k, v in row.items() if k.startswith("loss")} for row in rows]
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero2"])
+def test_strategies_average_alike(tmp_path, values, strategy):
+    found = {}
+    for name in ("ddp", strategy):
+        values["trainer"]["strategy"] = name
+        folder = tmp_path / name
+        arguments = run_file(folder, values)
+        values["trainer"]["callbacks"] = []
+        write_config(folder, values)
+        fit(arguments, 2, folder / "log")
+        rows = losses(folder)
+        path = newest(folder / "run")
+        state = load(path)["state_dict"] if path.is_file() else None
+        found[name] = (rows, state)
+    assert len(found[strategy][0]) == STEPS
+    for row, want in zip(found[strategy][0], found["ddp"][0], strict=True):
+        assert row == pytest.approx(want, rel=1e-4)
+    # DeepSpeed saves a folder of its own; what the averages answered is in the losses.
+    state, want = found[strategy][1], found["ddp"][1]
+    if state is not None:
+        for name in want:
+            if name.startswith("ema.") or ".target." in name:
+                torch.testing.assert_close(state[name], want[name], rtol=1e-3, atol=1e-5)
+
+
 def test_two_ranks_and_a_resume(tmp_path, values):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(run_file(whole, values), 2, whole / "log")
