@@ -79,9 +79,10 @@ class Ema(FrozenTowers):
         for module in objective.modules():
             if hasattr(module, "averages"):
                 pairs += module.averages()  # type: ignore[operator]
-        for online, average in pairs:
+        for _, average in pairs:
             if isinstance(average, FSDPModule):
-                average.reshard()  # it is left whole after a forward pass, as if to go back
+                average.reshard()  # FSDP2 leaves it whole after a forward pass, for a backward one
+        for online, average in pairs:
             own: list[Tensor] = [*average.parameters()]
             _check_weights(own)
             follow(own, [*online.parameters()], None)
