@@ -79,8 +79,8 @@ class SoftContrastive(Pairwise):
         """Mean of both directions of each pair."""
         (image, text), *theirs = (self.take(features, *pair) for pair in self.pairs)
         soft = [
-            Soft(*pair, scale, self.pairing())
-            for pair, scale in zip(theirs, self._scales(features), strict=True)
+            Soft(rows, columns, scale, self.pairing())
+            for (rows, columns), scale in zip(theirs, self._scales(features), strict=True)
         ]
         part = (1 - self.diagonal) / len(soft)
         targets = tuple((part, target) for target in soft)

@@ -50,7 +50,7 @@ def test_every_part_is_used_by_a_run():
     unused = {path.relative_to(CONFIGS).as_posix() for path in parts - used}
     # For batches of tens of thousands (the emoji runs use siglip_small), the geometries to which
     # EuCLIP was compared, for runs that name a teacher, and for users' own data.
-    spare = {"siglip", "mimicry", "soft_contrastive"}
+    spare = {"siglip", "mimicry"}
     spare |= {name for name in spared("objective/euclip_", unused)}
     assert unused == {
         *(f"objective/{name}.yaml" for name in spare),
