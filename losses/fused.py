@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 # Of a program: rows and columns. Powers of two; small enough for registers.
-ROWS, COLUMNS = 32, 128
+BLOCK = {"ROWS": 32, "COLUMNS": 128}
 
 
 @triton.jit
@@ -80,14 +80,11 @@ class Fused:
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         num_rows, num_columns = logits.shape
-        grid = (triton.cdiv(num_rows, ROWS), triton.cdiv(num_columns, COLUMNS))
+        grid = _grid(num_rows, num_columns)
         by_row = logits.new_empty(2, grid[1], num_rows)
         by_column = logits.new_empty(2, grid[0], num_columns)
-        _sums[grid](
-            *(logits, *by_row, *by_column, num_rows, num_columns, logits.stride(0)),
-            ROWS=ROWS,
-            COLUMNS=COLUMNS,
-        )
+        run: Any = _sums[grid]
+        run(logits, *by_row, *by_column, num_rows, num_columns, logits.stride(0), **BLOCK)
         return tuple((most + total.log()).logsumexp(0) for most, total in (by_row, by_column))  # type: ignore[return-value]
 
     def slopes(
@@ -100,14 +97,16 @@ class Fused:
         out: Tensor,
     ) -> Tensor:
         num_rows, num_columns = logits.shape
-        grid = (triton.cdiv(num_rows, ROWS), triton.cdiv(num_columns, COLUMNS))
+        grid = _grid(num_rows, num_columns)
         vectors = [t.contiguous() for t in (over_columns, over_rows, by_row, by_column)]
-        _slopes[grid](
-            *(logits, *vectors, out, num_rows, num_columns, logits.stride(0), out.stride(0)),
-            ROWS=ROWS,
-            COLUMNS=COLUMNS,
-        )
+        strides = logits.stride(0), out.stride(0)
+        run: Any = _slopes[grid]
+        run(logits, *vectors, out, num_rows, num_columns, *strides, **BLOCK)
         return out
+
+
+def _grid(num_rows: int, num_columns: int) -> tuple[int, int]:
+    return triton.cdiv(num_rows, BLOCK["ROWS"]), triton.cdiv(num_columns, BLOCK["COLUMNS"])
 
 
 FUSED = Fused()

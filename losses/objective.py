@@ -77,7 +77,7 @@ class Objective(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns (weighted sum, detached raw values `TERM` or `TERM/PART`, weights that change).
+        """Returns (weighted sum, detached raw values `TERM` or `TERM/PART`).
 
         Both are this rank's share: their mean over ranks is the value of the global batch.
         """
@@ -90,8 +90,6 @@ class Objective(nn.Module):
             parts += [weight * value for value in values.values()]
             for part, value in values.items():
                 report[name if len(values) == 1 else f"{name}/{part}"] = value.detach()
-            if callable(self.weights[name]):
-                report[f"{name}/weight"] = value.new_tensor(weight)
         # Terms may have scales of their own: data-parallel training wants a gradient for each
         # parameter, if only zero.
         parts += [0.0 * features[name].sum() for name in MODEL_SCALARS if name in features]

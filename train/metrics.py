@@ -132,8 +132,8 @@ class Metrics(pl.Callback):
                 f"step {step}: {', '.join(bad)} is not finite; resume from an earlier checkpoint "
                 "with a lower learning rate, or in a wider precision"
             )
-        for name, term in module.objective.weights.items():
-            values[f"weight/{name}"] = term
+        for name in module.objective.weights:
+            values[f"weight/{name}"] = module.objective.weight(name)
         if by_source is not None:
             pairs = iter(means[len(labels) :])
             for source, total, count in zip(module.sources, pairs, pairs, strict=True):

@@ -89,7 +89,7 @@ def is_sharded(value: Any) -> bool:
 
 def cut_like(parameter: nn.Parameter, value: Any) -> Any:
     """This rank's rows of a whole tensor of a parameter's shape; anything else is left as it is."""
-    if not is_sharded(parameter) or getattr(value, "shape", None) != parameter.shape:
+    if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
         return value
     value = value.to(parameter.device)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
