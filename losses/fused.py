@@ -4,6 +4,8 @@ In: logits [r, c] on a CUDA device (or on the CPU with TRITON_INTERPRET=1, as te
 `inner.Inner` says.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
