@@ -1,10 +1,12 @@
-"""What docs/data.md shows works."""
+"""What docs/data.md and docs/objectives.md show works."""
 
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch.nn import functional as F
 
 from counterpoint.data.index import index_shards
 from counterpoint.data.sidecar import Sidecar
@@ -12,7 +14,9 @@ from counterpoint.launch import config as run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "data.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+BLOCKS = BLOCK.findall(TEXT)
+OBJECTIVES = BLOCK.findall((ROOT / "docs" / "objectives.md").read_text())
 RUN = ROOT / "configs" / "run" / "emoji_clip.yaml"
 
 
@@ -29,6 +33,31 @@ def test_settings(parser, block, tmp_path):
     parser.instantiate(config)
     chosen = yaml.safe_load(block)
     assert all(run_config.plain(parser, config)["data"][key] for key in chosen)
+
+
+@pytest.mark.parametrize("block", [text for kind, text in OBJECTIVES if kind == "yaml"])
+def test_objectives(parser, block, tmp_path):
+    (tmp_path / "objective.yaml").write_text(block)
+    argv = ["--config", str(RUN), "--objective", str(tmp_path / "objective.yaml")]
+    objective = parser.instantiate(run_config.parse(parser, argv)).objective
+    features = {
+        name + form: F.normalize(torch.randn(6, 5), dim=1)
+        for name in ("image", "text")
+        for form in ("", ".raw")
+    }
+    value, report = objective(features | {"logit_scale": torch.tensor([5.0])}, {})
+    assert value.isfinite() and report.keys() == yaml.safe_load(block)["terms"].keys()
+
+
+def test_a_term_of_ones_own():
+    (code,) = (text for kind, text in OBJECTIVES if kind == "python")
+    names = {}
+    exec(compile(code, "docs/objectives.md", "exec"), names)
+    image = F.normalize(torch.randn(6, 5, dtype=torch.float64), dim=1)
+    scale = torch.tensor([5.0], dtype=torch.float64)
+    found = names["ImagesApart"]()({"image": image, "logit_scale": scale}, {})["images_apart"]
+    logits = (5 * image @ image.T).fill_diagonal_(-torch.inf)
+    torch.testing.assert_close(found, logits.logsumexp(1).mean())
 
 
 def test_programs(tmp_path, monkeypatch):
