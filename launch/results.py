@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,16 @@ def identity(config: str, overrides: dict[str, Any]) -> Identity:
     from . import config as run_config
     from .fit import with_found_configs
 
-    parser = run_config.make_parser()
+    parser = _parser()
     argv = with_found_configs(["--config", config, *settings(overrides)])
     return run_config.identity(parser, run_config.parse(parser, argv))
+
+
+@cache
+def _parser() -> Any:
+    from . import config as run_config
+
+    return run_config.make_parser()
 
 
 def settings(overrides: dict[str, Any]) -> list[str]:
