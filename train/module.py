@@ -136,19 +136,20 @@ class ContrastiveModule(pl.LightningModule):
         pieces = list(self.shares.gradients(self).values())
         self.grad_norm = self.shares.norm(pieces, self.device)
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch._foreach_clamp_min_(pieces, -gradient_clip_val)
-            torch._foreach_clamp_max_(pieces, gradient_clip_val)
+            for piece in pieces:
+                piece.clamp_(-gradient_clip_val, gradient_clip_val)
         elif gradient_clip_val:
             factor = (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(pieces, factor)
+            for piece in pieces:
+                piece.mul_(factor)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, clamps and averages at once: a checkpoint of this step holds what came of it."""
         super().optimizer_step(*args, **kwargs)
         for module in (self.model, *self.objective.modules()):
-            if hasattr(module, "bounds"):
-                for bounded in module.bounds():  # type: ignore[operator]
-                    self.shares.clamp(*bounded)
+            bounds: Any = getattr(module, "bounds", list)
+            for parameter, lowest, highest in bounds():
+                self.shares.clamp(parameter, lowest, highest)
         if self.ema is not None:
             total_steps = self.phases.total_steps
             self.ema.update(self.model, self.objective, self.global_step, total_steps)
