@@ -158,7 +158,10 @@ def test_one_process(gloo, name):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_ranks(gloo, world_size):
-    compare(gloo, jobs_of(world_size, CASES, [torch.float64], TILES[1:2]))
+    # The uneven split of each: the even one is in the matrix.
+    jobs = jobs_of(world_size, CASES, [torch.float64], TILES[1:2])
+    uneven = tuple(SPLITS[world_size][-1])
+    compare(gloo, [job for job in jobs if job.splits == uneven or world_size == 2])
 
 
 @pytest.mark.soak
