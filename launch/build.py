@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..data.schedule import Schedule
 from ..train.module import ContrastiveModule
+from ..train.optim import AdamW
 from ..train.phases import Phases, check_reducers
 from .config import shortened
 
@@ -31,7 +32,9 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
         context_length=parts.model.context_length,
         word_reducers=[phase.word_reducer for phase in phases.named.values()],
     )
-    module = ContrastiveModule(parts.model, parts.objective, parts.optim, phases, config.seed)
+    module = ContrastiveModule(
+        parts.model, parts.objective, parts.optim or AdamW(), phases, config.seed
+    )
     return module, parts
 
 

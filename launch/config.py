@@ -18,10 +18,12 @@ from ..data.module import PairsDataModule
 from ..losses.objective import Objective
 from ..models.teacher import Teacher
 from ..models.two_tower import TwoTower
+from ..train.clip.clipper import Clipper
 from ..train.evaluate import EvaluationConfig
 from ..train.optim import AdamW
 from ..train.phases import Phase
 from ..train.providers import EmaConfig
+from ..train.spikes import SpikeGuard
 from .identity import Identity
 
 # The phases own the run's length, the data module owns the order, we own logs and checkpoints.
@@ -82,7 +84,10 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(PairsDataModule, "data")
     parser.add_class_arguments(TwoTower, "model")
     parser.add_class_arguments(Objective, "objective")
-    parser.add_class_arguments(AdamW, "optim")
+    # No default class: arguments of another one of the same names would begin with its defaults.
+    parser.add_subclass_arguments(AdamW, "optim", required=False)
+    parser.add_subclass_arguments(Clipper, "clip", required=False)
+    parser.add_class_arguments(SpikeGuard, "guard")
     parser.add_argument("--phases", type=dict[str, Phase], required=True)
     parser.add_argument("--teachers", type=dict[str, Teacher] | None, help="frozen models")
     parser.add_argument("--ema", type=EmaConfig | None, help="moving average of the student")

@@ -12,7 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SLOTS = ("data", "model", "objective", "optim", "phases", "init_from", "teachers", "ema")
+SLOTS = (
+    "data",
+    "model",
+    "objective",
+    "optim",
+    "clip",
+    "guard",
+    "phases",
+    "init_from",
+    "teachers",
+    "ema",
+)
+ADAMW = "counterpoint.train.optim.AdamW"
 TRAINER_KEYS = ("precision", "gradient_clip_val")
 # Where the shards lie and how they are loaded; the order of samples does not depend on it.
 DATA_KEYS_LEFT_OUT = ("num_workers", "manifest", "cache")
@@ -84,6 +96,14 @@ def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {slot: config[slot] for slot in SLOTS if slot in config}
     if isinstance(kept.get("data"), Mapping):
         kept["data"] = {k: v for k, v in kept["data"].items() if k not in DATA_KEYS_LEFT_OUT}
+    kept["optim"] = _flat(kept.get("optim") or {})
     trainer = config.get("trainer") or {}
     kept["trainer"] = {key: trainer[key] for key in TRAINER_KEYS if key in trainer}
     return kept
+
+
+def _flat(optim: Mapping[str, Any]) -> dict[str, Any]:
+    """AdamW's arguments as they stood before other optimisers could be named."""
+    if optim.get("class_path", ADAMW) != ADAMW:
+        return dict(optim)
+    return dict(optim.get("init_args", optim))

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from counterpoint.data.schedule import Schedule
 from counterpoint.launch import config as run_config
+from counterpoint.train.clip.clipper import Clipper
+from counterpoint.train.freeze import freeze
 from counterpoint.train.phases import Phases
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -19,6 +21,7 @@ OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "stable_adamw")
 # Of each kind of part one: reading a whole configuration again takes seconds.
 SAMPLE = ("emoji_clip", "emoji_byol_short", "emoji_flip_short", "emoji_rankclip_short")
 SLOTS = ("trainer", "data", "model", "objective", "optim")
+CLIPS = sorted((CONFIGS / "clip").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +119,27 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path):
     frozen = {name for name in rows if name.startswith(("ema.", "teacher."))}
     assert all(features[name].grad.abs().sum() > 0 for name in rows - frozen)
     assert all(features[name].grad is None for name in frozen)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_optimiser(parser, name):
+    argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml")]
+    argv += ["--optim", str(CONFIGS / "optim" / f"{name}.yaml")]
+    config = run_config.parse(parser, argv)
+    parts = parser.instantiate(config)
+    named = dict(parts.model.named_parameters())
+    freeze(parts.model, parts.optim.groups.frozen)
+    trained = parts.optim.build(parts.model, parts.objective).param_groups
+    learns = sum(len(group["params"]) for group in trained)
+    assert learns == len(named) if name != "lit" else 0 < learns < len(named)
+
+
+@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.stem)
+def test_clipper(parser, path):
+    argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--clip", str(path)]
+    config = run_config.parse(parser, [*argv, "--guard.spikes.z", "6"])
+    with torch.device("meta"):
+        parts = parser.instantiate(config)
+    assert isinstance(parts.clip, Clipper) and parts.guard.spikes.z == 6
+    with pytest.raises(ValueError, match="nonsense"):
+        run_config.parse(parser, [*argv, "--clip.init_args.nonsense=1"])
