@@ -33,7 +33,13 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
         word_reducers=[phase.word_reducer for phase in phases.named.values()],
     )
     module = ContrastiveModule(
-        parts.model, parts.objective, parts.optim or AdamW(), phases, config.seed
+        parts.model,
+        parts.objective,
+        parts.optim or AdamW(),
+        phases,
+        config.seed,
+        clip=parts.clip,
+        guard=parts.guard,
     )
     return module, parts
 

@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
+from ..train.clip.trainers import check_no_other
 from ..train.control import StopOnSignal
 from ..train.errors import CountErrors
 from ..train.evaluate import Evaluate
@@ -71,6 +72,7 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
     module, parts = build(parser, config)
     module.resolved_config = resolved
     arguments = trainer_arguments(parts.trainer)
+    check_no_other(parts.clip, arguments.get("gradient_clip_val"))
     parts.data.check(int(arguments.get("num_nodes", 1)))
     module.fingerprint, module.sources = parts.data.fingerprint, parts.data.manifest.sources
     total_steps = module.phases.total_steps

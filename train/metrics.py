@@ -127,11 +127,9 @@ class Metrics(pl.Callback):
         means = average(measured)
         labels = [*names, "data_wait"]
         values = dict(zip(labels, means[: len(labels)], strict=True))
-        if bad := [n for n in names if not math.isfinite(values[n])]:
-            raise ValueError(
-                f"step {step}: {', '.join(bad)} is not finite; resume from an earlier checkpoint "
-                "with a lower learning rate, or in a wider precision"
-            )
+        # No limit yet is an infinite one, for which JSON has no number.
+        values = {k: v for k, v in values.items() if not (k.startswith("clip/") and v == math.inf)}
+        module.guard.check()
         for name in module.objective.weights:
             values[f"weight/{name}"] = module.objective.weight(name)
         if by_source is not None:
@@ -140,6 +138,9 @@ class Metrics(pl.Callback):
                 if count:
                     values[f"loss_by_source/{source}"] = total / count
         phase, _, _ = module.phases.at(step - 1)
+        values |= {name: int(total) for name, total in module.guard.report().items()}
+        if (warning := module.update_rms()) is not None:
+            values["update_rms"] = float(warning)
         return values | {
             "logit_scale": float(module.shares.value(module.model.logit_scale).exp()),
             "lr": module.phases.learning_rate(step - 1),
@@ -163,10 +164,12 @@ def screen_line(step: int, total: int, values: dict[str, float]) -> str:
     """One dense line with what is needed to compare two runs."""
     left = (total - step) * values["samples"] / step / max(values["pairs_per_s"], 1e-9)
     skipped = sum(int(value) for name, value in values.items() if name.startswith("errors/"))
+    steps = sum(int(values.get(f"guard/{name}", 0)) for name in ("nonfinite", "spikes"))
     return (
         f"step {step:>{len(str(total))}}/{total}  loss {values['loss']:.4f}  "
         f"scale {values['logit_scale']:.2f}  lr {values['lr']:.2e}  "
         f"grad {values['grad_norm']:.2f}  {values['pairs_per_s']:.0f} pairs/s  "
         f"data wait {values['data_wait']:.0%}  left {left / 60:.1f} min"
         + (f"  skipped {skipped}" if skipped else "")
+        + (f"  steps left out {steps}" if steps else "")
     )

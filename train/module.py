@@ -15,11 +15,15 @@ from torch import Tensor
 from ..losses.objective import Objective
 from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
-from .optim import AdamW
+from .clip.clipper import Clipper
+from .clip.trainers import trainers_clipper
+from .freeze import freeze
+from .optim import AdamW, named_parameters
 from .phases import Phases
 from .providers import Ema, provided
-from .shares import Shares, shares_of
-from .strategies import shard
+from .shares import LocalShares, Shares
+from .spikes import Decision, SpikeGuard, mean_over_ranks, update_rms
+from .strategies import check_optimiser, shard, shares_of
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -28,6 +32,7 @@ class ContrastiveModule(pl.LightningModule):
     Attributes:
         report: detached values of the last step, this rank's share (mean over ranks = global).
         grad_norm: global norm of the last step's gradient, before clipping.
+        decision: the guard's, about the last step.
         shares: reaches gradients and parameters in the strategy at hand.
         resolved_config: the run's configuration; it goes into every checkpoint.
         fingerprint: of the data; resume compares it.
@@ -41,19 +46,30 @@ class ContrastiveModule(pl.LightningModule):
     """
 
     def __init__(
-        self, model: TwoTower, objective: Objective, optim: AdamW, phases: Phases, seed: int
+        self,
+        model: TwoTower,
+        objective: Objective,
+        optim: AdamW,
+        phases: Phases,
+        seed: int,
+        clip: Clipper | None = None,
+        guard: SpikeGuard | None = None,
     ):
         super().__init__()
+        freeze(model, optim.groups.frozen)  # before any strategy wraps it
         self.model = model
         self.objective = objective
         self.optim = optim
         self.phases = phases
         self.seed = seed
+        self.clip = clip
+        self.guard = guard or SpikeGuard()
         self.providers: dict[str, FrozenTowers] = {}
         self.ema: Ema | None = None
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
-        self.shares = Shares()
+        self.decision: Decision | None = None
+        self.shares: Shares = LocalShares()
         self.resolved_config: dict[str, Any] = {}
         self.fingerprint = ""
         self.step_ended = 0.0
@@ -98,6 +114,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""
+        check_optimiser(self.trainer.strategy, self.optim)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         optimizer = self.optim.build(self.model, self.objective, fused=scaler is None)
         self._settings = [
@@ -112,12 +129,19 @@ class ContrastiveModule(pl.LightningModule):
             towers.to(self.device)
         for group, wanted in zip(self._groups(), self._settings, strict=True):
             group.update(wanted)
-        self.shares = shares_of(self.trainer)
+        self.shares = shares_of(self.trainer.strategy)
         self.step_ended = time.monotonic()
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Seeds dropout and sets the learning rate: both depend on the step alone."""
+        """Seeds dropout and sets the learning rate; a later phase starts with new statistics.
+
+        All of it depends on the step alone.
+        """
         step = self.global_step
+        if step and self.phases.at(step)[2] == 0:
+            self.guard.reset()
+            if self.clip is not None:
+                self.clip.reset()
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
         for group in self._groups():
             group["lr"] = self.phases.learning_rate(step) * group["rate"]
@@ -128,20 +152,21 @@ class ContrastiveModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measures the gradient's global norm, then clips as the trainer is told to.
+        """Clips, and leaves out a step that the guard does not want.
 
         Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where no
         gradient is scaled, and does nothing under ZeRO.
         """
-        pieces = list(self.shares.gradients(self).values())
-        self.grad_norm = self.shares.norm(pieces, self.device)
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            for piece in pieces:
-                piece.clamp_(-gradient_clip_val, gradient_clip_val)
-        elif gradient_clip_val:
-            factor = (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1.0)
-            for piece in pieces:
-                piece.mul_(factor)
+        clip = self.clip or trainers_clipper(gradient_clip_val, gradient_clip_algorithm)
+        named = named_parameters(self.model, self.objective)
+        learning = {name: p for name, p in named.items() if p.requires_grad}
+        self.shares.begin()
+        clipped = clip.clip(self.shares, learning)
+        self.grad_norm = clipped.norm
+        self.report |= clipped.report
+        loss = mean_over_ranks(self.report["loss"]) if self.guard.spikes else None
+        self.decision = self.guard.decide(loss, self.grad_norm)
+        self.shares.drop(optimizer, list(learning.values()), self.decision.skip)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, clamps and averages at once: a checkpoint of this step holds what came of it."""
@@ -149,22 +174,38 @@ class ContrastiveModule(pl.LightningModule):
         for module in (self.model, *self.objective.modules()):
             bounds: Any = getattr(module, "bounds", list)
             for parameter, lowest, highest in bounds():
-                self.shares.clamp(parameter, lowest, highest)
-        if self.ema is not None:
+                self.shares.bound(parameter, lowest, highest)
+        assert self.decision is not None
+        # The average of a step left out would move: to ask waits for the device.
+        if self.ema is not None and not bool(self.decision.skip):
             total_steps = self.phases.total_steps
             self.ema.update(self.model, self.objective, self.global_step, total_steps)
+
+    def update_rms(self) -> Tensor | None:
+        """How far the image's first layer outgrows its second moment (collective); see spikes."""
+        first = next((p for p in self.model.image.parameters() if p.ndim == 4), None)
+        return None if first is None else update_rms(self.trainer.optimizers[0], first)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Runs after all callbacks: what follows is waiting for data."""
         self.step_ended = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a resume must compare."""
+        """Adds what a resume must compare, and the past of norms and losses."""
         checkpoint["counterpoint"] = {
             "config": self.resolved_config,
             "fingerprint": self.fingerprint,
             "samples": self.phases.samples_before(self.global_step),
+            "clip": {} if self.clip is None else self.clip.state_dict(),
+            "guard": self.guard.state_dict(),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes that past back; a clipper that is new to the run starts afresh."""
+        saved = checkpoint.get("counterpoint", {})
+        self.guard.load_state_dict(saved.get("guard", {}))
+        if self.clip is not None and saved.get("clip"):
+            self.clip.load_state_dict(saved["clip"])
 
     def _loss_by_source(
         self, features: dict[str, Tensor], batch: dict[str, Tensor]

@@ -15,6 +15,7 @@ import torch
 from ..data.syntax import WordReducer
 from ..models.reducers.reduction import ImageReducer, Reduction, TextReducer
 from ..models.two_tower import TwoTower
+from . import schedules
 
 
 @dataclass
@@ -27,7 +28,9 @@ class Phase:
         learning_rate: at the peak.
         warmup_samples: pairs over which the rate rises linearly from 0 to the peak.
         schedule: the curve after the warm-up.
-        final_fraction: the cosine's last rate as a fraction of the peak.
+        final_fraction: where the cosine or the cool-down ends, as a fraction of where it begins.
+        cooldown_samples: pairs at the end over which `constant` and `rsqrt` fall linearly.
+        timescale_samples: pairs after which `rsqrt` has fallen to 1 / sqrt(2) of the peak.
         image_reducer: leaves out patches or makes pictures smaller; None: neither.
         text_reducer: leaves out tokens; None: none.
         word_reducer: leaves out words, before they become tokens; None: none.
@@ -37,8 +40,10 @@ class Phase:
     batch_size: int
     learning_rate: float
     warmup_samples: int = 0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "rsqrt"] = "cosine"
     final_fraction: float = 0.0
+    cooldown_samples: int = 0
+    timescale_samples: int = 0
     image_reducer: ImageReducer | None = None
     text_reducer: TextReducer | None = None
     word_reducer: WordReducer | None = None
@@ -51,13 +56,14 @@ class Phase:
     def rate(self, step: int) -> float:
         """Learning rate of the phase's step `step` (0-based)."""
         warmup = math.ceil(self.warmup_samples / self.batch_size)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
+        cooldown = math.ceil(self.cooldown_samples / self.batch_size)
+        length, final = self.num_steps, self.final_fraction
+        if self.schedule == "cosine":
+            return schedules.cosine(step, self.learning_rate, length, warmup, final)
         if self.schedule == "constant":
-            return self.learning_rate
-        done = (step - warmup) / max(1, self.num_steps - warmup)
-        cosine = (1 + math.cos(math.pi * done)) / 2
-        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+            return schedules.constant(step, self.learning_rate, length, warmup, cooldown, final)
+        timescale = math.ceil(self.timescale_samples / self.batch_size)
+        return schedules.rsqrt(step, self.learning_rate, length, warmup, cooldown, final, timescale)
 
 
 class Phases:
@@ -143,4 +149,25 @@ def _check(name: str, phase: Phase) -> None:
         raise ValueError(
             f"phases.{name}.warmup_samples is {phase.warmup_samples}: it must lie between 0 and "
             f"the phase's {phase.samples} samples"
+        )
+    _check_schedule(name, phase)
+
+
+def _check_schedule(name: str, phase: Phase) -> None:
+    rest = phase.samples - phase.warmup_samples
+    if not 0 <= phase.cooldown_samples <= rest:
+        raise ValueError(
+            f"phases.{name}.cooldown_samples is {phase.cooldown_samples}: it must lie between 0 "
+            f"and the {rest} samples after the warm-up"
+        )
+    if phase.cooldown_samples and phase.schedule == "cosine":
+        raise ValueError(
+            f"phases.{name}.cooldown_samples is {phase.cooldown_samples}: a cosine falls all the "
+            "way; use schedule: constant or rsqrt"
+        )
+    if (phase.schedule == "rsqrt") != (phase.timescale_samples > 0):
+        raise ValueError(
+            f"phases.{name}.timescale_samples is {phase.timescale_samples} with schedule: "
+            f"{phase.schedule}; rsqrt needs a number of pairs (such as 10000 batches), the others "
+            "take 0"
         )

@@ -1,142 +1,148 @@
 """Each rank's share of gradients and parameters, in every strategy alike.
 
-In: the trainer, after a backward pass or a step. Out: the pieces of gradients that this rank holds
-alone, norms over all ranks, bounds kept, and whole values of parameters. What happens to gradients
-happens to the pieces, in place: clipping needs to know no strategy.
+In: parameters whose gradients are final (averaged over ranks, unscaled). Out: global norms, equal
+on every rank; gradients scaled, clamped or dropped in place; bounds kept; whole values.
+Nothing here waits for the device, except where `drop` says so.
 """
 
-from collections.abc import Collection
-from typing import Any, cast
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
+from torch.distributed.tensor import DTensor, Shard
 
-from .zero import places
+Parameters = Sequence[nn.Parameter]
 
 
-class Shares:
-    """One process, and DDP: every rank holds everything."""
+class Shares(ABC):
+    """One adapter a strategy. Every rank calls the same methods in the same order.
 
-    def gradients(self, module: nn.Module) -> dict[str, Tensor]:
-        """Returns this rank's piece of each gradient by the parameter's name.
+    A parameter without a gradient on this rank (frozen, unused, held by others) has no pieces.
+    """
 
-        To be called between the backward pass and the step. Changes made in place are stepped with.
+    def begin(self) -> None:  # noqa: B027, most strategies have nothing to look for
+        """Looks at the gradients of a new step; to be called before anything is done to them."""
+
+    @abstractmethod
+    def pieces(self, parameters: Parameters) -> list[Tensor]:
+        """The parts of the gradients that lie on this rank, to be changed in place."""
+
+    @abstractmethod
+    def norms(self, groups: Sequence[Parameters]) -> Tensor:
+        """L2 norm of each group's gradient over all ranks [groups] (collective)."""
+
+    @abstractmethod
+    def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
+        """(weight, gradient) on this rank, cut between rows of the first dimension if at all.
+
+        Raises:
+            ValueError: the strategy cuts inside rows.
         """
-        return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-
-    def norm(self, pieces: Collection[Tensor], device: torch.device) -> Tensor:
-        """The norm of gradients given by their pieces, the same on every rank (collective).
-
-        Some of the gradients are some of the pieces: all ranks must mean the same parameters.
-        """
-        return get_total_norm(list(pieces)) if pieces else torch.zeros((), device=device)
 
     @torch.no_grad()
-    def clamp(self, parameter: nn.Parameter, low: float, high: float) -> None:
+    def scale(self, parameters: Parameters, factor: Tensor) -> None:
+        """Multiplies the gradients by `factor` []."""
+        if pieces := self.pieces(parameters):
+            torch._foreach_mul_(pieces, factor.to(pieces[0].device))  # type: ignore
+
+    @torch.no_grad()
+    def clamp(self, parameters: Parameters, limit: float) -> None:
+        """Clamps every element of the gradients to [-limit, limit]."""
+        if pieces := self.pieces(parameters):
+            torch._foreach_clamp_min_(pieces, -limit)  # type: ignore
+            torch._foreach_clamp_max_(pieces, limit)  # type: ignore
+
+    def drop(self, optimizer: torch.optim.Optimizer, parameters: Parameters, skip: Tensor) -> None:
+        """Makes the coming step change neither weights nor state where `skip` [] is true.
+
+        Fused optimisers read a flag on the device; for the others the host has to look (one
+        synchronisation), and they pass over parameters without gradients.
+        """
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        elif bool(skip):
+            for parameter in parameters:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def bound(self, parameter: nn.Parameter, low: float, high: float) -> None:
         """Keeps a parameter within bounds, wherever its values are kept."""
-        parameter.clamp_(low, high)
+        local(parameter).clamp_(low, high)
 
     def value(self, parameter: nn.Parameter) -> Tensor:
         """The whole parameter on every rank (collective)."""
         return parameter.detach()
 
 
+class LocalShares(Shares):
+    """One process, or DDP: every rank holds everything."""
+
+    def pieces(self, parameters: Parameters) -> list[Tensor]:
+        """All gradients."""
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def norms(self, groups: Sequence[Parameters]) -> Tensor:
+        """Computed by each rank from the same numbers."""
+        return torch.stack([norm_of(self.pieces(group), groups[0][0]) for group in groups])
+
+    def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
+        """All of them."""
+        return [(p.detach(), p.grad) for p in parameters if p.grad is not None]
+
+
 class ShardedShares(Shares):
-    """FSDP2: every parameter is a DTensor of which this rank holds some rows."""
+    """FSDP2: parameters and gradients are DTensors; one all-reduce of a vector for norms.
 
-    def gradients(self, module: nn.Module) -> dict[str, Tensor]:
-        """See `Shares`."""
-        whole = super().gradients(module)
-        return {name: cast(DTensor, grad).to_local() for name, grad in whole.items()}
-
-    def norm(self, pieces: Collection[Tensor], device: torch.device) -> Tensor:
-        """See `Shares`."""
-        squared = super().norm(pieces, device) ** 2
-        dist.all_reduce(squared)
-        return squared.sqrt()
-
-    @torch.no_grad()
-    def clamp(self, parameter: nn.Parameter, low: float, high: float) -> None:
-        """See `Shares`."""
-        cast(DTensor, parameter).to_local().clamp_(low, high)
-
-    def value(self, parameter: nn.Parameter) -> Tensor:
-        """See `Shares`."""
-        return cast(DTensor, parameter.detach()).full_tensor()
-
-
-class ZeroShares(ShardedShares):
-    """ZeRO 1 and 2: whole parameters, but each rank steps a slice of their fp32 copy.
-
-    DeepSpeed keeps a rank's gradients in lists of its own; `parameter.grad` is None.
+    Parameters outside every sharded module are counted once.
     """
 
-    def __init__(self, optimizer: Any):
-        self.optimizer = optimizer
+    def pieces(self, parameters: Parameters) -> list[Tensor]:
+        """This rank's shards."""
+        return [local(p.grad) for p in parameters if p.grad is not None]
 
-    def gradients(self, module: nn.Module) -> dict[str, Tensor]:
-        """See `Shares`."""
-        names = {parameter: name for name, parameter in module.named_parameters()}
-        return {
-            names[parameter]: piece
-            for group, params in enumerate(self._owned())
-            # The pieces may be followed by padding.
-            for parameter, piece in zip(
-                params, self.optimizer.averaged_gradients[group], strict=False
-            )
-        }
+    def norms(self, groups: Sequence[Parameters]) -> Tensor:
+        """Adds up squares over the ranks of the mesh."""
+        meshes = {p.device_mesh for g in groups for p in g if isinstance(p, DTensor)}
+        assert len(meshes) == 1 and next(iter(meshes)).ndim == 1, "one flat mesh holds all shards"
+        own, shared = [], []
+        for group in groups:
+            gradients = [p.grad for p in group if p.grad is not None]
+            cut = [g.to_local() for g in gradients if isinstance(g, DTensor)]
+            whole = [g for g in gradients if not isinstance(g, DTensor)]
+            own.append(norm_of(cut, groups[0][0]).square())
+            shared.append(norm_of(whole, groups[0][0]).square())
+        total = torch.stack(own)
+        dist.all_reduce(total, group=meshes.pop().get_group())
+        return (total + torch.stack(shared)).sqrt()
 
-    def norm(self, pieces: Collection[Tensor], device: torch.device) -> Tensor:
-        """See `Shares`."""
-        return super().norm(pieces, device) / self.optimizer.loss_scale
-
-    @torch.no_grad()
-    def clamp(self, parameter: nn.Parameter, low: float, high: float) -> None:
-        """Clamps the parameter, which every rank holds, and the owner's fp32 copy."""
-        parameter.clamp_(low, high)
-        for place in places(self.optimizer, parameter):
-            place.flat[place.start :][: place.count].clamp_(low, high)
-
-    def value(self, parameter: nn.Parameter) -> Tensor:
-        """See `Shares`."""
-        return parameter.detach()
-
-    def _owned(self) -> list[list[nn.Parameter]]:
-        return self.optimizer.params_in_partition
-
-
-class Zero3Shares(ZeroShares):
-    """ZeRO 3: each rank holds a slice of every parameter, and of its fp32 copy."""
-
-    @torch.no_grad()
-    def clamp(self, parameter: nn.Parameter, low: float, high: float) -> None:
-        """Clamps this rank's slice, its fp32 copy, and the whole value if it is at hand.
-
-        Setting the whole value, as DeepSpeed offers it, fails for parameters of one element.
-        """
-        super().clamp(parameter, low, high)
-        parameter.ds_tensor.data.clamp_(low, high)  # type: ignore[attr-defined]
+    def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
+        """Shards of whole rows (FSDP2 cuts the first dimension unless told otherwise)."""
+        found = [(p, p.grad) for p in parameters if p.grad is not None]
+        if any(isinstance(p, DTensor) and p.placements != (Shard(0),) for p, _ in found):
+            raise ValueError("clip: AGC needs parameters sharded along their first dimension")
+        return [(local(p.detach()), local(g)) for p, g in found]
 
     def value(self, parameter: nn.Parameter) -> Tensor:
-        """See `Shares`."""
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
-
-    def _owned(self) -> list[list[nn.Parameter]]:
-        return self.optimizer.fp16_groups
+        """Gathered from all ranks."""
+        own = parameter.detach()
+        return own.full_tensor() if isinstance(own, DTensor) else own
 
 
-def shares_of(trainer: pl.Trainer) -> Shares:
-    """The adapter of the trainer's strategy, after its setup."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DeepSpeedStrategy):
-        optimizer = strategy.optimizers[0]
-        return Zero3Shares(optimizer) if strategy.zero_stage_3 else ZeroShares(optimizer)
-    return ShardedShares() if isinstance(strategy, ModelParallelStrategy) else Shares()
+@torch.no_grad()
+def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """L2 norm of all elements, in float32 at least [].
+
+    Ranks without any of the tensors must give a zero of the same type: `like` says which.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if not tensors:
+        return torch.zeros((), dtype=dtype, device=like.device)
+    norms = torch._foreach_norm(list(tensors), 2.0, dtype=dtype)  # type: ignore
+    return torch.linalg.vector_norm(torch.stack([norm.to(like.device) for norm in norms]))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

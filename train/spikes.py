@@ -7,6 +7,7 @@ for them; `check` looks at the counters, at log steps.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -57,8 +58,8 @@ class Spikes:
         warmup: good steps before anything counts.
         z: from where on a value above the median is a spike, in standard deviations.
         floor: least standard deviation (loss in nats, norm as a logarithm).
-        patience: spikes in a row before a rewind; after it the window starts anew, so that without
-            a rewind the new level is accepted.
+        patience: spikes in a row until `then`.
+        then: `accept`: the window starts anew, at the new level.
     """
 
     window: int = 128
@@ -66,9 +67,15 @@ class Spikes:
     z: float = 8.0
     floor: float = 0.02
     patience: int = 10
+    then: Literal["accept", "rewind"] = "accept"
 
     def __post_init__(self) -> None:
-        """Checks the sizes."""
+        """Checks the values."""
+        if self.then == "rewind":
+            raise ValueError(
+                "guard.spikes.then is 'rewind': going back to a checkpoint by itself is not "
+                "available yet; use 'accept', or stop and --resume from an earlier checkpoint"
+            )
         if not 2 <= self.warmup <= self.window:
             raise ValueError(
                 f"guard.spikes.warmup is {self.warmup}: it must lie between 2 and the window's "
@@ -94,27 +101,35 @@ class SpikeGuard:
         if max_nonfinite < 0:
             raise ValueError(f"guard.max_nonfinite is {max_nonfinite}: it must be >= 0")
         self.max_nonfinite, self.spikes = max_nonfinite, spikes
-        counters = ("nonfinite", "nonfinite_in_row", "spikes", "spikes_in_row", "rewinds", "good")
+        counters = (
+            "nonfinite",
+            "nonfinite_in_row",
+            "spikes",
+            "spikes_in_row",
+            "new_levels",
+            "good",
+        )
         self.state = {name: torch.zeros((), dtype=torch.int64) for name in counters}
         if spikes:
             self.state |= {name: torch.zeros(spikes.window) for name in ("loss", "log_norm")}
 
     @torch.no_grad()
-    def decide(self, loss: Tensor, norm: Tensor) -> Decision:
+    def decide(self, loss: Tensor | None, norm: Tensor) -> Decision:
         """Judges a step.
 
         Args:
-            loss: of the global batch [] (see `mean_over_ranks`); read only if spikes are detected.
+            loss: of the global batch [] (see `mean_over_ranks`); None: no spikes are looked for.
             norm: of the gradient before clipping [].
         """
         self.state = {key: value.to(norm.device) for key, value in self.state.items()}
         state, bad = self.state, ~norm.isfinite()
-        if self.spikes:
+        if loss is not None:
             bad = bad | ~loss.isfinite()
         state["nonfinite"].add_(bad)
         state["nonfinite_in_row"].add_(1).mul_(bad)
         spike = rewind = torch.zeros_like(bad)
         if self.spikes:
+            assert loss is not None
             spike, rewind = self._judge(self.spikes, loss.float(), norm.float(), bad)
         return Decision((bad | spike).long() + rewind.long())
 
@@ -135,7 +150,7 @@ class SpikeGuard:
         keep = ~(bad | spike)
         remember(state["loss"], good, torch.where(keep, loss, torch.nan))
         remember(state["log_norm"], state["good"], torch.where(keep, log_norm, torch.nan))
-        state["rewinds"].add_(rewind)
+        state["new_levels"].add_(rewind)
         state["good"].mul_(~rewind)
         state["spikes_in_row"].mul_(~rewind)
         return spike, rewind
@@ -144,11 +159,11 @@ class SpikeGuard:
         """Looks at the counters (waits for the device): at log steps.
 
         Raises:
-            RuntimeError: too many non-finite steps in a row.
+            ValueError: too many non-finite steps in a row.
         """
         in_row = int(self.state["nonfinite_in_row"])
         if in_row > self.max_nonfinite:
-            raise RuntimeError(
+            raise ValueError(
                 f"the last {in_row} steps had no finite gradient (guard.max_nonfinite is "
                 f"{self.max_nonfinite}); lower the learning rate, train in bf16, or look at the "
                 "batches of these steps"
@@ -156,7 +171,7 @@ class SpikeGuard:
 
     def report(self) -> dict[str, Tensor]:
         """Totals to log []."""
-        names = ("nonfinite", "spikes", "rewinds") if self.spikes else ("nonfinite",)
+        names = ("nonfinite", "spikes", "new_levels") if self.spikes else ("nonfinite",)
         return {f"guard/{name}": self.state[name] for name in names}
 
     def reset(self) -> None:
@@ -217,10 +232,13 @@ def update_rms(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) 
     Of the patch embedding, values beyond 2 come 1 to 8 steps before a loss spike (Wortsman et al.
     2023, section 3.4). To be asked after a step, at log steps; None: no second moment, no gradient.
     """
-    state, gradient = optimizer.state.get(parameter, {}), parameter.grad
+    gradient = parameter.grad
+    state = {} if gradient is None else optimizer.state.get(parameter, {})
     if gradient is None or "exp_avg_sq" not in state or "step" not in state:
         return None
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    if "betas" not in group:
+        return None
     eps = group["eps"]
     debias = 1 - group["betas"][1] ** state["step"]
     second = (state["exp_avg_sq"] / debias).clamp(min=eps**2)

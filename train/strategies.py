@@ -9,13 +9,16 @@ shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), an
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .optim import AdamW
+from .shares import LocalShares, ShardedShares, Shares
 from .zero import Zero
+from .zero_shares import ZeroShares
 
 
 def strategy(name: Any) -> Any:
@@ -25,6 +28,26 @@ def strategy(name: Any) -> Any:
     if name in ("zero1", "zero2", "zero3"):
         return Zero(int(name[-1]))
     return name
+
+
+def shares_of(strategy: Strategy) -> Shares:
+    """How to reach gradients and parameters, after the strategy's setup; once a fit."""
+    if isinstance(strategy, DeepSpeedStrategy):
+        return ZeroShares(strategy.optimizers[0])
+    return ShardedShares() if isinstance(strategy, ModelParallelStrategy) else LocalShares()
+
+
+def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
+    """Refuses what would not be the same optimiser on pieces of parameters.
+
+    Raises:
+        ValueError: its update needs whole tensors, and ZeRO has slices of them.
+    """
+    if isinstance(strategy, DeepSpeedStrategy) and optim.whole_tensors:
+        raise ValueError(
+            f"optim names {type(optim).__name__}, which needs whole tensors, and ZeRO cuts them "
+            "up: use trainer.strategy=ddp, or AdamW or Lion"
+        )
 
 
 class Fsdp2(ModelParallelStrategy):

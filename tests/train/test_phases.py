@@ -39,6 +39,19 @@ def test_constant_stays():
     assert {phase.rate(s) for s in range(100)} == {2.0}
 
 
+def test_constant_cools_down_at_the_end():
+    phase = Phase(1000, 10, 2.0, schedule="constant", cooldown_samples=200, final_fraction=0.1)
+    assert {phase.rate(s) for s in range(81)} == {2.0}
+    assert phase.rate(90) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
+
+
+def test_rsqrt_falls_with_its_timescale():
+    phase = Phase(1000, 10, 2.0, 100, "rsqrt", cooldown_samples=100, timescale_samples=300)
+    assert phase.rate(4) == 2.0 * 5 / 10 and phase.rate(10) == 2.0
+    assert phase.rate(40) == pytest.approx(2.0 / math.sqrt(2))
+    assert phase.rate(95) == pytest.approx(2.0 * math.sqrt(30 / 115) / 2)
+
+
 @pytest.mark.parametrize(
     ("phase", "message"),
     [
@@ -46,6 +59,10 @@ def test_constant_stays():
         (Phase(8, 0, 1.0), "phases.x.batch_size is 0"),
         (Phase(8, 8, -1.0), "phases.x.learning_rate is -1.0"),
         (Phase(8, 8, 1.0, warmup_samples=9), "phases.x.warmup_samples is 9"),
+        (Phase(8, 8, 1.0, cooldown_samples=4), "a cosine falls all the way"),
+        (Phase(8, 8, 1.0, 5, "constant", cooldown_samples=4), "between 0 and the 3 samples"),
+        (Phase(8, 8, 1.0, 0, "rsqrt"), "timescale_samples is 0 with schedule: rsqrt"),
+        (Phase(8, 8, 1.0, timescale_samples=4), "timescale_samples is 4 with schedule: cosine"),
     ],
 )
 def test_values_out_of_range_are_named(phase, message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.train.clip.gradients import LocalGradients
+from counterpoint.train.shares import LocalShares
 from counterpoint.train.spikes import (
     Action,
     SpikeGuard,
@@ -40,7 +40,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted():
     assert guard.report()["guard/nonfinite"] == 4
     guard.check()
     decide(guard, 1.0, NAN)
-    with pytest.raises(RuntimeError, match="last 3 steps"):
+    with pytest.raises(ValueError, match="last 3 steps"):
         guard.check()
     decide(guard, 1.0, 1.0)
     guard.check()
@@ -98,7 +98,7 @@ def test_spikes_in_a_row_ask_for_a_rewind_and_then_a_new_level_is_accepted():
     actions += [decide(guard, 9.0, 9.0) for _ in range(40)]
     assert actions[:5] == [Action.SKIP] * 4 + [Action.REWIND]
     assert set(actions[5:]) == {Action.GO_ON}
-    assert guard.report()["guard/rewinds"] == 1
+    assert guard.report()["guard/new_levels"] == 1
     assert guard.decide(torch.tensor(NAN), torch.tensor(1.0)).skip
 
 
@@ -149,9 +149,9 @@ def test_a_nan_leaves_weights_and_optimiser_untouched(name):
         optimizer.zero_grad()
         loss = model(x).square().mean()
         loss.backward()
-        gradients = LocalGradients()
-        decision = guard.decide(loss, gradients.norms([parameters])[0])
-        gradients.drop(optimizer, parameters, decision.skip)
+        shares = LocalShares()
+        decision = guard.decide(loss, shares.norms([parameters])[0])
+        shares.drop(optimizer, parameters, decision.skip)
         optimizer.step()
 
     def everything():
@@ -204,7 +204,13 @@ def test_the_window_before_a_rewind_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Spikes(warmup=1), lambda: Spikes(z=0), lambda: SpikeGuard(-1)]
+    "make",
+    [
+        lambda: Spikes(warmup=1),
+        lambda: Spikes(z=0),
+        lambda: Spikes(then="rewind"),
+        lambda: SpikeGuard(-1),
+    ],
 )
 def test_values_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="guard"):

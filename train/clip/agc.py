@@ -6,8 +6,8 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, nn
 
+from ..shares import Shares
 from .clipper import Clipped, Clipper
-from .gradients import Gradients
 
 
 class AGC(Clipper):
@@ -37,15 +37,15 @@ class AGC(Clipper):
         self.ratio, self.eps, self.skip = ratio, eps, tuple(skip)
 
     @torch.no_grad()
-    def clip(self, gradients: Gradients, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Scales rows down one by one."""
-        norm = gradients.norms([list(named.values())])[0]
+        norm = shares.norms([list(named.values())])[0]
         chosen = [
             parameter
             for name, parameter in named.items()
             if parameter.ndim >= 2 and not any(fnmatch(name, pattern) for pattern in self.skip)
         ]
-        for weight, gradient in gradients.rows(chosen):
+        for weight, gradient in shares.rows(chosen):
             gradient.mul_(row_factors(weight, gradient, self.ratio, self.eps).to(gradient.dtype))
         return Clipped(norm)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .gradients import Gradients
+from ..shares import Shares
 
 EPS = 1e-6
 
@@ -33,7 +33,7 @@ class Clipper(ABC):
     """Base class."""
 
     @abstractmethod
-    def clip(self, gradients: Gradients, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Clips the gradients of the trainable parameters `named` in place.
 
         A gradient with a non-finite norm changes no statistics; whether its step is taken is the
@@ -84,12 +84,12 @@ class Threshold(Clipper):
                 self.state[key] = value.to(norm.device)
         return self.threshold(norm.detach().float())
 
-    def clip(self, gradients: Gradients, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Scales the whole gradient down to the limit."""
         parameters = list(named.values())
-        norm = gradients.norms([parameters])[0]
+        norm = shares.norms([parameters])[0]
         limit = self.limit(norm)
-        gradients.scale(parameters, factor(norm, limit))
+        shares.scale(parameters, factor(norm, limit))
         return Clipped(norm, {"clip/limit": limit, "clip/clipped": (norm > limit).float()})
 
     def reset(self) -> None:
@@ -110,16 +110,3 @@ def factor(norm: Tensor, limit: Tensor) -> Tensor:
 def finite_or(value: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """`new` where `value` is finite, else `old`."""
     return torch.where(value.isfinite(), new, old)
-
-
-def check_no_other(clipper: Clipper | None, gradient_clip_val: float | None) -> None:
-    """Refuses two clippers, one after the other.
-
-    Raises:
-        ValueError: a clipper is named and the trainer clips as well.
-    """
-    if clipper is not None and gradient_clip_val:
-        raise ValueError(
-            f"clip names {type(clipper).__name__} and trainer.gradient_clip_val is "
-            f"{gradient_clip_val}: set trainer.gradient_clip_val=null, one of them clips"
-        )

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import tower_of
+from ..shares import Shares
 from .clipper import Clipped, Clipper, Threshold, factor
-from .gradients import Gradients
 
 
 class PerTower(Clipper):
@@ -28,18 +28,18 @@ class PerTower(Clipper):
             )
         self.towers = towers
 
-    def clip(self, gradients: Gradients, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Scales each tower's gradient down to its limit."""
         groups: dict[str, list[nn.Parameter]] = {}
         for name, parameter in named.items():
             groups.setdefault(tower_of(name), []).append(parameter)
-        norms = gradients.norms(list(groups.values()))
+        norms = shares.norms(list(groups.values()))
         report = {}
         for (tower, parameters), norm in zip(groups.items(), norms, strict=True):
             report[f"clip/{tower}/norm"] = norm
             if clipper := self.towers.get(tower):
                 limit = clipper.limit(norm)
-                gradients.scale(parameters, factor(norm, limit))
+                shares.scale(parameters, factor(norm, limit))
                 report[f"clip/{tower}/limit"] = limit
                 report[f"clip/{tower}/clipped"] = (norm > limit).float()
         return Clipped(torch.linalg.vector_norm(norms), report)

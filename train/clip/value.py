@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ..shares import Shares
 from .clipper import Clipped, Clipper
-from .gradients import Gradients
 
 
 class Value(Clipper):
@@ -23,9 +23,9 @@ class Value(Clipper):
             raise ValueError(f"clip.limit is {limit}: it must be > 0 (no clipping: clip=null)")
         self.limit = limit
 
-    def clip(self, gradients: Gradients, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Clamps."""
         parameters = list(named.values())
-        norm = gradients.norms([parameters])[0]
-        gradients.clamp(parameters, self.limit)
+        norm = shares.norms([parameters])[0]
+        shares.clamp(parameters, self.limit)
         return Clipped(norm)

@@ -11,12 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from counterpoint.train.clip.agc import AGC
 from counterpoint.train.clip.autoclip import AutoClip
-from counterpoint.train.clip.clipper import check_no_other
-from counterpoint.train.clip.gradients import LocalGradients, gradients_of
 from counterpoint.train.clip.norm import Norm
 from counterpoint.train.clip.towers import PerTower
+from counterpoint.train.clip.trainers import check_no_other
 from counterpoint.train.clip.value import Value
 from counterpoint.train.clip.zclip import ZClip
+from counterpoint.train.shares import LocalShares, ShardedShares
 
 CLIPPERS = {
     "norm": lambda: Norm(0.3),
@@ -70,9 +70,8 @@ def run(rank, world_size, strategy, name, steps=5):
     for image, text in batches(steps):
         optimizer.zero_grad()
         wrapped(image[rank::world_size], text[rank::world_size]).backward()
-        gradients = gradients_of(named.values())
-        gradients.begin()
-        clipped = clipper.clip(gradients, named)
+        shares = ShardedShares() if strategy == "fsdp2" else LocalShares()
+        clipped = clipper.clip(shares, named)
         trace.append([clipped.norm.item(), *(v.item() for v in clipped.report.values())])
         optimizer.step()
     whole = {
@@ -109,9 +108,9 @@ def skip_once(rank, world_size, fused):
             image = image * torch.nan
         optimizer.zero_grad()
         model(image, text).backward()
-        gradients = gradients_of(named.values())
-        norm = gradients.norms([list(named.values())])[0]
-        gradients.drop(optimizer, list(named.values()), ~norm.isfinite())
+        shares = ShardedShares()
+        norm = shares.norms([list(named.values())])[0]
+        shares.drop(optimizer, list(named.values()), ~norm.isfinite())
         optimizer.step()
         seen.append([p.full_tensor().detach().clone() for p in named.values()])
     return seen
@@ -138,13 +137,13 @@ def test_norm_equals_torch():
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         q.grad = p.grad.clone()
     norm = nn.utils.clip_grad_norm_(other.parameters(), 0.25)
-    clipped = Norm(0.25).clip(LocalGradients(), named)
+    clipped = Norm(0.25).clip(LocalShares(), named)
     assert norm > 0.25 and clipped.norm == norm
     assert clipped.report["clip/clipped"] == 1 and clipped.report["clip/limit"] == 0.25
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
     before = [p.grad.clone() for p in model.parameters()]
-    Norm(1e6).clip(LocalGradients(), named)
+    Norm(1e6).clip(LocalShares(), named)
     assert all(torch.equal(a, p.grad) for a, p in zip(before, model.parameters(), strict=True))
 
 
@@ -152,7 +151,7 @@ def test_value_clamps_every_element():
     _, named = backward()
     want = {n: p.grad.clip(-0.03, 0.03) for n, p in named.items()}
     assert any(not torch.equal(want[n], p.grad) for n, p in named.items())
-    Value(0.03).clip(LocalGradients(), named)
+    Value(0.03).clip(LocalShares(), named)
     assert all(torch.equal(want[n], p.grad) for n, p in named.items())
 
 
@@ -170,7 +169,7 @@ def test_agc_row_by_row():
                 gradient *= largest / size
                 changed += 1
     assert 0 < changed < sum(named[n].shape[0] for n in named if named[n].ndim >= 2)
-    AGC(ratio, eps).clip(LocalGradients(), named)
+    AGC(ratio, eps).clip(LocalShares(), named)
     for name in want:  # biases, projections and the scale are as they were
         torch.testing.assert_close(named[name].grad, want[name], rtol=1e-5, atol=0, msg=name)
 
@@ -181,7 +180,7 @@ def test_towers_are_clipped_by_themselves():
     image = [n for n in named if n.startswith("image")]
     assert "image_projection.weight" in image
     norm = torch.cat([before[n].flatten() for n in image]).norm()
-    clipped = PerTower({"image": Norm(0.1)}).clip(LocalGradients(), named)
+    clipped = PerTower({"image": Norm(0.1)}).clip(LocalShares(), named)
     torch.testing.assert_close(clipped.report["clip/image/norm"], norm)
     for name in named:
         factor = 0.1 / norm if name in image else 1.0
@@ -196,7 +195,7 @@ def test_states_of_towers_go_into_the_checkpoint_together():
     towers = PerTower({"image": ZClip(warmup=2), "text": AutoClip(window=3)})
     _, named = backward()
     for _ in range(4):
-        towers.clip(LocalGradients(), named)
+        towers.clip(LocalShares(), named)
     again = PerTower({"image": ZClip(warmup=2), "text": AutoClip(window=3)})
     again.load_state_dict(towers.state_dict())
     assert again.state_dict().keys() == {
@@ -220,5 +219,5 @@ def test_a_parameter_without_gradient_is_passed_over():
     model, named = backward()
     model.text_projection.weight.grad = None
     for make in CLIPPERS.values():
-        make().clip(LocalGradients(), named)
+        make().clip(LocalShares(), named)
     assert model.text_projection.weight.grad is None

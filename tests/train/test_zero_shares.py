@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.train.clip.gradients import LocalGradients
-from counterpoint.train.clip.zero import ZeroGradients
+from counterpoint.train.shares import LocalShares
+from counterpoint.train.zero_shares import ZeroShares
 
 pytestmark = pytest.mark.soak
 CASES = [(stage, offload) for stage in (1, 2, 3) for offload in (False, True)]
@@ -25,14 +25,14 @@ def optimizer_of(module):
     return torch.optim.AdamW(groups, lr=0.1)
 
 
-def clip(gradients, parameters, skip):
-    gradients.begin()
+def clip(shares, optimizer, parameters, skip):
+    shares.begin()
     groups = [parameters[:2], parameters[2:]]
-    norms = gradients.norms(groups)
-    gradients.scale(groups[0], torch.tensor(0.5))
-    gradients.clamp(groups[0], 0.02)
-    gradients.scale(groups[1], torch.tensor(0.1))
-    gradients.drop(gradients.optimizer, parameters, torch.tensor(skip))
+    norms = shares.norms(groups)
+    shares.scale(groups[0], torch.tensor(0.5))
+    shares.clamp(groups[0], 0.02)
+    shares.scale(groups[1], torch.tensor(0.1))
+    shares.drop(optimizer, parameters, torch.tensor(skip))
     return norms
 
 
@@ -55,15 +55,14 @@ def trajectory(rank, world_size, stage, offload):
             "zero_force_ds_cpu_optimizer": False,
         }
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    gradients = ZeroGradients(engine.optimizer) if engine else LocalGradients()
-    gradients.optimizer = optimizer
+    shares = ZeroShares(engine.optimizer) if engine else LocalShares()
     trace = []
     for step in range(6):
         batch = x[rank::world_size] * (torch.nan if step == 4 else 1.0)
         optimizer.zero_grad() if engine is None else None
         loss = (engine or module)(batch).square().mean()
         loss.backward() if engine is None else engine.backward(loss)
-        norms = clip(gradients, parameters, step in (2, 4))
+        norms = clip(shares, optimizer, parameters, step in (2, 4))
         optimizer.step() if engine is None else engine.step()
         trace.append((norms, whole(parameters, stage)))
     return trace

@@ -1,4 +1,7 @@
-"""DeepSpeed's ZeRO 1, 2 and 3: gradients are pieces of flat partitions, `parameter.grad` is empty.
+"""Shares under DeepSpeed's ZeRO 1, 2 and 3.
+
+Gradients are pieces of flat partitions, `parameter.grad` is empty, and what is stepped is an fp32
+copy of the parameters.
 
 In: DeepSpeed's optimiser, after the backward pass and before its step. ZeRO's own clipping must be
 off (gradient_clipping 0): what is scaled here is what it steps with.
@@ -11,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .gradients import Gradients, Parameters, norm_of
+from .shares import Parameters, Shares, norm_of
+from .zero import places
 
 
-class ZeroGradients(Gradients):
-    """Gradients in flat partitions, with or without offload of the optimiser.
+class ZeroShares(Shares):
+    """With or without offload of the optimiser.
 
     Args:
         zero: `engine.optimizer`.
@@ -43,8 +47,9 @@ class ZeroGradients(Gradients):
 
     def norms(self, groups: Sequence[Parameters]) -> Tensor:
         """Adds up squares over the ranks; one all-reduce of a vector."""
-        device = groups[0][0].device
-        total = torch.stack([norm_of(self.pieces(group), device).square() for group in groups])
+        total = torch.stack(
+            [norm_of(self.pieces(group), groups[0][0]).square() for group in groups]
+        )
         dist.all_reduce(total, group=self.zero.dp_process_group)
         self.finite = total.isfinite().all()
         return total.sqrt() / float(self.zero.loss_scale)
@@ -70,6 +75,27 @@ class ZeroGradients(Gradients):
         self.skipping = True
         for piece in self.pieces(parameters):
             piece.zero_()
+
+    @torch.no_grad()
+    def bound(self, parameter: nn.Parameter, low: float, high: float) -> None:
+        """Clamps the parameter (in stage 3 its slice, and all of it if it is at hand) and its copy.
+
+        Setting the whole value, as DeepSpeed offers it, fails in stage 3 for one element.
+        """
+        super().bound(parameter, low, high)
+        for place in places(self.zero, parameter):
+            place.flat[place.start :][: place.count].clamp_(low, high)
+        if (own := getattr(parameter, "ds_tensor", None)) is not None:
+            own.data.clamp_(low, high)
+
+    def value(self, parameter: nn.Parameter) -> Tensor:
+        """Gathered from all ranks in stage 3."""
+        if not hasattr(parameter, "ds_id"):
+            return parameter.detach()
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.skipping:
