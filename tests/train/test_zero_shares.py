@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from small_run import forget_groups
 from torch import nn
 
 from counterpoint.train.shares import LocalShares
@@ -78,10 +79,7 @@ def whole(parameters, stage):
 
 
 def every(rank, world_size):
-    """All in one process group: DeepSpeed keeps to the first one it sees."""
-    from deepspeed import comm
-
-    comm.comm.cdb = None
+    forget_groups()
     return {case: trajectory(rank, world_size, *case) for case in CASES}
 
 
