@@ -81,6 +81,8 @@ class Zero(DeepSpeedStrategy):
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 state[name] = gathered(self.zero, parameter, lambda flat: flat)
+            else:
+                state[name] = whole(parameter).cpu()
         return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
@@ -195,6 +197,16 @@ def gathered(zero: Any, parameter: nn.Parameter, values: Callable[[Tensor], Tens
         whole[place.first : place.first + place.count] = found[place.start :][: place.count]
     dist.all_reduce(whole, group=zero.dp_process_group)
     return whole.view(shape).cpu()
+
+
+def whole(parameter: nn.Parameter) -> Tensor:
+    """What the forward pass reads, on every rank (collective)."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
 
 
 def scatter(

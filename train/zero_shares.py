@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .shares import Parameters, Shares, norm_of
-from .zero import places
+from .zero import places, whole
 
 
 class ZeroShares(Shares):
@@ -90,12 +90,7 @@ class ZeroShares(Shares):
 
     def value(self, parameter: nn.Parameter) -> Tensor:
         """Gathered from all ranks in stage 3."""
-        if not hasattr(parameter, "ds_id"):
-            return parameter.detach()
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
+        return whole(parameter)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.skipping:

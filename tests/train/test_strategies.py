@@ -11,8 +11,11 @@ from counterpoint.losses.objective import Objective
 from counterpoint.losses.scalars import Temperature
 from counterpoint.losses.term import Term
 from counterpoint.models.reducers.image import RandomPatches
+from counterpoint.train.clip.agc import AGC
+from counterpoint.train.freeze import freeze
 from counterpoint.train.module import step_seed
 from counterpoint.train.optim import AdamW
+from counterpoint.train.optim_timm import Lamb
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 CHUNKS = (1, 2, 4, 8)
@@ -150,3 +153,38 @@ def test_a_scale_pushed_past_its_bound_leaves_it_at_once(gloo, name, precision):
         for values in zip(*seen, strict=True):
             assert values[:5] == pytest.approx([math.log(100)] * 5, abs=0.02)
             assert values[4] - values[5] > 0.05 and values[5] - values[6] > 0.05
+
+
+def frozen(rank, world_size, name):
+    """Weights, as a checkpoint has them, before and after two steps with a frozen image tower."""
+    made = module(2)
+    freeze(made.model, ["image.*"])
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    trainer = train(made, world_size, name)
+    return before, {k: v.clone() for k, v in trainer.strategy.lightning_module_state_dict().items()}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_frozen_tower_stays_as_it_is(gloo, name):
+    _, one = frozen(0, 1, "auto")
+    before, after = gloo(2, frozen, name, timeout=240)[0]
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(after[key], value) == key.startswith("model.image."), key
+        torch.testing.assert_close(after[key], one[key], rtol=1e-4, atol=1e-4, msg=key)
+
+
+def refused(rank, world_size, name, parts):
+    made = module(1)
+    for part, value in parts.items():
+        setattr(made, part, value)
+    with pytest.raises(ValueError, match="ZeRO cuts") as error:
+        train(made, world_size, name)
+    return str(error.value)
+
+
+@pytest.mark.soak
+def test_what_needs_whole_tensors_is_refused_where_they_are_cut(gloo):
+    assert "optim names Lamb" in gloo(1, refused, "zero2", {"optim": Lamb()})[0]
+    assert "clip: AGC" in gloo(1, refused, "zero2", {"clip": AGC()})[0]
