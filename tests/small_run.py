@@ -118,14 +118,16 @@ def replay(model, data, reduction):
 def forget_groups():
     """Each call of the pool makes process groups anew; DeepSpeed remembers those it saw first.
 
-    It numbers modules too, from the first of the process on, and compares ranks' numbers.
+    It numbers modules and parameters too, from the process's first on, and compares ranks' numbers.
     """
     if "deepspeed" not in sys.modules:
         return
     from deepspeed.comm import comm
     from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
     from deepspeed.utils import groups
 
+    Init.param_id = 0
     DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
     comm.cdb = None
     for name, value in vars(groups).items():
