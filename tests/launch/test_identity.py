@@ -54,6 +54,17 @@ def test_a_key_that_only_a_later_version_knows_counts_once_it_is_chosen():
     assert not chosen.agrees(changed()) and not changed().agrees(chosen)
 
 
+def test_adamw_by_its_class_is_adamw_as_it_always_stood():
+    named = {"class_path": "counterpoint.train.optim.AdamW", "init_args": CONFIG["optim"]}
+    now = {"optim": named, "clip": None, "guard": {"max_nonfinite": 50, "spikes": None}}
+    assert changed(**now).agrees(changed()) and changed().agrees(changed(**now))
+    lion = named | {"class_path": "counterpoint.train.optim_timm.Lion"}
+    assert not changed(optim=lion).agrees(Identity.of(CONFIG, CHOSEN | {"optim": CONFIG["optim"]}))
+    clip = {"clip": {"class_path": "C", "init_args": {"z": 3}}}
+    clipped = Identity.of(CONFIG | clip, CHOSEN | clip)
+    assert not clipped.agrees(changed()) and not changed().agrees(clipped)
+
+
 def test_it_survives_json():
     assert Identity.from_json(changed().to_json()) == changed()
     assert leaves({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "d": [1]}

@@ -25,10 +25,10 @@ CLIPPERS = {
 
 
 class Traced(Recorded):
-    """Norms rise and fall, one loss is NaN; keeps what the clipper reports."""
+    """Norms rise, one loss is NaN; keeps what the clipper reports."""
 
     def forward_loss(self, batch):
-        loss = super().forward_loss(batch) * (1 + self.global_step % 3)
+        loss = super().forward_loss(batch) * 10 ** (self.global_step // 2)
         return loss * torch.nan if self.global_step == SPOILT else loss
 
     def optimizer_step(self, *args, **kwargs):
