@@ -127,7 +127,7 @@ def test_every_optimiser_trains(base, tmp_path, path):
         pytest.param("zclip", "muon", 5, id="end", marks=pytest.mark.soak),
     ],
 )
-def test_resumed_in_or_at_the_end_of_a_phase(train, tmp_path, clip, optim, step):
+def test_resumed_in_or_at_the_end_of_a_phase(base, written, tmp_path, clip, optim, step):
     parts = {
         slot: yaml.safe_load((CONFIGS / slot / f"{name}.yaml").read_text())
         for slot, name in (("clip", clip), ("optim", optim))
@@ -136,18 +136,24 @@ def test_resumed_in_or_at_the_end_of_a_phase(train, tmp_path, clip, optim, step)
     phases = {
         name: {"samples": 60, "batch_size": 12, "learning_rate": 1e-3} for name in ("one", "two")
     }
-    run_dir = train(
+    run_dir, again = tmp_path / "run", tmp_path / "again"
+    argv = written(
         phases=phases,
         guard={"spikes": {"window": 4, "warmup": 2}},
         checkpoint={"every_n_steps": 1, "keep": 99},
         **parts,
     )
+    parser, _, _ = base
+    config = run_config.parse(parser, argv)
+    resolved = run_config.plain(parser, config)
+    config.run_dir = str(run_dir)
+    assert fit(config, resolved, parser, None) == 0
     want = dict(tensors(load(newest(run_dir))))
-    again = tmp_path / "again"
     shutil.copytree(run_dir, again)
     for file in sorted((again / "checkpoints").iterdir())[step:]:
         file.unlink()
-    assert main(["fit", "--resume", str(again)]) == 0
+    config.run_dir = str(again)
+    assert fit(config, resolved, parser, again) == 0
     got = dict(tensors(load(newest(again))))
     assert want.keys() == got.keys()
     assert [key for key in want if not torch.equal(want[key], got[key])] == []
