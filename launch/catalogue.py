@@ -24,7 +24,8 @@ Every row is measured by `counterpoint sweep`; rows without a measurement say so
 mean over seeds, with the standard deviation between seeds. "Against" is the difference of the first
 column to a baseline run, and whether its sign is the one the paper reports; a difference of less
 than the pooled deviation of the seeds says nothing. "Cost" is the time for a pair relative to that
-of {reference}, evaluations included. This page is rendered from `{catalogue}` and the files in
+of {reference}, evaluations included: processor time of the training process, or, with an
+accelerator, time on the clock. This page is rendered from `{catalogue}` and the files in
 `{results}` by `counterpoint sweep --render`: add a method there, not here.
 """
 NEEDED_KEYS = ("title", "objective", "what", "runs")
@@ -159,7 +160,7 @@ class Table:
             return ""  # measured in another state of the machine
 
         def seconds_a_pair(records: list[dict[str, Any]]) -> float:
-            return statistics.median(record["seconds"] / record["samples"] for record in records)
+            return statistics.median(_busy(record) / record["samples"] for record in records)
 
         reference = seconds_a_pair(current(self.groups[REFERENCE]))
         return f"{seconds_a_pair(records) / reference:.2f}"
@@ -183,6 +184,12 @@ class Table:
         if not expected:
             return text
         return f"{text}, {'agrees' if difference * expected > 0 else 'disagrees'}"
+
+
+def _busy(record: dict[str, Any]) -> float:
+    """Seconds of work: on a shared machine the processor's time says more than the clock."""
+    on_cpu = not record["machine"].get("accelerators")
+    return (on_cpu and record.get("cpu_seconds")) or record["seconds"]
 
 
 def _measured(records: list[dict[str, Any]]) -> str:

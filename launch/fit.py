@@ -67,7 +67,7 @@ def with_found_configs(argv: list[str]) -> list[str]:
 
 def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None) -> int:
     """Builds everything, trains, writes the summary; returns the exit status."""
-    started = time.time()
+    started, used = time.time(), time.process_time()
     run_dir = Path(config.run_dir or f"runs/{config.name}")
     module, parts = build(parser, config)
     module.resolved_config = resolved
@@ -99,7 +99,11 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
         )
         return 128 + number
     if trainer.is_global_zero:
-        write_summary(run_dir, resolved, module.phases, time.time() - started)
+        spent = {
+            "seconds_last_process": time.time() - started,
+            "cpu_seconds_last_process": time.process_time() - used,
+        }
+        write_summary(run_dir, resolved, module.phases, spent)
     return 0
 
 
@@ -205,7 +209,9 @@ def prepare_folder(run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
 
 
-def write_summary(run_dir: Path, resolved: dict[str, Any], phases: Phases, seconds: float) -> None:
+def write_summary(
+    run_dir: Path, resolved: dict[str, Any], phases: Phases, spent: dict[str, float]
+) -> None:
     """Writes `summary.json`: the last value of every metric and what produced it."""
     rows = read_rows(run_dir / "metrics.jsonl")
     final: dict[str, Any] = {}
@@ -217,7 +223,7 @@ def write_summary(run_dir: Path, resolved: dict[str, Any], phases: Phases, secon
         "steps": phases.total_steps,
         "samples": phases.samples_before(phases.total_steps),
         "seconds": round(max(row["wall"] for row in rows), 1),
-        "seconds_last_process": round(seconds, 1),
+        **{name: round(seconds, 1) for name, seconds in spent.items()},
         "config_hash": Identity.of(resolved, {}).digest,
         "seed": resolved["seed"],
         "versions": {"python": platform.python_version(), **_versions()},

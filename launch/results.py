@@ -113,6 +113,7 @@ def result(
         "machine": machine(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(summary["seconds"], 1),
+        "cpu_seconds": summary.get("cpu_seconds_last_process"),
         "samples": summary["samples"],
         "final": {name: _finite(value) for name, value in sorted(summary["final"].items())},
     }

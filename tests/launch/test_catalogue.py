@@ -180,6 +180,18 @@ def test_the_cost_of_a_pair_is_relative_to_clip_in_the_same_sweep(tmp_path):
     assert cells_of(page, "catalogue/other")[7] == f"{61 * 2 / 102:.2f}"
 
 
+def test_the_cost_is_processor_time_without_an_accelerator_and_the_clock_with_one(tmp_path):
+    clip = CLIP | {"runs": {"catalogue/clip": "emoji_clip_short"}}
+    other = OTHER | {"runs": {"catalogue/other": "emoji_other"}}
+    machine = {"cpu": "Abacus", "cores": 2, "python": "3", "torch": "2"}
+    for accelerators, cost in (([], "3.00"), (["Engine"], "0.50")):
+        at = {"sweep": "catalogue", "machine": machine | {"accelerators": accelerators}}
+        write_result(tmp_path, 0, seconds=100.0, cpu_seconds=20.0, **at)
+        write_result(tmp_path, 0, run="other", seconds=50.0, cpu_seconds=60.0, **at)
+        page = render(catalogue_in(tmp_path, clip=clip, other=other), tmp_path / "results")
+        assert cells_of(page, "catalogue/other")[7] == cost
+
+
 def test_a_file_that_is_no_result_is_refused(tmp_path):
     write_result(tmp_path, 0)
     (tmp_path / "results" / "short" / "x.json").write_text("{")

@@ -28,6 +28,7 @@ assert not run_dir.exists(), "left from an interrupted attempt"
 run_dir.mkdir(parents=True)
 final = {"emoji/heldout_twemoji/top1": 0.25 + seed / 64, "loss": float("nan")}
 summary = {"final": final, "steps": 10, "samples": 1280, "seconds": 2.04, "seed": seed}
+summary["cpu_seconds_last_process"] = 1.5
 (run_dir / "summary.json").write_text(json.dumps(summary))
 """
 
@@ -92,8 +93,9 @@ def test_what_a_result_says(bench, monkeypatch):
     bench.write(clip={"config": "a", "seeds": [4], "set": {"phases.train.samples": 1280}})
     bench.run()
     record = json.loads((bench.results / "tiny/clip-seed4.json").read_text())
-    keys = "sweep run config seed overrides identity commit machine date seconds samples final"
-    assert list(record) == keys.split()
+    keys = "sweep run config seed overrides identity commit machine date"
+    assert list(record) == [*keys.split(), "seconds", "cpu_seconds", "samples", "final"]
+    assert record["cpu_seconds"] == 1.5
     assert record["overrides"] == {"phases.train.samples": 1280}
     assert record["identity"] == {"values": {"config": "a", "changes": 1}, "chosen": []}
     assert (record["seconds"], record["samples"], record["seed"]) == (2.0, 1280, 4)
