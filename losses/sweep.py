@@ -191,8 +191,10 @@ class Gradients:
         """Returns those of rows, of this rank's columns, of the scale and of the bias."""
         sweep = self.sweep
         if sweep.pairing.point is None:
-            self.by_scale = (self.by_rows * sweep.rows).sum().view_as(sweep.scale)
-        by_columns = sweep.joined.gradient() * sweep.scale
+            # Row by row, without the products of all of them in memory.
+            by_row = torch.einsum("bd,bd->b", self.by_rows, sweep.rows)
+            self.by_scale = by_row.sum().view_as(sweep.scale)
+        by_columns = sweep.joined.gradient().mul_(sweep.scale)
         bias = None if sweep.bias is None else self.by_bias.view_as(sweep.bias)
         return self.by_rows.mul_(sweep.scale), by_columns, self.by_scale, bias
 

@@ -49,7 +49,6 @@ class Case:
         is_mean: the loss is a mean over samples whose columns are the batch, so that with `Local`
             it is the mean of the ranks' formulas.
         min_rows: fewest rows of a rank with which `Local` makes sense.
-        rtol32: relative tolerance in float32, where the formula itself loses digits.
         constants: features that get no gradient by definition (teachers).
     """
 
@@ -59,7 +58,6 @@ class Case:
     takes_exchange: bool = True
     is_mean: bool = True
     min_rows: int = 1
-    rtol32: float = 1e-5
     constants: frozenset[str] = field(default_factory=frozenset)
 
 

@@ -54,9 +54,7 @@ def inputs(generator, b):
 
 CONSTANTS = frozenset(name for name in NAMES if name.startswith("ema."))
 CASES = {
-    "batch_norm": Case(
-        make, formula, inputs, takes_exchange=False, constants=CONSTANTS, rtol32=1e-4
-    ),
+    "batch_norm": Case(make, formula, inputs, takes_exchange=False, constants=CONSTANTS),
     "no_norm": Case(
         lambda: make(norm=False), formula, inputs, takes_exchange=False, constants=CONSTANTS
     ),

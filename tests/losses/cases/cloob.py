@@ -50,7 +50,6 @@ CASES = {
         lambda **choices: CLOOB(beta=Temperature(5.0), scale=Temperature(20.0), **choices),
         cloob,
         min_rows=2,
-        rtol32=1e-4,
     ),
     "hopfield": Case(lambda **choices: CLOOB("all", **choices), cloob),
 }
