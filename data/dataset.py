@@ -5,7 +5,7 @@ a function of the step alone: whichever worker makes it, and however often. A la
 parts by several workers, so that none of them holds many whole batches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -51,6 +51,7 @@ class StepDataset(Dataset):
         part_rows: Samples of a part at most; by default as many as fit into 64 MiB.
         prefetcher: Fetches the shards of coming steps.
         word_reducers: What shortens captions before they become tokens, by phase; None: nothing.
+        own: Tokenizer and context length of single text entries.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class StepDataset(Dataset):
         part_rows: int | None = None,
         prefetcher: Prefetcher | None = None,
         word_reducers: Sequence[WordReducer | None] = (),
+        own: Mapping[str, tuple[TokenizeTexts, int]] | None = None,
     ):
         self.plan = plan
         self.schedule = schedule
@@ -76,6 +78,7 @@ class StepDataset(Dataset):
         self.part_rows = part_rows or max(1, PART_BYTES // loader.recipe.bytes_per_sample)
         self.prefetcher = prefetcher
         self.word_reducers = word_reducers
+        self.own = own or {}
 
     def __len__(self) -> int:
         return self.schedule.total_steps
@@ -131,7 +134,8 @@ class StepDataset(Dataset):
         for entry, captions in texts.items():
             if shortened is not None:
                 captions = [shortened(caption) for caption in captions]
-            batch[entry], batch[f"{entry}_length"] = self.tokenize(captions, self.context_length)
+            tokenize, length = self.own.get(entry, (self.tokenize, self.context_length))
+            batch[entry], batch[f"{entry}_length"] = tokenize(captions, length)
             if entry != "text":
                 batch[f"{entry}.present"] = torch.tensor([bool(text) for text in captions])
         return batch | {

@@ -30,6 +30,7 @@ from .selection import Selection, WeightPolicy
 from .sidecar import Sidecar
 from .sources import Source, check_names, explicit_shares
 from .syntax import WordReducer
+from .texts import Text
 from .tokenize import ClipTokenizer, Tokenizer
 from .transforms import EvalTransform, TrainTransform, Transform
 from .workers import start_worker
@@ -61,7 +62,8 @@ class PairsDataModule(LightningDataModule):
             stated shares.
         same_as: What the main picture's augmentation is taken from instead of being drawn.
         views: Further views of each picture; NAME becomes the batch entry `image.NAME`.
-        texts: Further texts, as `caption`; NAME becomes the batch entry `text.NAME`.
+        texts: Further texts, as `caption` or a `Text` with a tokenizer of its own; NAME becomes the
+            batch entry `text.NAME`.
         sidecars: Joined tensors; NAME becomes the batch entries `NAME.COLUMN`.
         keep: Keep-lists: parquet files of the samples to use.
         keep_weights: What their weights do; repeat samples by default.
@@ -88,7 +90,7 @@ class PairsDataModule(LightningDataModule):
         temperature: float | None = None,
         same_as: str | None = None,
         views: dict[str, View] | None = None,
-        texts: dict[str, tuple[str, ...] | CaptionPolicy] | None = None,
+        texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
         sidecars: dict[str, Sidecar] | None = None,
         keep: tuple[str, ...] = (),
         keep_weights: WeightPolicy | None = None,
@@ -111,7 +113,10 @@ class PairsDataModule(LightningDataModule):
         self.temperature = temperature
         self.same_as = same_as
         self.views = views or {}
-        self.texts = {name: policy_of(text) for name, text in (texts or {}).items()}
+        self.texts = {
+            name: text if isinstance(text, Text) else Text(text)
+            for name, text in (texts or {}).items()
+        }
         self.sidecars = sidecars or {}
         self.keep = tuple(keep)
         self.keep_weights = keep_weights
@@ -158,6 +163,11 @@ class PairsDataModule(LightningDataModule):
             manifest = self.manifest
             self._ledger = ErrorLedger(manifest.sources, self.max_error_rate, urls=manifest.urls)
         return self._ledger
+
+    def reads(self, entry: str) -> tuple[Tokenizer, int]:
+        """Returns what turns a text entry (`text`, `text.NAME`) into ids, and how many."""
+        text = self.texts.get(entry.partition(".")[2], Text())
+        return text.tokenizer or self.tokenizer, text.context_length or self.context_length
 
     def connect(
         self,
@@ -252,7 +262,10 @@ class PairsDataModule(LightningDataModule):
         names = self.manifest.sources
         own = {name: self.sources.get(name, Source()) for name in names}
         captions = {n: policy_of(s.caption) if s.caption else self.caption for n, s in own.items()}
-        texts = {f"text.{name}": dict.fromkeys(names, text) for name, text in self.texts.items()}
+        texts = {
+            f"text.{name}": dict.fromkeys(names, policy_of(text.caption))
+            for name, text in self.texts.items()
+        }
         return Recipe(
             seed=self.seed,
             views={
@@ -285,6 +298,7 @@ class PairsDataModule(LightningDataModule):
             rank,
             world_size,
             word_reducers=self.word_reducers,
+            own={entry: self.reads(entry) for entry in loader.recipe.texts},
         )
         if self.cache is not None:
             dataset.prefetcher = Prefetcher(

@@ -5,6 +5,7 @@ sentence about what cannot work.
 """
 
 import copy
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 
 from ..data.module import PairsDataModule
+from ..data.tokenize import Tokenizer
+from ..models.teacher import Teacher
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
@@ -21,6 +24,7 @@ from .load import load_run
 
 # What two tokenizers must agree on to be taken for the same.
 PROBE = ["A photo of 3 red squares, a fish & the moon's house."]
+PROBE_TOKENS = 64
 
 
 def attach(module: ContrastiveModule, parts: Any) -> None:
@@ -44,20 +48,27 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
         wanted = [n.removeprefix(prefix) for n in module.objective.needs if n.startswith(prefix)]
         if not wanted:
             raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
-        reads_text = any(need.startswith("text") for need in wanted)
-        towers = teacher.build(partial(load, module, data, reads_text))
+        wanted = {need.removesuffix(".raw") for need in wanted} & views.keys()
+        tokenizers = [data.reads(view)[0] for view in wanted if view.startswith("text")]
+        towers = teacher.build(partial(load, module, tokenizers))
         towers.model.chunks = module.model.chunks
-        for view in {need.removesuffix(".raw") for need in wanted} & views.keys():
-            _check_size(prefix + view, view, views[view], module.model, towers.model)
+        for view in sorted(wanted):
+            if view.startswith("image"):
+                _check_size(prefix + view, view, views[view], towers.model)
+            else:
+                _check_text(prefix + view, teacher, data, view, towers.model)
         module.providers[f"teacher.{name}"] = towers
+    _check_own_texts(module.objective.needs, data)
     if parts.ema is not None:
         module.ema = module.providers["ema"] = Ema(module.model, parts.ema)
 
 
 def load(
-    module: ContrastiveModule, data: PairsDataModule, reads_text: bool, source: str | None
+    module: ContrastiveModule, tokenizers: Sequence[Tokenizer], source: str | None
 ) -> TwoTower:
-    """Returns a model with the weights of `source`; see `Teacher.build`.
+    """Returns a model with the weights of `source`, which reads ids of these tokenizers.
+
+    See `Teacher.build`.
 
     Raises:
         ValueError: there are none, or they belong to another model or another tokenizer.
@@ -80,8 +91,8 @@ def load(
         run = (path.parents[1], checkpoints.step_of(path)) if in_run else (path, None)
         with torch.random.fork_rng(devices=[]):
             theirs, their_data, _ = load_run(*run)
-        if reads_text:
-            _check_tokenizer(source, data, their_data)
+        for tokenizer in tokenizers:
+            _check_tokenizer(source, tokenizer, their_data.tokenizer)
         return theirs.model
     model = copy.deepcopy(module.model)
     report = load_weights(model, read_weights(path), source)
@@ -93,27 +104,52 @@ def load(
     return model
 
 
-def _check_tokenizer(source: str, data: PairsDataModule, theirs: PairsDataModule) -> None:
-    (ids, length), (their_ids, their_length) = (
-        data.tokenizer(PROBE, 64),
-        theirs.tokenizer(PROBE, 64),
-    )
+def _check_tokenizer(source: str, ours: Tokenizer, theirs: Tokenizer) -> None:
+    ids, length = ours(PROBE, PROBE_TOKENS)
+    their_ids, their_length = theirs(PROBE, PROBE_TOKENS)
     if not torch.equal(ids[0, : length[0]], their_ids[0, : their_length[0]]):
         raise ValueError(
             f"the teacher {source} was trained with another tokenizer, so that it cannot read this "
-            "run's texts: use its data.tokenizer, or only its image features"
+            "text: use its data.tokenizer, only its image features, or a text of its own "
+            "(data.texts.NAME with tokenizer and context_length) for ...text.NAME"
         )
 
 
-def _check_size(need: str, view: str, size: int | None, own: TwoTower, teacher: TwoTower) -> None:
-    if size is not None and size != teacher.image_size:
+def _check_size(need: str, view: str, size: int | None, teacher: TwoTower) -> None:
+    if size != teacher.image_size:
         raise ValueError(
             f"'{need}' would get pictures of {size} pixels, and this teacher takes "
             f"{teacher.image_size}: add the view data.views.NAME with size {teacher.image_size} "
             f"(same_as: {view}) and let the term need ...image.NAME"
         )
-    if size is None and own.context_length > teacher.context_length:
+
+
+def _check_text(
+    need: str, teacher: Teacher, data: PairsDataModule, view: str, towers: TwoTower
+) -> None:
+    tokenizer, context_length = data.reads(view)
+    if context_length > towers.context_length:
         raise ValueError(
-            f"'{need}' would get texts of {own.context_length} tokens, and this teacher takes "
-            f"{teacher.context_length}: set the student's context_length to that"
+            f"'{need}' would get texts of {context_length} tokens, and this teacher takes "
+            f"{towers.context_length}: set the student's context_length to that, or give the "
+            "teacher a text of its own, data.texts.NAME with tokenizer and context_length"
         )
+    ids, lengths = tokenizer(PROBE, PROBE_TOKENS)
+    theirs = teacher.tokenize(PROBE, PROBE_TOKENS)
+    if theirs is not None and not torch.equal(ids[0, : lengths[0]], theirs[0, : lengths[0]]):
+        raise ValueError(
+            f"'{need}' would get ids of another tokenizer than this teacher's: add "
+            "data.texts.NAME with its tokenizer (counterpoint.data.tokenize.HFTokenizer) and "
+            "context_length, and let the term need ...text.NAME"
+        )
+
+
+def _check_own_texts(needs: Iterable[str], data: PairsDataModule) -> None:
+    """The student cannot read ids of another tokenizer."""
+    for need in sorted(needs):
+        entry = need.removesuffix(".raw")
+        if entry.startswith("text.") and data.reads(entry)[0] is not data.tokenizer:
+            raise ValueError(
+                f"a term needs '{need}' of the student, but data.texts gives this text a tokenizer "
+                "of its own, for a teacher: use a text without one"
+            )

@@ -4,7 +4,7 @@ In: whose weights, and batches. Out: named features without gradient, those that
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -51,6 +51,13 @@ class Teacher(ABC):
             load: Returns a model of Counterpoint's own with the weights of a run folder, a
                 checkpoint or a safetensors file; of None, with those that the run starts from.
         """
+
+    def tokenize(self, texts: Sequence[str], length: int) -> Tensor | None:
+        """Returns the ids [n, length] that the model was trained with, padded on the right.
+
+        None: `load` compares the tokenizers.
+        """
+        return None
 
 
 class Frozen(Teacher):

@@ -16,6 +16,7 @@ from counterpoint.data.module import PairsDataModule
 from counterpoint.data.schedule import Schedule
 from counterpoint.data.sidecar import Sidecar, write_sidecar
 from counterpoint.data.sources import Source
+from counterpoint.data.texts import Text
 from counterpoint.data.transforms import EvalTransform, TrainTransform
 
 
@@ -58,6 +59,28 @@ def test_a_run_file_can_choose_every_part(manifest_file):
     assert isinstance(data.eval_transform, EvalTransform) and data.eval_transform.resize == "squash"
     assert data.caption.fields == ("txt", "json:caption")
     assert data.tokenizer.vocab_size == 49408
+
+
+def test_a_text_with_a_tokenizer_of_its_own(manifest_file):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PairsDataModule, "data")
+    own = {"tokenizer": {"class_path": "reversed_words.Reversed"}, "context_length": 12}
+    texts = {"same": ["txt"], "theirs": own | {"caption": ["txt"]}}
+    data = parser.instantiate(
+        parser.parse_object({"data": {"manifest": manifest_file, "texts": texts}})
+    ).data
+    data.connect(Schedule(((8, 6),)), seed=1, image_size=16, context_length=8)
+    batch = data.train_dataset()[0]
+    assert torch.equal(batch["text.same"], batch["text"]) and batch["text"].shape == (6, 8)
+    theirs, lengths = batch["text.theirs"], batch["text.theirs_length"]
+    assert theirs.shape == (6, 12)
+    for words, other, length, full in zip(
+        batch["text"], theirs, lengths, batch["text_length"], strict=True
+    ):
+        assert length == full < 8
+        assert torch.equal(other[1 : length - 1], words[1 : full - 1].flip(0))
+    with pytest.raises(ValueError, match="context_length=0; give 1 or more"):
+        Text(context_length=0)
 
 
 class Recorder(LightningModule):

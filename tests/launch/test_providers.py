@@ -11,8 +11,10 @@ import safetensors.torch
 import tiny
 import torch
 import yaml
+from reversed_words import Reversed
 
 from counterpoint.data.recipe import View
+from counterpoint.data.texts import Text
 from counterpoint.data.transforms import EvalTransform
 from counterpoint.launch import config as run_config
 from counterpoint.launch.build import build
@@ -21,7 +23,10 @@ from counterpoint.launch.providers import attach
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.regression import Regression
-from counterpoint.models.teacher import Frozen
+from counterpoint.models.image import TimmTower
+from counterpoint.models.teacher import Frozen, FrozenTowers, Teacher
+from counterpoint.models.text import ClipTextTower
+from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.providers import EmaConfig, check_needs
 
@@ -45,10 +50,10 @@ def student(base):
     """Builds the tiny run with a term for each of `needs`; returns (module, parts)."""
 
     def call(
-        *needs: str, teachers=None, ema=None, init_from=None, views=None
+        *needs: str, teachers=None, ema=None, init_from=None, views=None, texts=None
     ) -> tuple[ContrastiveModule, SimpleNamespace]:
         module, data = copy.deepcopy(base[0]), copy.copy(base[1].data)
-        data.views = views or {}
+        data.views, data.texts = views or {}, texts or {}
         terms = {need.replace(".", "_"): Regression(need.split(".")[2], need) for need in needs}
         module.objective = Objective(terms or {"infonce": InfoNCE()})
         module.resolved_config = {"init_from": init_from}
@@ -186,6 +191,36 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
     run_config.save(saved, folder / "config.yaml")
     with pytest.raises(ValueError, match="get texts of 8 tokens, and this teacher takes 6"):
         attach(*student("teacher.x.text", teachers=teachers))
+
+
+class Other(Teacher):
+    """A teacher of another library, with another tokenizer and longer texts."""
+
+    def build(self, load):
+        tower = ClipTextTower(8, 1, 1, context_length=12, vocab_size=49408)
+        small = {"patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
+        image = TimmTower("vit_tiny_patch16_224", 16, model_args=small)
+        return FrozenTowers(TwoTower(image, tower, 4))
+
+    def tokenize(self, texts, length):
+        return Reversed()(texts, length)[0]
+
+
+def test_a_teacher_reads_a_text_of_its_own(student):
+    own = {"theirs": Text(tokenizer=Reversed(), context_length=12)}
+    attach(*student("teacher.x.text.theirs", teachers={"x": Other()}, texts=own))
+    with pytest.raises(ValueError, match=r"ids of another tokenizer than this teacher's: add data"):
+        attach(*student("teacher.x.text", teachers={"x": Other()}))
+    longer = {"theirs": Text(tokenizer=Reversed(), context_length=13)}
+    with pytest.raises(ValueError, match="texts of 13 tokens, and this teacher takes 12"):
+        attach(*student("teacher.x.text.theirs", teachers={"x": Other()}, texts=longer))
+
+
+def test_the_student_reads_no_text_of_a_teacher(student):
+    module, parts = student(texts={"theirs": Text(tokenizer=Reversed())})
+    module.objective = Objective({"fd": Regression("text.theirs", "text")})
+    with pytest.raises(ValueError, match=r"needs 'text.theirs' of the student, but data.texts"):
+        attach(module, parts)
 
 
 def test_what_the_documentation_shows(monkeypatch):
