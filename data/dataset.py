@@ -131,17 +131,29 @@ class StepDataset(Dataset):
         batch, texts = self.loader.load(places)
         phase = self.schedule.phase(step)
         shortened = self.word_reducers[phase] if self.word_reducers else None
-        for entry, captions in texts.items():
-            if shortened is not None:
-                captions = [shortened(caption) for caption in captions]
-            tokenize, length = self.own.get(entry, (self.tokenize, self.context_length))
-            batch[entry], batch[f"{entry}_length"] = tokenize(captions, length)
-            if entry != "text":
-                batch[f"{entry}.present"] = torch.tensor([bool(text) for text in captions])
+        batch |= self.tokenized(texts, shortened)
         return batch | {
             "source": torch.from_numpy(self.loader.manifest.source_ids[shards]),
             "shard": torch.from_numpy(shards),
         }
+
+    def tokenized(self, texts: dict[str, list[str]], shortened: WordReducer | None = None) -> Batch:
+        """Turns texts into ids and lengths, by batch entry.
+
+        Args:
+            texts: Of each text entry; those that are the main caption in other ids are made here.
+            shortened: What is left of captions before they become tokens; None: all.
+        """
+        made: Batch = {}
+        for entry in {**texts, **self.own}:
+            captions = texts.get(entry, texts["text"])
+            if shortened is not None:
+                captions = [shortened(caption) for caption in captions]
+            tokenize, length = self.own.get(entry, (self.tokenize, self.context_length))
+            made[entry], made[f"{entry}_length"] = tokenize(captions, length)
+            if entry != "text":
+                made[f"{entry}.present"] = torch.tensor([bool(text) for text in captions])
+        return made
 
 
 class StepSampler(Sampler[tuple[int, int]]):

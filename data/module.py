@@ -61,6 +61,8 @@ class PairsDataModule(LightningDataModule):
         temperature: Mixes the sources in proportion to num_samples^(1/temperature) instead of
             stated shares.
         same_as: What the main picture's augmentation is taken from instead of being drawn.
+        caption_same_as: The sidecar's entry with the numbers that choose captions instead of drawn
+            ones: the captions of a store are then read again.
         views: Further views of each picture; NAME becomes the batch entry `image.NAME`.
         texts: Further texts, as `caption` or a `Text` with a tokenizer of its own; NAME becomes the
             batch entry `text.NAME`.
@@ -89,6 +91,7 @@ class PairsDataModule(LightningDataModule):
         sources: dict[str, Source] | None = None,
         temperature: float | None = None,
         same_as: str | None = None,
+        caption_same_as: str | None = None,
         views: dict[str, View] | None = None,
         texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
         sidecars: dict[str, Sidecar] | None = None,
@@ -112,6 +115,7 @@ class PairsDataModule(LightningDataModule):
         self.sources = sources or {}
         self.temperature = temperature
         self.same_as = same_as
+        self.caption_same_as = caption_same_as
         self.views = views or {}
         self.texts = {
             name: text if isinstance(text, Text) else Text(text)
@@ -265,6 +269,7 @@ class PairsDataModule(LightningDataModule):
         texts = {
             f"text.{name}": dict.fromkeys(names, policy_of(text.caption))
             for name, text in self.texts.items()
+            if text.caption is not None
         }
         return Recipe(
             seed=self.seed,
@@ -275,6 +280,7 @@ class PairsDataModule(LightningDataModule):
             texts={"text": captions} | texts,
             key_fields={name: source.key_field or self.key_field for name, source in own.items()},
             sidecars=self.sidecars,
+            caption_same_as=self.caption_same_as,
         )
 
     def train_dataset(self, rank: int = 0, world_size: int = 1) -> StepDataset:
@@ -298,7 +304,7 @@ class PairsDataModule(LightningDataModule):
             rank,
             world_size,
             word_reducers=self.word_reducers,
-            own={entry: self.reads(entry) for entry in loader.recipe.texts},
+            own={f"text.{name}": self.reads(f"text.{name}") for name in self.texts},
         )
         if self.cache is not None:
             dataset.prefetcher = Prefetcher(

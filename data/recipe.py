@@ -81,9 +81,12 @@ class Recipe:
         texts: Caption policy by batch entry (`text`, `text.NAME`), then by source.
         key_fields: JSON field that identifies a sample, by source.
         sidecars: Joined tensors by name.
+        caption_same_as: The joined entry with the number that chooses the main caption; None: it is
+            drawn.
 
     Raises:
-        ValueError: A view takes its parameters from nothing, or from a view made after it.
+        ValueError: A view takes its parameters from nothing, or from a view made after it; or the
+            caption does.
     """
 
     seed: int
@@ -91,6 +94,7 @@ class Recipe:
     texts: Mapping[str, Mapping[str, CaptionPolicy]]
     key_fields: Mapping[str, str]
     sidecars: Mapping[str, Sidecar] = field(default_factory=dict)
+    caption_same_as: str | None = None
 
     def __post_init__(self) -> None:
         for name in self.sidecars:
@@ -102,6 +106,13 @@ class Recipe:
         stored = {
             f"{n}.{entry}" for n, sidecar in self.sidecars.items() for entry in sidecar.columns
         }
+        if self.caption_same_as not in {None, *stored}:
+            raise ValueError(
+                f"caption_same_as is '{self.caption_same_as}', which is no entry of a sidecar; "
+                f"there is {', '.join(sorted(stored)) or 'none'}"
+            )
+        if "text.draw" in self.texts:
+            raise ValueError("the text 'draw' needs another name: batches hold 'text.draw'")
         before: list[str] = []
         for name, view in self.views.items():
             # `image.augmentation` is what is drawn for the main view.

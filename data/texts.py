@@ -11,7 +11,8 @@ class Text:
     """One text of every sample.
 
     Attributes:
-        caption: Where it is found: a policy, or places in order of preference.
+        caption: Where it is found: a policy, or places in order of preference; None: it is the main
+            caption itself, for a reader with another tokenizer.
         tokenizer: What turns it into ids; None: the tokenizer of `data`.
         context_length: Tokens of a row; None: those of the model's captions.
 
@@ -19,7 +20,7 @@ class Text:
         ValueError: context_length is below 1.
     """
 
-    caption: CaptionPolicy | tuple[str, ...] = ("txt",)
+    caption: CaptionPolicy | tuple[str, ...] | None = None
     tokenizer: Tokenizer | None = None
     context_length: int | None = None
 

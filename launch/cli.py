@@ -10,6 +10,7 @@ import sys
 COMMANDS = {
     "fit": ("counterpoint.launch.fit", "train, or continue a run with --resume"),
     "evaluate": ("counterpoint.launch.evaluate", "evaluate a run on a suite of tasks"),
+    "embed": ("counterpoint.launch.embed", "store a teacher's embeddings beside the shards"),
     "report": ("counterpoint.launch.report", "write one HTML page about one or more runs"),
     "sweep": ("counterpoint.launch.sweep", "run (config, seed) pairs and render the results"),
     "data": ("counterpoint.launch.data", "build the emoji shards, index shards to a manifest"),

@@ -14,7 +14,7 @@ import torch
 
 from ..data.module import PairsDataModule
 from ..data.tokenize import Tokenizer
-from ..models.teacher import Teacher
+from ..models.teacher import FrozenTowers, Teacher
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
@@ -37,30 +37,47 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
     for name in teachers:
         if "." in name or name in ("image", "text"):
             raise ValueError(f"the teacher '{name}' needs another name: no dots, no image or text")
-    views = {"image": module.model.image_size, "text": None}
-    views |= {f"image.{n}": view.size or views["image"] for n, view in data.views.items()}
-    views |= {f"text.{n}": None for n in data.texts}
     names = [f"teacher.{name}" for name in teachers] + ["ema"] * (parts.ema is not None)
     stored = [f"{n}.{entry}" for n, sidecar in data.sidecars.items() for entry in sidecar.columns]
-    check_needs(module.objective.needs, names, views, stored)
-    for name, teacher in teachers.items():
-        prefix = f"teacher.{name}."
-        wanted = [n.removeprefix(prefix) for n in module.objective.needs if n.startswith(prefix)]
-        if not wanted:
-            raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
-        wanted = {need.removesuffix(".raw") for need in wanted} & views.keys()
-        tokenizers = [data.reads(view)[0] for view in wanted if view.startswith("text")]
-        towers = teacher.build(partial(load, module, tokenizers))
-        towers.model.chunks = module.model.chunks
-        for view in sorted(wanted):
-            if view.startswith("image"):
-                _check_size(prefix + view, view, views[view], towers.model)
-            else:
-                _check_text(prefix + view, teacher, data, view, towers.model)
-        module.providers[f"teacher.{name}"] = towers
+    check_needs(module.objective.needs, names, sizes_of(module, data), stored)
+    for name in teachers:
+        module.providers[f"teacher.{name}"], _ = checked_teacher(module, parts, name)
     _check_own_texts(module.objective.needs, data)
     if parts.ema is not None:
         module.ema = module.providers["ema"] = Ema(module.model, parts.ema)
+
+
+def checked_teacher(
+    module: ContrastiveModule, parts: Any, name: str
+) -> tuple[FrozenTowers, list[str]]:
+    """Loads one teacher; returns it and what terms need of it (`image`, `text.theirs.raw`).
+
+    Raises:
+        ValueError: no term needs it, or it cannot be used.
+    """
+    teacher, data, prefix = parts.teachers[name], parts.data, f"teacher.{name}."
+    wanted = [n.removeprefix(prefix) for n in module.objective.needs if n.startswith(prefix)]
+    if not wanted:
+        raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
+    sizes = sizes_of(module, data)
+    needs = sorted(need for need in wanted if need.removesuffix(".raw") in sizes)
+    views = sorted({need.removesuffix(".raw") for need in needs})
+    tokenizers = [data.reads(view)[0] for view in views if view.startswith("text")]
+    towers = teacher.build(partial(load, module, tokenizers))
+    towers.model.chunks = module.model.chunks
+    for view in views:
+        if view.startswith("image"):
+            _check_size(prefix + view, view, sizes[view], towers.model)
+        else:
+            _check_text(prefix + view, teacher, data, view, towers.model)
+    return towers, needs
+
+
+def sizes_of(module: ContrastiveModule, data: PairsDataModule) -> dict[str, int | None]:
+    """Sides in pixels of the pictures that batches hold; None for texts."""
+    sizes: dict[str, int | None] = {"image": module.model.image_size, "text": None}
+    sizes |= {f"image.{n}": view.size or sizes["image"] for n, view in data.views.items()}
+    return sizes | {f"text.{n}": None for n in data.texts}
 
 
 def load(

@@ -109,6 +109,23 @@ def provided(
     return features
 
 
+def stored(
+    batch: Mapping[str, Tensor], needs: Iterable[str], features: Collection[str]
+) -> dict[str, Tensor]:
+    """Returns the needed features that come with the batch (a sidecar's), in float32 at least.
+
+    Args:
+        batch: As for the model.
+        needs: Names of features.
+        features: Those that are there already.
+    """
+    found = {name: batch[name] for name in needs if name in batch and name not in features}
+    return {
+        name: value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value
+        for name, value in found.items()
+    }
+
+
 def check_needs(
     needs: Iterable[str],
     providers: Collection[str],

@@ -65,7 +65,7 @@ def test_a_text_with_a_tokenizer_of_its_own(manifest_file):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PairsDataModule, "data")
     own = {"tokenizer": {"class_path": "reversed_words.Reversed"}, "context_length": 12}
-    texts = {"same": ["txt"], "theirs": own | {"caption": ["txt"]}}
+    texts = {"same": ["txt"], "theirs": own}
     data = parser.instantiate(
         parser.parse_object({"data": {"manifest": manifest_file, "texts": texts}})
     ).data
