@@ -111,8 +111,6 @@ class Recipe:
                 f"caption_same_as is '{self.caption_same_as}', which is no entry of a sidecar; "
                 f"there is {', '.join(sorted(stored)) or 'none'}"
             )
-        if "text.draw" in self.texts:
-            raise ValueError("the text 'draw' needs another name: batches hold 'text.draw'")
         before: list[str] = []
         for name, view in self.views.items():
             # `image.augmentation` is what is drawn for the main view.

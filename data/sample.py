@@ -57,7 +57,6 @@ class Sample:
         key: Its identity.
         status: `CAUSES` code of the sample that it replaces; 0 for none.
         weight: From the keep-list.
-        draw: The number in [0, 1) that chose the main caption.
     """
 
     pictures: dict[str | None, Picture]
@@ -67,7 +66,6 @@ class Sample:
     key: int
     status: int
     weight: float
-    draw: float = 0.0
 
     @property
     def num_bytes(self) -> int:
@@ -109,8 +107,7 @@ class SampleLoader:
 
         Returns:
             Batch entries: each view uint8 [n, 3, size, size] and its augmentation float64 [n, p],
-            `present` bool [n] of views that samples may lack, `text.draw` float64 [n] (the numbers
-            that chose captions), `key` and `status` int64 [n],
+            `present` bool [n] of views that samples may lack, `key` and `status` int64 [n],
             `weight` float32 [n] if the keep-list has any, joined rows; and the texts of each text
             entry.
         """
@@ -135,8 +132,6 @@ class SampleLoader:
                 batch[f"{name}.present"] = torch.tensor(there)
         for name in samples[0].rows:
             batch[name] = torch.stack([sample.rows[name] for sample in samples])
-        draws = [sample.draw for sample in samples]
-        batch["text.draw"] = torch.tensor(draws, dtype=torch.float64)
         batch["key"] = torch.tensor([sample.key for sample in samples], dtype=torch.int64)
         batch["status"] = torch.tensor([sample.status for sample in samples], dtype=torch.int64)
         if self.selection is not None and self.selection.has_weights:
@@ -193,12 +188,12 @@ class SampleLoader:
         source, file = self._names(shard)
         key = sample_key(raw, source, file, self.recipe.key_fields[source])
         rows = self._joined(shard, epoch, key)
-        draws = {name: self._caption_draw(rows, name, epoch, key) for name in self.recipe.texts}
-        texts = {name: self._text(raw, name, source, draw) for name, draw in draws.items()}
+        texts = {
+            name: self._text(raw, name, source, rows, epoch, key) for name in self.recipe.texts
+        }
         pictures = self._pictures(raw)
         params = self._draw(pictures, rows, epoch, key)
-        draw = draws["text"]
-        return Sample(pictures, params, texts, rows, key, status, weight, draw)
+        return Sample(pictures, params, texts, rows, key, status, weight)
 
     def _pictures(self, raw: RawSample) -> dict[str | None, Picture]:
         """Opens every picture that a view is of; all but the sample's own may be absent."""
@@ -250,14 +245,20 @@ class SampleLoader:
         for picture in sample.pictures.values():
             picture.forget()
 
-    def _caption_draw(self, rows: Mapping[str, Tensor], name: str, epoch: int, key: int) -> float:
+    def _text(
+        self,
+        raw: RawSample,
+        name: str,
+        source: str,
+        rows: Mapping[str, Tensor],
+        epoch: int,
+        key: int,
+    ) -> str:
+        policy = self.recipe.texts[name][source]
+        draw = uniform(self.recipe.seed, epoch, name, key)
         stored = self.recipe.caption_same_as if name == "text" else None
         if stored is not None and rows[f"{stored.partition('.')[0]}.present"]:
-            return float(rows[stored])
-        return uniform(self.recipe.seed, epoch, name, key)
-
-    def _text(self, raw: RawSample, name: str, source: str, draw: float) -> str:
-        policy = self.recipe.texts[name][source]
+            draw = float(rows[stored])
         try:
             return policy(raw, draw)
         except SampleError as error:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.dataset import Batch, StepDataset
 from ..data.manifest import Manifest
 from ..data.module import PairsDataModule
+from ..data.sample import uniform
 from ..data.sidecar import KEY, write_sidecar
 from ..data.urls import base_name
 from ..models.teacher import DTYPES, FrozenTowers
@@ -129,7 +130,7 @@ class Store:
         shard = int(self.counts.argmax())
         columns = self.columns_of(*self.dataset.loader.load([(0, shard, 0)]))
         row = sum(column.element_size() * column[0].numel() for column in columns.values())
-        return row * self.variants + torch.int64.itemsize
+        return (row + torch.float64.itemsize) * self.variants
 
     def missing(self) -> list[int]:
         """Shards that have samples and no file."""
@@ -183,7 +184,10 @@ class Store:
             good = batch["status"] == 0  # Others are replacements of samples that cannot be used.
             found = self.columns_of(batch)
             parts.append({name: column[good] for name, column in found.items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        # What the loader draws for the main caption in this epoch.
+        draws = [uniform(self.data.seed, variant, "text", key) for key in joined[KEY].tolist()]
+        return joined | {"text.draw": torch.tensor(draws, dtype=torch.float64)}
 
     def batches(self, shard: int, variant: int) -> Iterator[Batch]:
         """The batches of a shard, made by as many processes as in training."""
@@ -200,7 +204,7 @@ class Store:
         made = {view: features[view].to("cpu", self.dtype) for view in self.views}
         seen = {view.removesuffix(".raw") for view in self.views}
         made |= {n: batch[n] for v in seen if (n := f"{v}.augmentation") in batch}
-        return made | {KEY: batch["key"], "text.draw": batch["text.draw"]}
+        return made | {KEY: batch["key"]}
 
     def report(self) -> int:
         """Says what is there; returns 1 while shards are missing."""
