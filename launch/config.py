@@ -80,6 +80,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--name", type=str, default="run", help="name in reports")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation")
     parser.add_argument("--init_from", type=str | None, help="run folder or file: weights only")
+    parser.add_argument(
+        "--inherit_from", type=str | None, help="run folder of a larger model: layers and slices"
+    )
     parser.add_class_arguments(Trainer, "trainer", skip=OWNED, instantiate=False)
     parser.add_class_arguments(PairsDataModule, "data")
     parser.add_class_arguments(TwoTower, "model")

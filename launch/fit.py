@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from ..models.inherit import inherit
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
@@ -29,6 +30,7 @@ from . import config as run_config
 from .build import build
 from .env import is_first_process, prepare, under_torchrun
 from .identity import Identity
+from .load import load_run
 from .paths import find_config
 from .providers import attach
 
@@ -79,6 +81,11 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
     checkpoint = None
     if resume is None and config.init_from:
         initialise(module.model, config.init_from)
+    if resume is None and config.inherit_from:
+        if config.init_from:
+            raise ValueError("give init_from (equal shapes) or inherit_from (slices), not both")
+        larger = load_run(config.inherit_from)[0].model
+        say(f"inherit_from {config.inherit_from}: {inherit(module.model, larger)}")
     attach(module, parts)
     if resume is None:
         prepare_folder(run_dir)

@@ -21,6 +21,7 @@ SLOTS = (
     "guard",
     "phases",
     "init_from",
+    "inherit_from",
     "teachers",
     "ema",
 )

@@ -172,3 +172,20 @@ def test_a_disk_that_is_too_small_is_told_before(world, tmp_path, monkeypatch):
     ):
         embed(world, tmp_path / "small")
     assert not list((tmp_path / "small").iterdir())
+
+
+def test_a_run_inherits_from_a_larger_run(world, tmp_path, capsys):
+    values = world[1]
+    values = json.loads(json.dumps({k: v for k, v in values.items() if k != "teachers"}))
+    values["objective"]["terms"] = {"infonce": taught("")["infonce"]}
+    fit(tmp_path, values, tmp_path / "large")
+    values["model"]["text"]["init_args"]["depth"] = 1
+    values["model"]["embed_dim"] //= 2
+    capsys.readouterr()
+    fit(tmp_path, values | {"inherit_from": str(tmp_path / "large")}, tmp_path / "small")
+    assert "tensors inherited, " in capsys.readouterr().out
+    path = tmp_path / "both.yaml"
+    both = {"inherit_from": str(tmp_path / "large"), "init_from": str(tmp_path / "large")}
+    path.write_text(yaml.safe_dump(values | both))
+    assert cli.main(["fit", "--config", str(path), "--run_dir", str(tmp_path / "no")]) == 2
+    assert "not both" in capsys.readouterr().err
