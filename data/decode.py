@@ -47,7 +47,7 @@ def field_texts(sample: RawSample, field: str) -> list[str]:
     Args:
         sample: A raw sample.
         field: An extension (`txt`), or a value of a JSON member (`json:caption`): a text, a whole
-            number, or a list of them.
+            number, or a list of them. `json:names.de` is a value of an object in it.
 
     Raises:
         SampleError: The member is not UTF-8 or not JSON (`bad_text`), or larger than any text
@@ -55,7 +55,7 @@ def field_texts(sample: RawSample, field: str) -> list[str]:
     """
     extension, _, name = field.partition(":")
     if name:
-        value = read_json(sample, extension).get(name)
+        value = _at(read_json(sample, extension), name)
         values = value if isinstance(value, list) else [value]
         texts = [_as_text(sample, extension, name, value) for value in values]
     else:
@@ -138,6 +138,15 @@ def read_value(sample: RawSample, extension: str, name: str) -> str | None:
         SampleError: As in `read_json`; half of a surrogate pair (`"\\ud83d"`) is `bad_text`.
     """
     return _as_text(sample, extension, name, read_json(sample, extension).get(name))
+
+
+def _at(fields: dict[str, object], name: str) -> object:
+    """Returns the field of this name, or what the dots in it lead to; None when there is none."""
+    if name in fields:
+        return fields[name]
+    first, _, rest = name.partition(".")
+    inner = fields.get(first)
+    return _at(inner, rest) if rest and isinstance(inner, dict) else None
 
 
 def _as_text(sample: RawSample, extension: str, name: str, value: object) -> str | None:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .exchange import total
 from .term import full_precision
@@ -90,3 +91,35 @@ class MLP(nn.Sequential):
             layers += [norm(following)] if norm is not None else []
             layers.append(nn.ReLU())
         super().__init__(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+class UnitMLP(MLP):
+    """An `MLP` whose rows have length one, as embeddings do: from one embedding's width to another.
+
+    Two widths make the projection that distillation puts on a student's embedding where the
+    teacher's is of another width (Yang et al., "CLIP-KD", 2024).
+    """
+
+    def forward(self, input: Float[Tensor, "b width"]) -> Float[Tensor, "b out"]:
+        """Returns rows in full precision."""
+        (rows,) = full_precision(super().forward(input))
+        return F.normalize(rows, dim=-1)
+
+
+def fitting(
+    head: nn.Module, student: Float[Tensor, "b d"], teacher: Float[Tensor, "b t"]
+) -> Float[Tensor, "b t"]:
+    """Returns the student's rows through the head, in full precision, as wide as the teacher's.
+
+    Raises:
+        ValueError: the head gives another width.
+    """
+    (rows,) = full_precision(head(student))
+    if rows.shape[1] != teacher.shape[1]:
+        raise ValueError(
+            f"the student has {rows.shape[1]} numbers a sample and the teacher {teacher.shape[1]}: "
+            "give the term heads that map the one to the other, such as "
+            f"counterpoint.losses.heads.UnitMLP with widths [{student.shape[1]}, "
+            f"{teacher.shape[1]}]"
+        )
+    return rows

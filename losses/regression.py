@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .exchange import share
+from .present import needed
 from .term import Term, full_precision
 
 
@@ -59,7 +60,7 @@ class Regression(Term):
         self.distance = distance
         self.head = nn.Identity() if head is None else head
         self.valid = valid
-        self.needs = (feature, target) if valid is None else (feature, target, valid)
+        self.needs = (feature, target, *(() if valid is None else needed(valid)))
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]

@@ -1,7 +1,8 @@
-"""A target that is itself a softmax over the same pairs: a teacher's, or an earlier self's.
+"""Targets that are themselves made of all pairs: a teacher's softmax or sigmoid of them.
 
 In: a second pair of features for every sample, and their scale. Out: a `Target`, made again tile by
-tile from the features and two normalisers a sample, so that no matrix of targets exists.
+tile from the features, for a softmax with two normalisers a sample, so that no matrix of targets
+exists.
 """
 
 import torch
@@ -43,3 +44,31 @@ class Soft:
         logits = rows[0] @ columns[0].T
         by_rows = (logits - rows[1][:, None]).exp_()
         return by_rows, logits.sub_(columns[1]).exp_()
+
+
+class SoftMatch:
+    """sigmoid(s t_i.r_j + c): how far a pair matches, for the sigmoid's kernel.
+
+    Args:
+        rows: t [b, k] of this rank's pairs; of any width.
+        columns: r [b, k].
+        scale, bias: s and c.
+    """
+
+    def __init__(
+        self,
+        rows: Float[Tensor, "b k"],
+        columns: Float[Tensor, "b k"],
+        scale: Float[Tensor, "1"],
+        bias: Float[Tensor, "1"],
+    ):
+        # The bias is a product of its own: [s t, c].[r, 1].
+        rows, columns, one = rows.detach(), columns.detach(), rows.new_ones(len(rows), 1)
+        self.rows = (torch.cat([rows * scale.detach(), one * bias.detach()], 1),)
+        self.columns = (torch.cat([columns, one], 1),)
+
+    def tile(
+        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
+    ) -> tuple[Tensor, Tensor]:
+        match = (rows[0] @ columns[0].T).sigmoid_()
+        return match, match

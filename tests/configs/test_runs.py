@@ -20,6 +20,13 @@ EXAMPLES = ("mixture", "remote", "views")
 OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "stable_adamw")
 # Of each kind of part one: reading a whole configuration again takes seconds.
 SAMPLE = ("emoji_clip", "emoji_byol_short", "emoji_flip_short", "emoji_rankclip_short")
+# Of the recipes of distillation, the one with most terms; each takes seconds, too.
+DISTILLED = ("distill_all", "clip_kd")
+DISTILLING = {"clusters"} | {
+    yaml.safe_load(path.read_text())["objective"].split("/")[-1].removesuffix(".yaml")
+    for path in RUNS
+    if path.stem.startswith("distill_") and path.stem != "distill_none"
+}
 SLOTS = ("trainer", "data", "model", "objective", "optim")
 CLIPS = sorted((CONFIGS / "clip").glob("*.yaml"))
 
@@ -29,7 +36,15 @@ def parser():
     return run_config.make_parser()
 
 
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def recipes(paths):
+    """Parameters: those of distillation but for a sample belong to the long tests."""
+    for path in paths:
+        is_long = path.stem.startswith("distill_") or path.stem in DISTILLING
+        marks = [pytest.mark.soak] if is_long and path.stem not in DISTILLED else []
+        yield pytest.param(path, marks=marks, id=path.stem)
+
+
+@pytest.mark.parametrize("path", recipes(RUNS))
 def test_run(parser, path):
     config = run_config.parse(parser, ["--config", str(path)])
     assert config.name == path.stem
@@ -63,8 +78,8 @@ def test_every_part_is_used_by_a_run():
     parts = {path.resolve() for slot in SLOTS for path in (CONFIGS / slot).glob("*.yaml")}
     unused = {path.relative_to(CONFIGS).as_posix() for path in parts - used}
     # For batches of tens of thousands (the emoji runs use siglip_small), the geometries to which
-    # EuCLIP was compared, for runs that name a teacher, and for users' own data.
-    spare = {"siglip", "mimicry"}
+    # EuCLIP was compared, and for users' own data.
+    spare = {"siglip", "clusters"}
     spare |= {name for name in spared("objective/euclip_", unused)}
     assert unused == {
         *(f"objective/{name}.yaml" for name in spare),
@@ -92,7 +107,7 @@ def test_example_of_data(parser, name, tmp_path):
     assert run_config.plain(parser, again) == resolved
 
 
-@pytest.mark.parametrize("path", OBJECTIVES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", recipes(OBJECTIVES))
 def test_objective_gives_a_finite_value_and_gradients(parser, path):
     argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--objective", str(path)]
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
@@ -101,6 +116,8 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path):
         "key": torch.randint(-(2**63), 2**63 - 1, (6,)),
         "text": torch.randint(1, 99, (6, 8)),
         "text_length": torch.full((6,), 8),
+        "clusters.id": torch.arange(6),
+        "text.translated.present": torch.ones(6, dtype=torch.bool),
     }
     scales = {name for name in objective.needs if name.split(".")[-1].startswith("logit_")}
     rows = {

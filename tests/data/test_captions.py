@@ -25,6 +25,18 @@ def test_the_first_field_with_text_is_taken():
     assert policy_of(policy) is policy and policy.fields == ("txt",)
 
 
+def test_a_field_may_be_within_an_object():
+    names = {"de": "Katze", "fr": ["chat", "minou"], "a.b": "whole"}
+    sample = {"__key__": "k", "json": json.dumps({"names": names, "x.y": "dotted"}).encode()}
+    assert FirstFound(["json:names.de"])(sample, 0) == "Katze"
+    assert FirstFound(["json:names.it", "json:names.fr"])(sample, 0) == "chat"
+    assert FirstFound(["json:names.a.b"])(sample, 0) == "whole"
+    assert FirstFound(["json:x.y"])(sample, 0) == "dotted"
+    for field in ("json:names", "json:names.", "json:names.de.more", "json:.de"):
+        with pytest.raises(SampleError, match="no_caption"):
+            FirstFound([field])(sample, 0)
+
+
 def test_choices_meet_their_weights_over_an_even_grid_of_draws():
     policy = WeightedChoice(
         {"txt": 1, "json:rewrites": 3, "alt": 5, "json:none": 2, "json:caption": 0}

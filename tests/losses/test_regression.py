@@ -25,6 +25,15 @@ def test_what_stands_for_a_missing_target_does_not_matter(distance):
     assert set(term.needs) == {"image", "teacher.image", "teacher.present"}
 
 
+def test_the_mask_of_a_text_is_not_asked_of_the_towers():
+    term = Regression("text.de", "teacher.large.text", valid="text.de.present")
+    assert term.needs == ("text.de", "teacher.large.text")
+    features = {"text.de": torch.randn(4, 3), "teacher.large.text": torch.randn(4, 3)}
+    kept = torch.tensor([True, False, False, True])
+    want = cosine(*(features[name][kept] for name in term.needs)).mean()
+    torch.testing.assert_close(term(features, {"text.de.present": kept})["regression"], want)
+
+
 def test_losses_by_sample_are_the_parts_of_the_loss():
     features = {"image": torch.randn(4, 3), "ema.image": torch.randn(4, 3)}
     term = Regression("image", "ema.image")

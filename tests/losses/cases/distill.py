@@ -4,6 +4,7 @@ import torch
 from term_case import Case, pairs, unit
 
 from counterpoint.losses.distill import SoftContrastive
+from counterpoint.losses.scalars import Fixed
 
 TEACHERS = ("teacher.large", "teacher.wide")
 
@@ -31,12 +32,23 @@ def formula(features, batch, term):
     return (term.diagonal * own + (1 - term.diagonal) * soft) / (2 * len(logits))
 
 
+def affinity_mimicking(features, batch, term):
+    """TinyCLIP's: the mean of both cross-entropies, each over rows against all columns."""
+    logits = 50 * features["image"] @ features["text"].T
+    theirs = 50 * features[f"{TEACHERS[1]}.image"] @ features[f"{TEACHERS[1]}.text"].T
+    halves = [
+        torch.nn.functional.cross_entropy(mine, soft.softmax(1))
+        for mine, soft in ((logits, theirs), (logits.T, theirs.T))
+    ]
+    return (halves[0] + halves[1]) / 2
+
+
 CONSTANTS = frozenset(f"{t}.{n}" for t in TEACHERS for n in ("image", "text", "logit_scale"))
 
 
-def case(*arguments):
+def case(*arguments, formula=formula, **settings):
     return Case(
-        lambda **choices: SoftContrastive(*arguments, **choices),
+        lambda **choices: SoftContrastive(*arguments, **settings, **choices),
         formula,
         inputs,
         constants=CONSTANTS,
@@ -47,4 +59,7 @@ CASES = {
     "one_teacher": case(TEACHERS[:1]),
     "two_teachers_with_scales": case(TEACHERS, (20.0, 3.0)),
     "mixed_with_the_own_pair": case(TEACHERS[1:], None, 0.3),
+    "affinity_mimicking": case(
+        TEACHERS[1:], (50.0,), formula=affinity_mimicking, scale=Fixed(50.0)
+    ),
 }

@@ -5,7 +5,7 @@ import functools
 import torch
 from term_case import Case, normal
 
-from counterpoint.losses.heads import MLP
+from counterpoint.losses.heads import MLP, UnitMLP
 from counterpoint.losses.regression import Regression, smooth_l1, squared
 
 TARGET = "teacher.big.image"
@@ -26,6 +26,8 @@ def formula(features, batch, term):
     x, y = features["image"], features[TARGET]
     if not isinstance(term.head, torch.nn.Identity):
         x = x @ term.head[0].weight.T + term.head[0].bias
+    if isinstance(term.head, UnitMLP):
+        x = x / x.pow(2).sum(1, keepdim=True).sqrt()
     kept = range(len(x)) if term.valid is None else torch.nonzero(batch["present"])[:, 0].tolist()
     losses = distances(term, x, y)
     return sum((losses[i] for i in kept), x.sum() * 0) / max(1, len(kept))
@@ -59,4 +61,5 @@ CASES = {
     "smooth_l1": case(inputs, distance=smooth_l1),
     "none_valid": case(none_valid, valid="present"),
     "head": case(wider, lambda *names: Regression(*names, head=MLP([3, 5]))),
+    "unit_head": case(wider, lambda *names: Regression(*names, squared, UnitMLP([3, 5]))),
 }
