@@ -1,0 +1,90 @@
+"""Compiled towers: one graph a kind of layer, equal results, the same names, no silent fallback."""
+
+import copy
+
+import pytest
+import torch
+from small_run import B, module, train
+from torch._dynamo.backends.debugging import aot_eager
+from torch._dynamo.utils import counters
+
+from counterpoint.models.reducers.image import RandomPatches
+from counterpoint.train.compilation import Compile, compile_layers
+from counterpoint.train.evaluation.run import untouched
+
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+STEPS = 3
+
+
+class Graphs:
+    """The backend of every day, which counts."""
+
+    def __init__(self):
+        self.shapes = []
+        self.calls = 0
+
+    def __call__(self, graph, inputs):
+        self.shapes.append([tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)])
+        compiled = aot_eager(graph, inputs)
+
+        def run(*args):
+            self.calls += 1
+            return compiled(*args)
+
+        return run
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def record(rank, world_size, name, chunks, compiled, dropout=0.0):
+    """Losses, norms and pieces of gradients of a short run; graphs and their calls."""
+    torch._dynamo.reset()
+    counters.clear()
+    made = module(STEPS, dropout=dropout, reducer=RandomPatches(0.5), chunks=chunks)
+    names, graphs = list(made.state_dict()), Graphs()
+    train(made, world_size, name, [Compile(graphs)] if compiled else [])
+    assert not counters["graph_break"]
+    assert list(made.state_dict()) == names
+    return made.losses, made.norms, made.pieces, len(graphs.shapes), graphs.calls
+
+
+def assert_same(got, want, num_graphs):
+    assert got[0] == pytest.approx(want[0], rel=1e-6)
+    assert got[1] == pytest.approx(want[1], rel=1e-5)
+    for mine, theirs in zip(got[2], want[2], strict=True):
+        assert mine.keys() == theirs.keys()
+        largest = max(piece.abs().max().item() for piece in theirs.values())
+        for key, piece in theirs.items():
+            torch.testing.assert_close(mine[key], piece, rtol=1e-5, atol=1e-5 * largest, msg=key)
+    assert got[3] == num_graphs
+
+
+def test_one_graph_a_kind_of_layer_holds_all_lengths_reducers_and_chunks():
+    chunks, layers, parts = 2, 2, 4
+    want = record(0, 1, "auto", chunks, False)
+    got = record(0, 1, "auto", chunks, True)
+    assert_same(got, want, 2)
+    # Each layer of each part, in the forward pass and again in the backward pass.
+    assert got[4] == STEPS * layers * (chunks + parts) * 2
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy(gloo, name, chunks):
+    want = gloo(2, record, name, chunks, False, timeout=240)
+    got = gloo(2, record, name, chunks, True, timeout=240)
+    for mine, theirs in zip(got, want, strict=True):
+        assert_same(mine, theirs, 2)
+        again = 1 if chunks == 1 else 2
+        assert mine[4] == STEPS * 2 * (chunks + 4) * again
+
+
+@pytest.mark.soak
+def test_dropout_is_the_same_in_forward_and_recomputation():
+    want = record(0, 1, "auto", 3, False, 0.2)
+    assert_same(record(0, 1, "auto", 3, True, 0.2), want, 2)

@@ -1,0 +1,112 @@
+"""Compiled towers: one graph a kind of layer, for any number of rows and tokens.
+
+In: the module that trains, and a backend of torch.compile. Out: the same module; the layers of its
+towers (and of frozen ones) run compiled, nothing else about it changes: no name of a parameter, no
+result beyond rounding.
+
+Layers, not whole towers: they are what FSDP2 and ZeRO gather parameters for, so that all that these
+strategies do happens between graphs; and the layers of a tower share one graph, which is compiled
+in seconds. Nothing falls back to eager execution: a layer that is not one graph ends the run.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from .module import ContrastiveModule
+from .strategies import blocks
+
+# Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past
+# the limit the run would end.
+MAX_GRAPHS = 64
+
+
+class Compile(pl.Callback):
+    """Compiles the towers before any strategy wraps them.
+
+    Args:
+        backend: of torch.compile, such as `inductor`.
+    """
+
+    def __init__(self, backend: str | Callable[..., Any]):
+        self.backend = backend
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Replaces the layers' forward functions; what they are is printed.
+
+        Raises:
+            ValueError: the towers have no layers.
+        """
+        assert isinstance(pl_module, ContrastiveModule)
+        towers = [pl_module.model, *(frozen.model for frozen in pl_module.providers.values())]
+        layers = [layer for tower in towers for layer in compile_layers(tower, self.backend)]
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            for layer in layers:
+                # ZeRO 3 then gathers a layer at once, not inside of its graph.
+                layer._z3_leaf = True  # type: ignore[assignment]
+        if trainer.is_global_zero:
+            counts = Counter(type(layer).__name__ for layer in layers)
+            named = ", ".join(f"{count} {name}" for name, count in counts.items())
+            print(f"compiled with {self.backend}: {named}", flush=True)
+
+
+def compile_layers(model: nn.Module, backend: str | Callable[..., Any]) -> list[nn.Module]:
+    """Compiles the layers of towers in place; returns them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    settings: Any = torch._dynamo.config
+    settings.recompile_limit = MAX_GRAPHS
+    settings.optimize_ddp = False  # graphs of a layer need not be cut up to send gradients early
+    settings.specialize_float = True  # else everything is compiled twice, once with a symbolic eps
+    # A part is recomputed by the graph that computed it: as many rows as tokens make no graph of
+    # their own, and the first graph that fits is always the same one.
+    torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
+    torch._C._dynamo.eval_frame._set_lru_cache(False)
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    functions: dict[type, Callable[..., Any]] = {}
+    for layer in blocks(model):
+        if not inside.isdisjoint(layer.modules()):
+            continue  # a stage, whose layers are compiled
+        kind = type(layer)
+        if kind not in functions:
+            functions[kind] = compiled(kind, backend)
+        # A method, so that a copy of the layer runs on its own parameters.
+        layer.forward = MethodType(functions[kind], layer)
+        found.append(layer)
+        inside.add(layer)
+    if not found:
+        raise ValueError(
+            "trainer.compile compiles the layers of the towers, and these towers have no list of "
+            "equal layers; set trainer.compile=null"
+        )
+    return found
+
+
+def compiled(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The forward function of a kind of layer as one graph; all layers of that kind share it.
+
+    Sizes are symbols from the first call on: captions' lengths, kept patches and parts of a batch
+    may differ from call to call, and a recomputed part meets the graph that it was computed with.
+    """
+    graph = torch.compile(kind.forward, backend=backend, fullgraph=True, dynamic=True)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return graph(self, *args, **kwargs)
+        except TorchDynamoException as error:
+            raise ValueError(
+                f"trainer.compile cannot make one graph of {kind.__name__}; set "
+                f"trainer.compile=null, or mend this: {error}"
+            ) from error
+
+    return forward
