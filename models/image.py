@@ -178,5 +178,6 @@ def resampled(
         return positions
     units = torch.eye(len(positions), device=positions.device).view(-1, 1, *old)
     matrix = F.interpolate(units, new, mode="bicubic", antialias=True).flatten(1).T
-    with torch.autocast(positions.device.type, enabled=False):
+    # Without memory (device `meta`, where FLOPs are counted) there is no autocast to turn off.
+    with torch.autocast("cpu" if positions.is_meta else positions.device.type, enabled=False):
         return matrix.to(positions.dtype) @ positions

@@ -87,4 +87,5 @@ def test_every_strategy(gloo, name, chunks):
 @pytest.mark.soak
 def test_dropout_is_the_same_in_forward_and_recomputation():
     want = record(0, 1, "auto", 3, False, 0.2)
-    assert_same(record(0, 1, "auto", 3, True, 0.2), want, 2)
+    # Stochastic depth spares the first layer.
+    assert_same(record(0, 1, "auto", 3, True, 0.2), want, 3)

@@ -1,0 +1,126 @@
+"""FLOPs of the towers against torch's counter over a real training step on real tensors."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from counterpoint.models.image import TimmTower
+from counterpoint.models.reducers.image import RandomPatches, Resize
+from counterpoint.models.reducers.reduction import Reduction
+from counterpoint.models.reducers.text import Truncate
+from counterpoint.models.shared import SharedImageTower, SharedTextTower
+from counterpoint.models.text import ClipTextTower
+from counterpoint.models.two_tower import TwoTower
+from counterpoint.train.flops import FlopMeter, measured_peak, on_meta
+
+N, CONTEXT = 12, 24
+SIZES = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+VITS = {
+    "class token": {},
+    "average": {"global_pool": "avg", "class_token": False},
+    "attention pool": {"global_pool": "map", "class_token": False},
+    "registers": {"reg_tokens": 4, "init_values": 0.1},
+}
+REDUCTIONS = {
+    "all": (None, None),
+    "flip": (RandomPatches(0.5), None),
+    "clipa": (Resize(24), Truncate(8)),
+}
+
+
+def vit(kind="class token"):
+    return TimmTower("vit_tiny_patch16_224", 48, model_args=SIZES | VITS[kind])
+
+
+def two_tower(image, **more):
+    return TwoTower(image, ClipTextTower(64, 2, 2, CONTEXT, vocab_size=50), 32, **more)
+
+
+def batch():
+    g = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randint(0, 256, (N, 3, 48, 48), dtype=torch.uint8, generator=g),
+        "text": torch.randint(1, 50, (N, CONTEXT), generator=g),
+        "text_length": torch.randint(3, CONTEXT + 1, (N,), generator=g),
+        "key": torch.randint(0, 1 << 62, (N,), generator=g),
+    }
+
+
+def step(model, reduction=None, needs=("image", "text")):
+    """A training step without matrix products of its own."""
+    features = model(batch(), needs, reduction)
+    sum(features[name].sum() for name in needs).backward()
+
+
+def by_torch(model, *args):
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        step(model, *args)
+    return counter.get_total_flops()
+
+
+def by_us(model, *args):
+    meter = FlopMeter([model])
+    meter.listening = True
+    step(model, *args)
+    meter.listening = False
+    step(model, *args)  # evaluation does not count
+    return meter.take()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", VITS)
+def test_a_step_costs_what_torch_counts(kind, reduction):
+    model = two_tower(vit(kind))
+    reduction = Reduction(0, 3, *REDUCTIONS[reduction])
+    want = by_torch(model, reduction)
+    flops, hardware = by_us(model, reduction)
+    assert flops == hardware == pytest.approx(want, rel=0.01)
+
+
+def test_what_is_left_out_costs_nothing():
+    model = two_tower(vit(), text_parts=0)
+    all_tokens, _ = by_us(model)
+    flip, _ = by_us(model, Reduction(0, 3, *REDUCTIONS["flip"]))
+    trimmed, _ = by_us(two_tower(vit()))
+    assert flip < 0.75 * all_tokens and trimmed < 0.95 * all_tokens
+
+
+def test_recomputation_is_of_the_hardware_not_of_the_model():
+    want = by_torch(two_tower(vit()))
+    model = two_tower(vit(), chunks=4)
+    flops, hardware = by_us(model)
+    assert flops == pytest.approx(want, rel=0.01)
+    assert hardware == pytest.approx(by_torch(model), rel=0.01)
+    assert hardware > 1.3 * flops
+
+
+def test_frozen_towers_and_further_views():
+    model = two_tower(vit())
+    for part in (model.image, model.image_projection):
+        part.requires_grad_(False)
+    assert by_us(model)[0] == pytest.approx(by_torch(model), rel=0.01)
+    assert by_us(model, None, ("text",))[0] == pytest.approx(by_torch(model, None, ("text",)))
+
+
+def test_shared_transformers_and_other_networks():
+    image = SharedImageTower(48, 8, 64, 2, 2)
+    shared = TwoTower(image, SharedTextTower(64, CONTEXT, vocab_size=50), 32)
+    assert by_us(shared)[0] == pytest.approx(by_torch(shared), rel=0.01)
+    net = two_tower(TimmTower("resnet18", 48))
+    assert by_us(net)[0] == pytest.approx(by_torch(net), rel=0.01)
+
+
+def test_the_copy_has_no_memory_and_the_model_stays():
+    model = two_tower(vit())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = on_meta(model)
+    assert {p.device.type for p in twin.parameters()} == {"meta"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    by_us(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_peak_is_a_speed():
+    peak = measured_peak(torch.device("cpu"), "bf16-mixed", 0.01)
+    assert 1e9 < peak < 1e15
