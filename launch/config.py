@@ -8,10 +8,11 @@ refused.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Trainer
 
 from ..data.module import PairsDataModule
@@ -84,6 +85,16 @@ def make_parser() -> ArgumentParser:
         "--inherit_from", type=str | None, help="run folder of a larger model: layers and slices"
     )
     parser.add_class_arguments(Trainer, "trainer", skip=OWNED, instantiate=False)
+    parser.add_argument(
+        "--trainer.compile",
+        type=Literal["inductor", "aot_eager"] | None,
+        help="compile the towers' layers with this backend of torch.compile",
+    )
+    parser.add_argument(
+        "--trainer.peak_tflops",
+        type=PositiveFloat | None,
+        help="of one device in this precision, for mfu; none: what a matrix product reaches",
+    )
     parser.add_class_arguments(PairsDataModule, "data")
     parser.add_class_arguments(TwoTower, "model")
     parser.add_class_arguments(Objective, "objective")

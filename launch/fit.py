@@ -34,6 +34,9 @@ from .load import load_run
 from .paths import find_config
 from .providers import attach
 
+# Keys of the trainer's slot that are not Lightning's.
+OURS = ("compile", "peak_tflops")
+
 
 def main(argv: list[str]) -> int:
     """Parses the command line and trains; returns 0, or 128 + the signal that stopped the run."""
@@ -135,9 +138,10 @@ def make_trainer(
             *(arguments.get("callbacks") or []),
             stop,
             CountErrors(parts.checkpoint.every_n_steps, run_dir / "skipped.json"),
-            Metrics(),
+            Metrics(parts.trainer.peak_tflops),
             Evaluate(parts.evaluation),
             checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
+            *compilation(parts.trainer.compile),
         ],
         "plugins": [*(arguments.get("plugins") or []), checkpoints.AtomicCheckpointIO()],
         "max_steps": total_steps,
@@ -154,6 +158,15 @@ def make_trainer(
     return Trainer(**{**arguments, **ours})
 
 
+def compilation(backend: str | None) -> list[Any]:
+    """The callback that compiles the towers, if a backend is named."""
+    if backend is None:
+        return []
+    from ..train.compilation import Compile
+
+    return [Compile(backend)]
+
+
 def initialise(model: TwoTower, source: str) -> None:
     """Loads the weights of a run folder or file and says what matched."""
     path = checkpoints.newest(source) or Path(source)
@@ -166,7 +179,7 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
     Raises:
         ValueError: accumulation is asked for.
     """
-    arguments = {k: v for k, v in vars(chosen).items() if v is not None}
+    arguments = {k: v for k, v in vars(chosen).items() if v is not None and k not in OURS}
     if arguments.get("accumulate_grad_batches", 1) > 1:
         raise ValueError(
             "trainer.accumulate_grad_batches > 1 would contrast each pair with a part of the batch "

@@ -10,7 +10,7 @@ in seconds. Nothing falls back to eager execution: a layer that is not one graph
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any
 
@@ -48,13 +48,25 @@ class Compile(pl.Callback):
         towers = [pl_module.model, *(frozen.model for frozen in pl_module.providers.values())]
         layers = [layer for tower in towers for layer in compile_layers(tower, self.backend)]
         if isinstance(trainer.strategy, DeepSpeedStrategy):
-            for layer in layers:
-                # ZeRO 3 then gathers a layer at once, not inside of its graph.
-                layer._z3_leaf = True  # type: ignore[assignment]
+            gather_at_once(layers)
         if trainer.is_global_zero:
             counts = Counter(type(layer).__name__ for layer in layers)
             named = ", ".join(f"{count} {name}" for name, count in counts.items())
             print(f"compiled with {self.backend}: {named}", flush=True)
+
+
+def gather_at_once(layers: Iterable[nn.Module]) -> None:
+    """Lets ZeRO 3 gather a layer's parameters before its graph runs, not one by one inside of it.
+
+    Its gradients are still sent one by one: DeepSpeed would send a leaf's at each of its calls, and
+    a layer is called for every part of the batch.
+    """
+    from deepspeed.runtime.zero import stage3
+    from deepspeed.utils import set_z3_leaf_module
+
+    for layer in layers:
+        set_z3_leaf_module(layer, True)
+    stage3.z3_leaf_parameter = lambda parameter: False
 
 
 def compile_layers(model: nn.Module, backend: str | Callable[..., Any]) -> list[nn.Module]:

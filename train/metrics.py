@@ -16,6 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from .flops import FlopMeter, measured_peak
 from .module import ContrastiveModule
 
 
@@ -84,15 +85,32 @@ def log_row(trainer: pl.Trainer, values: dict[str, float], step: int) -> None:
 
 
 class Metrics(pl.Callback):
-    """Collects, averages and logs the training metrics every `trainer.log_every_n_steps`."""
+    """Collects, averages and logs the training metrics every `trainer.log_every_n_steps`.
 
-    def __init__(self):
+    Args:
+        peak_tflops: of one device, in the run's precision; None: what a matrix product reaches.
+    """
+
+    def __init__(self, peak_tflops: float | None = None):
         self._wait = self._busy = 0.0
         self._last_step = 0
+        self._peak_tflops = peak_tflops
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listens to the towers as they are before a strategy wraps them."""
+        assert isinstance(pl_module, ContrastiveModule)
+        frozen = [towers.model for towers in pl_module.providers.values()]
+        self._meter = FlopMeter([pl_module.model, *frozen])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts samples from here."""
         self._last_step = trainer.global_step
+        declared = self._peak_tflops
+        self._peak = (
+            measured_peak(pl_module.device, trainer.precision)
+            if declared is None
+            else declared * 1e12
+        )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -100,12 +118,14 @@ class Metrics(pl.Callback):
         """What has passed since the last step's end was spent waiting for data."""
         assert isinstance(pl_module, ContrastiveModule)
         self._wait += time.monotonic() - pl_module.step_ended
+        self._meter.listening = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """At log steps: reduce and log. Evaluation and checkpoints count as neither."""
         assert isinstance(pl_module, ContrastiveModule)
+        self._meter.listening = False
         self._busy += time.monotonic() - pl_module.step_ended
         step = trainer.global_step
         if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:  # type: ignore
@@ -120,21 +140,24 @@ class Metrics(pl.Callback):
         samples = module.phases.samples_before
         seconds = max(self._busy, 1e-9)
         names = list(module.report)
-        measured = [*module.report.values(), torch.tensor(self._wait / seconds)]
+        flops = [torch.tensor(count, dtype=torch.float64) for count in self._meter.take()]
+        measured = [*module.report.values(), torch.tensor(self._wait / seconds), *flops]
         by_source = module.source_loss
         if by_source is not None:
             measured += by_source.flatten()
         means = average(measured)
-        labels = [*names, "data_wait"]
+        labels = [*names, "data_wait", "flops", "hardware_flops"]
         values = dict(zip(labels, means[: len(labels)], strict=True))
+        pairs = samples(step) - samples(self._last_step)
+        values |= self._compute(values, pairs / module.trainer.world_size, seconds)
         # No limit yet is an infinite one, for which JSON has no number.
         values = {k: v for k, v in values.items() if not (k.startswith("clip/") and v == math.inf)}
         module.guard.check()
         for name in module.objective.weights:
             values[f"weight/{name}"] = module.objective.weight(name)
         if by_source is not None:
-            pairs = iter(means[len(labels) :])
-            for source, total, count in zip(module.sources, pairs, pairs, strict=True):
+            rest = iter(means[len(labels) :])
+            for source, total, count in zip(module.sources, rest, rest, strict=True):
                 if count:
                     values[f"loss_by_source/{source}"] = total / count
         phase, _, _ = module.phases.at(step - 1)
@@ -146,9 +169,20 @@ class Metrics(pl.Callback):
             "lr": module.phases.learning_rate(step - 1),
             "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
             "samples": samples(step),
-            "pairs_per_s": (samples(step) - samples(self._last_step)) / seconds,
+            "pairs_per_s": pairs / seconds,
             "phase": list(module.phases.named).index(phase),
         }
+
+    def _compute(self, values: dict[str, float], pairs: float, seconds: float) -> dict[str, float]:
+        """Takes one rank's FLOPs out of the values; returns those of a pair, and the utilisation.
+
+        The towers' alone; what is computed again in the backward pass is said where there is any.
+        """
+        model, hardware = values.pop("flops"), values.pop("hardware_flops")
+        found = {"flops_per_pair": model / pairs, "mfu": model / seconds / self._peak}
+        if hardware > model:
+            found["hardware_flops_per_pair"] = hardware / pairs
+        return found
 
 
 def average(values: list[torch.Tensor]) -> list[float]:

@@ -18,6 +18,8 @@ TRAINING = {
     "lr": ("Learning rate", "of the first parameter group", "linear", "exact"),
     "grad_norm": ("Gradient norm", "before clipping", "spiky", "noisy"),
     "pairs_per_s": ("Throughput", "pairs per second, all ranks", "linear", "noisy"),
+    "flops_per_pair": ("Compute", "FLOPs a pair, forward and backward", "linear", "noisy"),
+    "mfu": ("Utilisation", "the towers' FLOPs, of the device's peak", "share", "noisy"),
     "data_wait": ("Waiting for data", "share of the step's time", "share", "noisy"),
 }
 UNDRAWN = ("samples", "steps", "seconds")

@@ -20,7 +20,7 @@ SHARES = ("top1", "top5", "top10", "accuracy", "mean_per_class")
 def is_share(metric: str) -> bool:
     """Whether `metric` is a fraction from 0 to 1 that people read as a percentage."""
     leaf = metric.rsplit("/", 1)[-1]
-    return leaf.startswith(SHARES) or "recall@" in leaf or leaf == "data_wait"
+    return leaf.startswith(SHARES) or "recall@" in leaf or leaf in ("data_wait", "mfu")
 
 
 def show(metric: str, value: float | None) -> str:
@@ -31,6 +31,8 @@ def show(metric: str, value: float | None) -> str:
         return "not finite"
     if is_share(metric):
         return f"{100 * value:.1f}%"
+    if metric.endswith("flops_per_pair"):
+        return f"{value / 1e9:.4g} G"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"

@@ -6,7 +6,7 @@ from typing import Any
 from .panels import evaluation_metrics, title_of
 from .runs import Run, show
 
-LOWER_IS_BETTER = ("data_wait",)
+LOWER_IS_BETTER = ("data_wait", "flops_per_pair")
 # Objectives differ in what their values mean.
 INCOMPARABLE = ("loss", "logit_scale")
 
@@ -28,6 +28,8 @@ def final_numbers(runs: list[Run]) -> dict[str, list[Row]]:
         _row(runs, "loss", "Loss (last logged)"),
         _row(runs, "logit_scale", "Logit scale"),
         _row(runs, "pairs_per_s", "Pairs per second"),
+        _row(runs, "flops_per_pair", "FLOPs per pair"),
+        _row(runs, "mfu", "Utilisation (MFU)"),
         _row(runs, "data_wait", "Waiting for data"),
     ]
     extent = [
