@@ -11,6 +11,7 @@ operations are left out. Chowdhery et al., "PaLM" (2022), appendix B, define the
 """
 
 import copy
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -58,7 +59,7 @@ class FlopMeter:
     def __init__(self, models: Iterable[nn.Module]):
         self.listening = False
         self._calls: Counter[Call] = Counter()
-        self._costs: dict[Call, tuple[int, int]] = {}
+        self._costs: dict[Call, tuple[float, float]] = {}
         for model in models:
             twin = on_meta(model)
             parts = {getattr(model, name): getattr(twin, name) for name in PARTS}
@@ -74,12 +75,15 @@ class FlopMeter:
             again = torch._C._current_graph_task_id() != -1
             self._calls[Call(twin, shapes, torch.is_grad_enabled(), again)] += 1
 
-    def take(self) -> tuple[int, int]:
-        """Returns (model FLOPs, hardware FLOPs) of this rank since the last time."""
-        model = hardware = 0
+    def take(self) -> tuple[float, float]:
+        """Returns (model FLOPs, hardware FLOPs) of this rank since the last time.
+
+        Nan where a tower cannot be counted; why is printed once for each shape.
+        """
+        model = hardware = 0.0
         for call, count in self._calls.items():
             if call not in self._costs:
-                self._costs[call] = cost(call)
+                self._costs[call] = _cost_if_known(call)
             forward, backward = self._costs[call]
             hardware += count * (forward if call.again else forward + backward)
             model += 0 if call.again else count * (forward + backward)
@@ -98,6 +102,18 @@ def cost(call: Call) -> tuple[int, int]:
             result.sum().backward()
     call.part.zero_grad()
     return forward, counter.get_total_flops() - forward
+
+
+def _cost_if_known(call: Call) -> tuple[float, float]:
+    try:
+        return cost(call)
+    except (RuntimeError, NotImplementedError) as error:
+        print(
+            f"the FLOPs of {type(call.part).__name__} are not known, because it looks at its data: "
+            f"{error}",
+            flush=True,
+        )
+        return math.nan, math.nan
 
 
 def on_meta(model: nn.Module) -> Any:

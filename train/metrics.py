@@ -179,6 +179,8 @@ class Metrics(pl.Callback):
         The towers' alone; what is computed again in the backward pass is said where there is any.
         """
         model, hardware = values.pop("flops"), values.pop("hardware_flops")
+        if math.isnan(model):
+            return {}
         found = {"flops_per_pair": model / pairs, "mfu": model / seconds / self._peak}
         if hardware > model:
             found["hardware_flops_per_pair"] = hardware / pairs

@@ -72,7 +72,7 @@ VARIANTS = {
 }
 
 
-def make_batches(count: int, size: int) -> list[dict[str, Tensor]]:
+def make_batches(count: int, size: int, side: int = SIZE) -> list[dict[str, Tensor]]:
     """Noise as pictures; captions with a start, an end (the highest id) and zeros as padding."""
     g = torch.Generator().manual_seed(0)
     found = []
@@ -83,7 +83,7 @@ def make_batches(count: int, size: int) -> list[dict[str, Tensor]]:
         text[:, 0] = VOCABULARY - 2
         text[torch.arange(size), length - 1] = VOCABULARY - 1
         text[torch.arange(CONTEXT) >= length[:, None]] = 0
-        image = torch.randint(0, 256, (size, 3, SIZE, SIZE), dtype=torch.uint8, generator=g)
+        image = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=g)
         key = torch.randint(0, 1 << 62, (size,), generator=g)
         found.append({"image": image, "text": text, "text_length": length, "key": key})
     return found
@@ -102,7 +102,7 @@ def theirs() -> open_clip.CLIP:
 def ours(other: open_clip.CLIP) -> TwoTower:
     """Counterpoint's model with the same weights."""
     sizes = {"embed_dim": WIDTH, "depth": 12, "num_heads": 3, "patch_size": 16}
-    image = TimmTower("vit_tiny_patch16_clip_224", SIZE, model_args=sizes)
+    image = TimmTower("vit_base_patch16_clip_224", SIZE, model_args=sizes)
     text = ClipTextTower(WIDTH, 6, 3, CONTEXT, VOCABULARY)
     model = TwoTower(image, text, WIDTH)
     weights = {k: v.detach().clone() for k, v in other.state_dict().items()}
@@ -164,7 +164,7 @@ class Stamped:
 def run_theirs(batches: list[dict[str, Tensor]], precision: str) -> Callable[[], float]:
     """open_clip's own epoch over normalised float pictures, as its loader gives them."""
     model, loss = theirs(), open_clip.ClipLoss()
-    tower = TimmTower("vit_tiny_patch16_clip_224", SIZE)
+    tower = TimmTower("vit_base_patch16_clip_224", SIZE)
     data = Stamped([(tower.stem(batch["image"]), batch["text"]) for batch in batches])
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS, eps=EPS)
     args = Namespace(

@@ -1,11 +1,13 @@
 """FLOPs of the towers against torch's counter over a real training step on real tensors."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from counterpoint.models.image import TimmTower
+from counterpoint.models.image import ImageTower, TimmTower
 from counterpoint.models.reducers.image import RandomPatches, Resize
 from counterpoint.models.reducers.reduction import Reduction
 from counterpoint.models.reducers.text import Truncate
@@ -124,3 +126,23 @@ def test_the_copy_has_no_memory_and_the_model_stays():
 def test_the_peak_is_a_speed():
     peak = measured_peak(torch.device("cpu"), "bf16-mixed", 0.01)
     assert 1e9 < peak < 1e15
+
+
+class Curious(ImageTower):
+    """A tower whose work depends on its data."""
+
+    width, image_size = 64, 48
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 64)
+
+    def forward(self, image, keep=None):
+        pixels = image.float().mean((2, 3))
+        return self.layer(pixels if pixels.sum().item() else pixels + 1)
+
+
+def test_what_cannot_be_counted_is_said_not_guessed(capsys):
+    flops, _ = by_us(two_tower(Curious()))
+    assert math.isnan(flops)
+    assert "FLOPs of Curious are not known" in capsys.readouterr().out
