@@ -45,8 +45,14 @@ class Compile(pl.Callback):
             ValueError: the towers have no layers.
         """
         assert isinstance(pl_module, ContrastiveModule)
-        towers = [pl_module.model, *(frozen.model for frozen in pl_module.providers.values())]
-        layers = [layer for tower in towers for layer in compile_layers(tower, self.backend)]
+        layers = compile_layers(pl_module.model, self.backend)
+        if not layers:
+            raise ValueError(
+                "trainer.compile compiles the layers of the towers, and these towers have no list "
+                "of equal layers; set trainer.compile=null"
+            )
+        for frozen in pl_module.providers.values():
+            layers += compile_layers(frozen.model, self.backend)
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             gather_at_once(layers)
         if trainer.is_global_zero:
@@ -70,11 +76,7 @@ def gather_at_once(layers: Iterable[nn.Module]) -> None:
 
 
 def compile_layers(model: nn.Module, backend: str | Callable[..., Any]) -> list[nn.Module]:
-    """Compiles the layers of towers in place; returns them.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Compiles the layers of towers in place; returns them."""
     settings: Any = torch._dynamo.config
     settings.recompile_limit = MAX_GRAPHS
     settings.optimize_ddp = False  # graphs of a layer need not be cut up to send gradients early
@@ -96,11 +98,6 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any]) -> list[
         layer.forward = MethodType(functions[kind], layer)
         found.append(layer)
         inside.add(layer)
-    if not found:
-        raise ValueError(
-            "trainer.compile compiles the layers of the towers, and these towers have no list of "
-            "equal layers; set trainer.compile=null"
-        )
     return found
 
 

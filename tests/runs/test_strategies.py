@@ -45,7 +45,8 @@ def train(arguments, run_dir: Path, strategy: str, world_size: int, *options: st
 def rows(run_dir: Path) -> dict[str, list[float]]:
     """The measured columns of the metrics."""
     found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return {key: [row[key] for row in found] for key in ("loss", "grad_norm", "logit_scale")}
+    keys = ("loss", "grad_norm", "logit_scale", "flops_per_pair")
+    return {key: [row[key] for row in found] for key in keys}
 
 
 def flat(state, path=""):

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from small_run import B, module, train
+from small_run import module, train
+from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.utils import counters
 
 from counterpoint.models.reducers.image import RandomPatches
 from counterpoint.train.compilation import Compile, compile_layers
-from counterpoint.train.evaluation.run import untouched
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 STEPS = 3
@@ -70,6 +70,71 @@ def test_one_graph_a_kind_of_layer_holds_all_lengths_reducers_and_chunks():
     assert_same(got, want, 2)
     # Each layer of each part, in the forward pass and again in the backward pass.
     assert got[4] == STEPS * layers * (chunks + parts) * 2
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x).tanh()
+
+
+class Broken(Layer):
+    def forward(self, x):
+        return super().forward(x) if x.sum().item() else x
+
+
+def tower(kind):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(kind(), kind()), nn.Linear(4, 4))
+
+
+def test_a_copy_runs_on_its_own_weights_and_names_stay():
+    model, graphs = tower(Layer), Graphs()
+    names = list(model.state_dict())
+    assert compile_layers(model, graphs) == list(model[0])
+    twin, x = copy.deepcopy(model), torch.randn(3, 4)
+    assert list(twin.state_dict()) == names
+    nn.init.zeros_(twin[1].weight)
+    want = twin[1].bias.expand(3, -1)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    torch.testing.assert_close(twin(x), want)
+    for parameter in twin[0].parameters():
+        nn.init.zeros_(parameter)
+    nn.init.eye_(twin[1].weight)
+    torch.testing.assert_close(twin(x), want)
+    torch.testing.assert_close(model(x), model[1](torch.tanh(model[0][1].linear(model[0][0](x)))))
+    with torch.no_grad():
+        model(x)
+    model(torch.randn(5, 4))
+    # With gradients and without; both models, all layers and sizes share them.
+    assert len(graphs.shapes) == 2 and graphs.calls == 11
+
+
+def test_what_is_not_one_graph_ends_the_run():
+    model = tower(Broken)
+    compile_layers(model, Graphs())
+    with pytest.raises(ValueError, match="trainer.compile cannot make one graph of Broken; set"):
+        model(torch.randn(3, 4))
+
+
+def test_too_many_graphs_end_the_run(monkeypatch):
+    model = tower(Layer)
+    compile_layers(model, Graphs())
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    model(torch.randn(3, 4))
+    with torch.no_grad(), pytest.raises(ValueError, match="trainer.compile cannot make one graph"):
+        model(torch.randn(3, 4))
+
+
+def test_towers_without_layers_are_refused():
+    made = module(1)
+    made.model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="no list of equal layers"):
+        Compile(Graphs()).setup(None, made, "fit")
 
 
 @pytest.mark.soak
