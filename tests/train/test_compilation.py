@@ -117,7 +117,7 @@ def test_a_copy_runs_on_its_own_weights_and_names_stay():
 def test_what_is_not_one_graph_ends_the_run():
     model = tower(Broken)
     compile_layers(model, Graphs())
-    with pytest.raises(ValueError, match="trainer.compile cannot make one graph of Broken; set"):
+    with pytest.raises(ValueError, match=r"trainer\.compile cannot make one graph of Broken; set"):
         model(torch.randn(3, 4))
 
 
@@ -126,7 +126,7 @@ def test_too_many_graphs_end_the_run(monkeypatch):
     compile_layers(model, Graphs())
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     model(torch.randn(3, 4))
-    with torch.no_grad(), pytest.raises(ValueError, match="trainer.compile cannot make one graph"):
+    with torch.no_grad(), pytest.raises(ValueError, match="cannot make one graph"):
         model(torch.randn(3, 4))
 
 
