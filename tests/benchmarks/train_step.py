@@ -3,8 +3,8 @@
 Run: `cd tests && OMP_NUM_THREADS=1 ../.venv/bin/python -m benchmarks.train_step`. open_clip runs
 its own `train_one_epoch`, Counterpoint its own module under Lightning's Trainer, both over batches
 in memory. They take turns, round by round, so that a noisy machine disturbs all alike; a round's
-figure is its median step, and ratios are medians of the rounds' ratios. Each is given twice: by the
-clock, and by processor time, which other jobs on the machine disturb much less. Printed as Markdown.
+figure is its median step, and ratios are medians of the rounds' ratios. Each is given twice: by
+the clock, and by processor time, which other jobs disturb much less. Printed as Markdown.
 
 The towers are a ViT-Ti/16 at 112 px and a text tower of 6 layers of width 192 (17.7 M parameters);
 captions have 12.4 tokens on average, 24 at the 95th percentile. Each kernel of attention is the
