@@ -18,7 +18,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 from .module import ContrastiveModule
 from .strategies import blocks
@@ -26,6 +25,8 @@ from .strategies import blocks
 # Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past
 # the limit the run would end.
 MAX_GRAPHS = 64
+# Where torch's compilers define their errors, which have no class in common.
+COMPILERS = ("torch._dynamo.", "torch._inductor.", "torch.fx.")
 
 
 class Compile(pl.Callback):
@@ -112,7 +113,9 @@ def compiled(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callab
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
             return graph(self, *args, **kwargs)
-        except TorchDynamoException as error:
+        except Exception as error:
+            if not type(error).__module__.startswith(COMPILERS):
+                raise
             raise ValueError(
                 f"trainer.compile cannot make one graph of {kind.__name__}; set "
                 f"trainer.compile=null, or mend this: {error}"
