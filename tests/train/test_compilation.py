@@ -110,8 +110,8 @@ def test_a_copy_runs_on_its_own_weights_and_names_stay():
     with torch.no_grad():
         model(x)
     model(torch.randn(5, 4))
-    # Without gradients, and with them of the weights, then of the input too; both models, all layers
-    # and sizes share them.
+    # Without gradients, and with them of the weights, then of the input too; both models, all
+    # layers and sizes share them.
     assert len(graphs.shapes) == 3 and graphs.calls == 11
 
 
