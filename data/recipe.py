@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .captions import CaptionPolicy
 from .sidecar import Sidecar
-from .transforms import Transform
+from .transforms import TrainTransform, Transform
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,13 @@ class Recipe:
                     f"the view '{name}' is to be the same as '{view.same_as}', which is neither a "
                     f"view before it nor an entry of a sidecar; there is {known}"
                 )
+            for entry in view.transform.around:
+                crop = self.views[entry].transform if entry in before else None
+                if not isinstance(crop, TrainTransform) or self.views[entry].member != view.member:
+                    raise ValueError(
+                        f"the view '{name}' is to lie around '{entry}', which is no crop of the "
+                        f"same picture made before it; the views before it are {before}"
+                    )
             if view.same_as in before:
                 other = self.views[view.same_as]
                 if other.member != view.member:

@@ -227,7 +227,8 @@ class SampleLoader:
             found = view.replayed(params, rows)
             if found is None:
                 rng = self._randomness.start(stream(self.recipe.seed, epoch, name), key)
-                found = view.transform.draw(picture.height, picture.width, rng)
+                others = [params[other] for other in view.transform.around]
+                found = view.transform.draw(picture.height, picture.width, rng, others)
             params[name] = found
             if view.member in pictures:
                 picture.pixels(view.transform.factor(picture, view.side, found))

@@ -10,6 +10,7 @@ were. Normalisation is the model's.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,9 +32,11 @@ class Transform(ABC):
 
     Attributes:
         columns: Names of what `draw` returns.
+        around: Views of the same picture, made before, whose parameters `draw` is told.
     """
 
     columns: tuple[str, ...] = ()
+    around: tuple[str, ...] = ()
 
     def __call__(
         self, picture: Picture | Tensor, size: int, rng: np.random.Generator | None = None
@@ -53,8 +56,21 @@ class Transform(ABC):
         return self.apply(picture, size, self.draw(picture.height, picture.width, rng))
 
     @abstractmethod
-    def draw(self, height: int, width: int, rng: np.random.Generator | None) -> np.ndarray:
-        """Draws what is random for a picture of this size: float64 [len(columns)]."""
+    def draw(
+        self,
+        height: int,
+        width: int,
+        rng: np.random.Generator | None,
+        others: Sequence[np.ndarray] = (),
+    ) -> np.ndarray:
+        """Draws what is random for a picture of this size: float64 [len(columns)].
+
+        Args:
+            height: Of the picture, in pixels.
+            width: Of the picture, in pixels.
+            rng: Source of all randomness.
+            others: What the views in `around` have drawn.
+        """
 
     def factor(self, picture: Picture, size: int, params: np.ndarray) -> int:
         """Returns the divisor of the picture's size at which `apply` will ask for its pixels."""
@@ -152,7 +168,13 @@ class TrainTransform(Transform):
         self.hue, self.grayscale, self.erase, self.fill = hue, grayscale, erase, fill
         self.decode = decode
 
-    def draw(self, height: int, width: int, rng: np.random.Generator | None) -> np.ndarray:
+    def draw(
+        self,
+        height: int,
+        width: int,
+        rng: np.random.Generator | None,
+        others: Sequence[np.ndarray] = (),
+    ) -> np.ndarray:
         """Draws the values of `columns`."""
         assert rng is not None, "training transforms need the sample's generator"
         crops = rng.random((CROP_TRIES, 4))
@@ -279,7 +301,13 @@ class EvalTransform(Transform):
             raise ValueError(f"crop={crop} must be above 0 and at most 1")
         self.resize, self.crop, self.fill = resize, crop, fill
 
-    def draw(self, height: int, width: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    def draw(
+        self,
+        height: int,
+        width: int,
+        rng: np.random.Generator | None = None,
+        others: Sequence[np.ndarray] = (),
+    ) -> np.ndarray:
         """Draws nothing."""
         return np.empty(0)
 

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ..data.schedule import Schedule
 from ..train.module import ContrastiveModule
 from ..train.optim import AdamW
-from ..train.phases import Phases, check_reducers
+from ..train.phases import Phases, prepare_reducers
 from .config import shortened
 
 
@@ -24,7 +24,7 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
     torch.manual_seed(config.seed)
     parts = instantiate(parser, config)
     phases = Phases(parts.phases)
-    check_reducers(phases, parts.model)
+    prepare_reducers(phases, parts.model)
     parts.data.connect(
         schedule=Schedule(phases.lengths),
         seed=config.seed,

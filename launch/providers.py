@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 from ..data.module import PairsDataModule
+from ..data.recipe import View
 from ..data.tokenize import Tokenizer
+from ..models.reducers.attentive import PLACE
 from ..models.teacher import FrozenTowers, Teacher
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.module import ContrastiveModule
-from ..train.providers import Ema, check_needs
+from ..train.providers import Ema, check_needs, check_scores
 from .load import load_run
 
 # What two tokenizers must agree on to be taken for the same.
@@ -39,7 +41,17 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
             raise ValueError(f"the teacher '{name}' needs another name: no dots, no image or text")
     names = [f"teacher.{name}" for name in teachers] + ["ema"] * (parts.ema is not None)
     stored = [f"{n}.{entry}" for n, sidecar in data.sidecars.items() for entry in sidecar.columns]
-    check_needs(module.objective.needs, names, sizes_of(module, data), stored)
+    needs, sizes = module.objective.needs, sizes_of(module, data)
+    check_needs(needs, names, sizes, stored)
+    made = {"image": View(data.train_transform)}
+    made |= {f"image.{name}": view for name, view in data.views.items()}
+    # Of the sample's own picture: where a crop of another one lies says nothing about this one.
+    placed = {
+        name: sizes[name]
+        for name, view in made.items()
+        if view.member is None and view.transform.columns[: len(PLACE)] == PLACE
+    }
+    check_scores(module.phases, needs, names, placed, module.model)
     for name in teachers:
         module.providers[f"teacher.{name}"], _ = checked_teacher(module, parts, name)
     _check_own_texts(module.objective.needs, data)

@@ -27,6 +27,7 @@ class InfoNCE(Pairwise):
         exchange: how the other ranks' texts arrive; the default is exact.
         scale: a scalar of its own, or the name of a feature (see `Pairwise`).
         tile_bytes: memory of one block of logits.
+        views: the view of the pictures and that of the texts, without the form of the features.
     """
 
     name = "infonce"
@@ -37,16 +38,16 @@ class InfoNCE(Pairwise):
         exchange: Exchange | None = None,
         scale: nn.Module | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
+        views: tuple[str, str] = ("image", "text"),
     ):
         super().__init__(exchange, scale, tile_bytes)
         self.similarity = similarity or Cosine()
-        form = self.similarity.form
-        self.needs = (f"image{form}", f"text{form}")
+        self.needs = tuple(f"{view}{self.similarity.form}" for view in views)
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
-        """Mean of both directions of each pair; reads `image` and `text` [b, d]."""
+        """Mean of both directions of each pair; reads both views [b, d]."""
         image, text = self.take(features, *self.needs)
         sums = softmax_sums(
             self.similarity.lift_image(image, features),

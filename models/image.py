@@ -41,7 +41,8 @@ class PixelStem(nn.Module):
 class ImageTower(nn.Module):
     """What an image tower must offer: `forward(uint8 [n, 3, h, w], keep=None) -> [n, width]`.
 
-    `keep` [n, k] are rising indices of the patches that it sees, of those that `grid` counts.
+    `keep` [n, k] are rising indices of the patches that it sees, of those that `grid` counts; `~i`
+    is patch `i` hidden behind the mask token, which is there after `learn_mask_token`.
 
     Attributes:
         width: length of the pooled vector.
@@ -50,6 +51,14 @@ class ImageTower(nn.Module):
 
     width: int
     image_size: int
+
+    def learn_mask_token(self) -> None:
+        """Adds the parameter `mask_token`, if it is not there yet.
+
+        Raises:
+            ValueError: the tower has no tokens that could be replaced.
+        """
+        raise ValueError(f"{type(self).__name__} has no mask token; remove MaskTokens")
 
     def grid(self, image: UInt8[Tensor, "n 3 h w"]) -> tuple[int, int]:
         """Rows and columns of the patches of these pictures, for token reducers.
@@ -90,6 +99,21 @@ class TimmTower(ImageTower):
         self.stem = PixelStem(mean, std)
         self.image_size = image_size
         self.width: int = self.trunk.num_features  # type: ignore[assignment]
+        self.mask_token: nn.Parameter | None = None
+
+    def learn_mask_token(self) -> None:
+        """Adds the parameter `mask_token` [width], zero at first, if it is not there yet.
+
+        Raises:
+            ValueError: timm's model is no plain ViT.
+        """
+        if (trunk := self._vit()) is None:
+            raise ValueError(
+                f"the image tower is a {type(self.trunk).__name__}, which has no tokens to replace "
+                "by a mask token; remove MaskTokens from the phases, or use a vit_* model"
+            )
+        if self.mask_token is None:
+            self.mask_token = nn.Parameter(torch.zeros(trunk.embed_dim))
 
     def grid(self, image: UInt8[Tensor, "n 3 h w"]) -> tuple[int, int]:
         """Rows and columns of the patches of these pictures.
@@ -121,13 +145,17 @@ class TimmTower(ImageTower):
 
         Args:
             image: pixels.
-            keep: rising indices of the patches to encode; None: all. Li et al. (FLIP, 2023).
+            keep: rising indices of the patches to encode, `~i` for the mask token at place `i`;
+                None: all. Li et al. (FLIP, 2023).
         """
         usual = image.shape[-2:] == (self.image_size, self.image_size)
         if keep is None and (usual or self._vit() is None):
-            return self.trunk(self.stem(image))
-        tokens, trunk = self.tokens(image, keep)
-        return trunk.forward_head(trunk.norm(trunk.blocks(tokens)))
+            pooled = self.trunk(self.stem(image))
+        else:
+            tokens, trunk = self.tokens(image, keep)
+            pooled = trunk.forward_head(trunk.norm(trunk.blocks(tokens)))
+        # Every step has a gradient for every parameter, if only zero: data-parallel training waits.
+        return pooled if self.mask_token is None else pooled + 0.0 * self.mask_token.sum()
 
     def tokens(
         self, image: UInt8[Tensor, "n 3 h w"], keep: Int64[Tensor, "n k"] | None = None
@@ -143,11 +171,16 @@ class TimmTower(ImageTower):
         assert trunk is not None
         patches = image.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [n, patches, 3, p, p]
+        hidden = None
+        if keep is not None and self.mask_token is not None:
+            hidden, keep = keep < 0, torch.where(keep < 0, ~keep, keep)
         if keep is not None:
             patches = patches[torch.arange(num_images, device=image.device)[:, None], keep]
         embed = trunk.patch_embed
         pixels = self.stem(patches.flatten(0, 1)).flatten(1).unflatten(0, (num_images, -1))
         x = embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
+        if hidden is not None:
+            x = torch.where(hidden[:, :, None], self.mask_token, x)
         prefix: list[Tensor] = [p for p in (trunk.cls_token, trunk.reg_token) if p is not None]
         if trunk.pos_embed is not None:
             num_positions = 0 if trunk.no_embed_class else trunk.num_prefix_tokens

@@ -135,13 +135,13 @@ def forget_groups():
             setattr(groups, name, None)
 
 
-def train(made, world_size, name, callbacks=(), entries=None, **options):
-    """Trains on this rank's rows of the batches; returns the trainer."""
+def train(made, world_size, name, callbacks=(), entries=None, data=None, **options):
+    """Trains on this rank's rows of the batches (of `data`, if given); returns the trainer."""
     forget_groups()
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     mine = [
         {key: value.tensor_split(world_size)[rank] for key, value in batch.items()}
-        for batch in batches(made.phases.total_steps)
+        for batch in data or batches(made.phases.total_steps)
     ]
     for entry, values in (entries or {}).items():
         for batch, value in zip(mine, values, strict=True):

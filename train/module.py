@@ -20,7 +20,7 @@ from .clip.trainers import trainers_clipper
 from .freeze import freeze
 from .optim import AdamW, named_parameters
 from .phases import Phases
-from .providers import Ema, provided, stored
+from .providers import Ema, provided, scored, stored
 from .shares import LocalShares, Shares
 from .spikes import Decision, SpikeGuard, mean_over_ranks, update_rms
 from .strategies import check_optimiser, shard, shares_of
@@ -81,8 +81,10 @@ class ContrastiveModule(pl.LightningModule):
         """Features, objective, loss."""
         step, needs = self.global_step, self.objective.needs
         self.objective.progress = step / self.phases.total_steps
-        features = self.model(batch, needs, self.phases.reduction(step, self.seed))
-        features |= provided(self.providers, batch, needs)
+        reduction = self.phases.reduction(step, self.seed)
+        reduction, seen = scored(reduction, self.ema, batch, needs)
+        features = self.model(batch, needs, reduction) | seen
+        features |= provided(self.providers, batch, needs - seen.keys())
         features |= stored(batch, needs, features)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}

@@ -120,8 +120,10 @@ class Phases:
         return total
 
 
-def check_reducers(phases: Phases, model: TwoTower) -> None:
-    """Tries every phase's image reducer on one picture, before the run starts.
+def prepare_reducers(phases: Phases, model: TwoTower) -> None:
+    """Gives the image tower what all phases' reducers need, and tries each on one picture.
+
+    What a later phase learns is there from the start: no phase adds a parameter.
 
     Raises:
         ValueError: the reducer and the image tower do not fit each other.
@@ -131,8 +133,9 @@ def check_reducers(phases: Phases, model: TwoTower) -> None:
         if (reducer := phase.image_reducer) is None:
             continue
         try:
+            reducer.prepare(model.image)
             image = reducer.pixels(torch.zeros(1, 3, side, side, dtype=torch.uint8))
-            grid = model.image.grid(image)  # type: ignore[operator] - an ImageTower
+            grid = model.image.grid(image)
             reduction = Reduction(0, 0, reducer, scores={"image": torch.zeros(1, *grid)})
             reducer.keep(grid, torch.zeros(1, dtype=torch.int64), "image", reduction)
         except ValueError as error:

@@ -10,15 +10,19 @@ has learned, a function of synchronised weights and so the same on every rank.
 import copy
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..models.reducers.attentive import PLACE, attended, moved
+from ..models.reducers.reduction import Reduction
 from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
+from .phases import Phases
 
 SCALARS = ("logit_scale", "logit_bias")
 
@@ -124,6 +128,82 @@ def stored(
         name: value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value
         for name, value in found.items()
     }
+
+
+def scored(
+    reduction: Reduction, ema: Ema | None, batch: Mapping[str, Tensor], needs: Iterable[str]
+) -> tuple[Reduction, dict[str, Tensor]]:
+    """Lets the average look at the pictures first, if the step's reducer keeps what it looks at.
+
+    Args:
+        reduction: Of the step.
+        ema: The average.
+        batch: As for the model, with each view's `.augmentation`.
+        needs: Names of features.
+
+    Returns:
+        The reduction with scores of all views of the picture that are needed, and those features of
+        the average that come of it: it sees those pictures once.
+    """
+    seen = None if reduction.image is None else reduction.image.sees
+    if reduction.image is None or seen is None:
+        return reduction, {}
+    assert ema is not None, "check_scores comes first"
+    tower = ema.model.image
+    names = {name.removeprefix("ema.") for name in needs if name.startswith("ema.")}
+    wanted = {name for name in names if name.removesuffix(".raw") == seen} or {seen}
+    features, attention = attended(tower, batch[seen], partial(ema, batch, wanted))
+    scores = {}
+    for view in image_views(needs):
+        size = reduction.image.pixels(batch[view][:1])
+        whole, part = (batch[f"{n}.augmentation"][:, : len(PLACE)] for n in (seen, view))
+        scores[view] = moved(attention, whole, part, tower.grid(size))
+    return replace(reduction, scores=scores), {f"ema.{n}": v for n, v in features.items()}
+
+
+def image_views(needs: Iterable[str]) -> list[str]:
+    """The views of the picture that the student encodes."""
+    names = {name.removesuffix(".raw") for name in needs if name.split(".")[0] == "image"}
+    return sorted(names)
+
+
+def check_scores(
+    phases: Phases,
+    needs: Iterable[str],
+    providers: Collection[str],
+    placed: Mapping[str, int],
+    model: TwoTower,
+) -> None:
+    """Looks at what phases need that keep the patches that the average looks at.
+
+    Args:
+        phases: Of the run.
+        needs: Of the objective.
+        providers: `ema` and `teacher.NAME`, as far as configured.
+        placed: Side in pixels of the views whose place in the picture batches tell.
+        model: The student.
+
+    Raises:
+        ValueError: Scores cannot be computed.
+    """
+    for name, phase in phases.named.items():
+        seen = None if phase.image_reducer is None else phase.image_reducer.sees
+        if seen is None:
+            continue
+        if "ema" not in providers:
+            raise ValueError(
+                f"phases.{name}.image_reducer keeps what an average of the student looks at: "
+                "give the run one, such as ema: {decay: 0.996}, or use RandomPatches"
+            )
+        for view in (seen, *image_views(needs)):
+            if view not in placed:
+                raise ValueError(
+                    f"phases.{name}.image_reducer needs to know where '{view}' lies in the "
+                    f"picture, and there are {sorted(placed)}: make it in data.views, with a "
+                    "TrainTransform or an EnclosingCrop"
+                )
+        side = placed[seen]
+        model.image.grid(torch.empty(1, 3, side, side, dtype=torch.uint8))
 
 
 def check_needs(

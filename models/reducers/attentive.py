@@ -4,12 +4,13 @@ In: a crop that the averaged tower sees whole, and the augmentation parameters o
 the views cut from the same picture. Out: a score for every patch of every view, and the indices of
 the patches with the highest. Yang et al., "Attentive Mask CLIP" (2023), section 3.
 
-Whoever owns the averaged tower calls `view_scores` without gradient and puts the result into
+`train/providers.py` owns the averaged tower: it lets it run, and puts the scores into
 `Reduction.scores` before the trained towers run.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -18,8 +19,13 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..image import TimmTower
+from ..image import ImageTower
 from .reduction import ImageReducer, Reduction
+
+# Of `NAME.augmentation`: where in the picture a view lies, and how it is turned.
+PLACE = ("top", "left", "rows", "columns", "flip", "angle", "right", "down")
+
+Result = TypeVar("Result")
 
 
 class AttentivePatches(ImageReducer):
@@ -28,12 +34,14 @@ class AttentivePatches(ImageReducer):
     Args:
         drop: Share of the cells left out (the number kept is rounded up: 25 of 49).
         cell: Side of a cell in patches.
+        sees: Batch entry that the averaged tower looks at: a crop that holds all views. It may be
+            smaller than they are, which costs less.
 
     Raises:
         ValueError: A value is out of range.
     """
 
-    def __init__(self, drop: float = 0.5, cell: int = 2):
+    def __init__(self, drop: float = 0.5, cell: int = 2, sees: str = "image.whole"):
         if not 0 <= drop < 1 or cell < 1:
             raise ValueError(
                 f"AttentivePatches has drop={drop} and cell={cell}; give a share below 1 and 1 or "
@@ -41,6 +49,15 @@ class AttentivePatches(ImageReducer):
             )
         self.drop = drop
         self.cell = cell
+        self.sees = sees
+
+    def prepare(self, tower: ImageTower) -> None:
+        """Looks whether the tower has what is looked at.
+
+        Raises:
+            ValueError: It has no class token, or unusual blocks.
+        """
+        plain_blocks(tower)
 
     def keep(
         self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
@@ -70,103 +87,126 @@ class AttentivePatches(ImageReducer):
         return (first[:, :, None] + inside).flatten(1).sort(dim=1).values
 
 
-def view_scores(
-    tower: TimmTower, batch: Mapping[str, Tensor], seen: str, views: Iterable[str]
-) -> dict[str, Float[Tensor, "n rows columns"]]:
-    """Scores the patches of views by the attention that an averaged tower pays to another crop.
+def attended(
+    tower: ImageTower, image: UInt8[Tensor, "n 3 h w"], run: Callable[[], Result]
+) -> tuple[Result, Float[Tensor, "n rows columns"]]:
+    """Lets a tower run on pictures and tells what its class token looks at meanwhile.
+
+    Of each attention map only the class token's row is computed (one more projection to keys a
+    layer, about 8% of it); the blocks themselves keep their fused attention, or are compiled. They
+    are listened to while they run: sharded weights are whole then.
 
     Args:
-        tower: The averaged tower, in evaluation mode.
-        batch: Pictures and, by `NAME.augmentation`, what made them: the crop's top, left, rows and
-            columns in pixels of the whole picture, and whether it was mirrored, come first.
-        seen: Batch entry of the crop that the tower sees; it should contain the views.
-        views: Batch entries of the pictures to score.
-    """
-    attention = class_attention(tower, batch[seen])
-    whole = batch[f"{seen}.augmentation"][:, :5].float()
-    return {
-        view: moved(
-            attention, whole, batch[f"{view}.augmentation"][:, :5].float(), tower.grid(batch[view])
-        )
-        for view in views
-    }
+        tower: With a class token.
+        image: The pictures.
+        run: Calls the tower once, on these pictures alone.
 
-
-@torch.no_grad()
-def class_attention(
-    tower: TimmTower, image: UInt8[Tensor, "n 3 h w"]
-) -> Float[Tensor, "n rows columns"]:
-    """Attention of the class token to each patch, averaged over all layers and heads.
-
-    Only the class token's row is computed (one more projection to keys a layer, about 8% of it);
-    the blocks themselves keep their fused attention.
+    Returns:
+        What `run` does, and the class token's attention to each patch, averaged over all layers and
+        heads.
 
     Raises:
-        ValueError: The tower is no plain ViT with a class token, or has unusual blocks.
+        ValueError: The tower has no class token, or has unusual blocks.
     """
-    x, trunk = tower.tokens(image)
-    if not trunk.has_class_token or not all(map(usual, trunk.blocks)):
+    rows: list[Tensor] = []
+    blocks, grid = plain_blocks(tower), tower.grid(image)
+    hooks = [
+        block.register_forward_pre_hook(lambda block, given: rows.append(class_row(block, *given)))
+        for block in blocks
+    ]
+    try:
+        result = run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(rows) == len(blocks), "the tower runs once"
+    # Class and register tokens come first.
+    patches = torch.stack(rows).mean(dim=0)[:, -grid[0] * grid[1] :]
+    return result, patches.unflatten(1, grid)
+
+
+def plain_blocks(tower: ImageTower) -> list[Block]:
+    """Returns the blocks of a ViT.
+
+    Raises:
+        ValueError: It is none of timm's with a class token, or its blocks or their attention are
+            not timm's usual ones.
+    """
+    trunk = getattr(tower, "trunk", None)
+    blocks = list(getattr(trunk, "blocks", ()))
+    # By their forward: sharding makes a class of its own of each kind of block.
+    usual = [
+        block
+        for block in blocks
+        if type(block).forward is Block.forward and type(block.attn).forward is Attention.forward
+    ]
+    if not getattr(trunk, "has_class_token", False) or not usual or len(usual) < len(blocks):
         raise ValueError(
             "attentive masking reads the attention of the class token in timm's usual blocks, and "
-            "the image tower has none; set class_token: true in its model_args, or use "
-            "RandomPatches"
+            "the image tower has none; use a TimmTower with class_token: true in its model_args, "
+            "or RandomPatches"
         )
-    total = x.new_zeros(())
-    for block in trunk.blocks:
-        assert isinstance(block, Block) and isinstance(block.attn, Attention)
-        total = total + class_row(block.attn, block.norm1(x))
-        x = block(x)
-    patches = (total / len(trunk.blocks))[:, trunk.num_prefix_tokens :]
-    return patches.unflatten(1, tower.grid(image)).float()
+    return usual
 
 
-def usual(block: torch.nn.Module) -> bool:
-    """Tells whether a block is timm's own with its own attention, on its first norm."""
-    return type(block) is Block and type(block.attn) is Attention
-
-
-def class_row(attention: Attention, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t"]:
-    """The first token's row of timm's attention map, averaged over heads."""
-    layer = attention.qkv
+def class_row(block: Block, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t"]:
+    """The first token's row of a block's attention map, averaged over heads."""
+    attention = block.attn
+    assert isinstance(attention, Attention)
+    layer, x = attention.qkv, block.norm1(x)
     weights = layer.weight.unflatten(0, (3, -1))
     biases = (None,) * 3 if layer.bias is None else layer.bias.unflatten(0, (3, -1))
     query = F.linear(x[:, :1], weights[0], biases[0]).unflatten(2, (attention.num_heads, -1))
     keys = F.linear(x, weights[1], biases[1]).unflatten(2, (attention.num_heads, -1))
     query, keys = attention.q_norm(query), attention.k_norm(keys)
-    logits = torch.einsum("nqhd,nthd->nht", query * attention.scale, keys)
-    return logits.softmax(dim=-1).mean(dim=1)
+    # Full precision: coarse numbers would often be equal, and cells be chosen by their place.
+    kind = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        query, keys = query.to(kind) * attention.scale, keys.to(kind)
+        logits = torch.einsum("nqhd,nthd->nht", query, keys)
+        return logits.softmax(dim=-1).mean(dim=1)
 
 
 def moved(
     scores: Float[Tensor, "n h w"],
-    whole: Float[Tensor, "n 5"],
-    part: Float[Tensor, "n 5"],
+    whole: Float[Tensor, "n 8"],
+    part: Float[Tensor, "n 8"],
     grid: tuple[int, int],
 ) -> Float[Tensor, "n rows columns"]:
-    """Reads scores of one crop at the patches of another crop of the same picture.
+    """Reads scores of one view at the patches of another view of the same picture.
 
     Args:
-        scores: Of the patches of the crop `whole`.
-        whole: Its top, left, rows, columns (pixels of the picture) and whether it is mirrored.
-        part: The same of the crop to score; what lies outside `whole` takes its edge's scores.
+        scores: Of the patches of the view `whole`.
+        whole: Its `PLACE`, in pixels of the picture, degrees and fractions of the side.
+        part: That of the view to score; what lies outside `whole` takes its edge's scores.
         grid: Rows and columns of patches of `part`.
     """
-    places = []
-    for axis, count in enumerate(grid):
-        centres = (torch.arange(count, device=scores.device) + 0.5) / count
-        centres = centres.expand(len(scores), -1)
-        if axis == 1:
-            centres = torch.where(part[:, 4:] > 0, 1 - centres, centres)
-        pixels = part[:, axis, None] + centres * part[:, axis + 2, None]
-        place = (pixels - whole[:, axis, None]) / whole[:, axis + 2, None]
-        if axis == 1:
-            place = torch.where(whole[:, 4:] > 0, 1 - place, place)
-        places.append(2 * place - 1)
-    down, right = places
-    at = torch.stack(
-        [right[:, None, :].expand(-1, grid[0], -1), down[:, :, None].expand(-1, -1, grid[1])], -1
-    )
+    # Not `inv`, which asks whether it worked: a GPU would be waited for.
+    back = torch.linalg.inv_ex(to_picture(whole)).inverse
+    places = (back @ to_picture(part))[:, :2].to(scores.dtype)
+    at = F.affine_grid(places, [len(scores), 1, *grid], align_corners=False)
     # Bilinear between the centres of patches, as resizing the map would be.
-    return F.grid_sample(
-        scores[:, None], at.to(scores.dtype), padding_mode="border", align_corners=False
-    )[:, 0]
+    return F.grid_sample(scores[:, None], at, padding_mode="border", align_corners=False)[:, 0]
+
+
+def to_picture(place: Float[Tensor, "n 8"]) -> Float[Tensor, "n 3 3"]:
+    """Matrices from (x, y, 1) in a view, -1 to 1 across it, to pixels of the picture."""
+    top, left, rows, columns, flip, angle, right, down = place.double().unbind(1)
+    cosine, sine, side = angle.deg2rad().cos(), angle.deg2rad().sin(), 1 - 2 * flip
+    right, down, none, one = 2 * right, 2 * down, torch.zeros_like(top), torch.ones_like(top)
+    # As in data/pixels.py: mirrored, rotated counter-clockwise, then shifted.
+    turned = [
+        [side * cosine, -side * sine, side * (sine * down - cosine * right)],
+        [sine, cosine, -sine * right - cosine * down],
+        [none, none, one],
+    ]
+    cut = [
+        [columns / 2, none, left + columns / 2],
+        [none, rows / 2, top + rows / 2],
+        [none, none, one],
+    ]
+    return _matrices(cut) @ _matrices(turned)
+
+
+def _matrices(rows: list[list[Tensor]]) -> Float[Tensor, "n 3 3"]:
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)

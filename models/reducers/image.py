@@ -11,6 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..image import ImageTower
 from .reduction import ImageReducer, Reduction
 
 
@@ -118,6 +119,11 @@ class Resize(ImageReducer):
             raise ValueError(f"Resize has size={size}; give a side in pixels")
         self.size = size
         self.then = then or ImageReducer()
+        self.sees = self.then.sees
+
+    def prepare(self, tower: ImageTower) -> None:
+        """As what follows."""
+        self.then.prepare(tower)
 
     def pixels(self, image: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 s s"]:
         """Resizes.

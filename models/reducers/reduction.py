@@ -11,14 +11,28 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from ..image import ImageTower
 from .draw import draws, stream
 
 
 class ImageReducer:
     """Shortens the image tower's sequence; this one changes nothing.
 
-    Subclasses override one of the two methods, or both: `pixels` acts first.
+    Subclasses override `pixels`, `keep`, or both: `pixels` acts first.
+
+    Attributes:
+        sees: Batch entry of the pictures that the moving average of the image tower must look at
+            for `Reduction.scores`; None: no scores are needed.
     """
+
+    sees: str | None = None
+
+    def prepare(self, tower: ImageTower) -> None:
+        """Gives the tower the parameters that this reducer needs, when a run is built.
+
+        Raises:
+            ValueError: the two do not fit.
+        """
 
     def pixels(self, image: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h2 w2"]:
         """Returns the pictures to cut into patches."""
@@ -40,7 +54,8 @@ class ImageReducer:
             reduction: Of the step.
 
         Returns:
-            Rising indices into the grid, row by row; None: all of them.
+            Rising indices into the grid, row by row; `~i` stands for patch `i` hidden behind the
+            tower's mask token. None: all patches as they are.
         """
         return None
 

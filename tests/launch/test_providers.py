@@ -14,9 +14,10 @@ import yaml
 from reversed_words import Reversed
 
 from counterpoint.data import tokenize
+from counterpoint.data.enclosing import EnclosingCrop
 from counterpoint.data.recipe import View
 from counterpoint.data.texts import Text
-from counterpoint.data.transforms import EvalTransform
+from counterpoint.data.transforms import EvalTransform, TrainTransform
 from counterpoint.launch import config as run_config
 from counterpoint.launch.build import build
 from counterpoint.launch.fit import initialise
@@ -25,6 +26,7 @@ from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.regression import Regression
 from counterpoint.models.image import TimmTower
+from counterpoint.models.reducers.attentive import AttentivePatches
 from counterpoint.models.teacher import Frozen, FrozenTowers, Teacher
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
@@ -250,3 +252,24 @@ def test_what_the_documentation_shows(monkeypatch):
         check_needs(parts.objective.needs, names, views, ())
         with pytest.raises(ValueError, match="which nobody provides"):
             check_needs(parts.objective.needs, (), views, ())
+
+
+def test_scores_need_views_of_the_same_picture_whose_place_is_known(student):
+    crop = TrainTransform()
+    views = {"whole": View(EnclosingCrop(("image",)), 8), "other": View(crop)}
+    second = InfoNCE(views=("image.other", "text"))
+
+    def attached(ema=True, **changes):
+        module, parts = student(ema=EmaConfig(0.9) if ema else None, views=views | changes)
+        module.phases.named["train"].image_reducer = AttentivePatches(cell=1)
+        module.objective = Objective({"infonce": InfoNCE(), "second": second})
+        attach(module, parts)
+
+    attached()
+    with pytest.raises(ValueError, match=r"phases\.train\.image_reducer .* ema: \{decay: 0.996\}"):
+        attached(ema=False)
+    for view in (View(EvalTransform()), View(crop, member="negative")):
+        with pytest.raises(
+            ValueError, match=r"where 'image\.other' lies .* 'image', 'image\.whole'"
+        ):
+            attached(other=view)

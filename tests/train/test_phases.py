@@ -10,7 +10,7 @@ from counterpoint.models.reducers.reduction import Reduction
 from counterpoint.models.reducers.text import Truncate
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.train.phases import Phase, Phases, check_reducers
+from counterpoint.train.phases import Phase, Phases, prepare_reducers
 
 
 def test_lengths_round_up_to_whole_steps():
@@ -98,7 +98,7 @@ def test_reducers_that_do_not_fit_the_model_are_refused_before_the_run():
     vit = model("vit_tiny_patch16_224", **small)
     before = [(name, p.shape) for name, p in vit.named_parameters()]
     for reducer in (RandomPatches(0.9), Resize(16), Resize(8, then=RandomPatches(0.5))):
-        check_reducers(Phases({"a": Phase(8, 8, 1.0, image_reducer=reducer)}), vit)
+        prepare_reducers(Phases({"a": Phase(8, 8, 1.0, image_reducer=reducer)}), vit)
     assert [(name, p.shape) for name, p in vit.named_parameters()] == before
     for net, reducer, message in (
         (vit, Resize(20), r"phases.b.image_reducer: pictures of 20 x 20 .* use a size of 16"),
@@ -107,4 +107,4 @@ def test_reducers_that_do_not_fit_the_model_are_refused_before_the_run():
     ):
         phases = Phases({"a": Phase(8, 8, 1.0), "b": Phase(8, 8, 1.0, image_reducer=reducer)})
         with pytest.raises(ValueError, match=message):
-            check_reducers(phases, net)
+            prepare_reducers(phases, net)

@@ -1,16 +1,16 @@
-"""Attentive masking against whole attention maps, and crops against what a plane's scores are."""
+"""Attentive masking against whole attention maps, and against where crops show the same thing."""
 
+import numpy as np
 import pytest
 import torch
 from timm.models.vision_transformer import ResPostBlock
 
+from counterpoint.data.picture import Pixels
+from counterpoint.data.transforms import TrainTransform
 from counterpoint.models.image import TimmTower
-from counterpoint.models.reducers.attentive import (
-    AttentivePatches,
-    class_attention,
-    moved,
-    view_scores,
-)
+from counterpoint.models.reducers.attentive import PLACE, AttentivePatches, attended, moved
+from counterpoint.models.reducers.image import Resize
+from counterpoint.models.reducers.mask_token import MaskTokens
 from counterpoint.models.reducers.reduction import Reduction
 
 KEYS = torch.arange(6)
@@ -26,24 +26,34 @@ def tower(**more):
 
 
 @pytest.mark.parametrize("more", [{}, {"reg_tokens": 2, "qk_norm": True, "qkv_bias": False}])
-def test_the_class_tokens_row_is_that_of_the_whole_maps(more):
+@pytest.mark.parametrize("size", [32, 16])
+def test_the_class_tokens_row_is_that_of_the_whole_maps(more, size):
     model = tower(**more)
-    image = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
+    result, got = attended(model, image, lambda: model(image))
     maps = []
     for block in model.trunk.blocks:
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda _, inputs, __: maps.append(inputs[0]))
-    model(image)
-    first = model.trunk.num_prefix_tokens
-    want = torch.stack(maps).mean(dim=(0, 2))[:, 0, first:].view(3, 4, 4)
-    torch.testing.assert_close(class_attention(model, image).double(), want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result, model(image))
+    first, side = model.trunk.num_prefix_tokens, size // 8
+    want = torch.stack(maps).mean(dim=(0, 2))[:, 0, first:].view(3, side, side)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert not any(block._forward_pre_hooks for block in model.trunk.blocks)
 
 
 def test_a_tower_without_class_token_or_with_other_blocks_is_refused():
     unusual = ({"class_token": False, "global_pool": "avg"}, {"block_fn": ResPostBlock})
-    for model in (tower(**more) for more in unusual):
-        with pytest.raises(ValueError, match="class_token: true"):
-            class_attention(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    towers = [*(tower(**more) for more in unusual), TimmTower("resnet18", 32)]
+    for reducer in (AttentivePatches(), Resize(16, then=MaskTokens(AttentivePatches()))):
+        for model in towers:
+            with pytest.raises(ValueError, match="class_token: true"):
+                reducer.prepare(model)
+
+
+def test_who_wraps_the_reducer_passes_on_what_it_needs():
+    assert Resize(16, then=MaskTokens(AttentivePatches(sees="image.a"))).sees == "image.a"
+    assert Resize(16).sees is None
 
 
 def plane(rows, columns):
@@ -56,24 +66,42 @@ def centres(first, length, count, mirrored=False):
     return places.flip(0) if mirrored else places
 
 
+def place(*box, **more):
+    values = dict(zip(PLACE, box, strict=False)) | more
+    return torch.tensor([[values.get(name, 0.0) for name in PLACE]], dtype=torch.float64)
+
+
 @pytest.mark.parametrize("mirrored", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_scores_move_with_the_crops(mirrored):
     whole, part = (10.0, 20.0, 80.0, 64.0), (30.0, 40.0, 40.0, 24.0)
     scores = plane(centres(10, 80, 8), centres(20, 64, 8, mirrored[0]))
     want = plane(centres(30, 40, 4), centres(40, 24, 4, mirrored[1]))
-    boxes = [torch.tensor([[*box, m]]) for box, m in zip((whole, part), mirrored, strict=True)]
+    boxes = [place(*box, flip=m) for box, m in zip((whole, part), mirrored, strict=True)]
     torch.testing.assert_close(moved(scores[None], *boxes, (4, 4))[0], want, rtol=1e-4, atol=1e-3)
 
 
-def test_views_are_scored_by_what_the_average_sees():
-    model = tower()
-    image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    boxes = torch.tensor([[0, 0, 32, 32, 0, 9], [4, 0, 28, 32, 1, 9]], dtype=torch.float64)
-    batch = {"image.ema": image, "image": image, "image.strong": image[:, :, :16, :16]}
-    batch |= {f"{name}.augmentation": boxes for name in list(batch)}
-    scores = view_scores(model, batch, "image.ema", ["image", "image.strong"])
-    torch.testing.assert_close(scores["image"], class_attention(model, image))
-    assert scores["image.strong"].shape == (2, 2, 2)
+@pytest.mark.parametrize("turned", [(0, 1), (1, 0), (1, 1)])
+def test_scores_move_as_the_pixels_of_rotated_and_shifted_views_do(turned):
+    assert TrainTransform.columns[: len(PLACE)] == PLACE
+    g = np.random.default_rng(0)
+    rows, columns = np.mgrid[:120, :120]
+    sloping = Pixels(
+        torch.from_numpy((0.7 * rows + 1.2 * columns).astype(np.uint8)).expand(3, -1, -1)
+    )
+    shares = ((0.9, 1.0), (0.2, 0.4))
+    transforms = [
+        TrainTransform(share, flip=0.5, rotate=20.0 * t, translate=0.1 * t)
+        for share, t in zip(shares, turned, strict=True)
+    ]
+    for _ in range(7):
+        drawn = [transform.draw(120, 120, g) for transform in transforms]
+        first, second = (t.apply(sloping, 64, d)[0] for t, d in zip(transforms, drawn, strict=True))
+        boxes = [torch.from_numpy(params[None, : len(PLACE)]) for params in drawn]
+        got = moved(first[None].float(), *boxes, (64, 64))[0]
+        # Where both show the picture and not what lies beside it, they show the same.
+        inside = (second < 240) & (got < 240)
+        assert inside.float().mean() > 0.4
+        assert (got - second)[inside].abs().quantile(0.7) < 1
 
 
 def test_the_best_cells_are_kept():
