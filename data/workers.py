@@ -34,9 +34,9 @@ def refusal(error: ValueError) -> Refusal | None:
 def start_worker(worker: int) -> None:
     """Prepares a loader worker.
 
-    Ctrl-C and the SIGTERM of a scheduler reach every process of the job, yet a run that is asked to
-    stop still finishes its step and saves: its workers have to outlive the signal. They go when
-    their parent tells them to, or dies (the loader watches for that).
+    Ctrl-C, and a scheduler's SIGTERM and SIGUSR1, reach every process of the job, yet a run that is
+    asked to stop still finishes its step and saves: its workers have to outlive the signal. They go
+    when their parent tells them to, or dies (the loader watches for that).
 
     Args:
         worker: Number of the worker.
@@ -45,6 +45,7 @@ def start_worker(worker: int) -> None:
     # What is odd about single pictures is counted by the loader, not printed by every worker.
     warnings.filterwarnings("ignore", module="PIL")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         # Blocked here and in every later thread, so that only the one that waits receives it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

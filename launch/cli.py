@@ -11,8 +11,10 @@ COMMANDS = {
     "fit": ("counterpoint.launch.fit", "train, or continue a run with --resume"),
     "evaluate": ("counterpoint.launch.evaluate", "evaluate a run on a suite of tasks"),
     "embed": ("counterpoint.launch.embed", "store a teacher's embeddings beside the shards"),
+    "export": ("counterpoint.launch.export", "write a run's weights as one safetensors file"),
     "report": ("counterpoint.launch.report", "write one HTML page about one or more runs"),
     "sweep": ("counterpoint.launch.sweep", "run (config, seed) pairs and render the results"),
+    "launch": ("counterpoint.launch.slurm", "write (and submit) the job script of a SLURM cluster"),
     "data": ("counterpoint.launch.data", "build the emoji shards, index shards to a manifest"),
     "init": ("counterpoint.launch.init", "copy the configs into a project of your own"),
 }

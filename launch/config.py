@@ -21,6 +21,7 @@ from ..models.teacher import Teacher
 from ..models.two_tower import TwoTower
 from ..train.clip.clipper import Clipper
 from ..train.evaluate import EvaluationConfig
+from ..train.files import write_whole
 from ..train.optim import AdamW
 from ..train.phases import Phase
 from ..train.providers import EmaConfig
@@ -63,10 +64,23 @@ class CheckpointConfig:
     Attributes:
         every_n_steps: distance between checkpoints; there is always one after the last step.
         keep: how many files stay.
+        max_failures: how many in a row may not be written (a full disk) before the run ends.
     """
 
     every_n_steps: int = 1000
     keep: int = 3
+    max_failures: int = 3
+
+
+@dataclass
+class WatchConfig:
+    """When a run that stands still is ended, with the name of the rank that hangs.
+
+    Attributes:
+        timeout: seconds; none: never.
+    """
+
+    timeout: float | None = 900.0
 
 
 def make_parser() -> ArgumentParser:
@@ -74,7 +88,8 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="counterpoint fit",
         exit_on_error=False,
-        description="Train a two-tower model. --resume RUN_DIR continues a run.",
+        description="Train a two-tower model. --resume RUN_DIR continues a run; --resume auto "
+        "continues the one in run_dir, or starts it.",
     )
     parser.add_argument("--config", action="config", help="a run file, or a packaged run's name")
     parser.add_argument("--run_dir", type=str | None, help="where results go (runs/NAME)")
@@ -107,6 +122,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--ema", type=EmaConfig | None, help="moving average of the student")
     parser.add_class_arguments(EvaluationConfig, "evaluation")
     parser.add_class_arguments(CheckpointConfig, "checkpoint")
+    parser.add_class_arguments(WatchConfig, "watch")
     for name in ("logit_scale_init", "logit_bias_init"):
         parser.link_arguments(f"objective.{name}", f"model.{name}")
     return parser
@@ -162,7 +178,7 @@ def plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 
 def save(config: dict[str, Any], path: Path) -> None:
     """Writes a resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_whole(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def identity(parser: ArgumentParser, config: Namespace) -> Identity:

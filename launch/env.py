@@ -1,14 +1,19 @@
 """Process-wide settings, made before the first tensor.
 
-In: the environment (torchrun, plain). Out: ranks, thread and kernel choices that are better than
-torch's defaults on the machine at hand.
+In: the environment (torchrun, SLURM, plain). Out: ranks, thread and kernel choices that are better
+than torch's defaults on the machine at hand.
 """
 
 import logging
 import os
+import re
 import warnings
+from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+from .rendezvous import use_own_store
 
 
 def is_first_process() -> bool:
@@ -17,11 +22,21 @@ def is_first_process() -> bool:
 
 
 def under_torchrun() -> tuple[int, int] | None:
-    """Returns (processes on this node, nodes) under torchrun, else None."""
+    """Returns (processes on this node, nodes) under torchrun or srun, else None."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     return local, int(os.environ["WORLD_SIZE"]) // local
+
+
+def starts_again_by_itself() -> bool:
+    """Whether whoever started this process does so again after a failure, with the same command.
+
+    torchrun with `--max_restarts`, and a SLURM job that was put back into the queue. All processes
+    of a run answer alike: torchrun's own count of restarts is 0 on a node that joined late.
+    """
+    counts = ("TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name) or 0) > 0 for name in counts)
 
 
 def prepare() -> None:
@@ -30,11 +45,59 @@ def prepare() -> None:
     Without a GPU, attention goes through plain matrix products: the backward of torch's fused CPU
     kernel takes most of a small model's step in bf16 (docs/benchmarks.md).
     """
+    adopt_slurm_tasks()
+    use_own_store()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quieten()
     torch.set_float32_matmul_precision("high")
     if not torch.cuda.is_available():
         torch.backends.cuda.enable_flash_sdp(False)
+
+
+def adopt_slurm_tasks() -> None:
+    """Gives the tasks of one `srun` the variables that torchrun gives its processes.
+
+    So there is one way in which ranks are known, and Lightning's own handling of SLURM, which saves
+    and requeues by other rules, is left out. A single task may still start processes itself.
+
+    Raises:
+        ValueError: nodes have different numbers of tasks.
+    """
+    env = os.environ
+    world = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "TORCHELASTIC_RUN_ID" in env or world == 1:
+        return
+    tasks = env.get("SLURM_STEP_TASKS_PER_NODE", str(world))
+    equal = re.fullmatch(r"(\d+)(\(x\d+\))?", tasks)
+    if equal is None:
+        raise ValueError(
+            f"srun runs {tasks} tasks per node; every node needs the same number: use "
+            "--ntasks-per-node"
+        )
+    job = env.get("SLURM_JOB_ID", "0")
+    first_node = SLURMEnvironment.resolve_root_node_address(
+        env.get("SLURM_STEP_NODELIST", "127.0.0.1")
+    )
+    env.setdefault("MASTER_ADDR", first_node)
+    env.setdefault("MASTER_PORT", str(15000 + int(job[-4:])))
+    env |= {
+        "RANK": env["SLURM_PROCID"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "GROUP_RANK": env["SLURM_NODEID"],
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": equal[1],
+        "TORCHELASTIC_RUN_ID": f"slurm-{job}",
+    }
+
+
+def cluster_plugins() -> list[Any]:
+    """Lightning's plugin where it would guess wrong: a process that `srun` did not start.
+
+    In an allocation of SLURM, Lightning takes any process for one of srun's tasks and waits for the
+    others.
+    """
+    inside = "SLURM_JOB_ID" in os.environ and under_torchrun() is None
+    return [LightningEnvironment()] if inside else []
 
 
 def quieten() -> None:

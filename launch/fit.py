@@ -2,10 +2,11 @@
 
 In: a run file and leaf overrides, or `--resume RUN_DIR`. Out: the run folder: `config.yaml`,
 `metrics.jsonl`, `checkpoints/`, `tensorboard/` and, at the end, `summary.json`.
+
+`--resume auto` continues what the run folder holds, or starts there. It is implied where the same
+command is started again by itself (torchrun with `--max_restarts`, SLURM's requeue).
 """
 
-import json
-import platform
 import signal
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -22,34 +23,43 @@ from ..train.clip.trainers import check_no_other
 from ..train.control import StopOnSignal
 from ..train.errors import CountErrors
 from ..train.evaluate import Evaluate
-from ..train.metrics import Metrics, MetricsFile, read_rows
-from ..train.phases import Phases
+from ..train.metrics import Metrics, MetricsFile
 from ..train.resume import check_resume
 from ..train.strategies import strategy
+from ..train.watch import Watch
 from . import config as run_config
 from .build import build
-from .env import is_first_process, prepare, under_torchrun
-from .identity import Identity
+from .env import (
+    cluster_plugins,
+    is_first_process,
+    prepare,
+    starts_again_by_itself,
+    under_torchrun,
+)
+from .folder import freeze, is_finished, prepare_folder, write_summary
 from .load import load_run
 from .paths import find_config
 from .providers import attach
 
 # Keys of the trainer's slot that are not Lightning's.
 OURS = ("compile", "peak_tflops")
+AUTO = "auto"
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line and trains; returns 0, or 128 + the signal that stopped the run."""
     prepare()
     argv, resume = take_option(argv, "--resume")
-    if resume is not None:
+    if resume not in (None, AUTO):
         argv = ["--config", str(_config_of(resume)), *argv]
         if "--run_dir" not in argv:
             argv += ["--run_dir", resume]
+    elif starts_again_by_itself():
+        resume = AUTO
     parser = run_config.make_parser()
     config = run_config.parse(parser, with_found_configs(argv))
     resolved = run_config.plain(parser, config)
-    return fit(config, resolved, parser, None if resume is None else Path(resume))
+    return fit(config, resolved, parser, resume)
 
 
 def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
@@ -70,10 +80,14 @@ def with_found_configs(argv: list[str]) -> list[str]:
     return argv if name is None else ["--config", str(find_config(name)), *argv]
 
 
-def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None) -> int:
+def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: str | Path | None) -> int:
     """Builds everything, trains, writes the summary; returns the exit status."""
     started, used = time.time(), time.process_time()
     run_dir = Path(config.run_dir or f"runs/{config.name}")
+    # Then a run that is finished is no mistake: its last start was killed on its way out.
+    resume_is_implied = resume == AUTO or starts_again_by_itself()
+    if resume == AUTO:
+        resume = run_dir if checkpoints.newest(run_dir) else None
     module, parts = build(parser, config)
     module.resolved_config = resolved
     arguments = trainer_arguments(parts.trainer)
@@ -93,22 +107,32 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: Path | None)
     if resume is None:
         prepare_folder(run_dir)
     else:
-        checkpoint = resumable(resume, resolved, module.fingerprint, total_steps)
+        checkpoint = resumable(Path(resume), resolved, module.fingerprint, total_steps)
+    step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
+    if step >= total_steps and is_finished(run_dir, total_steps):
+        if resume_is_implied:
+            say(f"{run_dir} is finished ({total_steps} steps)")
+            return 0
+        raise ValueError(
+            f"{run_dir} is finished ({total_steps} steps); raise phases.NAME.samples to go on"
+        )
     if is_first_process():
-        run_config.save(resolved, run_dir / "config.yaml")
+        freeze(run_dir, resolved, step)
 
     stop = StopOnSignal()
     trainer = make_trainer(arguments, parts, stop, run_dir, total_steps, checkpoint)
     say(f"{config.name}: {total_steps} steps, results in {run_dir}")
-    trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.global_step < total_steps:
+    if step < total_steps:
+        trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+        step = trainer.global_step
+    if step < total_steps:
         number = stop.signum or signal.SIGTERM
         say(
-            f"stopped by {signal.Signals(number).name} after step {trainer.global_step}; "
+            f"stopped by {signal.Signals(number).name} after step {step}; "
             f"continue with: counterpoint fit --resume {run_dir}"
         )
         return 128 + number
-    if trainer.is_global_zero:
+    if is_first_process():
         spent = {
             "seconds_last_process": time.time() - started,
             "cpu_seconds_last_process": time.process_time() - used,
@@ -142,8 +166,13 @@ def make_trainer(
             Evaluate(parts.evaluation),
             checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
             *compilation(parts.trainer.compile),
+            Watch(parts.watch.timeout),
         ],
-        "plugins": [*(arguments.get("plugins") or []), checkpoints.AtomicCheckpointIO()],
+        "plugins": [
+            *(arguments.get("plugins") or []),
+            *cluster_plugins(),
+            checkpoints.AtomicCheckpointIO(),
+        ],
         "max_steps": total_steps,
         "max_epochs": -1,
         "use_distributed_sampler": False,
@@ -193,62 +222,29 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
 
 
 def resumable(run_dir: Path, resolved: dict[str, Any], fingerprint: str, total_steps: int) -> Path:
-    """The newest checkpoint of a run, after checking that it may be continued like this.
+    """The newest whole checkpoint of a run, after checking that it may be continued like this.
+
+    Damaged ones that are newer get another name, so that nobody takes them for whole ones.
 
     Raises:
-        ValueError: no checkpoint, a finished run, or a change that may not be made.
+        ValueError: no whole checkpoint, one past the end, or a change that may not be made.
     """
-    path = checkpoints.newest(run_dir)
-    if path is None:
-        raise ValueError(f"{run_dir} holds no checkpoint; start the run again without --resume")
+    path, damaged = checkpoints.newest_whole(run_dir)
+    for worse, reason in damaged.items():
+        say(f"{worse} is damaged ({reason}); {path.name} is used instead")
+        if is_first_process():
+            worse.replace(worse.with_suffix(".damaged"))
     saved = checkpoints.load(path)
     if "counterpoint" not in saved:
         raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
     check_resume(
         saved["counterpoint"]["config"], resolved, saved["counterpoint"]["fingerprint"], fingerprint
     )
-    if checkpoints.step_of(path) >= total_steps:
+    if checkpoints.step_of(path) > total_steps:
         raise ValueError(
-            f"{run_dir} is finished ({total_steps} steps); raise phases.NAME.samples to go on"
+            f"{path} is past the end of a run of {total_steps} steps; raise phases.NAME.samples"
         )
     return path
-
-
-def prepare_folder(run_dir: Path) -> None:
-    """Makes the run folder; a folder with a run in it is left alone.
-
-    Raises:
-        ValueError: the folder already holds a run.
-    """
-    if is_first_process():
-        if checkpoints.newest(run_dir):
-            raise ValueError(
-                f"{run_dir} already holds a run: continue it with --resume {run_dir}, or choose "
-                "another --run_dir"
-            )
-        run_dir.mkdir(parents=True, exist_ok=True)
-
-
-def write_summary(
-    run_dir: Path, resolved: dict[str, Any], phases: Phases, spent: dict[str, float]
-) -> None:
-    """Writes `summary.json`: the last value of every metric and what produced it."""
-    rows = read_rows(run_dir / "metrics.jsonl")
-    final: dict[str, Any] = {}
-    for row in rows:
-        final |= {k: v for k, v in row.items() if k not in ("step", "wall")}
-    summary = {
-        "name": resolved["name"],
-        "final": final,
-        "steps": phases.total_steps,
-        "samples": phases.samples_before(phases.total_steps),
-        "seconds": round(max(row["wall"] for row in rows), 1),
-        **{name: round(seconds, 1) for name, seconds in spent.items()},
-        "config_hash": Identity.of(resolved, {}).digest,
-        "seed": resolved["seed"],
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def say(text: str) -> None:
@@ -277,7 +273,3 @@ def _loggers(chosen: Any, run_dir: Path, step: int) -> list[Any]:
 
     purge: dict[str, Any] = {"purge_step": step + 1} if step else {}
     return [TensorBoardLogger(run_dir, name="tensorboard", version="", **purge)]
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "lightning", "timm", "transformers")}

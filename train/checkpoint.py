@@ -1,11 +1,14 @@
 """Checkpoints: atomic files `RUN/checkpoints/step-00000500.ckpt`, the last few kept.
 
-In: the trainer's state after a step. Out: a file that is either whole or not there. Files are read
-with `weights_only=True`: they hold tensors and plain values, never code.
+In: the trainer's state after a step. Out: a file that is either whole or not there. A disk that is
+full costs that file and neither the run nor the last good one. Files are read with
+`weights_only=True`: they hold tensors and plain values, never code.
 """
 
 import os
 import re
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +16,57 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from .control import ControlGroup
+
 PATTERN = re.compile(r"step-(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, renames: a kill or a full disk never leaves half a file."""
+    """Writes beside the target, syncs, renames: a kill or a full disk never leaves half a file.
+
+    Attributes:
+        failure: what the operating system said about the last file, if it could not be written.
+            Whoever saves has to look: raised here, on the first rank alone, it would leave the
+            others waiting for that rank.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: OSError | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Saves `checkpoint` at `path`; an interrupted write leaves only a `.part` file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
+        self.failure = None
         try:
-            with open(part, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
-            raise disk_error(error, path) from error
+            write(checkpoint, Path(path))
+        except OSError as error:
+            self.failure = error
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint that outlives a loss of power once it has its name.
+
+    Raises:
+        OSError: it cannot be written; what lay at `path` is as it was.
+    """
+    part = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
 
 
 def disk_error(error: Exception, path: Path) -> Exception:
@@ -49,8 +81,47 @@ def disk_error(error: Exception, path: Path) -> Exception:
 
 def newest(run_dir: str | Path) -> Path | None:
     """Returns the checkpoint with the highest step in a run folder, or None."""
-    found = [p for p in Path(run_dir, "checkpoints").glob("*.ckpt") if PATTERN.fullmatch(p.name)]
-    return max(found, key=step_of, default=None)
+    return max(checkpoints_in(run_dir), key=step_of, default=None)
+
+
+def checkpoints_in(run_dir: str | Path) -> list[Path]:
+    """The checkpoints of a run folder, whole or not."""
+    folder = Path(run_dir, "checkpoints")
+    return [path for path in folder.glob("*.ckpt") if PATTERN.fullmatch(path.name)]
+
+
+def newest_whole(run_dir: str | Path) -> tuple[Path, dict[Path, str]]:
+    """Returns the newest checkpoint that is as it was written, and what is wrong with newer ones.
+
+    Every byte is read and held against the checksums inside the file: torch notices a file that was
+    cut off, but not one in which bytes have changed.
+
+    Raises:
+        ValueError: there is none.
+    """
+    damaged: dict[Path, str] = {}
+    for path in sorted(checkpoints_in(run_dir), key=step_of, reverse=True):
+        reason = damage(path)
+        if reason is None:
+            return path, damaged
+        damaged[path] = reason
+    if not damaged:
+        raise ValueError(f"{run_dir} holds no checkpoint; start the run again without --resume")
+    path, reason = next(iter(damaged.items()))
+    raise ValueError(
+        f"{path} cannot be read as a checkpoint ({reason}), and there is no whole one before it; "
+        "start anew with another --run_dir"
+    )
+
+
+def damage(path: Path) -> str | None:
+    """Says what is wrong with a checkpoint file, or None."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            record = file.testzip()
+    except Exception as error:  # whatever a parser meets in damaged bytes
+        return f"{type(error).__name__}: {error}"
+    return None if record is None else f"bytes of {record} have changed"
 
 
 def step_of(path: Path) -> int:
@@ -80,29 +151,68 @@ def load(path: str | Path) -> dict[str, Any]:
 class Checkpoints(pl.Callback):
     """Saves every `every_n_steps` steps, when the run stops, and at its end.
 
+    A checkpoint that cannot be written is said, and the run goes on to the next one: what lacks
+    room today may have it tomorrow, and to end would lose the steps since the last. The run ends
+    after `max_failures` of them in a row, and if it is the last one.
+
     Args:
         folder: where the files go.
         every_n_steps: distance between two files.
         keep: how many files stay; older ones are deleted after a new one is whole.
+        max_failures: how many in a row may fail.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, keep: int):
+    def __init__(self, folder: Path, every_n_steps: int, keep: int, max_failures: int = 3):
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.keep = keep
+        self.max_failures = max_failures
+        self._num_failed = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes the group (collective)."""
+        self._control = ControlGroup()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Runs last among the callbacks, so that rows and counters of this step are written."""
         step = trainer.global_step
-        if step % self.every_n_steps == 0 or trainer.should_stop or step == trainer.max_steps:
-            self.save(trainer, step)
+        last = trainer.should_stop or step == trainer.max_steps
+        if step % self.every_n_steps == 0 or last:
+            self.save(trainer, step, last)
 
-    def save(self, trainer: pl.Trainer, step: int) -> None:
-        """Writes one checkpoint (collective) and prunes the oldest."""
+    def save(self, trainer: pl.Trainer, step: int, last: bool) -> None:
+        """Writes one checkpoint (collective) and prunes the oldest.
+
+        Raises:
+            ValueError: too many could not be written, or the last one; on every rank alike.
+        """
         trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
+        failure = self._control.gather(_failure(trainer))[0]
+        if failure is None:
+            self._num_failed = 0
+            if trainer.is_global_zero:
+                self._prune()
+            return
+        self._num_failed += 1
+        good = newest(self.folder.parent)
+        text = f"step {step}: the checkpoint could not be written ({failure}); " + (
+            "there is none yet" if good is None else f"the last good one is {good.name}"
+        )
+        if last or self._num_failed >= self.max_failures:
+            raise ValueError(f"{text}; make room and continue with `fit --resume`")
         if trainer.is_global_zero:
-            files = sorted(p for p in self.folder.glob("*.ckpt") if PATTERN.fullmatch(p.name))
-            for old in files[: -self.keep]:
-                old.unlink()
+            print(f"{text}; the run goes on and tries again", file=sys.stderr, flush=True)
+
+    def _prune(self) -> None:
+        files = sorted(p for p in self.folder.glob("*.ckpt") if PATTERN.fullmatch(p.name))
+        # What a kill left of a file is of no use once a later one is whole.
+        for old in [*files[: -self.keep], *self.folder.glob("*.part")]:
+            old.unlink(missing_ok=True)
+
+
+def _failure(trainer: pl.Trainer) -> str | None:
+    """Why this process could not write; only the first one writes."""
+    error = getattr(trainer.strategy.checkpoint_io, "failure", None)
+    return None if error is None else f"{error.strerror or error}"

@@ -12,28 +12,39 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Of schedulers: to end (SIGTERM), to make room before the time is up (SIGUSR1); of users: Ctrl-C.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+# (all ranks, their gloo group): one for everybody who asks, since each connects every two ranks.
+_shared: tuple[Any, Any] = (None, None)
 
 
 class ControlGroup:
-    """A gloo process group for host-side values; does nothing in a single process."""
+    """A gloo process group for host-side values; does nothing in a single process.
+
+    Every rank makes it, and calls it, in the same order.
+    """
 
     def __init__(self):
+        global _shared
         self.group: Any = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self.group = dist.new_group(backend="gloo")
+            if _shared[0] is not dist.group.WORLD:
+                _shared = dist.group.WORLD, dist.new_group(backend="gloo")
+            self.group = _shared[1]
 
-    def start_any(self, flag: bool) -> Callable[[], bool]:
-        """Starts a logical or over ranks; the returned function waits for it."""
+    def start_highest(self, number: int) -> Callable[[], int]:
+        """Starts a maximum over ranks; the returned function waits for it."""
         if self.group is None:
-            return lambda: flag
-        value = torch.tensor([int(flag)])
+            return lambda: number
+        value = torch.tensor([number])
         work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group, async_op=True)
 
-        def wait() -> bool:
+        def wait() -> int:
             assert work is not None
             work.wait()
-            return bool(value.item())
+            return int(value.item())
 
         return wait
 
@@ -47,19 +58,20 @@ class ControlGroup:
 
 
 class StopOnSignal(pl.Callback):
-    """On SIGTERM or SIGINT to any rank, all ranks stop after the same step.
+    """On SIGTERM, SIGUSR1 or SIGINT to any rank, all ranks stop after the same step.
 
     The flag of step n is agreed while step n + 1 runs, so that no step waits for it. A second
     SIGINT stops at once.
 
     Attributes:
-        signum: the signal this process received, or None.
+        signum: the signal that stopped the run, the same on every rank; None: nothing did.
     """
 
     def __init__(self):
         self.signum: int | None = None
+        self._received = 0
         self._previous: dict[int, Any] = {}
-        self._pending: Callable[[], bool] = lambda: False
+        self._pending: Callable[[], int] = lambda: 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replaces Lightning's handlers, which stop without a checkpoint."""
@@ -71,12 +83,11 @@ class StopOnSignal(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
         """Takes the agreement of the step before and starts that of this one."""
-        if self._pending():
-            trainer.should_stop = True
+        self._stop(trainer, self._pending())
         if not trainer.should_stop:
-            self._pending = self._control.start_any(self.signum is not None)
-            if self._control.group is None and self._pending():
-                trainer.should_stop = True
+            self._pending = self._control.start_highest(self._received)
+            if self._control.group is None:
+                self._stop(trainer, self._pending())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the handlers back."""
@@ -84,7 +95,13 @@ class StopOnSignal(pl.Callback):
             signal.signal(number, handler)
         self._previous = {}
 
+    def _stop(self, trainer: pl.Trainer, signum: int) -> None:
+        if signum:
+            self.signum = signum
+            trainer.should_stop = True
+
     def _receive(self, signum: int, frame: Any) -> None:
-        if self.signum == signal.SIGINT == signum:
+        if self._received == signal.SIGINT == signum:
             raise KeyboardInterrupt
-        self.signum = signum
+        # The first one says why: a scheduler that has asked to make room terminates in the end.
+        self._received = self._received or signum

@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from .control import ControlGroup
+from .files import write_whole
 
 
 class CountErrors(pl.Callback):
@@ -49,6 +50,6 @@ class CountErrors(pl.Callback):
             for delta in self._control.gather(ledger.take_delta()):
                 ledger.merge(delta)
             if trainer.is_global_zero and ledger.errors != self._written:
-                self.path.write_text(json.dumps(ledger.table(), indent=1) + "\n")
+                write_whole(self.path, json.dumps(ledger.table(), indent=1) + "\n")
                 self._written = ledger.errors
             ledger.check()

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from .files import write_whole
 from .flops import FlopMeter, measured_peak
 from .module import ContrastiveModule
 
@@ -38,7 +39,7 @@ class MetricsFile(Logger):
             kept = [row for row in rows if row["step"] <= (resume_step or 0)]
             self._before = max((row["wall"] for row in kept), default=0.0)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     @property
     def name(self) -> str:

@@ -209,9 +209,10 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tmp_path, pairs):
     checkpoints.mkdir(parents=True)
     # Step 6 fits, the file of step 12 is written to a device that is always full.
     (checkpoints / "step-00000012.part").symlink_to("/dev/full")
-    run = Run(arguments, 1, tmp_path / "log")
+    run = Run([*arguments, "--checkpoint.max_failures=1"], 1, tmp_path / "log")
     assert run.wait() == [2], run.text()[-2000:]
-    assert "no space left on the disk" in run.text()
+    assert "No space left on device" in run.text() and "Traceback" not in run.text()
+    assert "the last good one is step-00000006.ckpt; make room" in run.text()
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000006.ckpt"]
     fit(["--resume", str(tmp_path / "run")], 1, tmp_path / "log")
 

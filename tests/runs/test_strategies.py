@@ -10,6 +10,9 @@ from processes import fit
 from tiny import config, write_config, write_shards
 
 from counterpoint.data.index import index_shards
+from counterpoint.launch.cli import main
+from counterpoint.launch.load import load_run
+from counterpoint.models.weights import load_weights, read_weights
 from counterpoint.train.checkpoint import load, newest
 
 STRATEGIES = (
@@ -58,6 +61,28 @@ def flat(state, path=""):
             yield from flat(value, f"{path}/{key}")
 
 
+def cut_back(run_dir: Path, copy: Path) -> Path:
+    """A copy of a run as it was after the checkpoint of step 6."""
+    shutil.copytree(run_dir, copy)
+    for step in (12, 18, 20):
+        (copy / "checkpoints" / f"step-{step:08d}.ckpt").unlink()
+    return copy
+
+
+@torch.no_grad()
+def features(module) -> dict[str, torch.Tensor]:
+    """Both sides of a few pairs."""
+    draw = torch.Generator().manual_seed(0)
+    length = torch.tensor([3, 5, 8])
+    batch = {
+        "image": torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=draw),
+        "text": torch.randint(1, 99, (3, 8), generator=draw),
+        "text_length": length,
+        "key": torch.arange(3),
+    }
+    return module.model(batch, ("image", "text", "logit_scale"))
+
+
 @pytest.fixture(scope="module")
 def one(arguments, tmp_path_factory):
     """The same run in one process."""
@@ -79,10 +104,15 @@ def test_losses_checkpoints_and_resume(tmp_path, arguments, one, strategy):
     for name, value in same["state_dict"].items():
         torch.testing.assert_close(last["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
-    again = tmp_path / "again"
-    shutil.copytree(run_dir, again)
-    for step in (12, 18, 20):
-        (again / "checkpoints" / f"step-{step:08d}.ckpt").unlink()
+    file = tmp_path / "weights.safetensors"
+    assert main(["export", str(run_dir), str(file)]) == 0
+    trained, _, _ = load_run(run_dir)
+    exported, _, _ = load_run(one)
+    load_weights(exported.model, read_weights(file), str(file))
+    for name, value in features(trained).items():
+        assert torch.equal(features(exported)[name], value), name
+
+    again = cut_back(run_dir, tmp_path / "again")
     fit(["--resume", str(again)], 2, tmp_path / "again.log")
     assert rows(again) == got
     other = load(newest(again))
@@ -90,3 +120,27 @@ def test_losses_checkpoints_and_resume(tmp_path, arguments, one, strategy):
         a, b = dict(flat(last[part])), dict(flat(other[part]))
         assert a.keys() == b.keys() and a
         assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("ddp", "fsdp2"),
+        ("fsdp2", "ddp"),
+        ("ddp", "zero3"),
+        ("zero3", "fsdp2"),
+        ("zero2", "zero1"),
+        ("zero1", "ddp"),
+    ],
+)
+def test_resumed_in_another_strategy(tmp_path, arguments, one, first, second):
+    run_dir = cut_back(train(arguments, tmp_path / "run", first, 2), tmp_path / "again")
+    fit(["--resume", str(run_dir), f"--trainer.strategy={second}"], 2, tmp_path / "again.log")
+    want, got = rows(one), rows(run_dir)
+    for key, values in want.items():
+        assert got[key] == pytest.approx(values, rel=1e-5), key
+    last, same = load(newest(run_dir)), load(newest(one))
+    assert last["global_step"] == same["global_step"] == STEPS
+    for name, value in same["state_dict"].items():
+        torch.testing.assert_close(last["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)

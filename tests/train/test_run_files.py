@@ -46,8 +46,8 @@ def test_a_failed_write_leaves_the_last_checkpoint_alone(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="No space"):
-        io.save_checkpoint({"x": torch.zeros(3)}, path)
+    io.save_checkpoint({"x": torch.zeros(3)}, path)
+    assert "No space" in str(io.failure)
     assert torch.equal(load(path)["x"], torch.ones(3))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 

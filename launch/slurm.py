@@ -1,0 +1,187 @@
+"""`counterpoint launch slurm`: a job script for a SLURM cluster, submitted when asked.
+
+In: a run file, leaf overrides, and what the job needs. Out: `RUN_DIR/job.sbatch`, a commented
+script that anybody can read, edit and submit.
+"""
+
+import argparse
+import re
+import shlex
+import shutil
+import string
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..data.schedule import check_divides
+from . import config as run_config
+from .fit import take_option, with_found_configs
+
+TEMPLATE = Path(__file__).resolve().parent / "templates" / "slurm.sbatch"
+
+
+class Template(string.Template):
+    """Placeholders are `@{name}`: a shell script is full of dollars."""
+
+    delimiter = "@"
+
+
+def main(argv: list[str]) -> int:
+    """Writes the script, and submits it with `--submit`; returns the exit status."""
+    if not argv or argv[0] != "slurm":
+        asked = argv[0] if argv else ""
+        if asked not in ("", "-h", "--help"):
+            raise ValueError(f"there is no launcher '{asked}'; there is: slurm")
+        print("usage: counterpoint launch slurm --config RUN ...   (slurm --help says more)")
+        return 0 if asked else 2
+    options, overrides = parser().parse_known_args(argv[1:])
+    config = checked(options, overrides)
+    run_dir = Path(options.run_dir or config.run_dir or f"runs/{config.name}").absolute()
+    overrides = [*overrides, "--run_dir", str(run_dir)]
+    if options.cache is not None:
+        overrides.append(f"--data.cache.init_args.folder={options.cache}")
+    text = render(options, config.name, run_dir, overrides)
+    path = options.out or run_dir / "job.sbatch"
+    # SLURM does not make the folder of the log, and then nobody learns why there is none.
+    for folder in (run_dir, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: {options.nodes} x {tasks(options)} tasks")
+    return submit(path) if options.submit else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the job; all others are the run's."""
+    made = argparse.ArgumentParser(
+        prog="counterpoint launch slurm",
+        description="Write a job script for a SLURM cluster. Further options are those of fit.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--config", required=True, help="a run file, or a packaged run's name")
+    made.add_argument("--run_dir", help="on a disk that all nodes see (runs/NAME)")
+    made.add_argument("--nodes", type=int, default=1)
+    made.add_argument("--gpus", type=int, default=8, help="per node (8); 0: none")
+    made.add_argument("--tasks", type=int, help="ranks per node (one a GPU)")
+    made.add_argument("--cpus", type=int, default=8, help="per task, loader workers included (8)")
+    made.add_argument("--time", default="24:00:00", help="limit of one start (24:00:00)")
+    made.add_argument("--partition")
+    made.add_argument("--account")
+    made.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="e.g. --sbatch=--qos=high"
+    )
+    made.add_argument("--grace", type=int, default=180, help="seconds to save before the limit")
+    made.add_argument("--venv", help="virtual environment to activate on the nodes")
+    made.add_argument("--container", help="image: FILE.sif for Apptainer, else for srun (Pyxis)")
+    made.add_argument("--interface", help="network between the nodes, for NCCL and gloo: ib0")
+    made.add_argument("--cache", help="folder of remote shards on a disk of each node")
+    made.add_argument("--out", type=Path, help="(RUN_DIR/job.sbatch)")
+    made.add_argument("--submit", action="store_true", help="call sbatch")
+    return made
+
+
+def checked(options: argparse.Namespace, overrides: list[str]) -> Any:
+    """The parsed run: a mistake is told now, not when the job has waited for hours.
+
+    Raises:
+        ValueError: the run file, an override or an option of the job cannot work.
+    """
+    if take_option(overrides, "--resume")[1] is not None:
+        raise ValueError("leave --resume out: a job always continues what its run_dir holds")
+    for name, lowest in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("grace", 1)):
+        if getattr(options, name) < lowest:
+            raise ValueError(f"--{name} is {getattr(options, name)}; give at least {lowest}")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", options.time):
+        raise ValueError(f"--time is {options.time}; write it as 24:00:00, 2-12:00:00 or minutes")
+    world_size = options.nodes * tasks(options)
+    argv = with_found_configs(["--config", options.config, *overrides])
+    config = run_config.parse(_run_parser(), argv)
+    for phase in config.phases.values():
+        check_divides(phase.batch_size, world_size)
+    if options.cache is not None and config.data.cache is None:
+        raise ValueError(
+            f"--cache {options.cache}: the run reads shards where they are; give it a data.cache "
+            "(configs/data/remote.yaml), or leave --cache out"
+        )
+    return config
+
+
+@cache
+def _run_parser() -> Any:
+    return run_config.make_parser()
+
+
+def tasks(options: argparse.Namespace) -> int:
+    """Ranks per node.
+
+    Raises:
+        ValueError: there would be none.
+    """
+    found = options.gpus if options.tasks is None else options.tasks
+    if found < 1:
+        raise ValueError("a node without GPUs needs --tasks, the number of its ranks")
+    return found
+
+
+def render(options: argparse.Namespace, name: str, run_dir: Path, overrides: list[str]) -> str:
+    """Returns the script; lines whose value is not given are left out."""
+    workdir = Path.cwd()
+    config = Path(options.config)
+    chosen = str(config.absolute()) if config.is_file() else options.config
+    command = ["counterpoint", "fit", "--resume", "auto", "--config", chosen, *overrides]
+    srun: list[str] = []
+    if options.container is not None:
+        mounts = sorted({str(workdir), str(run_dir.parent)} | {options.cache or str(workdir)})
+        if options.container.endswith(".sif"):
+            binds = [word for mount in mounts for word in ("--bind", mount)]
+            command = ["apptainer", "exec", "--nv", *binds, options.container, *command]
+        else:
+            pairs = ",".join(f"{mount}:{mount}" for mount in mounts)
+            srun = [f"--container-image={options.container}", f"--container-mounts={pairs}"]
+            srun.append(f"--container-workdir={workdir}")
+    values = {
+        **vars(options),
+        "name": re.sub(r"[^\w.-]+", "-", name),
+        "tasks": tasks(options),
+        "gpus": options.gpus or None,
+        "run_dir": shlex.quote(str(run_dir)),
+        "workdir": shlex.quote(str(workdir)),
+        "venv": options.venv and shlex.quote(str(Path(options.venv).absolute())),
+        "srun": "".join(f" {shlex.quote(word)}" for word in srun),
+        "command": " \\\n    ".join(groups(command)),
+    }
+    lines = []
+    for line in TEMPLATE.read_text(encoding="utf-8").splitlines():
+        if "@{option}" in line:
+            lines += [line.replace("@{option}", option) for option in options.sbatch]
+            continue
+        template = Template(line)
+        if all(values[key] is not None for key in re.findall(r"@\{(\w+)\}", line)):
+            lines.append(template.substitute(values).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def groups(command: list[str]) -> list[str]:
+    """Quoted words, an option and its value a line."""
+    lines: list[str] = []
+    for word in map(shlex.quote, command):
+        if not lines or word.startswith("--"):
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return lines
+
+
+def submit(path: Path) -> int:
+    """Gives the script to SLURM.
+
+    Raises:
+        ValueError: there is no SLURM here, or it does not take it.
+    """
+    if shutil.which("sbatch") is None:
+        raise ValueError(f"there is no sbatch on this machine; submit {path} on the cluster")
+    done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"sbatch refuses {path}: {done.stderr.strip()}")
+    print(done.stdout.strip())
+    return 0
