@@ -92,6 +92,11 @@ def read_catalogue(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
         for key in NEEDED_KEYS:
             if not method.get(key):
                 raise ValueError(f"{folder}/{name}.yaml: the key {key} is missing")
+        if not isinstance(method.get("baseline") or {}, dict):
+            raise ValueError(
+                f"{folder}/{name}.yaml: baseline is {method['baseline']!r}; write "
+                "{SWEEP/RUN: SWEEP/BASELINE}"
+            )
         if method.get("direction", "none") not in DIRECTIONS:
             raise ValueError(f"{folder}/{name}.yaml: direction must be one of {list(DIRECTIONS)}")
     return columns, sorted(texts.values(), key=lambda m: (m.get("place", 1), m["title"].lower()))

@@ -94,6 +94,8 @@ class Worker:
         self.pid = int(nursery.ask(f"fork {log}", child.fileno()))
         child.close()
         self.status: str | None = None
+        # DeepSpeed remembers the number of ranks, which in a real process never changes.
+        self.bound_to: int | None = None
 
     def mark(self) -> int:
         """Returns the present length of the log, where `tail` is to start."""
@@ -170,6 +172,9 @@ class GlooPool:
             for worker in workers:
                 if worker.alive:
                     worker.kill()
+        for rank, worker in enumerate(workers):
+            if "deepspeed" in answers.get(rank, ())[3:]:
+                worker.bound_to = world_size
         failed = [rank for rank, answer in answers.items() if answer[0] != "ok"]
         if failed:
             first = min(failed, key=lambda rank: answers[rank][2])
@@ -194,6 +199,9 @@ class GlooPool:
     def _claim(self, num: int) -> list[Worker]:
         """Returns `num` live workers, starting those that are missing."""
         self._nursery = self._nursery or Nursery(Path(self._folder.name))
+        for worker in self._workers:
+            if worker.bound_to not in (None, num) and worker.alive:
+                worker.kill()
         self._workers = [worker for worker in self._workers if worker.alive]
         while len(self._workers) < num:
             log = Path(self._folder.name, f"{self._num_started}.log")

@@ -126,6 +126,8 @@ def serve(pipe: Connection) -> None:
         except EOFError:
             return
         answer = run_call(call, arguments)
+        if "deepspeed" in sys.modules:
+            answer = (*answer, "deepspeed")
         sys.stdout.flush()
         pipe.send_bytes(pickle.dumps(answer))
 

@@ -138,7 +138,11 @@ def test_an_incomplete_method_is_refused(tmp_path, key):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"titel": "x"}, "unknown key titel"), ({"direction": "left"}, "direction must be one of")],
+    [
+        ({"titel": "x"}, "unknown key titel"),
+        ({"direction": "left"}, "direction must be one of"),
+        ({"baseline": "short/clip"}, "baseline is .short/clip.; write"),
+    ],
 )
 def test_a_wrong_key_is_refused(tmp_path, change, said):
     with pytest.raises(ValueError, match=said):
