@@ -8,7 +8,7 @@ refused.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -107,7 +107,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--trainer.peak_tflops",
-        type=PositiveFloat | None,
+        type=Optional[PositiveFloat],  # noqa: UP045 - it is no class
         help="of one device in this precision, for mfu; none: what a matrix product reaches",
     )
     parser.add_class_arguments(PairsDataModule, "data")

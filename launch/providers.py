@@ -47,9 +47,11 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
     made |= {f"image.{name}": view for name, view in data.views.items()}
     # Of the sample's own picture: where a crop of another one lies says nothing about this one.
     placed = {
-        name: sizes[name]
+        name: size
         for name, view in made.items()
-        if view.member is None and view.transform.columns[: len(PLACE)] == PLACE
+        if (size := sizes[name]) is not None
+        and view.member is None
+        and view.transform.columns[: len(PLACE)] == PLACE
     }
     check_scores(module.phases, needs, names, placed, module.model)
     for name in teachers:

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 KEY = "counterpoint/port"
 SECONDS = 600.0

@@ -180,6 +180,7 @@ class TimmTower(ImageTower):
         pixels = self.stem(patches.flatten(0, 1)).flatten(1).unflatten(0, (num_images, -1))
         x = embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
         if hidden is not None:
+            assert self.mask_token is not None
             x = torch.where(hidden[:, :, None], self.mask_token, x)
         prefix: list[Tensor] = [p for p in (trunk.cls_token, trunk.reg_token) if p is not None]
         if trunk.pos_embed is not None:

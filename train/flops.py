@@ -139,7 +139,7 @@ def measured_peak(device: torch.device, precision: str, seconds: float = 0.1) ->
     best, end = float("inf"), None
     while end is None or time.perf_counter() < end:
         start = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         now = time.perf_counter()

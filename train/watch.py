@@ -19,6 +19,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from .control import ControlGroup
 
@@ -61,10 +62,10 @@ class Board:
         host, wait = os.environ["MASTER_ADDR"], timedelta(seconds=max(30.0, interval))
         options: dict[str, Any] = {"timeout": wait, "wait_for_workers": False}
         if self.rank == 0:
-            self.store = dist.TCPStore(host, 0, None, True, **options)
+            self.store = TCPStore(host, 0, None, True, **options)
         port = control.gather(self.store.port if self.rank == 0 else None)[0]
         if self.rank > 0:
-            self.store = dist.TCPStore(host, port, None, False, **options)
+            self.store = TCPStore(host, port, None, False, **options)
 
     def post(self, standing: Standing) -> None:
         """Leaves this rank's standing."""

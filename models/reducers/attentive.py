@@ -10,7 +10,7 @@ the patches with the highest. Yang et al., "Attentive Mask CLIP" (2023), section
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -110,10 +110,11 @@ def attended(
     """
     rows: list[Tensor] = []
     blocks, grid = plain_blocks(tower), tower.grid(image)
-    hooks = [
-        block.register_forward_pre_hook(lambda block, given: rows.append(class_row(block, *given)))
-        for block in blocks
-    ]
+
+    def look(block: Any, given: tuple[Tensor]) -> None:
+        rows.append(class_row(block, *given))
+
+    hooks = [block.register_forward_pre_hook(look) for block in blocks]
     try:
         result = run()
     finally:
@@ -133,7 +134,7 @@ def plain_blocks(tower: ImageTower) -> list[Block]:
             not timm's usual ones.
     """
     trunk = getattr(tower, "trunk", None)
-    blocks = list(getattr(trunk, "blocks", ()))
+    blocks: list[Any] = list(getattr(trunk, "blocks", ()))
     # By their forward: sharding makes a class of its own of each kind of block.
     usual = [
         block
