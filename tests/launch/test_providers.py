@@ -270,6 +270,6 @@ def test_scores_need_views_of_the_same_picture_whose_place_is_known(student):
         attached(ema=False)
     for view in (View(EvalTransform()), View(crop, member="negative")):
         with pytest.raises(
-            ValueError, match=r"where 'image\.other' lies .* 'image', 'image\.whole'"
+            ValueError, match=r"where 'image\.other' lies .*'image', 'image\.whole'"
         ):
             attached(other=view)

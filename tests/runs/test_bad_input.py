@@ -206,15 +206,16 @@ def test_a_damaged_checkpoint(tmp_path, pairs, refused):
 def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tmp_path, pairs):
     checkpoints = tmp_path / "run" / "checkpoints"
     arguments = run_file(tmp_path, pairs[0])
-    checkpoints.mkdir(parents=True)
-    # Step 6 fits, the file of step 12 is written to a device that is always full.
+    fit([*arguments[1:], "--phases.train.samples=72"], 1, tmp_path / "log")
+    # Step 6 fitted, the file of step 12 is written to a device that is always full.
     (checkpoints / "step-00000012.part").symlink_to("/dev/full")
-    run = Run([*arguments, "--checkpoint.max_failures=1"], 1, tmp_path / "log")
+    longer = ["fit", "--resume", str(tmp_path / "run"), "--phases.train.samples=240"]
+    run = Run([*longer, "--checkpoint.max_failures=1"], 1, tmp_path / "log")
     assert run.wait() == [2], run.text()[-2000:]
     assert "No space left on device" in run.text() and "Traceback" not in run.text()
     assert "the last good one is step-00000006.ckpt; make room" in run.text()
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000006.ckpt"]
-    fit(["--resume", str(tmp_path / "run")], 1, tmp_path / "log")
+    fit(longer[1:], 1, tmp_path / "log")
 
 
 def test_corrupt_images_are_counted_and_stop_the_run_past_the_budget(tmp_path):

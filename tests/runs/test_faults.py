@@ -105,6 +105,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.soak
 def test_a_rank_is_killed_and_the_newest_checkpoint_is_cut_off(written, whole, tmp_path):
     arguments = written(tmp_path)
     node = Node(["fit", *arguments], tmp_path / "log", nproc=2)

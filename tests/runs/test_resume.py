@@ -75,8 +75,16 @@ def kill_at(run: Run, folder: Path, step: int) -> None:
     raise AssertionError(f"step {step} never came:\n{run.text()[-3000:]}")
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("precision", "world_size"),
+    [
+        ("bf16-mixed", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in (("32-true", 1), ("32-true", 2), ("bf16-mixed", 1))
+        ),
+    ],
+)
 def test_killed_three_times(tmp_path, manifest, precision, world_size):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     fit(run_file(whole, manifest, precision), world_size, whole / "log")
