@@ -105,6 +105,7 @@ def test_killed_three_times(tmp_path, manifest, precision, world_size):
     assert_bit_equal(whole / "run", killed / "run")
 
 
+@pytest.mark.soak
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path, manifest):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(run_file(whole, manifest, "32-true"), 2, whole / "log")
