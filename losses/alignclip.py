@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .exchange import Exchange
 from .pairing import TILE_BYTES, Below, Distance
 from .pairs import row_sums
 from .pairwise import Pairwise
+from .scalars import Scalar
 from .semantics import Semantics, Stored
 
 
@@ -81,7 +82,7 @@ class Separation(Pairwise):
         negatives: Negatives | None = None,
         sides: Sequence[str] = ("image", "text"),
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale, tile_bytes)

@@ -15,7 +15,7 @@ from .exchange import Exchange
 from .pairing import TILE_BYTES
 from .pairs import softmax_sums
 from .pairwise import Pairwise
-from .scalars import Temperature
+from .scalars import Scalar, Temperature
 from .term import full_precision
 
 
@@ -39,7 +39,7 @@ class Augmented(Pairwise):
         image_head: nn.Module,
         text_head: nn.Module,
         exchange: Exchange | None = None,
-        scale: nn.Module | str | None = None,
+        scale: Scalar | str | None = None,
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale or Temperature(), tile_bytes)

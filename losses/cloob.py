@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .exchange import Exchange
@@ -25,7 +25,7 @@ from .pairing import TILE_BYTES
 from .pairs import row_sums, softmax_sums
 from .pairwise import Pairwise
 from .retrieval import retrieve
-from .scalars import Fixed
+from .scalars import Fixed, Scalar
 
 
 class InfoLOOB(Pairwise):
@@ -43,7 +43,7 @@ class InfoLOOB(Pairwise):
     def __init__(
         self,
         exchange: Exchange | None = None,
-        scale: nn.Module | str | None = None,
+        scale: Scalar | str | None = None,
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale or Fixed(30.0), tile_bytes)
@@ -76,9 +76,9 @@ class CLOOB(Pairwise):
     def __init__(
         self,
         pairs: Literal["others", "all"] = "others",
-        beta: nn.Module | None = None,
+        beta: Scalar | None = None,
         exchange: Exchange | None = None,
-        scale: nn.Module | str | None = None,
+        scale: Scalar | str | None = None,
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale or Fixed(30.0), tile_bytes)

@@ -20,7 +20,7 @@ from .exchange import Local, share
 from .noise import mix
 from .pairing import TILE_BYTES, Different, Pairing
 from .pairs import row_sums
-from .scalars import Fixed
+from .scalars import Fixed, Scalar
 from .term import Term, full_precision, need
 
 
@@ -97,7 +97,7 @@ class ClusterDiscrimination(Term):
         cluster: str = "clusters.id",
         rate: float = 1.0,
         margin: Margin | None = None,
-        scale: nn.Module | None = None,
+        scale: Scalar | None = None,
         seed: int = 0,
         tile_bytes: int = TILE_BYTES,
     ):

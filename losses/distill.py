@@ -13,12 +13,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .exchange import Exchange
 from .pairing import TILE_BYTES
 from .pairs import softmax_sums
 from .pairwise import Pairwise
+from .scalars import Scalar
 from .soft import Soft
 
 
@@ -44,7 +45,7 @@ class Taught(Pairwise):
         teachers: Sequence[str],
         form: Literal["", ".raw"] = "",
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale, tile_bytes)
@@ -114,7 +115,7 @@ class SoftContrastive(Taught):
         diagonal: float = 0.0,
         form: Literal["", ".raw"] = "",
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(teachers, form, exchange, scale, tile_bytes)

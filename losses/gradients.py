@@ -23,6 +23,7 @@ from .heads import fitting
 from .pairing import TILE_BYTES
 from .pairs import softmax_sums
 from .pairwise import Pairwise
+from .scalars import Scalar
 from .softmaxes import softmax_means
 
 
@@ -48,7 +49,7 @@ class GradientMatching(Pairwise):
         image_head: nn.Module | None = None,
         text_head: nn.Module | None = None,
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale, tile_bytes)

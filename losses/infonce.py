@@ -8,12 +8,13 @@ Transferable Visual Models From Natural Language Supervision" (2021), section 2.
 from collections.abc import Mapping
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .exchange import Exchange
 from .pairing import TILE_BYTES
 from .pairs import softmax_sums
 from .pairwise import Pairwise
+from .scalars import Scalar
 from .similarity import Cosine, Similarity
 
 
@@ -36,7 +37,7 @@ class InfoNCE(Pairwise):
         self,
         similarity: Similarity | None = None,
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
         views: tuple[str, str] = ("image", "text"),
     ):

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .exchange import Exchange, total
 from .pairing import TILE_BYTES, Valid
 from .pairs import row_sums
 from .pairwise import Pairwise
+from .scalars import Scalar
 
 
 class InModal(Pairwise):
@@ -43,7 +44,7 @@ class InModal(Pairwise):
             ("text", "text.augmented"),
         ),
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale, tile_bytes)

@@ -18,7 +18,7 @@ from .heads import fitting
 from .pairing import TILE_BYTES
 from .pairs import row_sums
 from .pairwise import Pairwise
-from .scalars import Temperature
+from .scalars import Scalar, Temperature
 
 
 class Interactive(Pairwise):
@@ -43,7 +43,7 @@ class Interactive(Pairwise):
         text_head: nn.Module | None = None,
         form: Literal["", ".raw"] = "",
         exchange: Exchange | None = None,
-        scale: nn.Module | str | None = None,
+        scale: Scalar | str | None = None,
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale or Temperature(), tile_bytes)

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from .exchange import Exchange, total
 from .pairing import TILE_BYTES
 from .pairs import row_sums
 from .pairwise import Pairwise
-from .scalars import Fixed
+from .scalars import Fixed, Scalar
 from .term import need
 
 
@@ -38,7 +38,7 @@ class M2Mix(Pairwise):
     def __init__(
         self,
         exchange: Exchange | None = None,
-        scale: nn.Module | str | None = None,
+        scale: Scalar | str | None = None,
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, Fixed(1 / 0.07) if scale is None else scale, tile_bytes)

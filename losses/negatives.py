@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .exchange import Exchange
 from .pairing import TILE_BYTES, Valid
 from .pairs import row_sums, softmax_sums
 from .pairwise import Pairwise
+from .scalars import Scalar
 
 
 class NegCLIP(Pairwise):
@@ -41,7 +42,7 @@ class NegCLIP(Pairwise):
         self,
         negatives: Sequence[str] = ("text.negative",),
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale, tile_bytes)
@@ -101,7 +102,7 @@ class TripletCLIP(NegCLIP):
         text_negative: str = "text.negative",
         image_negative: str = "image.negative",
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__([text_negative], exchange, scale, tile_bytes)

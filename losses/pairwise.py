@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .exchange import AllGather, Exchange, share
 from .pairing import TILE_BYTES, Pairing
+from .scalars import Scalar
 from .term import Term, full_precision, need
 
 
@@ -27,14 +28,16 @@ class Pairwise(Term):
 
     Attributes:
         name: of the value in reports.
+        bias: as `scale`, in terms whose logits have one.
     """
 
     name: str
+    bias: Scalar | str
 
     def __init__(
         self,
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__()
@@ -65,6 +68,18 @@ class Pairwise(Term):
             (scale,) = full_precision(need(features, self.scale, self))
             return scale
         return self.scale()
+
+    def logit_bias(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+        """Returns the bias [1] of a term that has one.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if isinstance(self.bias, str):
+            fix = "set objective.logit_bias_init (SigLIP: -10)"
+            (bias,) = full_precision(need(features, self.bias, self, fix))
+            return bias
+        return self.bias()
 
     def pairing(self, **choices: Any) -> Pairing:
         """Returns the pairing with this term's exchange and tiles; `choices` are its fields."""

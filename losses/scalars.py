@@ -5,12 +5,25 @@ forward pass, where it would stop the gradient at the bound.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 
-class Positive(nn.Module):
+class Scalar(nn.Module, ABC):
+    """A number that a term or several own.
+
+    A class of its own, because the parser of run files looks for a name such as `logit_scale` among
+    all subclasses of what may stand in its place: of `nn.Module` there are thousands.
+    """
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """Returns the number [1]."""
+
+
+class Positive(Scalar):
     """A number above zero, exp(t): a curvature, a factor of features.
 
     Args:
@@ -52,7 +65,7 @@ class Temperature(Positive):
         super().__init__(init, lowest, highest)
 
 
-class Fixed(nn.Module):
+class Fixed(Scalar):
     """A number that is not learned.
 
     Args:
@@ -70,7 +83,7 @@ class Fixed(nn.Module):
         return self.value
 
 
-class Bias(nn.Module):
+class Bias(Scalar):
     """A learned number added to logits.
 
     Args:

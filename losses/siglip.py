@@ -8,14 +8,14 @@ from s = 10 and b = -10.
 from collections.abc import Mapping
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .exchange import Exchange
 from .pairing import TILE_BYTES
 from .pairs import softplus_sums
 from .pairwise import Pairwise
+from .scalars import Scalar
 from .similarity import Cosine, Similarity
-from .term import full_precision, need
 
 
 class SigLIP(Pairwise):
@@ -34,8 +34,8 @@ class SigLIP(Pairwise):
         self,
         similarity: Similarity | None = None,
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
-        bias: nn.Module | str = "logit_bias",
+        scale: Scalar | str = "logit_scale",
+        bias: Scalar | str = "logit_bias",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale, tile_bytes)
@@ -63,12 +63,3 @@ class SigLIP(Pairwise):
             self.pairing(point=self.similarity.point),
         )
         return sums - positive
-
-    def logit_bias(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
-        """Returns the bias [1]."""
-        if not isinstance(self.bias, str):
-            return self.bias()
-        (bias,) = full_precision(
-            need(features, self.bias, self, "set objective.logit_bias_init (SigLIP: -10)")
-        )
-        return bias

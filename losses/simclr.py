@@ -18,7 +18,7 @@ from .exchange import Exchange
 from .pairing import TILE_BYTES
 from .pairs import row_sums, softmax_sums
 from .pairwise import Pairwise
-from .scalars import Fixed
+from .scalars import Fixed, Scalar
 from .term import full_precision
 
 
@@ -45,7 +45,7 @@ class SimCLR(Pairwise):
         head: nn.Module | None = None,
         views: tuple[str, str] = ("image.strong_1.raw", "image.strong_2.raw"),
         exchange: Exchange | None = None,
-        scale: nn.Module | str | None = None,
+        scale: Scalar | str | None = None,
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, Fixed(10.0) if scale is None else scale, tile_bytes)

@@ -9,14 +9,14 @@ z = s u_i.v_j + b and t the same sigmoid of the teacher's embeddings, scale and 
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .distill import Taught
 from .exchange import Exchange
 from .pairing import TILE_BYTES
 from .pairs import softplus_sums
+from .scalars import Scalar
 from .soft import SoftMatch
-from .term import full_precision, need
 
 
 class SoftSigLIP(Taught):
@@ -43,8 +43,8 @@ class SoftSigLIP(Taught):
         teacher_scales: Sequence[float] | None = None,
         teacher_biases: Sequence[float] | None = None,
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
-        bias: nn.Module | str = "logit_bias",
+        scale: Scalar | str = "logit_scale",
+        bias: Scalar | str = "logit_bias",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(teachers, "", exchange, scale, tile_bytes)
@@ -77,12 +77,3 @@ class SoftSigLIP(Taught):
             self.pairing(diagonal=0.0, targets=targets),
         )
         return sums - matched
-
-    def logit_bias(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
-        """Returns the student's bias [1]."""
-        if not isinstance(self.bias, str):
-            return self.bias()
-        (bias,) = full_precision(
-            need(features, self.bias, self, "set objective.logit_bias_init (SigLIP: -10)")
-        )
-        return bias

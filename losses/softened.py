@@ -13,12 +13,13 @@ from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from .exchange import Exchange
 from .pairing import TILE_BYTES, Pairing, Target, Uniform
 from .pairs import row_sums, softmax_sums
 from .pairwise import Pairwise
+from .scalars import Scalar
 from .weights import Weight
 
 
@@ -82,7 +83,7 @@ class Softened(Pairwise):
         amount: float | Weight = 0.1,
         softening: Softening | None = None,
         exchange: Exchange | None = None,
-        scale: nn.Module | str = "logit_scale",
+        scale: Scalar | str = "logit_scale",
         tile_bytes: int = TILE_BYTES,
     ):
         super().__init__(exchange, scale, tile_bytes)
