@@ -5,6 +5,9 @@ resolved configuration, which goes into the run folder and every checkpoint. Unk
 refused.
 """
 
+import inspect
+import json
+import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,4 +187,18 @@ def save(config: dict[str, Any], path: Path) -> None:
 def identity(parser: ArgumentParser, config: Namespace) -> Identity:
     """What is trained and on what; not where, on how many devices, how logged."""
     chosen = yaml.safe_load(parser.dump(config, skip_unset=False, skip_default=True))
+    _drop_listed_defaults(chosen)
     return Identity.of(plain(parser, config), chosen)
+
+
+def _drop_listed_defaults(tree: dict[str, Any]) -> None:
+    # A default that is a tuple becomes a list in a dump, which then passes for a choice.
+    if isinstance(tree.get("class_path"), str) and isinstance(tree.get("init_args"), dict):
+        signature = inspect.signature(pkgutil.resolve_name(tree["class_path"]))
+        for name, parameter in signature.parameters.items():
+            default, value = parameter.default, tree["init_args"].get(name)
+            if isinstance(default, tuple) and json.dumps(default) == json.dumps(value):
+                del tree["init_args"][name]
+    for value in tree.values():
+        if isinstance(value, dict):
+            _drop_listed_defaults(value)

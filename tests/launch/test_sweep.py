@@ -301,6 +301,13 @@ def test_overrides_of_what_is_trained_count():
         results.identity("emoji_clip_short", {"model.nonsense": 1})
 
 
+def test_a_default_that_is_a_tuple_is_not_chosen():
+    views = "objective.terms.infonce.init_args.views"
+    plain = results.identity("emoji_clip_short", {})
+    assert plain.values[views] == ["image", "text"] and views not in plain.chosen
+    assert views in results.identity("emoji_clip_short", {views: ["text", "image"]}).chosen
+
+
 def test_the_command_asks_for_a_file(capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
