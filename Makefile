@@ -60,7 +60,7 @@ demo-clean:
 	rm -rf $(RUN)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not soak and not gpu" --durations=10 $(PYTEST)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak and not gpu" --durations=10 $(PYTEST)
 
 soak: $(STAMP)
 	@$(BIN)/python -m pytest -m "soak and not gpu" --durations=10 $(PYTEST)

@@ -5,6 +5,13 @@ import pytest
 from .pool import GlooPool
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps all tests with several ranks in one process, so that there is one pool of workers."""
+    for item in items:
+        if "gloo" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
+
+
 @pytest.fixture(scope="session")
 def gloo():
     """Calls `gloo(world_size, fn, *args, timeout=60)`: results of fn(rank, world_size, *args)."""
