@@ -4,13 +4,13 @@ import sys
 
 import lightning.pytorch as pl
 import torch
+from tiny_tower import tiny_vit
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.chunks import stop_at
-from counterpoint.models.image import TimmTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
@@ -71,19 +71,7 @@ def module(
 ):
     """A tiny model with its objective; equal arguments give equal weights."""
     torch.manual_seed(3)
-    image = TimmTower(
-        "vit_tiny_patch16_224",
-        image_size=16,
-        model_args={
-            "patch_size": 8,
-            "embed_dim": 16,
-            "depth": 2,
-            "num_heads": 2,
-            "proj_drop_rate": dropout,
-            "attn_drop_rate": dropout,
-            "drop_path_rate": dropout,
-        },
-    )
+    image = tiny_vit(2, 16, dropout)
     text = ClipTextTower(16, 2, 2, CONTEXT, vocab_size=50, dropout=dropout)
     model = TwoTower(image, text, 8, logit_scale_init=scale, **parts)
     phases = Phases(

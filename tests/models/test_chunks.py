@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small_run import replay
+from tiny_tower import tiny_vit
 from torch import nn
 
 from counterpoint.models.chunks import stop_at, stops, trimmed
-from counterpoint.models.image import TimmTower
 from counterpoint.models.text import ClipTextTower, TextTower
 from counterpoint.models.two_tower import TwoTower
 
@@ -17,19 +17,7 @@ N, CONTEXT = 13, 32
 
 def tiny(dropout=0.0, **parts):
     torch.manual_seed(0)
-    image = TimmTower(
-        "vit_tiny_patch16_224",
-        image_size=16,
-        model_args={
-            "patch_size": 8,
-            "embed_dim": 16,
-            "depth": 2,
-            "num_heads": 2,
-            "proj_drop_rate": dropout,
-            "attn_drop_rate": dropout,
-            "drop_path_rate": dropout,
-        },
-    )
+    image = tiny_vit(2, 16, dropout)
     text = ClipTextTower(16, 2, 2, CONTEXT, vocab_size=50, dropout=dropout)
     return TwoTower(image, text, embed_dim=8, **parts)
 

@@ -1,8 +1,8 @@
 """Frozen models: the features of a direct forward, nothing else."""
 
 import torch
+from tiny_tower import tiny_vit
 
-from counterpoint.models.image import TimmTower
 from counterpoint.models.teacher import Frozen, FrozenTowers
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
@@ -12,18 +12,7 @@ NEEDS = ("image", "image.b.raw", "text.raw", "text.long", "logit_scale")
 
 def model():
     torch.manual_seed(0)
-    image = TimmTower(
-        "vit_tiny_patch16_224",
-        image_size=16,
-        model_args={
-            "patch_size": 8,
-            "embed_dim": 16,
-            "depth": 2,
-            "num_heads": 2,
-            "drop_path_rate": 0.5,
-            "proj_drop_rate": 0.5,
-        },
-    )
+    image = tiny_vit(2, 16, 0.5)
     text = ClipTextTower(16, 1, 2, context_length=6, vocab_size=50, dropout=0.5)
     return TwoTower(image, text, 8, logit_scale_init=7.0)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import safetensors.torch
 import torch
+from tiny_tower import tiny_vit
 from torch.nn import functional as F
 
 from counterpoint.models.image import OPENAI_MEAN, OPENAI_STD, PixelStem, TimmTower
@@ -15,11 +16,7 @@ from counterpoint.models.weights import load_weights, read_weights
 
 def tiny(bias=None, width=16):
     torch.manual_seed(0)
-    image = TimmTower(
-        "vit_tiny_patch16_224",
-        image_size=16,
-        model_args={"patch_size": 8, "embed_dim": width, "depth": 1, "num_heads": 2},
-    )
+    image = tiny_vit(1, width)
     text = ClipTextTower(width=width, depth=2, num_heads=2, context_length=12, vocab_size=50)
     return TwoTower(image, text, embed_dim=8, logit_scale_init=10.0, logit_bias_init=bias)
 

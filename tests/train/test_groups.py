@@ -3,9 +3,9 @@
 import pytest
 import torch
 from timm.optim._param_groups import param_groups_layer_decay
+from tiny_tower import tiny_vit
 from torch import nn
 
-from counterpoint.models.image import TimmTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.groups import Groups, Tower, parameter_groups, tower_of
@@ -14,11 +14,7 @@ from counterpoint.train.optim import AdamW, named_parameters
 
 @pytest.fixture(scope="module")
 def model():
-    image = TimmTower(
-        "vit_tiny_patch16_224",
-        image_size=16,
-        model_args={"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2},
-    )
+    image = tiny_vit(3)
     text = ClipTextTower(width=16, depth=2, num_heads=2, context_length=6, vocab_size=50)
     return TwoTower(image, text, 8)
 

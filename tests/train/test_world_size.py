@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tiny_tower import tiny_vit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.siglip import SigLIP
-from counterpoint.models.image import TimmTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
@@ -21,11 +21,7 @@ class Step(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         torch.manual_seed(3)
-        image = TimmTower(
-            "vit_tiny_patch16_224",
-            image_size=16,
-            model_args={"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
-        )
+        image = tiny_vit(1)
         text = ClipTextTower(width=16, depth=1, num_heads=2, context_length=6, vocab_size=50)
         bias = -3.0 if name == "siglip" else None
         self.model = TwoTower(image, text, 8, logit_scale_init=7.0, logit_bias_init=bias)
