@@ -109,5 +109,6 @@ def quieten() -> None:
         ".*smaller than the logging interval.*",  # the last step is always logged
         ".*dataloader is not resumable.*",  # ours is: it starts at the stored step
         r".*module\(s\) in eval mode at the start.*",  # the student's average always is
+        ".*overridden `transfer_batch_to_device`.*",  # the module's own is meant
     ):
         warnings.filterwarnings("ignore", message)
