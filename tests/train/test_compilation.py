@@ -144,8 +144,10 @@ def test_towers_without_layers_are_refused():
 def test_every_strategy(gloo, name, chunks):
     want = gloo(2, record, name, chunks, False, timeout=240)
     got = gloo(2, record, name, chunks, True, timeout=240)
+    # FSDP2 hands a layer a view of its input, but not when a part is recomputed: a graph for each.
+    graphs = 4 if name == "fsdp2" and chunks > 1 else 2
     for mine, theirs in zip(got, want, strict=True):
-        assert_same(mine, theirs, 2)
+        assert_same(mine, theirs, graphs)
         again = 1 if chunks == 1 else 2
         assert mine[4] == STEPS * 2 * (chunks + 4) * again
 
