@@ -168,7 +168,7 @@ class ContrastiveModule(pl.LightningModule):
         self.grad_norm = clipped.norm
         self.report |= clipped.report
         loss = mean_over_ranks(self.report["loss"]) if self.guard.spikes else None
-        self.decision = self.guard.decide(loss, self.grad_norm)
+        self.decision = self.guard.decide(loss, self.grad_norm, self.global_step)
         self.shares.drop(optimizer, list(learning.values()), self.decision.skip)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
