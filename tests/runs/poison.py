@@ -28,10 +28,10 @@ class PoisonedSamples(pl.Callback):
     def __init__(self, first: int, end: int, factor: float = 1e4):
         self.first, self.end, self.factor = first, end, factor
 
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Alike on every rank: the positions are those of the global batch."""
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
+    ) -> None:
+        """Alike on every rank, since the positions are those of the global batch."""
         positions = trainer.datamodule.schedule.positions(trainer.global_step)
         if positions[0] < self.end and positions[-1] >= self.first:
-            for parameter in pl_module.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(self.factor)
+            loss.register_hook(lambda gradient: gradient * self.factor)
