@@ -84,20 +84,33 @@ def with_found_configs(argv: list[str]) -> list[str]:
 
 def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: str | Path | None) -> int:
     """Trains to the end, as often as the run goes back by itself; returns the exit status."""
-    while (status := train(config, resolved, parser, resume)) is None:
+    started, used = time.time(), time.process_time()
+    while (status := train(config, resolved, parser, resume, started, used)) is None:
         resume = run_dir_of(config)
     return status
 
 
 def train(
-    config: Any, resolved: dict[str, Any], parser: Any, resume: str | Path | None
+    config: Any,
+    resolved: dict[str, Any],
+    parser: Any,
+    resume: str | Path | None,
+    started: float,
+    used: float,
 ) -> int | None:
     """Builds everything, trains, writes the summary.
+
+    Args:
+        config: parsed.
+        resolved: the same as plain values.
+        parser: that made it.
+        resume: run folder to continue; `auto`: the run's own, if there is something in it.
+        started: when this process began (seconds since the epoch).
+        used: processor time (seconds) it had used then.
 
     Returns:
         The exit status; None: the run has gone back to a checkpoint and is to be resumed.
     """
-    started, used = time.time(), time.process_time()
     run_dir = run_dir_of(config)
     # Then a run that is finished is no mistake: its last start was killed on its way out.
     resume_is_implied = resume == AUTO or starts_again_by_itself()

@@ -36,12 +36,14 @@ class RewindingCheckpoints(Checkpoints):
         """
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, ContrastiveModule) and pl_module.guard.spikes
-        needed = pl_module.guard.spikes.patience + pl_module.guard.spikes.margin
+        guard, spikes = pl_module.guard, pl_module.guard.spikes
+        needed = max(spikes.patience, guard.max_nonfinite + 1) + spikes.margin
         if self.every_n_steps * (self.keep - 1) < needed:
             raise ValueError(
                 f"guard.spikes.then is 'rewind', and {self.keep} checkpoints, one every "
-                f"{self.every_n_steps} steps, may all be younger than a row of spikes (patience + "
-                f"margin are {needed} steps); raise checkpoint.keep or checkpoint.every_n_steps"
+                f"{self.every_n_steps} steps, may all be younger than a row of steps left out "
+                f"(with its margin {needed} steps, by guard.max_nonfinite and "
+                "guard.spikes.patience); raise checkpoint.keep or checkpoint.every_n_steps"
             )
 
     def on_train_batch_end(
@@ -55,7 +57,7 @@ class RewindingCheckpoints(Checkpoints):
         if (looks or trainer.should_stop) and (row := pl_module.guard.asked()):
             self._go_back(trainer, pl_module.guard, *row)
             return
-        if step == 1 != self.every_n_steps:
+        if step == 1 and self.every_n_steps > 1:
             self.save(trainer, step, False)
         super().on_train_batch_end(trainer, pl_module, *args)
 

@@ -98,7 +98,7 @@ def run_file(folder: Path, seed: int, variant: Mapping[str, Any]) -> Path:
             }
         },
         "evaluation": {"suite": "emoji", "every_n_steps": EVERY},
-        "checkpoint": {"every_n_steps": 10, "keep": 5},
+        "checkpoint": {"every_n_steps": 10, "keep": 9},
     }
     values |= {slot: variant[slot] for slot in ("clip", "guard") if slot in variant}
     path = folder / "run.yaml"

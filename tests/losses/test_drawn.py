@@ -71,14 +71,14 @@ def squares(seed, weight=1.0, rows=slice(None), exchange=None, tile_bytes=1 << 2
 def test_mean_of_squared_gradients_is_the_gauss_newton_diagonal():
     x, y, parameters = problem()
     weight = 0.3
-    draws = [[g.square() for g in squares(2 * seed, weight)] for seed in range(250)]
+    draws = [[g.square() for g in squares(2 * seed, weight)] for seed in range(160)]
     for got, want in zip(
         zip(*draws, strict=True), gauss_newton(x, y, parameters, weight), strict=True
     ):
         values = torch.stack(got)
         error = values.std(0) / len(values) ** 0.5
         assert ((values.mean(0) - want).abs() < 4.5 * error).all()
-        assert (error < 0.2 * want).all()  # else anything would pass
+        assert (error < 0.25 * want).all()  # else anything would pass
 
 
 def of_rank(rank, world_size, exchange):

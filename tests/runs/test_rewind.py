@@ -49,7 +49,7 @@ def arguments(folder: Path, manifest: Path, bad=BAD, factor=1e4, **changes) -> l
     values["data"]["num_workers"] = 0
     values |= {
         "checkpoint": {"every_n_steps": 4, "keep": 9},
-        "guard": {"spikes": SPIKES | changes.pop("spikes", {})},
+        "guard": {"max_nonfinite": 3, "spikes": SPIKES | changes.pop("spikes", {})},
         "clip": {"class_path": "counterpoint.train.clip.autoclip.AutoClip"},
         "ema": {"decay": 0.9},
     } | changes
@@ -122,6 +122,7 @@ def test_goes_back_and_on_behind_the_window(tmp_path, manifest, capfd):
             {"spikes": {"max_rewinds": 1}, "bad": range(13, 23)},
             "has gone back 1 times already",
             id="too often",
+            marks=pytest.mark.soak,
         ),
         pytest.param(
             {"checkpoint": {"every_n_steps": 3, "keep": 2}}, "raise checkpoint.keep", id="keep"
