@@ -354,10 +354,11 @@ class PairsDataModule(LightningDataModule):
         return join(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the step to continue from, the error totals and what the data was."""
+        """Returns the step to continue from, what is passed over, errors, what the data was."""
         step = self.trainer.global_step if self.trainer else self.first_step
         return {
             "step": step,
+            "left_out": [] if self.schedule is None else list(self.schedule.left_out),
             "ledger": self.ledger.state_dict(),
             "fingerprint": self.fingerprint,
         }
@@ -374,4 +375,7 @@ class PairsDataModule(LightningDataModule):
                 "than the run began with; resume with those, or start a new run with --init_from"
             )
         self.first_step = int(state_dict["step"])
+        if self.schedule is not None:
+            left_out = state_dict.get("left_out", [])
+            self.schedule.left_out = [(int(step), int(samples)) for step, samples in left_out]
         self.ledger.load_state_dict(state_dict["ledger"])

@@ -1,8 +1,8 @@
 """How many samples each step takes, and which of them are this rank's.
 
-In: the phases as (number of steps, global batch size). Out: positions in the plan's endless
-sequence for any step, and a rank's share of them. The global batch of a step never depends on the
-world size.
+In: the phases as (number of steps, global batch size), and what is to be passed over. Out:
+positions in the plan's endless sequence for any step, and a rank's share of them. The global batch
+of a step never depends on the world size.
 """
 
 from bisect import bisect_right
@@ -20,6 +20,8 @@ class Schedule:
 
     Attributes:
         total_steps: Steps of all phases.
+        left_out: (step, samples) in the order of the steps: from that step on, so many samples
+            more have been passed over without being trained on.
 
     Raises:
         ValueError: There are no steps, or a number is not positive.
@@ -27,6 +29,7 @@ class Schedule:
 
     def __init__(self, phases: Sequence[tuple[int, int]]):
         self.phases = [(int(steps), int(size)) for steps, size in phases]
+        self.left_out: list[tuple[int, int]] = []
         for steps, size in self.phases:
             if steps < 0 or size < 1:
                 raise ValueError(
@@ -51,7 +54,7 @@ class Schedule:
         return self.phases[self.phase(step)][1]
 
     def first_position(self, step: int) -> int:
-        """Returns how many samples were used before a step; `total_steps` is allowed."""
+        """Returns how many samples were trained on before a step; `total_steps` is allowed."""
         if step == self.total_steps:
             return self.total_samples
         index = self.phase(step)
@@ -61,8 +64,26 @@ class Schedule:
     def positions(self, step: int) -> np.ndarray:
         """Returns the positions of the global batch of a step, ascending int64 [batch_size]."""
         size = self.batch_size(step)
-        first = self.first_position(step)
+        first = self.first_position(step) + self.num_left_out(step)
         return np.arange(first, first + size, dtype=np.int64)
+
+    def num_left_out(self, step: int) -> int:
+        """Returns how many samples were passed over before a step."""
+        return sum(samples for first, samples in self.left_out if first <= step)
+
+    def passing_over(self, step: int, end: int) -> list[tuple[int, int]]:
+        """Returns what `left_out` becomes when a run goes back.
+
+        Args:
+            step: That the run goes back to: its next one.
+            end: One past the last step whose samples are not to be seen again. `step` and those
+                after it will go on behind them.
+        """
+        assert step < end <= self.total_steps, (step, end)
+        begin = self.first_position(step) + self.num_left_out(step)
+        stop = self.first_position(end) + self.num_left_out(end - 1)
+        kept = [(first, samples) for first, samples in self.left_out if first <= step]
+        return [*kept, (step, stop - begin)]
 
     @staticmethod
     def share(positions: np.ndarray, lanes: np.ndarray, rank: int, world_size: int) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 The texts are a folder of YAML files: `columns.yaml` (a title and the metrics whose mean it shows),
 and one file a method with a title, a paper, what is expected, what was found, and the runs
-(`SWEEP/RUN`) that measure it. The output depends on these files alone, so a test can compare it
-with what is checked in.
+(`SWEEP/RUN`) that measure it; `further.md`, if there is one, ends the page. The output depends on
+these files alone, so a test can compare it with what is checked in.
 """
 
 import statistics
@@ -67,6 +67,9 @@ def render(catalogue: Path, results: Path) -> str:
         lines += ["", *filter(None, left_out)]
     for method in methods:
         lines += ["", *_section(method)]
+    further = catalogue / "further.md"
+    if further.is_file():
+        lines += ["", further.read_text(encoding="utf-8").strip()]
     return "\n".join(lines) + "\n"
 
 

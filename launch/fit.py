@@ -19,12 +19,14 @@ from ..models.inherit import inherit
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
+from ..train.checkpoint import Checkpoints
 from ..train.clip.trainers import check_no_other
 from ..train.control import StopOnSignal
 from ..train.errors import CountErrors
 from ..train.evaluate import Evaluate
 from ..train.metrics import Metrics, MetricsFile
 from ..train.resume import check_resume
+from ..train.rewind import RewindingCheckpoints
 from ..train.strategies import strategy
 from ..train.watch import Watch
 from . import config as run_config
@@ -81,9 +83,35 @@ def with_found_configs(argv: list[str]) -> list[str]:
 
 
 def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: str | Path | None) -> int:
-    """Builds everything, trains, writes the summary; returns the exit status."""
+    """Trains to the end, as often as the run goes back by itself; returns the exit status."""
     started, used = time.time(), time.process_time()
-    run_dir = Path(config.run_dir or f"runs/{config.name}")
+    while (status := train(config, resolved, parser, resume, started, used)) is None:
+        resume = run_dir_of(config)
+    return status
+
+
+def train(
+    config: Any,
+    resolved: dict[str, Any],
+    parser: Any,
+    resume: str | Path | None,
+    started: float,
+    used: float,
+) -> int | None:
+    """Builds everything, trains, writes the summary.
+
+    Args:
+        config: parsed.
+        resolved: the same as plain values.
+        parser: that made it.
+        resume: run folder to continue; `auto`: the run's own, if there is something in it.
+        started: when this process began (seconds since the epoch).
+        used: processor time (seconds) it had used then.
+
+    Returns:
+        The exit status; None: the run has gone back to a checkpoint and is to be resumed.
+    """
+    run_dir = run_dir_of(config)
     # Then a run that is finished is no mistake: its last start was killed on its way out.
     resume_is_implied = resume == AUTO or starts_again_by_itself()
     if resume == AUTO:
@@ -119,12 +147,16 @@ def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: str | Path |
     if is_first_process():
         freeze(run_dir, resolved, step)
 
-    stop = StopOnSignal()
-    trainer = make_trainer(arguments, parts, stop, run_dir, total_steps, checkpoint)
+    stop, saving = StopOnSignal(), saves(parts, run_dir)
+    trainer = make_trainer(arguments, parts, stop, saving, run_dir, total_steps, checkpoint)
     say(f"{config.name}: {total_steps} steps, results in {run_dir}")
     if step < total_steps:
         trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         step = trainer.global_step
+    if isinstance(saving, RewindingCheckpoints) and saving.rewound_to is not None:
+        if stop.signum is None:
+            return None
+        step = saving.rewound_to
     if step < total_steps:
         number = stop.signum or signal.SIGTERM
         say(
@@ -145,6 +177,7 @@ def make_trainer(
     arguments: dict[str, Any],
     parts: Any,
     stop: StopOnSignal,
+    saving: Checkpoints,
     run_dir: Path,
     total_steps: int,
     checkpoint: Path | None,
@@ -164,7 +197,7 @@ def make_trainer(
             CountErrors(parts.checkpoint.every_n_steps, run_dir / "skipped.json"),
             Metrics(parts.trainer.peak_tflops),
             Evaluate(parts.evaluation),
-            checkpoints.Checkpoints(run_dir / "checkpoints", **vars(parts.checkpoint)),
+            saving,
             *compilation(parts.trainer.compile),
             Watch(parts.watch.timeout),
         ],
@@ -185,6 +218,17 @@ def make_trainer(
         "default_root_dir": run_dir,
     }
     return Trainer(**{**arguments, **ours})
+
+
+def run_dir_of(config: Any) -> Path:
+    """Where results go."""
+    return Path(config.run_dir or f"runs/{config.name}")
+
+
+def saves(parts: Any, run_dir: Path) -> Checkpoints:
+    """The callback that saves, and goes back where the guard is told to."""
+    kind = RewindingCheckpoints if parts.guard.rewinds else Checkpoints
+    return kind(run_dir / "checkpoints", **vars(parts.checkpoint))
 
 
 def compilation(backend: str | None) -> list[Any]:

@@ -6,12 +6,14 @@ Transferable Visual Models From Natural Language Supervision" (2021), section 2.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
 
-from .exchange import Exchange
-from .pairing import TILE_BYTES
+from .drawn import Drawn, drawn
+from .exchange import Detached, Exchange, Reinserted, share, total
+from .pairing import TILE_BYTES, Pairing
 from .pairs import softmax_sums
 from .pairwise import Pairwise
 from .scalars import Scalar
@@ -49,11 +51,49 @@ class InfoNCE(Pairwise):
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
         """Mean of both directions of each pair; reads both views [b, d]."""
+        return cross_entropies(*self._compared(features), self.pairing(point=self.similarity.point))
+
+    def sampled(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor], seed: int
+    ) -> Float[Tensor, ""]:
+        """Returns this rank's share of the loss with labels drawn from its own softmax.
+
+        It is multiplied by the root of the number of labels, two a pair: then the mean of its
+        squared gradient is the diagonal of the loss's Gauss-Newton matrix (see `drawn`).
+
+        Raises:
+            ValueError: the exchange's gradients are not those of the loss.
+        """
+        if isinstance(self.exchange, Detached | Reinserted):
+            raise ValueError(
+                f"labels cannot be drawn with exchange {type(self.exchange).__name__}, whose "
+                "gradients are not those of the loss; use AllGather, Ring or Local"
+            )
+        image, text, scale = self._compared(features)
+        pairing = self.pairing(point=self.similarity.point)
+        keys = (batch["key"], batch["key"])
+        by_rows = drawn(image, text, scale, keys, 2 * seed, pairing)
+        by_columns = drawn(text, image, scale, keys, 2 * seed + 1, pairing)
+        labels = Drawn(by_rows, by_columns, self.exchange.open(keys[0]).first)
+        losses = cross_entropies(
+            image, text, scale, replace(pairing, diagonal=0.0, targets=((1.0, labels),))
+        )
+        num_labels = 2 * total(losses.new_tensor(float(len(losses))))
+        return share(losses) * num_labels.sqrt()
+
+    def _compared(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Both views, lifted [b, d], and the scale."""
         image, text = self.take(features, *self.needs)
-        sums = softmax_sums(
+        return (
             self.similarity.lift_image(image, features),
             self.similarity.lift_text(text, features),
             self.similarity.scale(self.logit_scale(features), features),
-            self.pairing(point=self.similarity.point),
         )
-        return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2
+
+
+def cross_entropies(
+    image: Tensor, text: Tensor, scale: Tensor, pairing: Pairing
+) -> Float[Tensor, "b"]:
+    """Mean of both directions of each pair."""
+    sums = softmax_sums(image, text, scale, pairing)
+    return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2

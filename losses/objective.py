@@ -4,6 +4,7 @@ In: features and batch. Out: the scalar to optimise and a report of raw values b
 reported adds up, with the weights, to what is optimised.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -110,6 +111,39 @@ class Objective(nn.Module):
                 if rows is not None:
                     parts.append(self.weight(name) * rows)
         return torch.stack(parts).sum(0) if parts else None
+
+    def sampled(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor], seed: int
+    ) -> Tensor:
+        """Returns this rank's share of a loss whose squared gradient estimates curvature.
+
+        Its mean over draws is the diagonal of the Gauss-Newton matrix of the weighted sum: every
+        term with labels drawn from its own softmax, by the root of its weight.
+
+        Raises:
+            ValueError: a term has no such form (`check_sampled`), or a negative weight.
+        """
+        features = self._with_scalars(features)
+        parts: list[Tensor] = []
+        for number, (name, term) in enumerate(self.terms.items()):
+            if (weight := self.weight(name)) < 0:
+                raise ValueError(f"objective.weights.{name} is {weight}: curvature needs >= 0")
+            value: Tensor = term.sampled(features, batch, seed + number)  # type: ignore[operator]
+            parts.append(math.sqrt(weight) * value)
+        return torch.stack(parts).sum()
+
+    def check_sampled(self) -> None:
+        """Refuses terms that `sampled` cannot have.
+
+        Raises:
+            ValueError: a term has no softmax to draw labels from.
+        """
+        for name, term in self.terms.items():
+            if not hasattr(term, "sampled"):
+                raise ValueError(
+                    f"objective.terms.{name} is a {type(term).__name__}, which has no softmax to "
+                    "draw labels from (InfoNCE has): use another optimiser"
+                )
 
     def weight(self, name: str) -> float:
         """Returns the present weight of a term."""

@@ -89,6 +89,11 @@ class StopOnSignal(pl.Callback):
             if self._control.group is None:
                 self._stop(trainer, self._pending())
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the last agreement: somebody else may have ended the fit."""
+        if self.signum is None:
+            self._stop(trainer, self._pending())
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Gives the handlers back."""
         for number, handler in self._previous.items():

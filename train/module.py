@@ -76,21 +76,27 @@ class ContrastiveModule(pl.LightningModule):
         self.sources: list[str] = []
         self.source_loss: Tensor | None = None
         self._settings: list[dict[str, Any]] = []
+        self._batch: dict[str, Tensor] = {}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
-        step, needs = self.global_step, self.objective.needs
-        self.objective.progress = step / self.phases.total_steps
-        reduction = self.phases.reduction(step, self.seed)
-        reduction, seen = scored(reduction, self.ema, batch, needs)
-        features = self.model(batch, needs, reduction) | seen
-        features |= provided(self.providers, batch, needs - seen.keys())
-        features |= stored(batch, needs, features)
+        self.objective.progress = self.global_step / self.phases.total_steps
+        features = self.features(batch)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
         self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
         self.source_loss = self._loss_by_source(features, batch)
+        self._batch = batch
         return loss
+
+    def features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the objective needs, from the towers, the providers and the batch."""
+        needs = self.objective.needs
+        reduction = self.phases.reduction(self.global_step, self.seed)
+        reduction, seen = scored(reduction, self.ema, batch, needs)
+        features = self.model(batch, needs, reduction) | seen
+        features |= provided(self.providers, batch, needs - seen.keys())
+        return features | stored(batch, needs, features)
 
     def transfer_batch_to_device(
         self, batch: list[dict[str, Tensor]], device: torch.device, dataloader_idx: int
@@ -168,7 +174,7 @@ class ContrastiveModule(pl.LightningModule):
         self.grad_norm = clipped.norm
         self.report |= clipped.report
         loss = mean_over_ranks(self.report["loss"]) if self.guard.spikes else None
-        self.decision = self.guard.decide(loss, self.grad_norm)
+        self.decision = self.guard.decide(loss, self.grad_norm, self.global_step)
         self.shares.drop(optimizer, list(learning.values()), self.decision.skip)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -183,6 +189,12 @@ class ContrastiveModule(pl.LightningModule):
         if self.ema is not None and not bool(self.decision.skip):
             total_steps = self.phases.total_steps
             self.ema.update(self.model, self.objective, self.global_step, total_steps)
+        self.optim.after_step(self, self._batch)
+        self._batch = {}
+
+    def drawing_seed(self, step: int) -> int:
+        """Of what is drawn alike on all ranks; there is room for a few more above it."""
+        return step_seed(self.seed, step, -1) >> 2
 
     def update_rms(self) -> Tensor | None:
         """How far the image's first layer outgrows its second moment (collective); see spikes."""

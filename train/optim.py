@@ -3,12 +3,15 @@
 The learning rate is set by the phases at every step; here is only what it is multiplied by.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .groups import OBJECTIVE, USUAL, Groups, parameter_groups
+
+if TYPE_CHECKING:
+    from .module import ContrastiveModule
 
 
 class AdamW:
@@ -24,9 +27,11 @@ class AdamW:
     Attributes:
         whole_tensors: a parameter's update depends on more than each of its elements' own past, so
             that strategies which cut parameters into flat pieces (ZeRO) would change it.
+        own_backward: takes a backward pass besides the loss's.
     """
 
     whole_tensors = False
+    own_backward = False
 
     def __init__(
         self,
@@ -59,6 +64,9 @@ class AdamW:
     ) -> torch.optim.Optimizer:
         """The torch optimiser over finished groups."""
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=fused)
+
+    def after_step(self, module: "ContrastiveModule", batch: dict[str, Tensor]) -> None:
+        """Learns more from the step's batch, for optimisers that do (collective)."""
 
 
 def named_parameters(

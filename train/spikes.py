@@ -4,7 +4,7 @@ Every rank gets the same numbers, so every rank decides alike. Decisions are ten
 for them; `check` looks at the counters, at log steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -59,7 +59,11 @@ class Spikes:
         z: from where on a value above the median is a spike, in standard deviations.
         floor: least standard deviation (loss in nats, norm as a logarithm).
         patience: spikes in a row until `then`.
-        then: `accept`: the window starts anew, at the new level.
+        then: `accept`: the window starts anew, at the new level. `rewind`: the run goes back to
+            the last checkpoint from before the row and passes over the samples since; so it does
+            in place of ending after too many steps that are not finite.
+        margin: good steps there must be between that checkpoint and the row.
+        max_rewinds: after so many the run ends instead.
     """
 
     window: int = 128
@@ -68,14 +72,11 @@ class Spikes:
     floor: float = 0.02
     patience: int = 10
     then: Literal["accept", "rewind"] = "accept"
+    margin: int = 10
+    max_rewinds: int = 3
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if self.then == "rewind":
-            raise ValueError(
-                "guard.spikes.then is 'rewind': going back to a checkpoint by itself is not "
-                "available yet; use 'accept', or stop and --resume from an earlier checkpoint"
-            )
         if not 2 <= self.warmup <= self.window:
             raise ValueError(
                 f"guard.spikes.warmup is {self.warmup}: it must lie between 2 and the window's "
@@ -83,6 +84,8 @@ class Spikes:
             )
         if self.z <= 0 or self.floor <= 0 or self.patience < 1:
             raise ValueError("guard.spikes: z and floor must be > 0 and patience >= 1")
+        if self.margin < 0 or self.max_rewinds < 1:
+            raise ValueError("guard.spikes: margin must be >= 0 and max_rewinds >= 1")
 
 
 class SpikeGuard:
@@ -112,14 +115,23 @@ class SpikeGuard:
         self.state = {name: torch.zeros((), dtype=torch.int64) for name in counters}
         if spikes:
             self.state |= {name: torch.zeros(spikes.window) for name in ("loss", "log_norm")}
+        if self.rewinds:
+            names = ("rewinds", "left_out_in_row", "row_begin", "row_end")
+            self.state |= {name: torch.zeros((), dtype=torch.int64) for name in names}
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether a row of spikes makes the run go back."""
+        return self.spikes is not None and self.spikes.then == "rewind"
 
     @torch.no_grad()
-    def decide(self, loss: Tensor | None, norm: Tensor) -> Decision:
+    def decide(self, loss: Tensor | None, norm: Tensor, step: int = 0) -> Decision:
         """Judges a step.
 
         Args:
             loss: of the global batch [] (see `mean_over_ranks`); None: no spikes are looked for.
             norm: of the gradient before clipping [].
+            step: its number (0-based).
         """
         self.state = {key: value.to(norm.device) for key, value in self.state.items()}
         state, bad = self.state, ~norm.isfinite()
@@ -131,7 +143,27 @@ class SpikeGuard:
         if self.spikes:
             assert loss is not None
             spike, rewind = self._judge(self.spikes, loss.float(), norm.float(), bad)
+        if self.rewinds:
+            rewind = self._ask(bad | spike, rewind, step)
         return Decision((bad | spike).long() + rewind.long())
+
+    def _ask(self, left_out: Tensor, spikes: Tensor, step: int) -> Tensor:
+        """Notes the row of steps that the run has to pass over: the first of its kind only."""
+        state = self.state
+        state["left_out_in_row"].add_(1).mul_(left_out)
+        rewind = (spikes | (state["nonfinite_in_row"] > self.max_nonfinite)) & (
+            state["row_end"] == 0
+        )
+        begin = step + 1 - state["left_out_in_row"]
+        state["row_begin"].copy_(torch.where(rewind, begin, state["row_begin"]))
+        state["row_end"].copy_(torch.where(rewind, step + 1, state["row_end"]))
+        return rewind
+
+    def asked(self) -> tuple[int, int] | None:
+        """The row for which the run has to go back, as [first, last + 1) steps (waits)."""
+        if not self.rewinds or not int(self.state["row_end"]):
+            return None
+        return int(self.state["row_begin"]), int(self.state["row_end"])
 
     def _judge(
         self, spikes: Spikes, loss: Tensor, norm: Tensor, bad: Tensor
@@ -150,19 +182,20 @@ class SpikeGuard:
         keep = ~(bad | spike)
         remember(state["loss"], good, torch.where(keep, loss, torch.nan))
         remember(state["log_norm"], state["good"], torch.where(keep, log_norm, torch.nan))
-        state["new_levels"].add_(rewind)
-        state["good"].mul_(~rewind)
-        state["spikes_in_row"].mul_(~rewind)
+        if not self.rewinds:
+            state["new_levels"].add_(rewind)
+            state["good"].mul_(~rewind)
+            state["spikes_in_row"].mul_(~rewind)
         return spike, rewind
 
     def check(self) -> None:
         """Looks at the counters (waits for the device): at log steps.
 
         Raises:
-            ValueError: too many non-finite steps in a row.
+            ValueError: too many non-finite steps in a row, and the run does not go back for them.
         """
         in_row = int(self.state["nonfinite_in_row"])
-        if in_row > self.max_nonfinite:
+        if in_row > self.max_nonfinite and not self.rewinds:
             raise ValueError(
                 f"the last {in_row} steps had no finite gradient (guard.max_nonfinite is "
                 f"{self.max_nonfinite}); lower the learning rate, train in bf16, or look at the "
@@ -171,13 +204,15 @@ class SpikeGuard:
 
     def report(self) -> dict[str, Tensor]:
         """Totals to log []."""
-        names = ("nonfinite", "spikes", "new_levels") if self.spikes else ("nonfinite",)
+        names = ["nonfinite", *(["spikes", "new_levels"] if self.spikes else [])]
+        names += ["rewinds"] if self.rewinds else []
         return {f"guard/{name}": self.state[name] for name in names}
 
     def reset(self) -> None:
         """Forgets past losses and norms, not the totals: at the start of a phase."""
-        for name in ("good", "spikes_in_row"):
-            self.state[name].zero_()
+        for name in ("good", "spikes_in_row", "left_out_in_row"):
+            if name in self.state:
+                self.state[name].zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         """State for the checkpoint."""
@@ -212,18 +247,6 @@ def mean_over_ranks(share: Tensor) -> Tensor:
         dist.all_reduce(total)
         total /= dist.get_world_size()
     return total
-
-
-def data_step(step: int, left_out: Sequence[tuple[int, int]]) -> int:
-    """Which step's data optimiser step `step` trains on after rewinds.
-
-    A rewind to the checkpoint at step s whose next n batches are to be passed over adds (s, n) to
-    `left_out`, in this order; the list is part of the checkpoint.
-    """
-    for start, num_steps in left_out:
-        if step >= start:
-            step += num_steps
-    return step
 
 
 def update_rms(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> Tensor | None:

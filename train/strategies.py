@@ -38,11 +38,19 @@ def shares_of(strategy: Strategy) -> Shares:
 
 
 def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
-    """Refuses what would not be the same optimiser on pieces of parameters.
+    """Refuses what would not be the same optimiser on pieces of parameters, or not work at all.
 
     Raises:
-        ValueError: its update needs whole tensors, and ZeRO has slices of them.
+        ValueError: its update needs whole tensors, and ZeRO has slices of them; or it takes a
+            backward pass that ZeRO or a gradient scaler would not know.
     """
+    scaled = getattr(strategy.precision_plugin, "scaler", None) is not None
+    if optim.own_backward and (scaled or isinstance(strategy, DeepSpeedStrategy)):
+        raise ValueError(
+            f"optim names {type(optim).__name__}, which takes a backward pass of its own: neither "
+            "ZeRO nor the gradient scaler of 16-mixed knows it; use trainer.strategy=ddp or fsdp2 "
+            "with bf16-mixed or 32-true, or another optimiser"
+        )
     if isinstance(strategy, DeepSpeedStrategy) and optim.whole_tensors:
         raise ValueError(
             f"optim names {type(optim).__name__}, which needs whole tensors, and ZeRO cuts them "

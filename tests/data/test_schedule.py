@@ -70,3 +70,24 @@ def test_empty_runs_and_steps_outside_are_refused():
     for step in (-1, 3):
         with pytest.raises(IndexError):
             Schedule([(3, 2)]).positions(step)
+
+
+def test_what_a_run_that_went_back_passes_over():
+    schedule = Schedule([(10, 4), (10, 6)])
+    seen = {step: schedule.positions(step).tolist() for step in range(12)}
+    schedule.left_out = schedule.passing_over(8, 12)  # over the border of two phases
+    taken = [p for step in range(8) for p in seen[step]]
+    taken += [p for step in range(8, 20) for p in schedule.positions(step).tolist()]
+    bad = {p for step in range(8, 12) for p in seen[step]}
+    assert taken == [p for p in range(100 + len(bad)) if p not in bad]
+    assert schedule.first_position(20) == schedule.total_samples == 100
+
+    # Once more from the same step, then from one before: nothing comes twice.
+    for step, end in ((8, 10), (6, 13)):
+        passed = {p for s in range(step, end) for p in schedule.positions(s).tolist()}
+        first = schedule.positions(end - 1)[-1] + 1
+        schedule.left_out = schedule.passing_over(step, end)
+        assert schedule.positions(step)[0] == first and not passed & set(
+            p for s in range(step, 20) for p in schedule.positions(s).tolist()
+        )
+    assert len(schedule.left_out) == 1

@@ -191,3 +191,22 @@ def test_too_many_nans_in_a_row_end_the_run(base, tmp_path):
     changes = {"trainer.callbacks": [Poison([1, 2, 3])], "guard.max_nonfinite": 1}
     with pytest.raises(ValueError, match="the last 2 steps had no finite gradient"):
         train_with(base, tmp_path / "run", **changes)
+
+
+def test_curvature_is_estimated_every_so_often(train):
+    optim = {"class_path": "counterpoint.train.optim_sophia.SophiaG", "init_args": {"every": 2}}
+    run_dir = train(
+        steps=5,
+        optim=optim,
+        trainer={"callbacks": [{"class_path": "poison.Poison", "init_args": {"steps": [4]}}]},
+        checkpoint={"every_n_steps": 1, "keep": 9},
+    )
+    states = [
+        load(p)["optimizer_states"][0]["state"] for p in sorted((run_dir / "checkpoints").iterdir())
+    ]
+    sums = [sum(s["hessian"].double().sum().item() for s in state.values()) for state in states]
+    # At the second step; at the fourth there is nothing to go by.
+    assert sums[0] == 0 < sums[1] and sums[1:] == [sums[1]] * 4
+    assert [0 < row.get("unclipped", -1) <= 1 for row in rows(run_dir)] == [False, True] + [
+        False
+    ] * 3

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from processes import fit
 from tiny import config, write_config, write_shards
 
@@ -144,3 +145,34 @@ def test_resumed_in_another_strategy(tmp_path, arguments, one, first, second):
     assert last["global_step"] == same["global_step"] == STEPS
     for name, value in same["state_dict"].items():
         torch.testing.assert_close(last["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("strategy", "world_size", "chunks"), [("auto", 1, 3), ("ddp", 2, 1), ("fsdp2", 2, 2)]
+)
+def test_sampled_curvature_is_that_of_one_process(
+    tmp_path, arguments, strategy, world_size, chunks
+):
+    want, got = (
+        train(sophia(arguments, tmp_path), tmp_path / name, how, size, f"--model.chunks={n}")
+        for name, how, size, n in (("one", "auto", 1, 1), ("got", strategy, world_size, chunks))
+    )
+    a, b = rows(want), rows(got)
+    for key in ("loss", "grad_norm", "logit_scale"):
+        assert b[key] == pytest.approx(a[key], rel=1e-4), key
+    first, second = (load(newest(run))["optimizer_states"][0]["state"] for run in (want, got))
+    for number, state in first.items():
+        torch.testing.assert_close(
+            second[number]["hessian"], state["hessian"], rtol=1e-2, atol=1e-6, msg=str(number)
+        )
+
+
+def sophia(arguments, folder: Path) -> list[str]:
+    """The same run with Sophia-G."""
+    values = yaml.safe_load(Path(arguments[1]).read_text())
+    values["optim"] = {"class_path": "counterpoint.train.optim_sophia.SophiaG"}
+    values["optim"]["init_args"] = {"every": 1}
+    folder = folder / "sophia"
+    folder.mkdir(exist_ok=True)
+    return ["--config", str(write_config(folder, values))]

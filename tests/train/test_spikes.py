@@ -12,7 +12,6 @@ from counterpoint.train.spikes import (
     Action,
     SpikeGuard,
     Spikes,
-    data_step,
     mean_over_ranks,
     update_rms,
 )
@@ -195,12 +194,30 @@ def test_the_loss_is_that_of_all_ranks(gloo):
     assert mean_over_ranks(torch.tensor(3.0)) == 3
 
 
-def test_the_window_before_a_rewind_is_left_out():
-    left_out = [(10, 5), (20, 3)]
-    got = [data_step(step, left_out) for step in range(40)]
-    assert got[:10] == list(range(10)) and got[10] == 15
-    assert len(set(got)) == 40 and got == sorted(got)
-    assert {10, 11, 12, 13, 14}.isdisjoint(got)
+def test_a_row_of_spikes_is_noted_once_with_where_it_began():
+    guard = SpikeGuard(max_nonfinite=3, spikes=Spikes(warmup=4, patience=3, then="rewind"))
+    losses = [3.0] * 10 + [9.0, NAN, 9.0, 9.0, 9.0, 3.0] + [NAN] * 6
+    got = []
+    for step, loss in enumerate(losses):
+        guard.decide(torch.tensor(loss), torch.tensor(1.0), step)
+        got.append(guard.asked())
+    assert got == [None] * 13 + [(10, 14)] * 9
+    assert guard.report() == {
+        "guard/nonfinite": 7,
+        "guard/spikes": 4,
+        "guard/new_levels": 0,
+        "guard/rewinds": 0,
+    }
+    guard.check()
+
+
+def test_too_many_steps_that_are_not_finite_are_such_a_row():
+    guard = SpikeGuard(max_nonfinite=3, spikes=Spikes(warmup=4, then="rewind"))
+    for step, norm in enumerate([1.0, NAN, 1.0, *[INF] * 4]):
+        assert guard.asked() is None
+        guard.decide(torch.tensor(1.0), torch.tensor(norm), step)
+    assert guard.asked() == (3, 7)
+    guard.check()
 
 
 @pytest.mark.parametrize(
@@ -208,7 +225,8 @@ def test_the_window_before_a_rewind_is_left_out():
     [
         lambda: Spikes(warmup=1),
         lambda: Spikes(z=0),
-        lambda: Spikes(then="rewind"),
+        lambda: Spikes(margin=-1),
+        lambda: Spikes(max_rewinds=0),
         lambda: SpikeGuard(-1),
     ],
 )

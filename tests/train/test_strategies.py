@@ -15,6 +15,7 @@ from counterpoint.train.clip.agc import AGC
 from counterpoint.train.freeze import freeze
 from counterpoint.train.module import step_seed
 from counterpoint.train.optim import AdamW
+from counterpoint.train.optim_sophia import SophiaG
 from counterpoint.train.optim_timm import Lamb
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -175,11 +176,11 @@ def test_a_frozen_tower_stays_as_it_is(gloo, name):
         torch.testing.assert_close(after[key], one[key], rtol=1e-4, atol=1e-4, msg=key)
 
 
-def refused(rank, world_size, name, parts):
+def refused(rank, world_size, name, parts, why="ZeRO cuts"):
     made = module(1)
     for part, value in parts.items():
         setattr(made, part, value)
-    with pytest.raises(ValueError, match="ZeRO cuts") as error:
+    with pytest.raises(ValueError, match=why) as error:
         train(made, world_size, name)
     return str(error.value)
 
@@ -188,3 +189,5 @@ def refused(rank, world_size, name, parts):
 def test_what_needs_whole_tensors_is_refused_where_they_are_cut(gloo):
     assert "optim names Lamb" in gloo(1, refused, "zero2", {"optim": Lamb()})[0]
     assert "clip: AGC" in gloo(1, refused, "zero2", {"clip": AGC()})[0]
+    why = "neither ZeRO nor the gradient scaler"
+    assert "optim names SophiaG" in gloo(1, refused, "zero2", {"optim": SophiaG()}, why)[0]
