@@ -123,7 +123,7 @@ def forget_groups():
             setattr(groups, name, None)
 
 
-def train(made, world_size, name, callbacks=(), entries=None, data=None, **options):
+def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_path=None, **options):
     """Trains on this rank's rows of the batches (of `data`, if given); returns the trainer."""
     forget_groups()
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -138,7 +138,7 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, **optio
         accelerator="cpu",
         devices=world_size,
         strategy=strategy(name),
-        max_steps=len(mine),
+        max_steps=made.phases.total_steps if ckpt_path else len(mine),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -147,5 +147,5 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, **optio
         callbacks=list(callbacks),
         **options,
     )
-    trainer.fit(made, DataLoader(mine, batch_size=None))
+    trainer.fit(made, DataLoader(mine, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
     return trainer

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .optim import AdamW
 from .shares import LocalShares, ShardedShares, Shares
+from .slices import slices_in
 from .zero import Zero
 from .zero_shares import ZeroShares
 
@@ -130,12 +131,13 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     """Shards the blocks of a module, then what is left of it (FSDP2).
 
     Parameters outside a sharded module would drift apart: the single numbers (the logit scale) are
-    in the module's own group.
+    in the module's own group. Rows that each rank keeps for good stay as they are.
     """
+    kept: set[nn.Parameter] = set(slices_in(module).values())
     for block in blocks(module):
-        fully_shard(block, mesh=mesh)
-    if any(True for _ in module.parameters()):
-        fully_shard(module, mesh=mesh)
+        fully_shard(block, mesh=mesh, ignored_params=kept)
+    if any(parameter not in kept for parameter in module.parameters()):
+        fully_shard(module, mesh=mesh, ignored_params=kept)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
