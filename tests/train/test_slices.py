@@ -11,7 +11,7 @@ from counterpoint.losses.objective import Objective
 from counterpoint.losses.regression import Regression
 from counterpoint.losses.scalars import Temperature
 from counterpoint.losses.sharded_clusters import ShardedClusters
-from counterpoint.losses.slices import rows_of
+from counterpoint.train.optim import AdamW
 from counterpoint.train.optim_timm import Lamb
 
 C, STEPS, CUT = 7, 4, 2
@@ -47,8 +47,7 @@ def run(rank, world_size, name, folder, ckpt_path=None, part=slice(None), kind=S
     return run.losses, run.norms, len(prototypes), trainer.optimizers[0].state[prototypes]
 
 
-def saved(folder, name, world_size):
-    path = f"{folder}/{name}-{world_size}.ckpt"
+def saved(path):
     found = torch.load(path, weights_only=True)
     return found["state_dict"], found["optimizer_states"][0]
 
@@ -89,9 +88,69 @@ def test_runs_are_those_of_one_process(gloo, tmp_path, name, world_size):
     one = run(0, 1, "auto", tmp_path)
     results = gloo(world_size, run, name, tmp_path, timeout=240)
     assert_same_course(results, one)
-    assert [r[2] for r in results] == [
-        rows_of(C, r, world_size).stop - rows_of(C, r, world_size).start for r in range(world_size)
-    ]
+    assert [r[2] for r in results] == {2: [4, 3], 3: [3, 2, 2]}[world_size]
     # Each rank has the optimiser's state of its own rows, after a checkpoint too.
     assert all(len(r[3]["exp_avg"]) == r[2] for r in results)
-    assert_same(saved(tmp_path, name, world_size), saved(tmp_path, "auto", 1))
+    assert_same(saved(tmp_path / f"{name}-{world_size}.ckpt"), saved(tmp_path / "auto-1.ckpt"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_a_run_goes_on_with_another_number_of_ranks(gloo, tmp_path, name):
+    for folder in ("one", "half", "on"):
+        (tmp_path / folder).mkdir()
+    one = run(0, 1, "auto", tmp_path / "one")
+    gloo(2, run, name, tmp_path / "half", None, slice(CUT), timeout=240)
+    half = tmp_path / "half" / f"{name}-2.ckpt"
+    for world_size, other in ((1, "auto"), (3, name), (3, "ddp")):
+        course = (other, tmp_path / "on", half, slice(CUT, None))
+        results = gloo(world_size, run, *course, timeout=240)
+        assert_same_course(results, [values[CUT:] for values in one[:2]])
+        assert_same(
+            saved(tmp_path / "on" / f"{other}-{world_size}.ckpt"),
+            saved(tmp_path / "one" / "auto-1.ckpt"),
+        )
+
+
+def from_ordinary(rank, world_size, folder):
+    """Prototypes and their moments after a resume from an ordinary parameter's checkpoint."""
+    run = alone(ShardedClusters)
+    trainer = train(run, world_size, "ddp", data=data()[CUT:CUT], ckpt_path=f"{folder}/old.ckpt")
+    prototypes = run.objective.terms["clusters"].prototypes
+    return prototypes.detach(), trainer.optimizers[0].state[prototypes]["exp_avg"]
+
+
+def alone(kind):
+    terms = {"infonce": InfoNCE(), "clusters": kind(C, 8, scale=Temperature(8.0))}
+    return module(CUT, torch.float64, objective=Objective(terms))
+
+
+def test_a_checkpoint_of_an_ordinary_parameter_is_cut(gloo, tmp_path):
+    trainer = train(alone(ClusterDiscrimination), 1, "auto", data=data()[:CUT])
+    trainer.save_checkpoint(tmp_path / "old.ckpt", weights_only=False)
+    weights, optimizer = saved(tmp_path / "old.ckpt")
+    moments = [s["exp_avg"] for s in optimizer["state"].values() if s["exp_avg"].shape == (C, 8)]
+    results = gloo(2, from_ordinary, tmp_path)
+    assert [len(rows) for rows, _ in results] == [4, 3]
+    assert torch.equal(torch.cat([rows for rows, _ in results]), weights[NAME])
+    assert torch.equal(torch.cat([m for _, m in results]), moments[-1])
+
+
+def refused(rank, world_size, name, optim, options, match):
+    run = made(dtype=torch.float32)
+    run.optim = optim
+    with pytest.raises(ValueError, match=match) as error:
+        train(run, world_size, name, data=data(), **options)
+    return str(error.value)
+
+
+def test_what_would_take_rows_for_the_whole_is_refused(gloo):
+    (text,) = gloo(1, refused, "ddp", Lamb(), {}, "needs whole tensors")
+    assert text.startswith("optim names Lamb") and NAME in text
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_zero_is_refused(gloo, name):
+    for text in gloo(2, refused, name, AdamW(), {}, "would take for copies"):
+        assert NAME in text and "trainer.strategy=ddp or fsdp2" in text
