@@ -15,7 +15,8 @@ class Slice(nn.Parameter):
     """This rank's rows of a parameter.
 
     Modules that have one have a method `cut()`, which is called when the ranks are known, and read
-    it by `own`, since nothing averages its gradient.
+    it by `own`, since nothing averages its gradient. Who trains them with other means than `train`
+    has to tell DDP or FSDP2 to ignore it.
 
     Attributes:
         total: rows of all ranks.

@@ -22,9 +22,9 @@ from .optim import AdamW, named_parameters
 from .phases import Phases
 from .providers import Ema, provided, scored, stored
 from .shares import LocalShares, Shares
-from .slices import check_slices, cut_for, cut_states, cut_weights, put_together
+from .slices import check_elementwise, cut_slices, cut_states, cut_weights, put_together
 from .spikes import Decision, SpikeGuard, mean_over_ranks, update_rms
-from .strategies import check_optimiser, shard, shares_of
+from .strategies import check_optimiser, check_slices, shard, shares_of
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -116,7 +116,8 @@ class ContrastiveModule(pl.LightningModule):
 
         The average is cut like the student, so that it can follow piece by piece.
         """
-        cut_for(self, self.trainer.strategy)
+        check_slices(self.trainer.strategy, self)
+        cut_slices(self)
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
             shard(self.objective, self.device_mesh["data_parallel"])
@@ -127,7 +128,7 @@ class ContrastiveModule(pl.LightningModule):
         """The optimiser; its learning rate is set before every step."""
         check_optimiser(self.trainer.strategy, self.optim)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        check_slices(self, self.optim, scaler)
+        check_elementwise(self, self.optim, scaler)
         optimizer = self.optim.build(self.model, self.objective, fused=scaler is None)
         optimizer.register_load_state_dict_pre_hook(cut_states)
         self._settings = [

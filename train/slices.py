@@ -1,6 +1,6 @@
 """Parameters that each rank keeps rows of (`losses.slices.Slice`), in a run.
 
-In: the module and its strategy. Out: rows cut before the strategy sees them, left alone by it; and
+In: the module. Out: rows that are cut before the strategy sees them, and that DDP leaves alone; and
 checkpoints in which they are whole, with the optimiser's states, as if they never were cut.
 """
 
@@ -8,13 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-    Strategy,
-)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,29 +21,16 @@ def slices_in(module: nn.Module) -> dict[str, Slice]:
     return {name: p for name, p in module.named_parameters() if isinstance(p, Slice)}
 
 
-def cut_for(module: nn.Module, strategy: Strategy) -> None:
-    """Leaves each rank its rows, and tells DDP to leave them alone.
-
-    Raises:
-        ValueError: the strategy would not.
-    """
-    found = slices_in(module)
-    if not found:
-        return
-    works = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
-    if not works or isinstance(strategy, DeepSpeedStrategy):
-        raise ValueError(
-            f"{', '.join(found)}: each rank keeps rows of its own, which {type(strategy).__name__} "
-            "would take for copies; use trainer.strategy=ddp or fsdp2, or a term whose parameters "
-            "are whole (counterpoint.losses.clusters.ClusterDiscrimination)"
-        )
+def cut_slices(module: nn.Module) -> None:
+    """Leaves each rank its rows, once the ranks are known, and tells DDP to leave them alone."""
     for part in module.modules():
         if any(isinstance(p, Slice) for p in part.parameters(recurse=False)):
             part.cut()  # type: ignore[operator]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(found))
+    if names := list(slices_in(module)):
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
-def check_slices(module: nn.Module, optim: AdamW, scaler: Any) -> None:
+def check_elementwise(module: nn.Module, optim: AdamW, scaler: Any) -> None:
     """Refuses what would treat rows unlike the whole.
 
     Raises:

@@ -9,7 +9,13 @@ shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), an
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -56,6 +62,23 @@ def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
         raise ValueError(
             f"optim names {type(optim).__name__}, which needs whole tensors, and ZeRO cuts them "
             "up: use trainer.strategy=ddp, or AdamW or Lion"
+        )
+
+
+def check_slices(strategy: Strategy, module: nn.Module) -> None:
+    """Refuses what would take the rows that each rank keeps for copies of one parameter.
+
+    Raises:
+        ValueError: there are such rows, and the strategy would.
+    """
+    is_zero = isinstance(strategy, DeepSpeedStrategy)
+    if isinstance(strategy, SingleDeviceStrategy | DDPStrategy | Fsdp2) and not is_zero:
+        return
+    if found := slices_in(module):
+        raise ValueError(
+            f"{', '.join(found)}: each rank keeps rows of its own, which {type(strategy).__name__} "
+            "would take for copies; use trainer.strategy=ddp or fsdp2, or a term whose parameters "
+            "are whole (counterpoint.losses.clusters.ClusterDiscrimination)"
         )
 
 

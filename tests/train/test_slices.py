@@ -75,6 +75,13 @@ def assert_same_course(results, one):
         assert found == pytest.approx(one[1], rel=1e-9)
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """One process's course, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("one")
+    return run(0, 1, "auto", folder), saved(folder / "auto-1.ckpt")
+
+
 @pytest.mark.parametrize(
     ("name", "world_size"),
     [
@@ -84,32 +91,25 @@ def assert_same_course(results, one):
         pytest.param("fsdp2", 3, marks=pytest.mark.soak),
     ],
 )
-def test_runs_are_those_of_one_process(gloo, tmp_path, name, world_size):
-    one = run(0, 1, "auto", tmp_path)
+def test_runs_are_those_of_one_process(gloo, tmp_path, one, name, world_size):
     results = gloo(world_size, run, name, tmp_path, timeout=240)
-    assert_same_course(results, one)
+    assert_same_course(results, one[0])
     assert [r[2] for r in results] == {2: [4, 3], 3: [3, 2, 2]}[world_size]
     # Each rank has the optimiser's state of its own rows, after a checkpoint too.
     assert all(len(r[3]["exp_avg"]) == r[2] for r in results)
-    assert_same(saved(tmp_path / f"{name}-{world_size}.ckpt"), saved(tmp_path / "auto-1.ckpt"))
+    assert_same(saved(tmp_path / f"{name}-{world_size}.ckpt"), one[1])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_a_run_goes_on_with_another_number_of_ranks(gloo, tmp_path, name):
-    for folder in ("one", "half", "on"):
-        (tmp_path / folder).mkdir()
-    one = run(0, 1, "auto", tmp_path / "one")
-    gloo(2, run, name, tmp_path / "half", None, slice(CUT), timeout=240)
-    half = tmp_path / "half" / f"{name}-2.ckpt"
-    for world_size, other in ((1, "auto"), (3, name), (3, "ddp")):
-        course = (other, tmp_path / "on", half, slice(CUT, None))
+def test_a_run_goes_on_with_another_number_of_ranks(gloo, tmp_path, one, name):
+    gloo(2, run, name, tmp_path, None, slice(CUT), timeout=240)
+    half = tmp_path / f"{name}-2.ckpt"
+    for world_size, other in ((1, "auto"), (3, "fsdp2"), (3, "ddp")):
+        course = (other, tmp_path, half, slice(CUT, None))
         results = gloo(world_size, run, *course, timeout=240)
-        assert_same_course(results, [values[CUT:] for values in one[:2]])
-        assert_same(
-            saved(tmp_path / "on" / f"{other}-{world_size}.ckpt"),
-            saved(tmp_path / "one" / "auto-1.ckpt"),
-        )
+        assert_same_course(results, [values[CUT:] for values in one[0][:2]])
+        assert_same(saved(tmp_path / f"{other}-{world_size}.ckpt"), one[1])
 
 
 def from_ordinary(rank, world_size, folder):
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_an_ordinary_parameter_is_cut(gloo, tmp_path):
     trainer.save_checkpoint(tmp_path / "old.ckpt", weights_only=False)
     weights, optimizer = saved(tmp_path / "old.ckpt")
     moments = [s["exp_avg"] for s in optimizer["state"].values() if s["exp_avg"].shape == (C, 8)]
-    results = gloo(2, from_ordinary, tmp_path)
+    results = gloo(2, from_ordinary, tmp_path, timeout=240)
     assert [len(rows) for rows, _ in results] == [4, 3]
     assert torch.equal(torch.cat([rows for rows, _ in results]), weights[NAME])
     assert torch.equal(torch.cat([m for _, m in results]), moments[-1])
@@ -145,12 +145,12 @@ def refused(rank, world_size, name, optim, options, match):
 
 
 def test_what_would_take_rows_for_the_whole_is_refused(gloo):
-    (text,) = gloo(1, refused, "ddp", Lamb(), {}, "needs whole tensors")
+    (text,) = gloo(1, refused, "ddp", Lamb(), {}, "needs whole tensors", timeout=240)
     assert text.startswith("optim names Lamb") and NAME in text
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
 def test_zero_is_refused(gloo, name):
-    for text in gloo(2, refused, name, AdamW(), {}, "would take for copies"):
+    for text in gloo(2, refused, name, AdamW(), {}, "would take for copies", timeout=240):
         assert NAME in text and "trainer.strategy=ddp or fsdp2" in text
