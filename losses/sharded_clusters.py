@@ -78,6 +78,12 @@ class ShardedClusters(ClusterDiscrimination):
         powers, positive = total(torch.stack([(partial - most).exp(), positive]))
         return columns.own(powers.log() + most - positive)
 
+    def _check(self, cluster: Int64[Tensor, "n"]) -> None:
+        super()._check(cluster)
+        # Later ones too, without waiting for the device: no rank would take such a sample for its.
+        is_known = (cluster < self.num_clusters).all()
+        torch._assert_async(is_known, f"'{self.cluster}' names a cluster that does not exist")
+
     def _compared_here(self, here: slice) -> Int64[Tensor, "k"]:
         """Those of the step's clusters whose prototypes are here."""
         if self.num_compared == self.num_clusters:

@@ -124,7 +124,10 @@ def forget_groups():
 
 
 def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_path=None, **options):
-    """Trains on this rank's rows of the batches (of `data`, if given); returns the trainer."""
+    """Trains on this rank's rows of the batches (of `data`, if given); returns the trainer.
+
+    To resume, `data` has all steps of the run, those to come first: Lightning counts them.
+    """
     forget_groups()
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     mine = [
@@ -138,7 +141,7 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_pa
         accelerator="cpu",
         devices=world_size,
         strategy=strategy(name),
-        max_steps=made.phases.total_steps if ckpt_path else len(mine),
+        max_steps=len(mine),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

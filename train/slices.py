@@ -54,7 +54,9 @@ def put_together(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequ
 
     The first rank's only is complete: it is the one that is written.
     """
-    for name, parameter in slices_in(module).items():
+    if not (found := slices_in(module)):
+        return
+    for name, parameter in found.items():
         checkpoint["state_dict"][name] = _on_first_rank(whole(parameter))
     for optimizer, saved in zip(optimizers, checkpoint.get("optimizer_states", ()), strict=False):
         for number, parameter in _numbered(optimizer):

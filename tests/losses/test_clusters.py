@@ -95,3 +95,11 @@ def test_prototypes_cut_over_ranks_are_those_of_one_process(gloo):
     parts = gloo(2, sharded)
     assert [len(part) for part in parts] == [4, 3]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_cluster_that_no_rank_has_is_an_error_at_any_step():
+    features, batch = batch_of(num_clusters=7)
+    term = ShardedClusters(7, 5)
+    assert term(features, batch)["clusters"] > 0
+    with pytest.raises(RuntimeError, match="names a cluster that does not exist"):
+        term(features, {"clusters.id": torch.full((8,), 7)})

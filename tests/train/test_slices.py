@@ -29,19 +29,19 @@ def data():
     ]
 
 
-def made(kind=ShardedClusters, dtype=torch.float64, **choices):
-    options = {"rate": 0.5, "scale": Temperature(8.0), "margin": ArcMargin()} | choices
+def made(dtype=torch.float64):
+    options = {"rate": 0.5, "scale": Temperature(8.0), "margin": ArcMargin()}
     torch.manual_seed(1)
     head = UnitMLP([8, 8])
-    terms = {"infonce": InfoNCE(), "clusters": kind(C, 8, **options)}
+    terms = {"infonce": InfoNCE(), "clusters": ShardedClusters(C, 8, **options)}
     terms["head"] = Regression("image", "text", head=head)
     return module(STEPS, dtype, objective=Objective(terms))
 
 
-def run(rank, world_size, name, folder, ckpt_path=None, part=slice(None), kind=ShardedClusters):
+def run(rank, world_size, name, folder, steps=None, ckpt_path=None):
     """Losses, norms and rows of a run; its checkpoint is `folder`/NAME-RANKS.ckpt."""
-    run = made(kind)
-    trainer = train(run, world_size, name, data=data()[part], ckpt_path=ckpt_path, **CLIP)
+    run = made()
+    trainer = train(run, world_size, name, data=steps or data(), ckpt_path=ckpt_path, **CLIP)
     trainer.save_checkpoint(f"{folder}/{name}-{world_size}.ckpt", weights_only=False)
     prototypes = run.objective.terms["clusters"].prototypes
     return run.losses, run.norms, len(prototypes), trainer.optimizers[0].state[prototypes]
@@ -103,11 +103,11 @@ def test_runs_are_those_of_one_process(gloo, tmp_path, one, name, world_size):
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_a_run_goes_on_with_another_number_of_ranks(gloo, tmp_path, one, name):
-    gloo(2, run, name, tmp_path, None, slice(CUT), timeout=240)
+    gloo(2, run, name, tmp_path, data()[:CUT], timeout=240)
     half = tmp_path / f"{name}-2.ckpt"
     for world_size, other in ((1, "auto"), (3, "fsdp2"), (3, "ddp")):
-        course = (other, tmp_path, half, slice(CUT, None))
-        results = gloo(world_size, run, *course, timeout=240)
+        to_come = data()[CUT:] + data()[:CUT]
+        results = gloo(world_size, run, other, tmp_path, to_come, half, timeout=240)
         assert_same_course(results, [values[CUT:] for values in one[0][:2]])
         assert_same(saved(tmp_path / f"{other}-{world_size}.ckpt"), one[1])
 
@@ -115,7 +115,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(gloo, tmp_path, one, name):
 def from_ordinary(rank, world_size, folder):
     """Prototypes and their moments after a resume from an ordinary parameter's checkpoint."""
     run = alone(ShardedClusters)
-    trainer = train(run, world_size, "ddp", data=data()[CUT:CUT], ckpt_path=f"{folder}/old.ckpt")
+    path = f"{folder}/old.ckpt"
+    trainer = train(run, world_size, "ddp", data=data()[:CUT], ckpt_path=path)
     prototypes = run.objective.terms["clusters"].prototypes
     return prototypes.detach(), trainer.optimizers[0].state[prototypes]["exp_avg"]
 
