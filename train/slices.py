@@ -37,10 +37,11 @@ def check_elementwise(module: nn.Module, optim: AdamW, scaler: Any) -> None:
         ValueError: the optimiser, or a gradient scaler, would.
     """
     found = ", ".join(slices_in(module))
-    if found and optim.whole_tensors:
+    if found and (optim.whole_tensors or optim.own_backward):
         raise ValueError(
-            f"optim names {type(optim).__name__}, which needs whole tensors, and each rank keeps "
-            f"rows of its own of {found}: use AdamW or Lion, or a term whose parameters are whole"
+            f"optim names {type(optim).__name__}, which needs whole tensors or averages gradients "
+            f"itself, and each rank keeps rows of its own of {found}: use AdamW or Lion, or a term "
+            "whose parameters are whole"
         )
     if found and scaler is not None:
         raise ValueError(
