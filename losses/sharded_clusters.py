@@ -82,7 +82,8 @@ class ShardedClusters(ClusterDiscrimination):
         super()._check(cluster)
         # Later ones too, without waiting for the device: no rank would take such a sample for its.
         is_known = (cluster < self.num_clusters).all()
-        torch._assert_async(is_known, f"'{self.cluster}' names a cluster that does not exist")
+        text = f"'{self.cluster}' names a cluster that does not exist"
+        torch._assert_async(is_known, text)  # type: ignore[reportPrivateImportUsage]
 
     def _compared_here(self, here: slice) -> Int64[Tensor, "k"]:
         """Those of the step's clusters whose prototypes are here."""

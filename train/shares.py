@@ -140,9 +140,9 @@ def joined_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:
     """
     own, shared = [], []
     for group in groups:
-        found = [p for p in group if p.grad is not None]
-        parts = [local(p.grad) for p in found if isinstance(p, DTensor | Slice)]
-        copies = [p.grad for p in found if not isinstance(p, DTensor | Slice)]
+        found = [(p, p.grad) for p in group if p.grad is not None]
+        parts = [local(grad) for p, grad in found if isinstance(p, DTensor | Slice)]
+        copies = [grad for p, grad in found if not isinstance(p, DTensor | Slice)]
         own.append(norm_of(parts, groups[0][0]).square())
         shared.append(norm_of(copies, groups[0][0]).square())
     total = torch.stack(own)
