@@ -69,7 +69,7 @@ class ClusterDiscrimination(Term):
     """Cross-entropy over learned prototypes of clusters, in memory of a tile beside them.
 
     The prototypes are a parameter like others: whole on each rank under DDP, in pieces under FSDP2
-    and ZeRO 3, and whole in every checkpoint.
+    and ZeRO 3, and whole in every checkpoint. For many of them: `sharded_clusters`.
 
     Args:
         num_clusters, width: of the prototypes; as wide as the feature.
@@ -106,13 +106,13 @@ class ClusterDiscrimination(Term):
             raise ValueError(
                 f"num_clusters={num_clusters} must be 1 at least, rate={rate} above 0, up to 1"
             )
-        self.prototypes = nn.Parameter(torch.randn(num_clusters, width) * width**-0.5)
         self.feature, self.cluster = feature, cluster
         self.num_clusters, self.num_compared = num_clusters, max(1, round(rate * num_clusters))
         self._is_checked = False
         self.margin = margin or CosMargin(0.0)
         self.scale = scale or Fixed(64.0)
         self.seed, self.tile_bytes = seed, tile_bytes
+        self.prototypes = self._drawn(width)
         self.needs = (feature, cluster)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
@@ -125,6 +125,9 @@ class ClusterDiscrimination(Term):
         cluster = need(batch, self.cluster, self, fix).long().view(-1)
         losses = self._losses(features, cluster.clamp_min(0))
         return {"clusters": share(losses, (cluster >= 0).to(losses.dtype))}
+
+    def _drawn(self, width: int) -> nn.Parameter:
+        return nn.Parameter(torch.randn(self.num_clusters, width) * width**-0.5)
 
     def _losses(
         self, features: Mapping[str, Tensor], cluster: Int64[Tensor, "b"]

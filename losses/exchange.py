@@ -15,7 +15,10 @@ from torch import Tensor
 
 from .travel import Circling, Columns, Gathered, world
 
-__all__ = ["AllGather", "Detached", "Exchange", "Local", "Reinserted", "Ring", "share", "total"]
+__all__ = [
+    *("AllGather", "Detached", "Exchange", "Local", "Reinserted", "Ring"),
+    *("divided", "highest", "share", "total"),
+]
 
 
 class Exchange:
@@ -67,7 +70,7 @@ class Reinserted(AllGather):
 
     def enter(self, feature: Tensor) -> Tensor:
         """Divides the gradient by the number of ranks."""
-        return _Divided.apply(feature, world()[1])  # type: ignore[return-value]
+        return divided(feature, world()[1])
 
 
 class Detached(AllGather):
@@ -85,6 +88,19 @@ def total(tensor: Tensor) -> Tensor:
     divides by the number of ranks, gives the gradients of one process.
     """
     return _Total.apply(tensor) if world()[1] > 1 else tensor  # type: ignore[return-value]
+
+
+def highest(tensor: Tensor) -> Tensor:
+    """Returns the maximum over ranks of each element, without gradient."""
+    most = tensor.detach().clone()
+    if world()[1] > 1:
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most
+
+
+def divided(tensor: Tensor, divisor: int) -> Tensor:
+    """Returns the tensor; its gradient is divided."""
+    return _Divided.apply(tensor, divisor)  # type: ignore[return-value]
 
 
 def share(

@@ -9,16 +9,16 @@ rows are worked on in blocks that are made again in the backward pass. Memory is
 some blocks of `tile_bytes` while one is worked on.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .exchange import Detached
 from .pairing import Pairing
+from .travel import join
 
 
 class Side(NamedTuple):
@@ -55,7 +55,7 @@ def listwise_losses(
     with torch.autocast(rows.device.type, enabled=False):
         widths = [first.columns.shape[1], second.columns.shape[1]]
         both = torch.cat([first.columns, second.columns], 1)
-        everyones = _Everyones.apply(both, pairing).split(widths, 1)  # type: ignore[attr-defined]
+        everyones = join(both, pairing.exchange.open(both.detach())).split(widths, 1)
         num_rows = max(1, pairing.tile_bytes // max(1, len(everyones[0]) * rows.element_size()))
         # A rank without rows has one empty block, so that it takes part in the backward pass.
         blocks = zip(first.rows.split(num_rows), second.rows.split(num_rows), strict=True)
@@ -78,22 +78,3 @@ def _list_mle(predicted: Float[Tensor, "r n"], truth: Float[Tensor, "r n"]) -> F
     # Smallest first: what remains to be ranked is then a prefix.
     ascending = predicted.gather(1, order.flip(1))
     return (ascending.logcumsumexp(1) - ascending).sum(1) / max(1, predicted.shape[1])
-
-
-class _Everyones(torch.autograd.Function):
-    """Joins the ranks' columns to one tensor [n, d]; its gradients go back to their owners."""
-
-    @staticmethod
-    def forward(ctx: Any, columns: Tensor, pairing: Pairing) -> Tensor:
-        ctx.joined = pairing.exchange.open(columns.detach())
-        everyones = columns.new_empty(ctx.joined.total, columns.shape[1])
-        for where, (block,) in ctx.joined.visit():
-            everyones[where] = block
-        return everyones
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        for where, _, gradient in ctx.joined.visit_back():
-            gradient.add_(grads[0][where])
-        return ctx.joined.gradient(), None

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def world() -> tuple[int, int]:
@@ -176,6 +177,33 @@ class _Coming:
         for work in self._works:
             work.wait()
         return self._received
+
+
+def join(own: Tensor, columns: Columns) -> Tensor:
+    """Returns the rows of all ranks as one tensor; its gradients go back to their owners.
+
+    Args:
+        own: this rank's.
+        columns: what an exchange made of them first (and of what travels with them).
+    """
+    return _Joined.apply(own, columns)  # type: ignore[return-value]
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, columns: Columns) -> Tensor:
+        ctx.columns = columns
+        everyones = own.new_empty(columns.total, *own.shape[1:])
+        for where, (block, *_) in columns.visit():
+            everyones[where] = block
+        return everyones
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        for where, _, gradient in ctx.columns.visit_back():
+            gradient.add_(grads[0][where])
+        return ctx.columns.gradient(), None
 
 
 def gather(rows: Tensor, counts: list[int]) -> Tensor:

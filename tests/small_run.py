@@ -123,8 +123,11 @@ def forget_groups():
             setattr(groups, name, None)
 
 
-def train(made, world_size, name, callbacks=(), entries=None, data=None, **options):
-    """Trains on this rank's rows of the batches (of `data`, if given); returns the trainer."""
+def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_path=None, **options):
+    """Trains on this rank's rows of the batches (of `data`, if given); returns the trainer.
+
+    To resume, `data` has all steps of the run, those to come first: Lightning counts them.
+    """
     forget_groups()
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     mine = [
@@ -147,5 +150,5 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, **optio
         callbacks=list(callbacks),
         **options,
     )
-    trainer.fit(made, DataLoader(mine, batch_size=None))
+    trainer.fit(made, DataLoader(mine, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
     return trainer

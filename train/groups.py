@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from ..losses.slices import Slice
+
 OBJECTIVE = "objective."
-KINDS = ("matrices", "vectors", "scalars", "heads")
+KINDS = ("matrices", "vectors", "scalars", "heads", "slices")
 BLOCK = re.compile(r"\.(?:blocks|resblocks|layers|layer|stages|h)\.?(\d+)\.")
 
 
@@ -59,7 +61,7 @@ def parameter_groups(
     scalar_rate: float = 1.0,
     groups: Groups = USUAL,
 ) -> list[dict[str, Any]]:
-    """Splits trainable parameters: matrices (with decay), vectors, single numbers, heads.
+    """Splits trainable parameters: matrices (with decay), vectors, single numbers, heads, slices.
 
     Each group's `rate` is what the phase's learning rate is multiplied by. Without exceptions there
     is one group a kind, in this order; exceptions split them in the order of their parameters.
@@ -77,7 +79,7 @@ def parameter_groups(
         rate, decay = 1.0, 0.0
         if kind == "scalars":
             rate = scalar_rate
-        elif kind != "heads":
+        elif kind not in ("heads", "slices"):
             rate = tower.rate * layers[name]
         if kind == "matrices" and not matches(name, groups.no_decay):
             decay = weight_decay if tower.weight_decay is None else tower.weight_decay
@@ -89,7 +91,12 @@ def parameter_groups(
 
 
 def kind_of(name: str, parameter: nn.Parameter) -> str:
-    """One of KINDS."""
+    """One of KINDS.
+
+    Slices are by themselves: torch steps no sharded tensors (FSDP2) together with others.
+    """
+    if isinstance(parameter, Slice):
+        return "slices"
     shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 empties partitioned ones
     if len(shape) < 2 and shape.numel() == 1:
         return "scalars"

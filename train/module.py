@@ -22,8 +22,9 @@ from .optim import AdamW, named_parameters
 from .phases import Phases
 from .providers import Ema, provided, scored, stored
 from .shares import LocalShares, Shares
+from .slices import check_elementwise, cut_slices, cut_states, cut_weights, put_together
 from .spikes import Decision, SpikeGuard, mean_over_ranks, update_rms
-from .strategies import check_optimiser, shard, shares_of
+from .strategies import check_optimiser, check_slices, shard, shares_of
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -111,10 +112,12 @@ class ContrastiveModule(pl.LightningModule):
         ]
 
     def configure_model(self) -> None:
-        """Shards what is saved where the strategy leaves that to us (FSDP2).
+        """Cuts what ranks keep rows of; shards the rest where the strategy leaves it to us (FSDP2).
 
         The average is cut like the student, so that it can follow piece by piece.
         """
+        check_slices(self.trainer.strategy, self)
+        cut_slices(self)
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
             shard(self.objective, self.device_mesh["data_parallel"])
@@ -125,7 +128,9 @@ class ContrastiveModule(pl.LightningModule):
         """The optimiser; its learning rate is set before every step."""
         check_optimiser(self.trainer.strategy, self.optim)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        check_elementwise(self, self.optim, scaler)
         optimizer = self.optim.build(self.model, self.objective, fused=scaler is None)
+        optimizer.register_load_state_dict_pre_hook(cut_states)
         self._settings = [
             {k: v for k, v in group.items() if k not in ("params", "lr")}
             for group in optimizer.param_groups
@@ -207,6 +212,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume must compare, and the past of norms and losses."""
+        put_together(checkpoint, self, self.trainer.optimizers)
         checkpoint["counterpoint"] = {
             "config": self.resolved_config,
             "fingerprint": self.fingerprint,
@@ -217,6 +223,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes that past back; a clipper that is new to the run starts afresh."""
+        cut_weights(checkpoint["state_dict"], self)
         saved = checkpoint.get("counterpoint", {})
         self.guard.load_state_dict(saved.get("guard", {}))
         if self.clip is not None and saved.get("clip"):

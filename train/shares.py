@@ -7,11 +7,15 @@ Nothing here waits for the device, except where `drop` says so.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
+
+from ..losses.slices import Slice, whole
+from ..losses.travel import world
 
 Parameters = Sequence[nn.Parameter]
 
@@ -77,19 +81,25 @@ class Shares(ABC):
 
 
 class LocalShares(Shares):
-    """One process, or DDP: every rank holds everything."""
+    """One process, or DDP: every rank holds everything, but for rows that are kept apart."""
 
     def pieces(self, parameters: Parameters) -> list[Tensor]:
         """All gradients."""
         return [p.grad for p in parameters if p.grad is not None]
 
     def norms(self, groups: Sequence[Parameters]) -> Tensor:
-        """Computed by each rank from the same numbers."""
-        return torch.stack([norm_of(self.pieces(group), groups[0][0]) for group in groups])
+        """Computed by each rank from the same numbers; squares of rows kept apart are added up."""
+        if not any(isinstance(p, Slice) for group in groups for p in group):
+            return torch.stack([norm_of(self.pieces(group), groups[0][0]) for group in groups])
+        return joined_norms(groups, None)
 
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
-        """All of them."""
+        """All that are here."""
         return [(p.detach(), p.grad) for p in parameters if p.grad is not None]
+
+    def value(self, parameter: nn.Parameter) -> Tensor:
+        """As it is, or gathered from all ranks."""
+        return whole(parameter) if isinstance(parameter, Slice) else parameter.detach()
 
 
 class ShardedShares(Shares):
@@ -106,16 +116,7 @@ class ShardedShares(Shares):
         """Adds up squares over the ranks of the mesh."""
         meshes = {p.device_mesh for g in groups for p in g if isinstance(p, DTensor)}
         assert len(meshes) == 1 and next(iter(meshes)).ndim == 1, "one flat mesh holds all shards"
-        own, shared = [], []
-        for group in groups:
-            gradients = [p.grad for p in group if p.grad is not None]
-            cut = [g.to_local() for g in gradients if isinstance(g, DTensor)]
-            whole = [g for g in gradients if not isinstance(g, DTensor)]
-            own.append(norm_of(cut, groups[0][0]).square())
-            shared.append(norm_of(whole, groups[0][0]).square())
-        total = torch.stack(own)
-        dist.all_reduce(total, group=meshes.pop().get_group())
-        return (total + torch.stack(shared)).sqrt()
+        return joined_norms(groups, meshes.pop().get_group())
 
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
         """Shards of whole rows (FSDP2 cuts the first dimension unless told otherwise)."""
@@ -126,8 +127,28 @@ class ShardedShares(Shares):
 
     def value(self, parameter: nn.Parameter) -> Tensor:
         """Gathered from all ranks."""
+        if isinstance(parameter, Slice):
+            return whole(parameter)
         own = parameter.detach()
         return own.full_tensor() if isinstance(own, DTensor) else own
+
+
+def joined_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:
+    """L2 norm of each group's gradient [groups]: squares of parts are added up over ranks.
+
+    Gradients that every rank has are counted once.
+    """
+    own, shared = [], []
+    for group in groups:
+        found = [(p, p.grad) for p in group if p.grad is not None]
+        parts = [local(grad) for p, grad in found if isinstance(p, DTensor | Slice)]
+        copies = [grad for p, grad in found if not isinstance(p, DTensor | Slice)]
+        own.append(norm_of(parts, groups[0][0]).square())
+        shared.append(norm_of(copies, groups[0][0]).square())
+    total = torch.stack(own)
+    if world()[1] > 1:
+        dist.all_reduce(total, group=process_group)
+    return (total + torch.stack(shared)).sqrt()
 
 
 @torch.no_grad()

@@ -9,7 +9,13 @@ shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), an
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -17,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .optim import AdamW
 from .shares import LocalShares, ShardedShares, Shares
+from .slices import slices_in
 from .zero import Zero
 from .zero_shares import ZeroShares
 
@@ -55,6 +62,23 @@ def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
         raise ValueError(
             f"optim names {type(optim).__name__}, which needs whole tensors, and ZeRO cuts them "
             "up: use trainer.strategy=ddp, or AdamW or Lion"
+        )
+
+
+def check_slices(strategy: Strategy, module: nn.Module) -> None:
+    """Refuses what would take the rows that each rank keeps for copies of one parameter.
+
+    Raises:
+        ValueError: there are such rows, and the strategy would.
+    """
+    is_zero = isinstance(strategy, DeepSpeedStrategy)
+    if isinstance(strategy, SingleDeviceStrategy | DDPStrategy | Fsdp2) and not is_zero:
+        return
+    if found := slices_in(module):
+        raise ValueError(
+            f"{', '.join(found)}: each rank keeps rows of its own, which {type(strategy).__name__} "
+            "would take for copies; use trainer.strategy=ddp or fsdp2, or a term whose parameters "
+            "are whole (counterpoint.losses.clusters.ClusterDiscrimination)"
         )
 
 
@@ -130,12 +154,13 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     """Shards the blocks of a module, then what is left of it (FSDP2).
 
     Parameters outside a sharded module would drift apart: the single numbers (the logit scale) are
-    in the module's own group.
+    in the module's own group. Rows that each rank keeps for good stay as they are.
     """
+    kept: set[nn.Parameter] = set(slices_in(module).values())
     for block in blocks(module):
-        fully_shard(block, mesh=mesh)
-    if any(True for _ in module.parameters()):
-        fully_shard(module, mesh=mesh)
+        fully_shard(block, mesh=mesh, ignored_params=kept)
+    if any(parameter not in kept for parameter in module.parameters()):
+        fully_shard(module, mesh=mesh, ignored_params=kept)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

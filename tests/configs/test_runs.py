@@ -22,7 +22,7 @@ OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "stable_adamw")
 SAMPLE = ("emoji_clip", "emoji_byol_short", "emoji_flip_short", "emoji_rankclip_short")
 # Of the recipes of distillation, the one with most terms; each takes seconds, too.
 DISTILLED = ("distill_all", "clip_kd")
-DISTILLING = {"clusters"} | {
+DISTILLING = {"clusters", "clusters_sharded"} | {
     yaml.safe_load(path.read_text())["objective"].split("/")[-1].removesuffix(".yaml")
     for path in RUNS
     if path.stem.startswith("distill_") and path.stem != "distill_none"
@@ -79,7 +79,7 @@ def test_every_part_is_used_by_a_run():
     unused = {path.relative_to(CONFIGS).as_posix() for path in parts - used}
     # For batches of tens of thousands (the emoji runs use siglip_small), the geometries to which
     # EuCLIP was compared, and for users' own data.
-    spare = {"siglip", "clusters"}
+    spare = {"siglip", "clusters", "clusters_sharded"}
     spare |= {name for name in spared("objective/euclip_", unused)}
     assert unused == {
         *(f"objective/{name}.yaml" for name in spare),

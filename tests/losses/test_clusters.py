@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from counterpoint.losses.clusters import ArcMargin, ClusterDiscrimination
+from counterpoint.losses.sharded_clusters import ShardedClusters
 
 
 def batch_of(b=8, num_clusters=40):
@@ -72,3 +73,33 @@ def test_what_cannot_work_is_refused():
         ClusterDiscrimination(3, 5)(features, batch)
     with pytest.raises(ValueError, match="rate=0 above 0"):
         ClusterDiscrimination(3, 5, rate=0)
+
+
+def sharded(rank, world_size):
+    """What is said of too few clusters, and of rows that were not cut for these ranks."""
+    term = ShardedClusters(7, 5)
+    own = term.prototypes.detach().clone()
+    features, batch = batch_of(num_clusters=7)
+    term.num_clusters = 1
+    with pytest.raises(ValueError, match="num_clusters=1 cannot be cut over 2 ranks"):
+        term.cut()
+    term.num_clusters, term.prototypes.data = 7, torch.ones(7, 5)
+    with pytest.raises(ValueError, match=r"7 of 7 rows are kept here, but rank \d of 2 has"):
+        term(features, batch)
+    return own
+
+
+def test_prototypes_cut_over_ranks_are_those_of_one_process(gloo):
+    torch.manual_seed(5)  # what was drawn before does not matter
+    whole = ShardedClusters(7, 5).prototypes
+    parts = gloo(2, sharded)
+    assert [len(part) for part in parts] == [4, 3]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_cluster_that_no_rank_has_is_an_error_at_any_step():
+    features, batch = batch_of(num_clusters=7)
+    term = ShardedClusters(7, 5)
+    assert term(features, batch)["clusters"] > 0
+    with pytest.raises(RuntimeError, match="names a cluster that does not exist"):
+        term(features, {"clusters.id": torch.full((8,), 7)})
