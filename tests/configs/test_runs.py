@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
 EXAMPLES = ("mixture", "remote", "views")
-OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "stable_adamw")
+OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "sophia_g", "stable_adamw")
 # Of each kind of part one: reading a whole configuration again takes seconds.
 SAMPLE = ("emoji_clip", "emoji_byol_short", "emoji_flip_short", "emoji_rankclip_short")
 # Of the recipes of distillation, the one with most terms; each takes seconds, too.
