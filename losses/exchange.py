@@ -16,8 +16,16 @@ from torch import Tensor
 from .travel import Circling, Columns, Gathered, world
 
 __all__ = [
-    *("AllGather", "Detached", "Exchange", "Local", "Reinserted", "Ring"),
-    *("divided", "highest", "share", "total"),
+    "AllGather",
+    "Detached",
+    "Exchange",
+    "Local",
+    "Reinserted",
+    "Ring",
+    "divided",
+    "highest",
+    "share",
+    "total",
 ]
 
 
