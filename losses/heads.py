@@ -92,6 +92,10 @@ class MLP(nn.Sequential):
             layers.append(nn.ReLU())
         super().__init__(*layers, nn.Linear(widths[-2], widths[-1]))
 
+    def forward(self, input: Float[Tensor, "b width"]) -> Float[Tensor, "b out"]:
+        """Returns the output; features in full precision fit weights of 16 bits as well."""
+        return super().forward(input.to(self[0].weight.dtype))  # type: ignore[arg-type]
+
 
 class UnitMLP(MLP):
     """An `MLP` whose rows have length one, as embeddings do: from one embedding's width to another.

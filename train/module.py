@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..losses.objective import Objective
 from ..models.teacher import FrozenTowers
@@ -20,7 +20,7 @@ from .clip.trainers import trainers_clipper
 from .freeze import freeze
 from .optim import AdamW, named_parameters
 from .phases import Phases
-from .providers import Ema, provided, scored, stored
+from .providers import Ema, parameters_of, provided, scored, stored
 from .shares import LocalShares, Shares
 from .slices import check_elementwise, cut_slices, cut_states, cut_weights, put_together
 from .spikes import Decision, SpikeGuard, mean_over_ranks, update_rms
@@ -192,10 +192,16 @@ class ContrastiveModule(pl.LightningModule):
         assert self.decision is not None
         # The average of a step left out would move: to ask waits for the device.
         if self.ema is not None and not bool(self.decision.skip):
-            total_steps = self.phases.total_steps
-            self.ema.update(self.model, self.objective, self.global_step, total_steps)
+            step, total_steps = self.global_step, self.phases.total_steps
+            self.ema.update(self.model, self.objective, step, total_steps, self.shares)
         self.optim.after_step(self, self._batch)
         self._batch = {}
+
+    def averaged(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Parameters of averages, each beside the one that it follows."""
+        if self.ema is None:
+            return []
+        return list(parameters_of(self.ema.followed(self.model, self.objective)))
 
     def drawing_seed(self, step: int) -> int:
         """Of what is drawn alike on all ranks; there is room for a few more above it."""

@@ -9,20 +9,20 @@ has learned, a function of synchronised weights and so the same on every rank.
 
 import copy
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..models.reducers.attentive import PLACE, attended, moved
 from ..models.reducers.reduction import Reduction
 from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
 from .phases import Phases
+from .shares import LocalShares, Shares
 
 SCALARS = ("logit_scale", "logit_bias")
 
@@ -72,26 +72,52 @@ class Ema(FrozenTowers):
         self.config = config
 
     @torch.no_grad()
-    def update(self, student: nn.Module, objective: nn.Module, step: int, total_steps: int) -> None:
+    def update(
+        self,
+        student: nn.Module,
+        objective: nn.Module,
+        step: int,
+        total_steps: int,
+        shares: Shares | None = None,
+    ) -> None:
         """Moves all averages towards their online modules; buffers are copied.
+
+        Args:
+            student: The model that is trained.
+            objective: Its modules may have averages.
+            step: Steps done.
+            total_steps: Of the run.
+            shares: Of the strategy; none: one process.
 
         Raises:
             ValueError: the weights are kept in a way that an average cannot follow.
         """
-        follow = get_ema_multi_avg_fn(self.config.at(step, total_steps))
-        pairs: list[tuple[nn.Module, nn.Module]] = [(student, self.model)]
-        for module in objective.modules():
-            if hasattr(module, "averages"):
-                pairs += module.averages()  # type: ignore[operator]
-        for _, average in pairs:
+        modules = self.followed(student, objective)
+        for average, online in modules:
             if isinstance(average, FSDPModule):
                 average.reshard()  # FSDP2 leaves it whole after a forward pass, for a backward one
-        for online, average in pairs:
-            own: list[Tensor] = [*average.parameters()]
-            _check_weights(own)
-            follow(own, [*online.parameters()], None)
             for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
                 mine.copy_(theirs)
+        pairs = list(parameters_of(modules))
+        (shares or LocalShares()).follow(pairs, self.config.at(step, total_steps))
+
+    def followed(
+        self, student: nn.Module, objective: nn.Module
+    ) -> list[tuple[nn.Module, nn.Module]]:
+        """Each average, its own and those of heads, beside the module that it follows."""
+        pairs: list[tuple[nn.Module, nn.Module]] = [(self.model, student)]
+        for module in objective.modules():
+            found = module.averages() if hasattr(module, "averages") else []  # type: ignore[operator]
+            pairs += [(average, online) for online, average in found]
+        return pairs
+
+
+def parameters_of(
+    modules: Iterable[tuple[nn.Module, nn.Module]],
+) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """The parameters of modules of the same kind, side by side."""
+    for average, online in modules:
+        yield from zip(average.parameters(), online.parameters(), strict=True)
 
 
 def provided(
@@ -236,16 +262,6 @@ def check_needs(
                 f"a term needs '{name}', but batches have no '{view}': name one of "
                 f"{sorted(views)}, or add it to data.views or data.texts"
             )
-
-
-def _check_weights(weights: Sequence[Tensor]) -> None:
-    if any(weight.dtype.itemsize < 4 for weight in weights):
-        raise ValueError(
-            "the ema would be kept in 16 bits, where its small steps are lost: use a "
-            "trainer.precision with mixed in its name, and no DeepSpeed"
-        )
-    if any(hasattr(weight, "ds_tensor") for weight in weights):
-        raise ValueError("the ema cannot follow weights that ZeRO 3 has cut up: use ddp or zero2")
 
 
 def _fix(words: list[str]) -> str:

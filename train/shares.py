@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..losses.slices import Slice, whole
 from ..losses.travel import world
@@ -78,6 +79,22 @@ class Shares(ABC):
     def value(self, parameter: nn.Parameter) -> Tensor:
         """The whole parameter on every rank (collective)."""
         return parameter.detach()
+
+    @torch.no_grad()
+    def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], decay: float) -> None:
+        """Moves averages, each beside what it follows: a <- decay a + (1 - decay) o (collective).
+
+        Raises:
+            ValueError: an average is kept in 16 bits, where its small steps are lost.
+        """
+        averages: list[Tensor] = [average for average, _ in pairs]
+        if any(average.dtype.itemsize < 4 for average in averages):
+            raise ValueError(
+                "the ema would be kept in 16 bits, where its small steps are lost: use a "
+                "trainer.precision with mixed in its name"
+            )
+        if averages:
+            get_ema_multi_avg_fn(decay)(averages, [online for _, online in pairs], None)
 
 
 class LocalShares(Shares):

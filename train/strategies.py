@@ -3,9 +3,11 @@
 In: `trainer.strategy` of a run file. Out: what Lightning's Trainer takes. All of them run on GPUs
 and on CPUs (with gloo), compute the same thing, and differ in what a rank holds: everything; a
 shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), and of the gradients
-(zero2).
+(zero2). With `_offload` (zero1_offload, zero2_offload, zero3_offload) that state and the fp32
+parameters are in the host's memory.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,15 +34,15 @@ def strategy(name: Any) -> Any:
     """Returns the strategy of that name; what is no name of ours is Lightning's, as it is."""
     if name == "fsdp2":
         return Fsdp2()
-    if name in ("zero1", "zero2", "zero3"):
-        return Zero(int(name[-1]))
+    if found := re.fullmatch(r"zero([123])(_offload)?", str(name)):
+        return Zero(int(found[1]), offload=found[2] is not None)
     return name
 
 
 def shares_of(strategy: Strategy) -> Shares:
     """How to reach gradients and parameters, after the strategy's setup; once a fit."""
     if isinstance(strategy, DeepSpeedStrategy):
-        return ZeroShares(strategy.optimizers[0])
+        return ZeroShares(strategy.optimizers[0], getattr(strategy, "average", None))
     return ShardedShares() if isinstance(strategy, ModelParallelStrategy) else LocalShares()
 
 

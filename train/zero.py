@@ -5,16 +5,39 @@ whole optimiser states, which any strategy can continue from.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
+
+from .zero_average import ZeroAverage
+from .zero_places import gathered, places, scatter, set_working_copy, whole
+
+
+class Autocast(DeepSpeedPrecision):
+    """`bf16-mixed` as under every other strategy: fp32 parameters, and bf16 where autocast says so.
+
+    What DeepSpeed makes of it, 16-bit parameters beside fp32 ones, is what `bf16-true` gives.
+
+    Args:
+        strategy: Knows the device.
+    """
+
+    def __init__(self, strategy: Strategy):
+        super().__init__("bf16-mixed")
+        self.strategy = strategy
+        self._desired_dtype = torch.float32
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass; in stage 3 a cache would keep all parameters whole."""
+        device = self.strategy.root_device.type
+        return torch.autocast(device, torch.bfloat16, cache_enabled=False)
 
 
 class Zero(DeepSpeedStrategy):
@@ -22,15 +45,44 @@ class Zero(DeepSpeedStrategy):
 
     Args:
         stage: 1: shards of the optimiser's state; 2: of gradients too; 3: of parameters too.
+        offload: Keeps the optimiser's state and the fp32 parameters in the host's memory, and steps
+            there (ZeRO-Offload, Ren et al. 2021), with the run's own optimiser.
+
+    Attributes:
+        average: The moving averages, from setup on.
     """
 
-    def __init__(self, stage: int):
-        super().__init__(stage=stage)
+    def __init__(self, stage: int, offload: bool = False):
+        super().__init__(stage=stage, offload_optimizer=offload)
         assert self.config is not None
         # Else the value of trainer.gradient_clip_val is put here, and gradients clipped twice. The
         # batch size is for DeepSpeed's own log; Lightning would look for it in the loader.
         self.config |= {"gradient_clipping": 0.0, "train_micro_batch_size_per_gpu": 1}
+        self.config["zero_force_ds_cpu_optimizer"] = False  # another Adam, which is built first
+        self.average: ZeroAverage | None = None
         self._groups: list[list[nn.Parameter]] = []
+
+    @property
+    def precision_plugin(self) -> Precision:
+        """How numbers are rounded."""
+        return super().precision_plugin
+
+    @precision_plugin.setter
+    def precision_plugin(self, precision_plugin: Precision | None) -> None:
+        precision = getattr(precision_plugin, "precision", None)
+        if precision == "16-mixed":
+            raise ValueError(
+                "trainer.precision=16-mixed does not go with ZeRO: use bf16-mixed, or 16-true, "
+                "which under ZeRO has 16-bit parameters beside fp32 ones and a loss scaler"
+            )
+        if precision == "bf16-mixed":
+            assert self.config is not None
+            self.config["bf16"] = {"enabled": False}
+            # Else its engine turns autocast off. Gradients are still sent in fp32.
+            named = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+            self.config["torch_autocast"] = named
+            precision_plugin = Autocast(self)
+        self._precision_plugin = precision_plugin
 
     @property
     def root_device(self) -> torch.device:
@@ -57,7 +109,10 @@ class Zero(DeepSpeedStrategy):
         self, model: Any, optimizer: Any, lr_scheduler: Any = None
     ) -> Any:
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
-        return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        engine, zero = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
+        if hasattr(self.lightning_module, "averaged"):
+            self.average = ZeroAverage(zero, self.lightning_module.averaged())
+        return engine, zero
 
     @property
     def zero(self) -> Any:
@@ -79,7 +134,9 @@ class Zero(DeepSpeedStrategy):
         assert module is not None
         state = module.state_dict()
         for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
+            if self.average is not None and parameter in self.average:
+                state[name] = self.average.whole(parameter)
+            elif parameter.requires_grad:
                 state[name] = gathered(self.zero, parameter, lambda flat: flat)
             else:
                 state[name] = whole(parameter).cpu()
@@ -127,6 +184,9 @@ class Zero(DeepSpeedStrategy):
             if name in state:
                 buffer.copy_(state[name])
         for name, parameter in module.named_parameters():
+            if self.average is not None and parameter in self.average:
+                self.average.load(parameter, state[name])
+                continue
             scatter(self.zero, parameter, state[name], lambda flat: flat)
             set_working_copy(parameter, state[name])
 
@@ -147,86 +207,6 @@ class Zero(DeepSpeedStrategy):
                         own[key] = torch.zeros_like(place.flat, dtype=value.dtype)
                 if is_sharded(value):
                     scatter(self.zero, parameter, value, lambda flat, k=key: inner.state[flat][k])
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a stretch of a parameter lies in this rank's flat fp32 partition.
-
-    Attributes:
-        flat: the partition, which is what the optimiser steps.
-        start: first element in the partition.
-        first: first element in the (flattened) parameter.
-        count: elements.
-    """
-
-    flat: Tensor
-    start: int
-    first: int
-    count: int
-
-
-def places(zero: Any, parameter: nn.Parameter) -> Iterator[Place]:
-    """The stretch of a parameter that this rank steps, if there is one."""
-    if hasattr(parameter, "ds_id"):
-        if not parameter.requires_grad:
-            return
-        group, start, count = zero.grad_position[zero.get_param_id(parameter)]
-        first = int(count) * dist.get_rank(zero.dp_process_group)
-        count = min(int(count), parameter.ds_numel - first)  # type: ignore[operator]
-        if count > 0:
-            yield Place(zero.fp32_partitioned_groups_flat[group], int(start), first, count)
-    elif (mapping := getattr(parameter, "_hp_mapping", None)) is not None:
-        here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-        flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
-        yield Place(flat, here.start, there.start, here.numel)
-
-
-def gathered(zero: Any, parameter: nn.Parameter, values: Callable[[Tensor], Tensor]) -> Tensor:
-    """The whole of what ranks keep for a parameter, on the host (collective).
-
-    Args:
-        zero: DeepSpeed's optimiser.
-        parameter: of the module.
-        values: from a flat partition to the values of its elements: itself, or a state.
-    """
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    own = [(place, values(place.flat)) for place in places(zero, parameter)]
-    whole = torch.zeros(shape.numel(), device=parameter.device, dtype=torch.float32)
-    for place, found in own:
-        whole[place.first : place.first + place.count] = found[place.start :][: place.count]
-    dist.all_reduce(whole, group=zero.dp_process_group)
-    return whole.view(shape).cpu()
-
-
-def whole(parameter: nn.Parameter) -> Tensor:
-    """What the forward pass reads, on every rank (collective)."""
-    if not hasattr(parameter, "ds_id"):
-        return parameter.detach()
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().clone()
-
-
-def scatter(
-    zero: Any, parameter: nn.Parameter, whole: Tensor, values: Callable[[Tensor], Tensor]
-) -> None:
-    """Writes this rank's stretch of `whole`; the reverse of `gathered`."""
-    for place in places(zero, parameter):
-        stretch = whole.flatten()[place.first : place.first + place.count]
-        values(place.flat)[place.start :][: place.count].copy_(stretch)
-
-
-def set_working_copy(parameter: nn.Parameter, whole: Tensor) -> None:
-    """Sets what the forward pass reads: the parameter, in ZeRO 3 its slice and maybe all of it."""
-    if parameter.numel() == whole.numel():
-        parameter.copy_(whole.view_as(parameter))
-    if (own := getattr(parameter, "ds_tensor", None)) is not None:
-        flat = whole.flatten()
-        first = own.numel() * dist.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
-        stretch = flat[first : first + own.numel()]
-        own.data[: len(stretch)].copy_(stretch)
 
 
 def is_sharded(value: Any) -> bool:

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .shares import Parameters, Shares, norm_of
-from .zero import places, whole
+from .zero_average import ZeroAverage
+from .zero_places import places, whole
 
 
 class ZeroShares(Shares):
@@ -23,10 +24,11 @@ class ZeroShares(Shares):
 
     Args:
         zero: `engine.optimizer`.
+        average: The moving averages, if there are any.
     """
 
-    def __init__(self, zero: Any):
-        self.zero = zero
+    def __init__(self, zero: Any, average: ZeroAverage | None = None):
+        self.zero, self.average = zero, average
         self.owned: dict[int, list[Tensor]] = {}
         self.finite: Tensor | None = None
         self.skipping = False
@@ -91,6 +93,11 @@ class ZeroShares(Shares):
     def value(self, parameter: nn.Parameter) -> Tensor:
         """Gathered from all ranks in stage 3."""
         return whole(parameter)
+
+    def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], decay: float) -> None:
+        """In fp32, each rank its stretches; then all of them go where they are read."""
+        assert self.average is not None
+        self.average.follow(decay)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.skipping:

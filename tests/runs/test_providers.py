@@ -1,6 +1,7 @@
 """A run with a teacher, a moving average and heads: the same on all ranks, and after a resume."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -68,9 +69,10 @@ def losses(folder):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero2"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero2", "zero3", "zero2_offload"])
 def test_strategies_average_alike(tmp_path, values, strategy):
     found = {}
+    values["checkpoint"] = {"every_n_steps": 3, "keep": 2}
     for name in ("ddp", strategy):
         values["trainer"]["strategy"] = name
         folder = tmp_path / name
@@ -78,19 +80,22 @@ def test_strategies_average_alike(tmp_path, values, strategy):
         values["trainer"]["callbacks"] = []
         write_config(folder, values)
         fit(arguments, 2, folder / "log")
-        rows = losses(folder)
-        path = newest(folder / "run")
-        state = load(path)["state_dict"] if path.is_file() else None
-        found[name] = (rows, state)
+        found[name] = (losses(folder), load(newest(folder / "run"))["state_dict"])
     assert len(found[strategy][0]) == STEPS
     for row, want in zip(found[strategy][0], found["ddp"][0], strict=True):
         assert row == pytest.approx(want, rel=1e-4)
-    # DeepSpeed saves a folder of its own; what the averages answered is in the losses.
     state, want = found[strategy][1], found["ddp"][1]
-    if state is not None:
-        for name in want:
-            if name.startswith("ema.") or ".target." in name:
-                torch.testing.assert_close(state[name], want[name], rtol=1e-3, atol=1e-5)
+    for name in want:
+        if name.startswith("ema.") or ".target." in name:
+            torch.testing.assert_close(state[name], want[name], rtol=1e-3, atol=1e-5)
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / strategy / "run", again / "run")
+    newest(again / "run").unlink()
+    assert int(newest(again / "run").stem.removeprefix("step-")) < STEPS
+    fit(["--resume", str(again / "run")], 2, again / "log")
+    assert losses(again) == found[strategy][0]
+    same = load(newest(again / "run"))["state_dict"]
+    assert [name for name in state if not torch.equal(state[name], same[name])] == []
 
 
 def test_two_ranks_and_a_resume(tmp_path, values):

@@ -18,7 +18,7 @@ from counterpoint.train.checkpoint import load, newest
 
 STRATEGIES = tuple(
     pytest.param(name, marks=pytest.mark.soak)
-    for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+    for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 )
 STEPS = 20
 
@@ -133,6 +133,8 @@ def test_losses_checkpoints_and_resume(tmp_path, arguments, one, strategy):
         ("zero3", "fsdp2"),
         ("zero2", "zero1"),
         ("zero1", "ddp"),
+        ("zero3", "zero2_offload"),
+        ("zero2_offload", "fsdp2"),
     ],
 )
 def test_resumed_in_another_strategy(tmp_path, arguments, one, first, second):
