@@ -110,8 +110,8 @@ class Zero(DeepSpeedStrategy):
     ) -> Any:
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         engine, zero = super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
-        if hasattr(self.lightning_module, "averaged"):
-            self.average = ZeroAverage(zero, self.lightning_module.averaged())
+        averaged = getattr(self.lightning_module, "averaged", None)
+        self.average = None if averaged is None else ZeroAverage(zero, averaged())
         return engine, zero
 
     @property

@@ -47,7 +47,7 @@ class ZeroAverage:
             online = [_stretch(place) for place, _ in kept]
             get_ema_multi_avg_fn(decay)([value for _, value in kept], online, None)
         for parameter, pairs in self._kept.items():
-            cut = getattr(parameter, "ds_tensor", None)
+            cut: Any = getattr(parameter, "ds_tensor", None)
             for place, value in pairs if cut is not None else []:
                 cut.data[: place.count].copy_(value)  # stage 3 cuts both in the same places
         at_hand = [p for p in self._kept if p.numel() == _shape(p).numel()]
