@@ -47,9 +47,9 @@ class ZeroAverage:
             online = [_stretch(place) for place, _ in kept]
             get_ema_multi_avg_fn(decay)([value for _, value in kept], online, None)
         for parameter, pairs in self._kept.items():
-            cut: Any = getattr(parameter, "ds_tensor", None)
-            for place, value in pairs if cut is not None else []:
-                cut.data[: place.count].copy_(value)  # stage 3 cuts both in the same places
+            if hasattr(parameter, "ds_tensor"):  # stage 3, which cuts both in the same places
+                for place, value in pairs:
+                    parameter.ds_tensor.data[: place.count].copy_(value)  # type: ignore
         at_hand = [p for p in self._kept if p.numel() == _shape(p).numel()]
         for bucket in _buckets(at_hand):
             flat = torch.cat([self._own(p).to(p.device, p.dtype) for p in bucket])
