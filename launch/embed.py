@@ -25,6 +25,7 @@ from ..data.sample import uniform
 from ..data.sidecar import KEY, write_sidecar
 from ..data.urls import base_name
 from ..models.teacher import DTYPES, FrozenTowers
+from ..train.placement import place
 from . import config as run_config
 from .build import build
 from .claims import claimed
@@ -65,7 +66,8 @@ def main(argv: list[str]) -> int:
         known = ", ".join(parts.teachers or {}) or "none"
         raise ValueError(f"the run file has no teacher '{chosen.teacher}'; it has {known}")
     towers, views = checked_teacher(module, parts, chosen.teacher)
-    store = Store(chosen, towers.to(chosen.device), views, parts.data)
+    place(towers, torch.device(chosen.device))
+    store = Store(chosen, towers, views, parts.data)
     store.open(about(module.resolved_config, chosen, store))
     store.write_all()
     return store.report()

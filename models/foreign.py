@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .image import ImageTower, PixelStem
-from .teacher import DTYPES, FrozenTowers, Teacher
+from .teacher import DTYPES, FrozenTowers, Keep, Teacher
 from .text import TextTower
 from .two_tower import TwoTower
 
@@ -29,12 +29,19 @@ class OpenClip(Teacher):
             of which model), or a tag such as `laion2b_s34b_b79k` (downloaded).
         name: open_clip's name of the architecture, such as `ViT-B-32`; None with a folder.
         precision: Of the weights and, without autocast, of the computation.
+        keep: Where the weights of its layers are; see `teacher.Frozen`.
 
     Raises:
         ValueError: `name` is missing or superfluous.
     """
 
-    def __init__(self, source: str, name: str | None = None, precision: Precision = "float32"):
+    def __init__(
+        self,
+        source: str,
+        name: str | None = None,
+        precision: Precision = "float32",
+        keep: Keep = "device",
+    ):
         if Path(source).is_dir() != (name is None):
             raise ValueError(
                 f"the open_clip teacher has source={source!r} and name={name!r}: give a folder "
@@ -42,6 +49,7 @@ class OpenClip(Teacher):
             )
         self.source, self.name = source, name
         self.dtype = DTYPES[precision]
+        self.keep: Keep = keep
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
         """Loads the model; see `Teacher`."""
@@ -62,7 +70,7 @@ class OpenClip(Teacher):
         text_part = getattr(model, "text", model)
         length = int(getattr(model, "context_length", 0) or text_part.context_length)
         text = PaddedText(model.encode_text, length, int(getattr(text_part, "pad_id", 0) or 0))
-        return FrozenTowers(towers(image, text, model).to(self.dtype))
+        return FrozenTowers(towers(image, text, model).to(self.dtype), self.keep)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
         """Returns the ids that this teacher was trained with; see `Teacher`."""
@@ -85,11 +93,13 @@ class Transformers(Teacher):
     Args:
         source: Folder written by `save_pretrained` of model and processor, or a name to download.
         precision: Of the weights and, without autocast, of the computation.
+        keep: Where the weights of its layers are; see `teacher.Frozen`.
     """
 
-    def __init__(self, source: str, precision: Precision = "float32"):
+    def __init__(self, source: str, precision: Precision = "float32", keep: Keep = "device"):
         self.source = source
         self.dtype = DTYPES[precision]
+        self.keep: Keep = keep
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
         """Loads the model; see `Teacher`."""
@@ -115,7 +125,7 @@ class Transformers(Teacher):
         image = ForeignImage(model, pooled(model.get_image_features), size, mean, std)
         form = PaddedText if model.config.model_type.startswith("siglip") else MaskedText
         text = form(pooled(model.get_text_features), words.max_position_embeddings, padding(words))
-        return FrozenTowers(towers(image, text, model).to(self.dtype))
+        return FrozenTowers(towers(image, text, model).to(self.dtype), self.keep)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
         """Returns the ids that this teacher was trained with; see `Teacher`."""

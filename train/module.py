@@ -20,6 +20,7 @@ from .clip.trainers import trainers_clipper
 from .freeze import freeze
 from .optim import AdamW, named_parameters
 from .phases import Phases
+from .placement import place
 from .providers import Ema, parameters_of, provided, scored, stored
 from .shares import LocalShares, Shares
 from .slices import check_elementwise, cut_slices, cut_states, cut_weights, put_together
@@ -140,7 +141,7 @@ class ContrastiveModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
         for towers in self.providers.values():
-            towers.to(self.device)
+            place(towers, self.device)
         for group, wanted in zip(self._groups(), self._settings, strict=True):
             group.update(wanted)
         self.shares = shares_of(self.trainer.strategy)

@@ -1,6 +1,7 @@
 """A callback that says how far each rank is, and may stand still."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -13,11 +14,13 @@ class Progress(pl.Callback):
     Args:
         path: where, without the rank.
         hang: (rank, step) at which to stand still, once.
+        stopped: stand still as a process that is stopped, not as one that sleeps.
     """
 
-    def __init__(self, path: str, hang: tuple[int, int] | None = None):
+    def __init__(self, path: str, hang: tuple[int, int] | None = None, stopped: bool = False):
         self.path = path
         self.hang = hang
+        self.stopped = stopped
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         file = Path(f"{self.path}.{trainer.global_rank}")
@@ -27,7 +30,7 @@ class Progress(pl.Callback):
         done = Path(f"{self.path}.hung")
         if (trainer.global_rank, trainer.global_step) == self.hang and not done.exists():
             done.touch()
-            time.sleep(1e6)
+            os.kill(os.getpid(), signal.SIGSTOP) if self.stopped else time.sleep(1e6)
 
 
 def where(path: str | Path, rank: int) -> tuple[int, int] | None:
