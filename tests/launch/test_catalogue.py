@@ -184,6 +184,15 @@ def test_the_cost_of_a_pair_is_relative_to_clip_in_the_same_sweep(tmp_path):
     assert cells_of(page, "catalogue/other")[7] == f"{61 * 2 / 102:.2f}"
 
 
+def test_a_student_with_a_teacher_costs_so_much_more_than_one_alone(tmp_path):
+    for run, seconds in (("none", 100.0), ("other", 150.0)):
+        write_result(tmp_path, 0, run=run, sweep="distillation", seconds=seconds)
+    alone = CLIP | {"runs": {"distillation/none": "distill_none"}}
+    other = OTHER | {"runs": {"distillation/other": "emoji_other"}}
+    page = render(catalogue_in(tmp_path, clip=alone, other=other), tmp_path / "results")
+    assert cells_of(page, "distillation/other")[7] == "1.50"
+
+
 def test_the_cost_is_processor_time_without_an_accelerator_and_the_clock_with_one(tmp_path):
     clip = CLIP | {"runs": {"catalogue/clip": "emoji_clip_short"}}
     other = OTHER | {"runs": {"catalogue/other": "emoji_other"}}
