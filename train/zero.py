@@ -156,8 +156,9 @@ class Zero(DeepSpeedStrategy):
         example = next(iter(inner.state.values()), {})
         sharded = [key for key, value in example.items() if is_sharded(value)]
         same = {key: value for key, value in example.items() if key not in sharded}
+        # A step count each: who loads one shared by all would count every parameter.
         state = {
-            number: same
+            number: {k: v.clone() if isinstance(v, Tensor) else v for k, v in same.items()}
             | {
                 key: gathered(self.zero, p, lambda flat, k=key: inner.state[flat][k])
                 for key in sharded
