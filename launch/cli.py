@@ -11,6 +11,7 @@ COMMANDS = {
     "fit": ("counterpoint.launch.fit", "train, or continue a run with --resume"),
     "evaluate": ("counterpoint.launch.evaluate", "evaluate a run on a suite of tasks"),
     "embed": ("counterpoint.launch.embed", "store a teacher's embeddings beside the shards"),
+    "cluster": ("counterpoint.launch.cluster", "put stored embeddings into clusters"),
     "export": ("counterpoint.launch.export", "write a run's weights as one safetensors file"),
     "report": ("counterpoint.launch.report", "write one HTML page about one or more runs"),
     "sweep": ("counterpoint.launch.sweep", "run (config, seed) pairs and render the results"),

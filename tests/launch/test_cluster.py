@@ -1,0 +1,79 @@
+"""Clusters of stored embeddings: those that are there, by other means, and on any second start."""
+
+import re
+
+import pytest
+import safetensors.torch
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from counterpoint.data.sidecar import Sidecar, write_sidecar
+from counterpoint.launch.cli import main
+
+NUM, WIDTH = 4, 16
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three shards of samples around four directions; the folder and the truth by key."""
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))[0][:NUM]
+    truth = {}
+    for shard, count in enumerate((40, 1, 60)):
+        label = torch.randint(0, NUM, (count,), generator=draw)
+        noise = 0.1 * torch.randn(count, 2, WIDTH, generator=draw)
+        rows = (centres[label][:, None] + noise) * 7
+        keys = torch.arange(count) + 1000 * shard
+        truth |= dict(zip(keys.tolist(), label.tolist(), strict=True))
+        columns = {"key": keys, "image": rows.half(), "draw": torch.zeros(count)}
+        write_sidecar(tmp_path / "store", "pairs", f"s{shard}.tar", columns)
+    return tmp_path / "store", truth
+
+
+def cluster(store, out, *more):
+    return main(["cluster", str(store), "--out", str(out), "--clusters", str(NUM), *more])
+
+
+def test_samples_find_their_cluster(store, tmp_path, capsys):
+    folder, truth = store
+    assert cluster(folder, tmp_path / "out") == 0
+    assert f"101 samples in {NUM} of {NUM} clusters" in capsys.readouterr().out
+    sidecar = Sidecar(str(tmp_path / "out"), {"id": "id"})
+    found = {k: int(sidecar.row("pairs", f"s{k // 1000}.tar", k)["id"]) for k in truth}
+    assert adjusted_rand_score(list(truth.values()), list(found.values())) == 1.0
+    centres = safetensors.torch.load_file(tmp_path / "out" / "centres.safetensors")["centres"]
+    torch.testing.assert_close(centres.norm(dim=1), torch.ones(NUM))
+
+
+def test_a_second_start_writes_what_is_missing_and_nothing_else(store, tmp_path, capsys):
+    folder, _ = store
+    out = tmp_path / "out"
+    assert cluster(folder, out, "--samples_per_cluster", "5") == 0
+    before = {path: path.read_bytes() for path in out.glob("*/*")}
+    gone = out / "pairs" / "s2.safetensors"
+    gone.unlink()
+    capsys.readouterr()
+    assert cluster(folder, out, "--samples_per_cluster", "5") == 0
+    assert "k-means" not in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in out.glob("*/*")} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--clusters", "102"], "101 rows .* too few for --clusters 102"),
+        (["--column", "text"], "no embeddings named 'text'; it has draw, image: choose"),
+        (["--seed", "1"], "holds clusters of other seed; choose another --out"),
+    ],
+)
+def test_what_cannot_be_is_refused(store, tmp_path, capsys, more, says):
+    folder, _ = store
+    assert cluster(folder, tmp_path / "out") == 0
+    assert cluster(folder, tmp_path / "out", *more) == 2
+    err = capsys.readouterr().err
+    assert re.search(says, err) and err.count("\n") == 1
+
+
+def test_an_empty_folder_is_refused(tmp_path, capsys):
+    assert cluster(tmp_path, tmp_path / "out") == 2
+    assert "0 rows" in capsys.readouterr().err
