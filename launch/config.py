@@ -9,7 +9,7 @@ import inspect
 import json
 import pkgutil
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -188,6 +188,10 @@ def identity(parser: ArgumentParser, config: Namespace) -> Identity:
     """What is trained and on what; not where, on how many devices, how logged."""
     chosen = yaml.safe_load(parser.dump(config, skip_unset=False, skip_default=True))
     _drop_listed_defaults(chosen)
+    defaults = {f.name: f.default for f in fields(Phase)}
+    for phase in chosen["phases"].values():  # a dump has all keys of what stands in a mapping
+        for key in [k for k, v in phase.items() if v == defaults[k]]:
+            del phase[key]
     return Identity.of(plain(parser, config), chosen)
 
 

@@ -25,7 +25,7 @@ class Phase:
     Attributes:
         samples: length in image-text pairs (rounded up to whole steps).
         batch_size: pairs in the global batch, over all processes.
-        learning_rate: at the peak.
+        learning_rate: at the peak, or what the peak is derived from.
         warmup_samples: pairs over which the rate rises linearly from 0 to the peak.
         schedule: the curve after the warm-up.
         final_fraction: where the cosine or the cool-down ends, as a fraction of where it begins.
@@ -34,6 +34,9 @@ class Phase:
         image_reducer: leaves out patches or makes pictures smaller; None: neither.
         text_reducer: leaves out tokens; None: none.
         word_reducer: leaves out words, before they become tokens; None: none.
+        rate_batch: pairs of the batch for which `learning_rate` was found; the peak is that times
+            batch_size / rate_batch, or times its root. None: `learning_rate` is the peak.
+        rate_scaling: `linear` (Goyal et al. 2017) or `sqrt` (for Adam; Malladi et al. 2022).
     """
 
     samples: int
@@ -47,11 +50,19 @@ class Phase:
     image_reducer: ImageReducer | None = None
     text_reducer: TextReducer | None = None
     word_reducer: WordReducer | None = None
+    rate_batch: int | None = None
+    rate_scaling: Literal["linear", "sqrt"] = "linear"
 
     @property
     def num_steps(self) -> int:
         """Whole optimiser steps."""
         return math.ceil(self.samples / self.batch_size)
+
+    @property
+    def peak(self) -> float:
+        """Highest learning rate, for this batch size."""
+        factor = self.batch_size / (self.rate_batch or self.batch_size)
+        return self.learning_rate * (factor if self.rate_scaling == "linear" else factor**0.5)
 
     def rate(self, step: int) -> float:
         """Learning rate of the phase's step `step` (0-based)."""
@@ -59,11 +70,11 @@ class Phase:
         cooldown = math.ceil(self.cooldown_samples / self.batch_size)
         length, final = self.num_steps, self.final_fraction
         if self.schedule == "cosine":
-            return schedules.cosine(step, self.learning_rate, length, warmup, final)
+            return schedules.cosine(step, self.peak, length, warmup, final)
         if self.schedule == "constant":
-            return schedules.constant(step, self.learning_rate, length, warmup, cooldown, final)
+            return schedules.constant(step, self.peak, length, warmup, cooldown, final)
         timescale = math.ceil(self.timescale_samples / self.batch_size)
-        return schedules.rsqrt(step, self.learning_rate, length, warmup, cooldown, final, timescale)
+        return schedules.rsqrt(step, self.peak, length, warmup, cooldown, final, timescale)
 
 
 class Phases:
@@ -148,6 +159,11 @@ def _check(name: str, phase: Phase) -> None:
             raise ValueError(f"phases.{name}.{field} is {getattr(phase, field)}: it must be >= 1")
     if phase.learning_rate < 0:
         raise ValueError(f"phases.{name}.learning_rate is {phase.learning_rate}: it must be >= 0")
+    if phase.rate_batch is not None and phase.rate_batch < 1:
+        raise ValueError(
+            f"phases.{name}.rate_batch is {phase.rate_batch}: give the number of pairs for which "
+            "learning_rate is meant, or leave it out"
+        )
     if not 0 <= phase.warmup_samples <= phase.samples:
         raise ValueError(
             f"phases.{name}.warmup_samples is {phase.warmup_samples}: it must lie between 0 and "

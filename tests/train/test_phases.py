@@ -45,6 +45,13 @@ def test_constant_cools_down_at_the_end():
     assert phase.rate(90) == pytest.approx(2.0 * (0.1 + 0.9 / 2))
 
 
+def test_the_peak_follows_the_batch():
+    assert Phase(1000, 40, 2.0).peak == 2.0
+    assert Phase(1000, 40, 2.0, rate_batch=10).peak == 8.0
+    root = Phase(1000, 40, 2.0, 200, rate_batch=10, rate_scaling="sqrt")
+    assert root.peak == 4.0 and root.rate(5) == 4.0 and root.rate(0) == 4.0 / 5
+
+
 def test_rsqrt_falls_with_its_timescale():
     phase = Phase(1000, 10, 2.0, 100, "rsqrt", cooldown_samples=100, timescale_samples=300)
     assert phase.rate(4) == 2.0 * 5 / 10 and phase.rate(10) == 2.0
@@ -58,6 +65,7 @@ def test_rsqrt_falls_with_its_timescale():
         (Phase(0, 8, 1.0), "phases.x.samples is 0"),
         (Phase(8, 0, 1.0), "phases.x.batch_size is 0"),
         (Phase(8, 8, -1.0), "phases.x.learning_rate is -1.0"),
+        (Phase(8, 8, 1.0, rate_batch=0), "phases.x.rate_batch is 0"),
         (Phase(8, 8, 1.0, warmup_samples=9), "phases.x.warmup_samples is 9"),
         (Phase(8, 8, 1.0, cooldown_samples=4), "a cosine falls all the way"),
         (Phase(8, 8, 1.0, 5, "constant", cooldown_samples=4), "between 0 and the 3 samples"),
