@@ -129,7 +129,7 @@ def k_means(rows: Tensor, num_clusters: int, iterations: int, seed: int) -> Tens
         gpu=faiss.get_num_gpus() > 0,
     )
     means.train(rows.numpy())
-    return F.normalize(torch.from_numpy(means.centroids.copy()), dim=-1)
+    return F.normalize(torch.from_numpy(np.array(means.centroids)), dim=-1)
 
 
 def nearest(rows: Tensor, centres: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ refused.
 """
 
 import inspect
-import json
 import pkgutil
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -187,22 +187,25 @@ def save(config: dict[str, Any], path: Path) -> None:
 def identity(parser: ArgumentParser, config: Namespace) -> Identity:
     """What is trained and on what; not where, on how many devices, how logged."""
     chosen = yaml.safe_load(parser.dump(config, skip_unset=False, skip_default=True))
-    _drop_listed_defaults(chosen)
-    defaults = {f.name: f.default for f in fields(Phase)}
-    for phase in chosen["phases"].values():  # a dump has all keys of what stands in a mapping
-        for key in [k for k, v in phase.items() if v == defaults[k]]:
-            del phase[key]
+    for phase in chosen["phases"].values():
+        _drop_defaults(phase, Phase)
+    _drop_all_defaults(chosen)
     return Identity.of(plain(parser, config), chosen)
 
 
-def _drop_listed_defaults(tree: dict[str, Any]) -> None:
-    # A default that is a tuple becomes a list in a dump, which then passes for a choice.
+def _drop_all_defaults(tree: dict[str, Any]) -> None:
+    # A dump has all keys of what stands in a mapping, and lists where defaults are tuples.
     if isinstance(tree.get("class_path"), str) and isinstance(tree.get("init_args"), dict):
-        signature = inspect.signature(pkgutil.resolve_name(tree["class_path"]))
-        for name, parameter in signature.parameters.items():
-            default, value = parameter.default, tree["init_args"].get(name)
-            if isinstance(default, tuple) and json.dumps(default) == json.dumps(value):
-                del tree["init_args"][name]
+        _drop_defaults(tree["init_args"], pkgutil.resolve_name(tree["class_path"]))
     for value in tree.values():
         if isinstance(value, dict):
-            _drop_listed_defaults(value)
+            _drop_all_defaults(value)
+
+
+def _drop_defaults(values: dict[str, Any], kind: Callable[..., Any]) -> None:
+    missing = object()
+    for name, parameter in inspect.signature(kind).parameters.items():
+        default = parameter.default
+        default = list(default) if isinstance(default, tuple) else default
+        if values.get(name, missing) == default:
+            del values[name]
