@@ -21,7 +21,7 @@ BUCKET = 1 << 26  # elements sent at once
 
 
 class ZeroAverage:
-    """The averages of a model and of its heads, which start as copies of them.
+    """The averages of a model and of its heads.
 
     Args:
         zero: DeepSpeed's optimiser.
@@ -31,7 +31,7 @@ class ZeroAverage:
     def __init__(self, zero: Any, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]):
         self.zero = zero
         self._kept = {
-            average: [(place, _stretch(place).clone()) for place in places(zero, online)]
+            average: [(place, _values(average, place)) for place in places(zero, online)]
             for average, online in pairs
             if online.requires_grad
         }
@@ -82,6 +82,13 @@ class ZeroAverage:
 
 def _stretch(place: Place) -> Tensor:
     return place.flat.detach()[place.start :][: place.count]
+
+
+def _values(average: nn.Parameter, place: Place) -> Tensor:
+    """What the average begins with, in fp32, where the stretch that it follows is."""
+    cut = getattr(average, "ds_tensor", None)
+    own = average.detach().flatten()[place.first :] if cut is None else cut.data
+    return own[: place.count].to(place.flat.device, torch.float32, copy=True)
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -34,7 +34,7 @@ from counterpoint.train.providers import Ema, EmaConfig, check_scores, scored
 
 OBJECTIVE = Path(__file__).resolve().parents[2] / "configs" / "objective" / "aclip.yaml"
 B, STEPS, SIDE, PATCH = 8, 3, 16, 4
-STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2")
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
 class Watched(AttentivePatches):
