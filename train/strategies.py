@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
+    StrategyRegistry,
 )
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -31,11 +32,20 @@ from .zero_shares import ZeroShares
 
 
 def strategy(name: Any) -> Any:
-    """Returns the strategy of that name; what is no name of ours is Lightning's, as it is."""
+    """Returns the strategy of that name; what is no name of ours is Lightning's, as it is.
+
+    Raises:
+        ValueError: nobody knows the name.
+    """
     if name == "fsdp2":
         return Fsdp2()
     if found := re.fullmatch(r"zero([123])(_offload)?", str(name)):
         return Zero(int(found[1]), offload=found[2] is not None)
+    if isinstance(name, str) and name not in ("auto", *StrategyRegistry.available_strategies()):
+        raise ValueError(
+            f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, zero1, zero2 or zero3 (these "
+            "three also with _offload behind the number)"
+        )
     return name
 
 

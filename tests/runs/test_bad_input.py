@@ -76,6 +76,7 @@ def test_missing_manifest(tmp_path, refused):
     ("option", "word"),
     [
         ("--model.typo=1", "model.typo"),
+        ("--trainer.strategy=zero4", "zero1, zero2 or zero3"),
         ("--phases.train.typo=1", "typo"),
         ("--optim.weight_decay=much", "weight_decay"),
         ("--trainer.max_steps=3", "max_steps"),
