@@ -19,6 +19,7 @@ from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Trainer
 
 from ..data.module import PairsDataModule
+from ..data.recipe import View
 from ..losses.objective import Objective
 from ..models.teacher import Teacher
 from ..models.two_tower import TwoTower
@@ -28,7 +29,7 @@ from ..train.files import write_whole
 from ..train.optim import AdamW
 from ..train.phases import Phase
 from ..train.providers import EmaConfig
-from ..train.spikes import SpikeGuard
+from ..train.spikes import SpikeGuard, Spikes
 from .identity import Identity
 
 # The phases own the run's length, the data module owns the order, we own logs and checkpoints.
@@ -187,8 +188,11 @@ def save(config: dict[str, Any], path: Path) -> None:
 def identity(parser: ArgumentParser, config: Namespace) -> Identity:
     """What is trained and on what; not where, on how many devices, how logged."""
     chosen = yaml.safe_load(parser.dump(config, skip_unset=False, skip_default=True))
-    for phase in chosen["phases"].values():
-        _drop_defaults(phase, Phase)
+    kinds = [(Phase, phase) for phase in chosen["phases"].values()]
+    kinds += [(View, view) for view in (chosen.get("data", {}).get("views") or {}).values()]
+    kinds += [(EmaConfig, chosen.get("ema")), (Spikes, (chosen.get("guard") or {}).get("spikes"))]
+    for kind, values in kinds:
+        _drop_defaults(values or {}, kind)
     _drop_all_defaults(chosen)
     return Identity.of(plain(parser, config), chosen)
 

@@ -256,8 +256,10 @@ class ShardBatches(Dataset):
 def about(resolved: dict[str, Any], chosen: Any, store: Store) -> dict[str, Any]:
     """What makes two stores the same; written beside the rows."""
     left_out = ("num_workers", "manifest", "cache", "keep_weights")
+    teacher = resolved["teachers"][chosen.teacher]
+    arguments = {k: v for k, v in teacher.get("init_args", {}).items() if k != "keep"}
     return {
-        "teacher": resolved["teachers"][chosen.teacher],
+        "teacher": {**teacher, "init_args": arguments},
         "columns": store.views,
         "variants": chosen.variants,
         "precision": chosen.precision,

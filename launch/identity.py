@@ -6,6 +6,7 @@ old results another configuration as long as nobody sets it: a leaf that only on
 only if it was chosen there. A default that changes does.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -94,9 +95,11 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a configuration that decides what is trained."""
-    kept = {slot: config[slot] for slot in SLOTS if slot in config}
+    kept = {slot: copy.deepcopy(config[slot]) for slot in SLOTS if slot in config}
     if isinstance(kept.get("data"), Mapping):
         kept["data"] = {k: v for k, v in kept["data"].items() if k not in DATA_KEYS_LEFT_OUT}
+    for teacher in (kept.get("teachers") or {}).values():
+        (teacher.get("init_args") or {}).pop("keep", None)  # where its weights are
     kept["optim"] = _flat(kept.get("optim") or {})
     trainer = config.get("trainer") or {}
     kept["trainer"] = {key: trainer[key] for key in TRAINER_KEYS if key in trainer}

@@ -159,6 +159,11 @@ def _check(name: str, phase: Phase) -> None:
             raise ValueError(f"phases.{name}.{field} is {getattr(phase, field)}: it must be >= 1")
     if phase.learning_rate < 0:
         raise ValueError(f"phases.{name}.learning_rate is {phase.learning_rate}: it must be >= 0")
+    if phase.rate_scaling != "linear" and phase.rate_batch is None:
+        raise ValueError(
+            f"phases.{name}.rate_scaling is {phase.rate_scaling} without rate_batch: name the "
+            "number of pairs for which learning_rate is meant"
+        )
     if phase.rate_batch is not None and phase.rate_batch < 1:
         raise ValueError(
             f"phases.{name}.rate_batch is {phase.rate_batch}: give the number of pairs for which "

@@ -15,7 +15,7 @@ from .strategies import blocks
 
 
 def place(towers: FrozenTowers, device: torch.device) -> None:
-    """Moves the weights to where they are kept; in a process alone nothing is cut up.
+    """Moves the weights to where they are kept; in a process alone `sharded` is `host`.
 
     All ranks call it, and then call the model equally often.
 
@@ -26,17 +26,22 @@ def place(towers: FrozenTowers, device: torch.device) -> None:
         return
     towers.placed = True
     world_size = world()[1]
+    sharded = towers.keep == "sharded" and world_size > 1
     layers = list(blocks(towers.model)) if towers.keep != "device" else []
     if towers.keep != "device" and not layers:
         raise ValueError(
             f"a teacher with keep={towers.keep} is fetched layer by layer, and this one has no "
             "list of equal layers; leave keep out"
         )
-    if towers.keep == "sharded" and world_size > 1:
+    if sharded:
         mesh = init_device_mesh(device.type, (world_size,))
         for layer in layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    if towers.keep != "host":
+        # One root for all of them, which fetches ahead and lets them share memory.
+        cut = {p for layer in layers for p in layer.parameters()}
+        outside = {p for p in towers.model.parameters() if p not in cut}
+        fully_shard(towers.model, mesh=mesh, ignored_params=outside)
+    if sharded or towers.keep == "device":
         towers.to(device)
         return
     inside: set[nn.Module] = set()

@@ -14,6 +14,7 @@ FIXED_DATA = (
     *("sources", "temperature", "same_as", "views", "texts", "sidecars", "keep_weights"),
 )
 MOVABLE = ("folder", "max_open")
+PLACED = "keep"  # where a teacher's weights are
 # How features are computed, not what they are.
 COMPUTED = ("model.chunks", "model.text_parts")
 
@@ -50,6 +51,8 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
             if path.startswith("data.sidecars.") and key in MOVABLE:
+                continue
+            if path.startswith("teachers.") and key == PLACED:
                 continue
             yield from _differences(f"{path}.{key}", old.get(key), new.get(key))
     elif old != new and path not in COMPUTED:

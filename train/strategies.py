@@ -41,7 +41,8 @@ def strategy(name: Any) -> Any:
         return Fsdp2()
     if found := re.fullmatch(r"zero([123])(_offload)?", str(name)):
         return Zero(int(found[1]), offload=found[2] is not None)
-    if isinstance(name, str) and name not in ("auto", *StrategyRegistry.available_strategies()):
+    known = [n for n in StrategyRegistry.available_strategies() if not n.startswith("deepspeed")]
+    if isinstance(name, str) and name not in ("auto", *known):
         raise ValueError(
             f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, zero1, zero2 or zero3 (these "
             "three also with _offload behind the number)"

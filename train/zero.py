@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from .zero_average import ZeroAverage
 from .zero_places import gathered, places, scatter, set_working_copy, whole
 
+# What a dynamic loss scaler knows.
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
 
 class Autocast(DeepSpeedPrecision):
     """`bf16-mixed` as under every other strategy: fp32 parameters, and bf16 where autocast says so.
@@ -165,7 +168,11 @@ class Zero(DeepSpeedStrategy):
             }
             for p, number in numbers.items()
         }
-        return {"state": state if example else {}, "param_groups": groups}
+        found = {"state": state if example else {}, "param_groups": groups}
+        if self.zero.dtype == torch.float16:  # others have no use for it, and pass over it
+            scaler = vars(self.zero.loss_scaler)
+            found["loss_scaler"] = {name: scaler[name] for name in SCALER if name in scaler}
+        return found
 
     def save_checkpoint(self, checkpoint: Any, filepath: Any, storage_options: Any = None) -> None:
         """Writes one file, from the first process."""
@@ -198,12 +205,18 @@ class Zero(DeepSpeedStrategy):
         inner = self.zero.optimizer
         for now, before in zip(inner.param_groups, saved["param_groups"], strict=True):
             now.update({k: v for k, v in before.items() if k != "params"})
+        if self.zero.dtype == torch.float16:
+            vars(self.zero.loss_scaler).update(saved.get("loss_scaler", {}))
         for number, parameter in enumerate(p for group in self._groups for p in group):
             for key, value in saved["state"].get(number, {}).items():
                 for place in places(self.zero, parameter):
                     own = inner.state[place.flat]
                     if not is_sharded(value):
-                        own[key] = value.clone() if isinstance(value, Tensor) else value
+                        own[key] = value
+                        if isinstance(value, Tensor):  # fused: counted on the device
+                            fused = inner.defaults.get("fused")
+                            device = place.flat.device if fused else value.device
+                            own[key] = value.to(device, copy=True)
                     elif key not in own:
                         own[key] = torch.zeros_like(place.flat, dtype=value.dtype)
                 if is_sharded(value):

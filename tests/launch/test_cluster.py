@@ -50,6 +50,7 @@ def test_a_second_start_writes_what_is_missing_and_nothing_else(store, tmp_path,
     out = tmp_path / "out"
     assert cluster(folder, out, "--samples_per_cluster", "5") == 0
     before = {path: path.read_bytes() for path in out.glob("*/*")}
+    assert not list(out.glob("*.claim"))
     gone = out / "pairs" / "s2.safetensors"
     gone.unlink()
     capsys.readouterr()
@@ -61,6 +62,7 @@ def test_a_second_start_writes_what_is_missing_and_nothing_else(store, tmp_path,
 @pytest.mark.parametrize(
     ("more", "says"),
     [
+        (["--iterations", "0"], "--iterations 0: give 1 or more"),
         (["--clusters", "102"], "101 rows .* too few for --clusters 102"),
         (["--column", "text"], "no embeddings named 'text'; it has draw, image: choose"),
         (["--seed", "1"], "holds clusters of other seed; choose another --out"),
@@ -74,6 +76,43 @@ def test_what_cannot_be_is_refused(store, tmp_path, capsys, more, says):
     assert re.search(says, err) and err.count("\n") == 1
 
 
+def test_a_folder_in_the_store_is_refused(store, capsys):
+    folder, _ = store
+    before = sorted(folder.rglob("*"))
+    for out in (folder, folder / "clusters"):
+        assert cluster(folder, out) == 2
+        assert "lies in the store; choose a folder outside" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_store_that_is_still_written_is_refused(store, tmp_path, capsys):
+    folder, _ = store
+    (folder / "pairs" / "s3.claim").touch()
+    assert cluster(folder, tmp_path / "out") == 2
+    assert "is still being written" in capsys.readouterr().err
+
+
+def test_centres_that_somebody_else_makes_are_waited_for(store, tmp_path, capsys):
+    folder, _ = store
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "centres.claim").touch()
+    assert cluster(folder, tmp_path / "out") == 2
+    assert "another process makes the centres" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_compared_are_refused(store, tmp_path, capsys):
+    folder, _ = store
+    keys = torch.arange(2) + 5000
+    write_sidecar(folder, "pairs", "s5.tar", {"key": keys, "image": torch.ones(2, 2, 3)})
+    assert cluster(folder, tmp_path / "out") == 2
+    assert "widths [3, 16]" in capsys.readouterr().err
+    bad = torch.full((2, 2, WIDTH), torch.nan)
+    write_sidecar(folder, "pairs", "s5.tar", {"key": keys, "image": bad})
+    assert cluster(folder, tmp_path / "out") == 2
+    assert "s5.safetensors' has 'image' that are not finite" in capsys.readouterr().err
+
+
 def test_an_empty_folder_is_refused(tmp_path, capsys):
-    assert cluster(tmp_path, tmp_path / "out") == 2
+    (tmp_path / "store").mkdir()
+    assert cluster(tmp_path / "store", tmp_path / "out") == 2
     assert "0 rows" in capsys.readouterr().err

@@ -296,8 +296,10 @@ def test_overrides_of_what_is_trained_count():
     assert not plain.agrees(results.identity("emoji_clip_short", {"phases.train.samples": 1280}))
     # What a later version adds counts once it is chosen; what only says where and how does not.
     assert {"phases.train.samples", "optim.weight_decay"} <= plain.values.keys()
-    # What a later version adds to phases must not count as chosen.
+    # What a later version adds to parts of these must not count as chosen.
     assert not any(name.startswith("phases.train.rate_") for name in plain.chosen)
+    more = {"ema.decay": 0.9, "guard.spikes.patience": 5}
+    assert results.identity("emoji_clip_short", more).chosen - plain.chosen == set(more)
     assert "phases.train.samples" in plain.chosen and "data.num_workers" not in plain.values
     with pytest.raises(ValueError, match="nonsense"):
         results.identity("emoji_clip_short", {"model.nonsense": 1})

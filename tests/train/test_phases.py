@@ -65,6 +65,7 @@ def test_rsqrt_falls_with_its_timescale():
         (Phase(0, 8, 1.0), "phases.x.samples is 0"),
         (Phase(8, 0, 1.0), "phases.x.batch_size is 0"),
         (Phase(8, 8, -1.0), "phases.x.learning_rate is -1.0"),
+        (Phase(8, 8, 1.0, rate_scaling="sqrt"), "rate_scaling is sqrt without rate_batch"),
         (Phase(8, 8, 1.0, rate_batch=0), "phases.x.rate_batch is 0"),
         (Phase(8, 8, 1.0, warmup_samples=9), "phases.x.warmup_samples is 9"),
         (Phase(8, 8, 1.0, cooldown_samples=4), "a cosine falls all the way"),

@@ -30,6 +30,12 @@ def trace(rank, world_size, name, precision, steps=STEPS):
     if "zero" in name:  # whoever loads one count for all would count every parameter
         saved = trainer.strategy.optimizer_state(None)["state"]
         assert len({id(values["step"]) for values in saved.values()}) == len(saved) > 20
+    if "zero" in name and precision == "16-true":  # a resumed run keeps the loss scale
+        state = trainer.strategy.optimizer_state(None)
+        assert 1 < state["loss_scaler"]["cur_scale"] < 2**16
+        trainer.strategy.zero.loss_scaler.cur_scale = 3.0
+        trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
+        assert trainer.strategy.zero.loss_scale == state["loss_scaler"]["cur_scale"]
     return made.losses, made.norms, made.types, masters
 
 

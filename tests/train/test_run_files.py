@@ -91,6 +91,13 @@ def test_what_may_change_on_resume():
         "model": {"embed_dim": 8, "chunks": 4, "text_parts": 2},
     }
     check_resume(saved, wanted, "a", "a")
+    teacher = {"class_path": "Frozen", "init_args": {"source": "x"}}
+    moved = {"class_path": "Frozen", "init_args": {"source": "x", "keep": "host"}}
+    other = {"class_path": "Frozen", "init_args": {"source": "y"}}
+    taught = saved | {"teachers": {"t": teacher}}
+    check_resume(taught, wanted | {"teachers": {"t": moved}}, "a", "a")
+    with pytest.raises(ValueError, match=r"teachers\.t\.init_args\.source: x -> y"):
+        check_resume(taught, wanted | {"teachers": {"t": other}}, "a", "a")
     with pytest.raises(ValueError, match=r"data\.lanes: 2 -> 3"):
         check_resume(saved, wanted | {"data": {"lanes": 3}}, "a", "a")
     with pytest.raises(ValueError, match="phases: "):
