@@ -120,6 +120,7 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path):
         "text_length": torch.full((6,), 8),
         "clusters.id": torch.arange(6),
         "text.translated.present": torch.ones(6, dtype=torch.bool),
+        "clusters.present": torch.ones(6, dtype=torch.bool),
     }
     scales = {name for name in objective.needs if name.split(".")[-1].startswith("logit_")}
     rows = {
