@@ -138,7 +138,6 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_pa
         for batch, value in zip(mine, values, strict=True):
             batch[entry] = torch.full_like(batch["key"], value)
     trainer = pl.Trainer(
-        accelerator="cpu",
         devices=world_size,
         strategy=strategy(name),
         max_steps=len(mine),
@@ -148,7 +147,7 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_pa
         enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=list(callbacks),
-        **options,
+        **{"accelerator": "cpu"} | options,
     )
     trainer.fit(made, DataLoader(mine, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
     return trainer
