@@ -25,7 +25,7 @@ def test_a_single_sample_has_no_negatives():
     value = SimCLR()(features, {})["simclr"]
     value.backward()
     assert value.item() == 0.0
-    assert features["image.strong_1.raw"].grad.abs().max() == 0.0
+    assert features["image.strong_1.raw"].grad.abs().max() < 1e-6  # rounding
 
 
 def test_collapsed_views_cost_log_of_the_number_of_candidates():

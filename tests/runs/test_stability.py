@@ -115,8 +115,9 @@ def test_every_optimiser_trains(base, tmp_path, path):
     first, _, last = sorted((run_dir / "checkpoints").iterdir())
     before, after = load(first)["state_dict"], load(last)["state_dict"]
     still = {name for name in before if torch.equal(before[name], after[name])}
-    frozen = {name for name in before if name.startswith("model.image.")}
-    assert still == (frozen if path.stem == "lit" else set())
+    frozen = {"lit": "model.image.", "lit_text": ("model.text.", "model.text_projection.")}
+    prefix = frozen.get(path.stem, ())
+    assert still == {name for name in before if name.startswith(prefix)}
     assert all(math.isfinite(row["loss"]) for row in rows(run_dir))
 
 
