@@ -7,7 +7,7 @@ a good one by a rule that depends on the manifest and the keep-list alone, and s
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -30,9 +30,9 @@ from .urls import base_name
 TRIES_IN_SHARD = 16
 SHARDS_TRIED = 32
 TRIES_IN_OTHER_SHARD = 4
-# Decoding many pictures and then transforming them all takes two thirds (icons) to nine tenths
-# (photographs) of the time of taking turns, which keeps throwing the code of one out of the
-# processor's caches. Bounded, because a batch of photographs does not fit into memory as easily.
+# All samples are read and decided on first, then many pictures are decoded, then these are
+# transformed: taking turns keeps throwing the code of one out of the processor's caches. Bounded,
+# because a batch of photographs does not fit into memory as easily.
 MAX_PENDING_BYTES = 16 << 20
 
 # Pixels of a picture that is not there.
@@ -46,11 +46,11 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: its picture is decoded, its views are decided on.
+    """One sample: its views are decided on.
 
     Attributes:
-        pictures: The pixels of its views, before the transforms: its own picture under None,
-            further ones that it has under the member's name.
+        pictures: What its views are made of: its own picture under None, further ones that it has
+            under the member's name.
         params: What each view's transform has drawn.
         texts: Captions by batch entry; "" where there is none.
         rows: Joined rows by batch entry.
@@ -113,15 +113,16 @@ class SampleLoader:
         """
         views = self.recipe.views
         images = {name: new_images(len(places), view.side) for name, view in views.items()}
-        samples: list[Sample] = []
+        choices = [self._choices(*place) for place in places]
+        samples = [next(choice) for choice in choices]
         done = num_bytes = 0
-        for place in places:
-            samples.append(self.decode(*place))
-            num_bytes += samples[-1].num_bytes
-            if num_bytes > MAX_PENDING_BYTES or len(samples) == len(places):
-                for row in range(done, len(samples)):
-                    self._transform(samples[row], images, row)
-                done, num_bytes = len(samples), 0
+        for row, choice in enumerate(choices):
+            samples[row] = self._decoded(samples[row], choice)
+            num_bytes += samples[row].num_bytes
+            if num_bytes > MAX_PENDING_BYTES or row + 1 == len(places):
+                for ready in range(done, row + 1):
+                    self._transform(samples[ready], images, ready)
+                done, num_bytes = row + 1, 0
         batch: dict[str, Tensor] = dict(images)
         for name, view in views.items():
             if view.transform.columns:
@@ -140,15 +141,21 @@ class SampleLoader:
         return batch, texts
 
     def decode(self, epoch: int, shard: int, ordinal: int) -> Sample:
-        """Decodes a sample, or the first good one of `candidates`; `status` tells why.
+        """Decodes a sample, or the first good one of `candidates`; `status` tells why."""
+        choices = self._choices(epoch, shard, ordinal)
+        return self._decoded(next(choices), choices)
 
-        If none is good the picture is blank and the texts empty: the error budget, which sees every
-        failure, is what stops such a run.
+    def _choices(self, epoch: int, shard: int, ordinal: int) -> Iterator[Sample]:
+        """Yields what can stand at a place: its sample, then the others of `candidates`.
+
+        Their pixels have not been decoded. The `status` says what was wrong with those passed over
+        here. The last is blank, its texts empty: the error budget, which sees every failure, is
+        what stops such a run.
         """
         status = 0
         for place in self.candidates(shard, ordinal):
             try:
-                return self._decode(epoch, *place, status)
+                yield self._read(epoch, *place, status)
             except SampleError as error:
                 status = status or error.code
         pictures: dict[str | None, Picture] = {
@@ -156,7 +163,21 @@ class SampleLoader:
         }
         rows = self._joined(shard, epoch, 0)
         params = self._draw(pictures, rows, epoch, 0)
-        return Sample(pictures, params, dict.fromkeys(self.recipe.texts, ""), rows, 0, status, 1.0)
+        yield Sample(pictures, params, dict.fromkeys(self.recipe.texts, ""), rows, 0, status, 1.0)
+
+    def _decoded(self, sample: Sample, others: Iterator[Sample]) -> Sample:
+        """Decodes what the views need of a sample, or of the first of the others that is whole."""
+        while True:
+            try:
+                for name, view in self.recipe.views.items():
+                    picture = sample.pictures.get(view.member)
+                    if picture is not None:
+                        params = sample.params[name]
+                        picture.pixels(view.transform.factor(picture, view.side, params))
+                return sample
+            except SampleError as error:
+                # What was wrong first is what counts.
+                sample = replace(next(others), status=sample.status or error.code)
 
     def candidates(self, shard: int, ordinal: int) -> Iterator[tuple[int, int]]:
         """Yields the sample itself, its followers in the shard, then samples of the next shards.
@@ -174,8 +195,8 @@ class SampleLoader:
             for step in range(min(TRIES_IN_OTHER_SHARD, count)):
                 yield other, (ordinal + step) % count
 
-    def _decode(self, epoch: int, shard: int, ordinal: int, status: int) -> Sample:
-        """Decodes one sample: whatever can be wrong with its bytes comes out here.
+    def _read(self, epoch: int, shard: int, ordinal: int, status: int) -> Sample:
+        """Reads one sample: whatever can be wrong with it but its pixels comes out here.
 
         Raises:
             SampleError: It cannot be used.
@@ -213,12 +234,9 @@ class SampleLoader:
         epoch: int,
         key: int,
     ) -> dict[str, np.ndarray]:
-        """Decides on every view, and decodes what it needs.
+        """Decides on every view.
 
         The epoch, the key and the view's name determine it: a sample comes up once an epoch.
-
-        Raises:
-            SampleError: The picture is damaged.
         """
         params: dict[str, np.ndarray] = {}
         for name, view in self.recipe.views.items():
@@ -230,8 +248,6 @@ class SampleLoader:
                 others = [params[other] for other in view.transform.around]
                 found = view.transform.draw(picture.height, picture.width, rng, others)
             params[name] = found
-            if view.member in pictures:
-                picture.pixels(view.transform.factor(picture, view.side, found))
         return params
 
     def _transform(self, sample: Sample, images: Mapping[str, Tensor], row: int) -> None:

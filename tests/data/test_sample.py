@@ -34,9 +34,9 @@ def test_pictures_wait_for_the_transform_within_bounds(manifest, monkeypatch):
     waiting, most = [], []
 
     class Watching(TrainTransform):
-        def draw(self, *args):
+        def factor(self, *args):
             waiting.append(1)
-            return super().draw(*args)
+            return super().factor(*args)
 
         def apply(self, *args):
             most.append(len(waiting))
@@ -105,6 +105,13 @@ def test_bad_samples_are_replaced_by_rule_and_named(broken):
             assert sample.key == expected.key and sample.texts == expected.texts
             assert torch.equal(sample.pictures[None].pixels(), expected.pictures[None].pixels())
             assert np.array_equal(sample.params["image"], expected.params["image"])
+    # A batch reads all of its samples before it decodes any.
+    places = [(0, shard, ordinal) for shard in range(5) for ordinal in range(6)]
+    batch, texts = samples.load(places)
+    alone = [samples.load([place]) for place in places]
+    assert all(torch.equal(batch[name], torch.cat([b[name] for b, _ in alone])) for name in batch)
+    assert texts["text"] == [text for _, t in alone for text in t["text"]]
+    assert [CAUSES[code] for code in batch["status"]] == [bad.get(p[1:], "read") for p in places]
 
 
 def test_replacements_stay_within_the_source(make_tar, make_pairs, tmp_path):
