@@ -281,10 +281,9 @@ def resumable(run_dir: Path, resolved: dict[str, Any], fingerprint: str, total_s
     saved = checkpoints.load(path)
     if "counterpoint" not in saved:
         raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
-    check_resume(
-        saved["counterpoint"]["config"], resolved, saved["counterpoint"]["fingerprint"], fingerprint
-    )
-    if checkpoints.step_of(path) > total_steps:
+    ours, step = saved["counterpoint"], checkpoints.step_of(path)
+    check_resume(ours["config"], resolved, ours["fingerprint"], fingerprint, step)
+    if step > total_steps:
         raise ValueError(
             f"{path} is past the end of a run of {total_steps} steps; raise phases.NAME.samples"
         )

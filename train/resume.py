@@ -4,6 +4,7 @@ In: the configuration in the checkpoint and the one asked for. Out: nothing, or 
 names every change that would make the continued run another run.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ FIXED = ("seed", "model", "objective", "teachers", "ema")
 # What the batches hold and in which order; where shards, caches and sidecars lie may change.
 FIXED_DATA = (
     *("lanes", "block", "train_transform", "tokenizer", "caption", "key_field"),
-    *("sources", "temperature", "same_as", "views", "texts", "sidecars", "keep_weights"),
+    *("sources", "temperature", "same_as", "caption_same_as", "views", "texts", "sidecars"),
+    "keep_weights",
 )
 MOVABLE = ("folder", "max_open")
 PLACED = "keep"  # where a teacher's weights are
@@ -20,12 +22,24 @@ COMPUTED = ("model.chunks", "model.text_parts")
 
 
 def check_resume(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], saved_data: str, wanted_data: str
+    saved: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    saved_data: str,
+    wanted_data: str,
+    step: int,
 ) -> None:
     """Compares two resolved configurations and two data fingerprints.
 
+    Args:
+        saved: The configuration in the checkpoint.
+        wanted: The one to continue with.
+        saved_data: What the data was.
+        wanted_data: What it is now.
+        step: That the run continues at.
+
     Raises:
-        ValueError: seed, model, objective, the data or a phase's batch size differ.
+        ValueError: seed, model, objective, the data or a phase's batch size differ, or the phases
+            before `step` took another number of samples.
     """
     changes = [line for key in FIXED for line in _differences(key, saved.get(key), wanted.get(key))]
     for key in FIXED_DATA:
@@ -38,6 +52,12 @@ def check_resume(
     for name in old_phases.keys() & new_phases.keys():
         name_of = f"phases.{name}.batch_size"
         changes += _differences(name_of, old_phases[name], new_phases[name])
+    old_seen, new_seen = (_samples_before(c["phases"], step) for c in (saved, wanted))
+    if not changes and None not in (old_seen, new_seen) and old_seen != new_seen:
+        changes.append(
+            f"phases.NAME.samples of phases that are over: step {step} would begin after "
+            f"{new_seen} samples, where the run had seen {old_seen}"
+        )
     if saved_data != wanted_data:
         changes.append(f"the data behind data.manifest: {saved_data[:12]} -> {wanted_data[:12]}")
     if changes:
@@ -45,6 +65,16 @@ def check_resume(
             "cannot resume: " + "; ".join(changes) + ". A resumed run keeps its seed, data, global "
             "batch, model and objective; start a new run with --init_from to change them"
         )
+
+
+def _samples_before(phases: Mapping[str, Any], step: int) -> int | None:
+    """Returns how many samples the phases take before a step; None: they end before it."""
+    seen = 0
+    for phase in phases.values():
+        num_steps = min(step, math.ceil(phase["samples"] / phase["batch_size"]))
+        seen += num_steps * phase["batch_size"]
+        step -= num_steps
+    return None if step else seen
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[str]:

@@ -90,15 +90,23 @@ def test_what_may_change_on_resume():
         "trainer": {"devices": 2},
         "model": {"embed_dim": 8, "chunks": 4, "text_parts": 2},
     }
-    check_resume(saved, wanted, "a", "a")
+    check_resume(saved, wanted, "a", "a", 4)
     teacher = {"class_path": "Frozen", "init_args": {"source": "x"}}
     moved = {"class_path": "Frozen", "init_args": {"source": "x", "keep": "host"}}
     other = {"class_path": "Frozen", "init_args": {"source": "y"}}
     taught = saved | {"teachers": {"t": teacher}}
-    check_resume(taught, wanted | {"teachers": {"t": moved}}, "a", "a")
+    check_resume(taught, wanted | {"teachers": {"t": moved}}, "a", "a", 4)
     with pytest.raises(ValueError, match=r"teachers\.t\.init_args\.source: x -> y"):
-        check_resume(taught, wanted | {"teachers": {"t": other}}, "a", "a")
+        check_resume(taught, wanted | {"teachers": {"t": other}}, "a", "a", 4)
     with pytest.raises(ValueError, match=r"data\.lanes: 2 -> 3"):
-        check_resume(saved, wanted | {"data": {"lanes": 3}}, "a", "a")
+        check_resume(saved, wanted | {"data": {"lanes": 3}}, "a", "a", 4)
+    with pytest.raises(ValueError, match=r"data\.caption_same_as: None -> teacher\.caption"):
+        data = saved["data"] | {"caption_same_as": "teacher.caption"}
+        check_resume(saved, wanted | {"data": data}, "a", "a", 4)
     with pytest.raises(ValueError, match="phases: "):
-        check_resume(wanted, saved, "a", "a")
+        check_resume(wanted, saved, "a", "a", 4)
+    # Past the first phase its length moves where the second one begins.
+    longer = wanted | {"phases": wanted["phases"] | {"train": saved["phases"]["train"]}}
+    check_resume(wanted, longer, "a", "a", 4)
+    with pytest.raises(ValueError, match=r"step 5 would begin after 54 samples, .* had seen 60"):
+        check_resume(wanted, longer, "a", "a", 5)
