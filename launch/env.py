@@ -50,7 +50,6 @@ def prepare() -> None:
     use_own_store()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quieten()
-    torch.set_float32_matmul_precision("high")
     if not torch.cuda.is_available():
         torch.backends.cuda.enable_flash_sdp(False)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .exchange import share
-from .term import Term, full_precision
+from .term import Term, full_precision, need
 
 
 class BYOL(Term):
@@ -68,11 +68,11 @@ class BYOL(Term):
         guesses, targets = ({}, {})
         for online, averaged in self.pairs:
             if online not in guesses:
-                (feature,) = full_precision(features[online])
+                (feature,) = full_precision(need(features, online, self))
                 guesses[online] = self.predictor(self.projector(feature))
             if averaged not in targets:
                 with torch.no_grad():
-                    (feature,) = full_precision(features[averaged])
+                    (feature,) = full_precision(need(features, averaged, self))
                     targets[averaged] = self.target(feature)
         losses = []
         for online, averaged in self.pairs:

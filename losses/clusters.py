@@ -134,6 +134,7 @@ class ClusterDiscrimination(Term):
     ) -> Float[Tensor, "b"]:
         rows, weights = full_precision(need(features, self.feature, self), self.prototypes)
         self._check(cluster)
+        self._check_width(rows, weights)
         scale, compared = self.scale(), self._compared()
         positive = scale * self.margin((rows * F.normalize(weights[cluster], dim=1)).sum(1))
         # Every rank has all prototypes: nothing travels, and gradients are averaged as all are.
@@ -141,6 +142,13 @@ class ClusterDiscrimination(Term):
         pairing = Pairing(Local(), weights=others, tile_bytes=self.tile_bytes)
         negative = row_sums(rows, F.normalize(weights[compared], dim=1), scale, pairing)
         return torch.logaddexp(positive, negative) - positive
+
+    def _check_width(self, rows: Tensor, weights: Tensor) -> None:
+        if rows.shape[1] != weights.shape[1]:
+            raise ValueError(
+                f"'{self.feature}' has {rows.shape[1]} numbers a sample and {type(self).__name__} "
+                f"prototypes of {weights.shape[1]}: set its width to {rows.shape[1]}"
+            )
 
     def _check(self, cluster: Int64[Tensor, "b"]) -> None:
         # Once: to ask waits for the device.

@@ -42,6 +42,19 @@ def drawn(
     Returns:
         Numbers of columns, as the exchange numbers them.
     """
+    # The probabilities drawn from are those of the kernels, which leave autocast, too.
+    with torch.autocast(rows.device.type, enabled=False):
+        return _drawn(rows, columns, scale, keys, seed, pairing)
+
+
+def _drawn(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    keys: tuple[Tensor, Tensor],
+    seed: int,
+    pairing: Pairing,
+) -> Tensor:
     best = rows.new_full((len(rows),), -torch.inf)
     chosen = torch.zeros_like(keys[0])
     for where, (block, block_keys) in pairing.exchange.open(columns.detach(), keys[1]).visit():
@@ -84,7 +97,8 @@ def gumbel(rows: Int[Tensor, "b"], columns: Int[Tensor, "m"], seed: int) -> Floa
     """Gumbel-distributed numbers, a function of the seed and of both keys."""
     row = mixed(rows ^ mixed(torch.full_like(rows, seed) + STEP))
     bits = mixed(row[:, None] + mixed(columns + STEP)[None])
-    uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
+    # One bit less than a double has: the last interval's middle would round to 1.
+    uniform = ((bits >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)
     return -(-uniform.log()).log()
 
 

@@ -71,7 +71,9 @@ class Matryoshka(Term):
         Raises:
             ValueError: a feature is narrower.
         """
-        names = [n for n in self.needs if n.split(".")[0] in ("image", "text", "ema")]
+        towers = [n for n in self.needs if n.split(".")[0] in ("image", "text", "ema")]
+        # The average has scalars as well.
+        names = [n for n in towers if n.split(".")[-1] not in ("logit_scale", "logit_bias")]
         # In full precision before they are cut: the gradients of all widths are added up in it.
         whole = dict(
             zip(names, full_precision(*(need(features, n, self) for n in names)), strict=True)

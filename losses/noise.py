@@ -22,8 +22,9 @@ def normal(
         seed = mix(seed + word)
     columns = torch.arange(width, device=keys.device)
     bits = mix(mix(mix(seed + keys))[:, None] + columns)
-    # The middle of one of 2^53 intervals: neither 0 nor 1, where the normal number is infinite.
-    return torch.special.ndtri((shifted(bits, 11).double() + 0.5) * 2.0**-53)
+    # The middle of one of 2^52 intervals: neither 0 nor 1, where the normal number is infinite. Of
+    # 2^53 the last middle would round to 1.
+    return torch.special.ndtri((shifted(bits, 12).double() + 0.5) * 2.0**-52)
 
 
 def mix(bits: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:

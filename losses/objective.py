@@ -93,7 +93,8 @@ class Objective(nn.Module):
                 report[name if len(values) == 1 else f"{name}/{part}"] = value.detach()
         # Terms may have scales of their own: data-parallel training wants a gradient for each
         # parameter, if only zero.
-        parts += [0.0 * features[name].sum() for name in MODEL_SCALARS if name in features]
+        scalars = (*MODEL_SCALARS, *self.scalars)
+        parts += [0.0 * features[name].sum() for name in scalars if name in features]
         return torch.stack(parts).sum(), report
 
     def per_sample(

@@ -67,7 +67,7 @@ class Pairwise(Term):
         if isinstance(self.scale, str):
             (scale,) = full_precision(need(features, self.scale, self))
             return scale
-        return self.scale()
+        return full_precision(self.scale())[0]
 
     def logit_bias(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
         """Returns the bias [1] of a term that has one.
@@ -79,7 +79,7 @@ class Pairwise(Term):
             fix = "set objective.logit_bias_init (SigLIP: -10)"
             (bias,) = full_precision(need(features, self.bias, self, fix))
             return bias
-        return self.bias()
+        return full_precision(self.bias())[0]
 
     def pairing(self, **choices: Any) -> Pairing:
         """Returns the pairing with this term's exchange and tiles; `choices` are its fields."""

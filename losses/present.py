@@ -34,6 +34,11 @@ class Present(Term):
         self.mask = mask
         self.needs = (*term.needs, *needed(mask))  # type: ignore[misc] - names, see `Term`
 
+    @property
+    def similarity(self) -> object:
+        """The term's, by which evaluation ranks; None: it has none."""
+        return getattr(self.term, "similarity", None)
+
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:

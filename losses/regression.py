@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .exchange import share
 from .present import needed
-from .term import Term, full_precision
+from .term import Term, full_precision, need
 
 
 def cosine(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
@@ -79,8 +79,9 @@ class Regression(Term):
     def _losses(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
-        entry = features[self.target] if self.target in features else batch[self.target]
-        feature, target = full_precision(features[self.feature], entry.detach())
+        fix = "name a view, a teacher's feature or an entry of data.sidecars"
+        entry = need({**batch, **features}, self.target, self, fix)
+        feature, target = full_precision(need(features, self.feature, self), entry.detach())
         (guess,) = full_precision(self.head(feature))
         if guess.shape != target.shape:
             raise ValueError(

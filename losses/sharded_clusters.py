@@ -57,6 +57,7 @@ class ShardedClusters(ClusterDiscrimination):
         self, features: Mapping[str, Tensor], cluster: Int64[Tensor, "b"]
     ) -> Float[Tensor, "b"]:
         mine, weights = full_precision(need(features, self.feature, self), own(self.prototypes))
+        self._check_width(mine, weights)
         columns = AllGather().open(mine.detach(), cluster)
         ((_, (_, cluster)),) = columns.visit()
         self._check(cluster)

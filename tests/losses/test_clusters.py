@@ -74,6 +74,9 @@ def test_what_cannot_work_is_refused():
         ValueError, match=r"names cluster \d+, the first being 0, of num_clusters=3"
     ):
         ClusterDiscrimination(3, 5)(features, batch)
+    for term in (ClusterDiscrimination(3, 7), ShardedClusters(3, 7)):
+        with pytest.raises(ValueError, match=r"'image' has 5 numbers a sample .* width to 5"):
+            term(features, {"clusters.id": batch["clusters.id"] % 3})
     with pytest.raises(ValueError, match="rate=0 above 0"):
         ClusterDiscrimination(3, 5, rate=0)
 

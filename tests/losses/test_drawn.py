@@ -24,6 +24,15 @@ def test_draws_are_as_frequent_as_the_softmax_says():
     assert ((got - want).abs() < 4 * error).all()
 
 
+def test_autocast_does_not_change_what_is_drawn():
+    g = torch.Generator().manual_seed(2)
+    rows, columns = (torch.nn.functional.normalize(torch.randn(400, 8, generator=g)) for _ in "ab")
+    arguments = torch.tensor([100.0]), (torch.arange(400), torch.arange(400)), 5, Pairing()
+    wanted = drawn(rows, columns, *arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(drawn(rows, columns, *arguments), wanted)
+
+
 def test_noise_is_of_the_pair_of_keys():
     keys = torch.tensor([3, -(1 << 62), 17, 18])
     noise = gumbel(keys, keys, 7)

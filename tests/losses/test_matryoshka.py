@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from counterpoint.losses.distill import SoftContrastive
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.matryoshka import Matryoshka
 from counterpoint.losses.objective import Objective
+from counterpoint.losses.present import Present
 from counterpoint.losses.similarity import Arc
 from counterpoint.losses.term import Term
 
@@ -33,6 +35,19 @@ def test_a_teacher_is_not_cut_and_raw_features_are_not_normalised():
     assert [values[f"{name}_2"].item() for name in Widths.needs] == [2, 2, 2, 8]
     assert [values[f"{name}_8"].item() for name in Widths.needs] == [8, 8, 8, 8]
     assert Matryoshka(Widths(), [2]).per_sample(given, {}) is None
+
+
+def test_the_averages_scale_is_not_cut():
+    given = features()
+    given |= {f"ema.{name}": value for name, value in features().items()}
+    values = Matryoshka(SoftContrastive(["ema"]), [4, 8])(given, {})
+    alone = SoftContrastive(["ema"])(given, {})
+    torch.testing.assert_close(values["soft_contrastive_8"], alone["soft_contrastive"])
+
+
+def test_evaluation_ranks_as_the_wrapped_term_does():
+    term = Matryoshka(Present(InfoNCE(Arc()), "teacher.present"), [4])
+    assert isinstance(Objective({"a": term}).metric().similarity, Arc)
 
 
 def test_losses_by_sample_are_the_parts_of_the_loss():

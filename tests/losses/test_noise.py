@@ -2,6 +2,7 @@
 
 import torch
 
+from counterpoint.losses import noise
 from counterpoint.losses.noise import mix, normal
 
 
@@ -33,6 +34,13 @@ def test_numbers_are_standard_normal_and_independent():
     for other in others:
         assert (drawn * other).mean().abs() < 4 / drawn.numel() ** 0.5
     assert drawn.isfinite().all()
+
+
+def test_the_outermost_bits_give_finite_numbers(monkeypatch):
+    monkeypatch.setattr(noise, "mix", lambda bits: torch.full_like(bits, -1))
+    assert noise.normal(torch.arange(2), 3).isfinite().all()
+    monkeypatch.setattr(noise, "mix", torch.zeros_like)
+    assert noise.normal(torch.arange(2), 3).isfinite().all()
 
 
 def test_numbers_depend_on_nothing_but_key_and_words():

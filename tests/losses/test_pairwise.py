@@ -213,11 +213,13 @@ def test_terms_share_a_scalar_of_the_objective():
     assert parameter is objective.scalars["sharp"].log
 
 
-def test_the_models_scalars_get_a_gradient_whatever_the_terms_use():
+def test_scalars_get_a_gradient_whatever_the_terms_use():
     u, v, s, b = inputs()
-    total, _ = Objective({"a": InfoNCE(scale=Temperature(20.0))}).double()(features(u, v, s, b), {})
-    gradients = torch.autograd.grad(total, [s, b])
-    assert [g.tolist() for g in gradients] == [[0.0], [0.0]]
+    spare = {"spare": Temperature(5.0)}
+    objective = Objective({"a": InfoNCE(scale=Temperature(20.0))}, scalars=spare).double()
+    total, _ = objective(features(u, v, s, b), {})
+    gradients = torch.autograd.grad(total, [s, b, *objective.scalars.parameters()])
+    assert [g.tolist() for g in gradients] == [[0.0], [0.0], [0.0]]
 
 
 def test_objective_refuses_what_cannot_work():

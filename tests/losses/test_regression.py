@@ -46,3 +46,8 @@ def test_widths_must_agree():
     features = {"image": torch.randn(4, 3), "teacher.big.image": torch.randn(4, 5)}
     with pytest.raises(ValueError, match=r"3 numbers a sample and 'teacher\.big\.image' 5"):
         Regression("image", "teacher.big.image")(features, {})
+
+
+def test_a_target_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"needs the feature 'large\.image': name a view"):
+        Regression("image", "large.image")({"image": torch.randn(4, 3)}, {})

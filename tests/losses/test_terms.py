@@ -183,6 +183,24 @@ def test_one_process(gloo, name):
     compare(gloo, jobs_of(1, [name], [torch.float64, torch.float32, torch.bfloat16]))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_autocast_changes_nothing_but_heads(name):
+    parts = make(CASES[name], "all_gather", TILES[1], torch.float32).modules()
+    if any(isinstance(part, torch.nn.Linear) for part in parts):
+        return
+    found = []
+    for enabled in (False, True):
+        term = make(CASES[name], "all_gather", TILES[1], torch.float32)
+        features, batch = inputs_of(CASES[name])
+        leaves = leaves_of(CASES[name], features, torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = sum(term(leaves, batch).values())
+        found.append((value.item(), gradients(value, leaves, term)))
+    (value, wanted), (under_autocast, gradients_found) = found
+    assert under_autocast == value
+    assert all(torch.equal(gradients_found[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_ranks(gloo, world_size):
     # The uneven split of each: the even one is in the matrix.
