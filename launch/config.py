@@ -67,13 +67,23 @@ class CheckpointConfig:
 
     Attributes:
         every_n_steps: distance between checkpoints; there is always one after the last step.
-        keep: how many files stay.
+        keep: how many files stay; 0: all of them.
         max_failures: how many in a row may not be written (a full disk) before the run ends.
     """
 
     every_n_steps: int = 1000
     keep: int = 3
     max_failures: int = 3
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.every_n_steps < 1:
+            raise ValueError(
+                f"checkpoint.every_n_steps is {self.every_n_steps}: it must be >= 1 (there is "
+                "always a checkpoint after the last step)"
+            )
+        if self.keep < 0:
+            raise ValueError(f"checkpoint.keep is {self.keep}: it must be >= 0, and 0 keeps all")
 
 
 @dataclass

@@ -250,7 +250,7 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
     """The trainer's arguments as chosen, with torchrun's world and our strategies' names.
 
     Raises:
-        ValueError: accumulation is asked for.
+        ValueError: accumulation is asked for, or a row of metrics every 0 steps.
     """
     arguments = {k: v for k, v in vars(chosen).items() if v is not None and k not in OURS}
     if arguments.get("accumulate_grad_batches", 1) > 1:
@@ -258,6 +258,8 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
             "trainer.accumulate_grad_batches > 1 would contrast each pair with a part of the batch "
             "only; keep it 1 and set phases.NAME.batch_size to the global batch you want"
         )
+    if (every := arguments.get("log_every_n_steps", 1)) < 1:
+        raise ValueError(f"trainer.log_every_n_steps is {every}: it must be >= 1")
     if world := under_torchrun():
         arguments["devices"], arguments["num_nodes"] = world
     if "strategy" in arguments:

@@ -158,7 +158,7 @@ class Checkpoints(pl.Callback):
     Args:
         folder: where the files go.
         every_n_steps: distance between two files.
-        keep: how many files stay; older ones are deleted after a new one is whole.
+        keep: how many files stay (0: all); older ones are deleted after a new one is whole.
         max_failures: how many in a row may fail.
     """
 
@@ -208,7 +208,8 @@ class Checkpoints(pl.Callback):
     def _prune(self) -> None:
         files = sorted(p for p in self.folder.glob("*.ckpt") if PATTERN.fullmatch(p.name))
         # What a kill left of a file is of no use once a later one is whole.
-        for old in [*files[: -self.keep], *self.folder.glob("*.part")]:
+        too_many = files[: -self.keep] if self.keep else []
+        for old in [*too_many, *self.folder.glob("*.part")]:
             old.unlink(missing_ok=True)
 
 

@@ -30,6 +30,16 @@ class EvaluationConfig:
     batch_size: int = 256
     data_root: str | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.every_n_steps < 1:
+            raise ValueError(
+                f"evaluation.every_n_steps is {self.every_n_steps}: it must be >= 1 (there is "
+                "always an evaluation after the last step; evaluation.suite=null turns all off)"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"evaluation.batch_size is {self.batch_size}: it must be >= 1")
+
 
 class Evaluate(pl.Callback):
     """Runs the suite of `config` and logs what it finds; decoded images are kept in memory.

@@ -38,7 +38,7 @@ class RewindingCheckpoints(Checkpoints):
         assert isinstance(pl_module, ContrastiveModule) and pl_module.guard.spikes
         guard, spikes = pl_module.guard, pl_module.guard.spikes
         needed = max(spikes.patience, guard.max_nonfinite + 1) + spikes.margin
-        if self.every_n_steps * (self.keep - 1) < needed:
+        if self.keep and self.every_n_steps * (self.keep - 1) < needed:
             raise ValueError(
                 f"guard.spikes.then is 'rewind', and {self.keep} checkpoints, one every "
                 f"{self.every_n_steps} steps, may all be younger than a row of steps left out "
