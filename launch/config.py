@@ -67,7 +67,7 @@ class CheckpointConfig:
 
     Attributes:
         every_n_steps: distance between checkpoints; there is always one after the last step.
-        keep: how many files stay; 0: all of them.
+        keep: how many of these stay, one that a stop leaves in between not counted; 0: all.
         max_failures: how many in a row may not be written (a full disk) before the run ends.
     """
 

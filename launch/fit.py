@@ -194,7 +194,7 @@ def make_trainer(
         "callbacks": [
             *(arguments.get("callbacks") or []),
             stop,
-            CountErrors(parts.checkpoint.every_n_steps, run_dir / "skipped.json"),
+            CountErrors(saving, run_dir / "skipped.json"),
             Metrics(parts.trainer.peak_tflops),
             Evaluate(parts.evaluation),
             saving,

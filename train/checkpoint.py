@@ -151,6 +151,9 @@ def load(path: str | Path) -> dict[str, Any]:
 class Checkpoints(pl.Callback):
     """Saves every `every_n_steps` steps, when the run stops, and at its end.
 
+    What a stop leaves in between is there to go on from, until a later file is whole: it takes the
+    place of no other, so that a run has the same regular files however often it is stopped.
+
     A checkpoint that cannot be written is said, and the run goes on to the next one: what lacks
     room today may have it tomorrow, and to end would lose the steps since the last. The run ends
     after `max_failures` of them in a row, and if it is the last one.
@@ -158,7 +161,7 @@ class Checkpoints(pl.Callback):
     Args:
         folder: where the files go.
         every_n_steps: distance between two files.
-        keep: how many files stay (0: all); older ones are deleted after a new one is whole.
+        keep: how many regular files stay (0: all); older ones are deleted after a new one is whole.
         max_failures: how many in a row may fail.
     """
 
@@ -179,8 +182,12 @@ class Checkpoints(pl.Callback):
         """Runs last among the callbacks, so that rows and counters of this step are written."""
         step = trainer.global_step
         last = trainer.should_stop or step == trainer.max_steps
-        if step % self.every_n_steps == 0 or last:
+        if self.is_regular(step) or last:
             self.save(trainer, step, last)
+
+    def is_regular(self, step: int) -> bool:
+        """Whether a run that nothing stops is saved after that step."""
+        return step % self.every_n_steps == 0
 
     def save(self, trainer: pl.Trainer, step: int, last: bool) -> None:
         """Writes one checkpoint (collective) and prunes the oldest.
@@ -193,7 +200,7 @@ class Checkpoints(pl.Callback):
         if failure is None:
             self._num_failed = 0
             if trainer.is_global_zero:
-                self._prune()
+                self._prune(step)
             return
         self._num_failed += 1
         good = newest(self.folder.parent)
@@ -205,12 +212,16 @@ class Checkpoints(pl.Callback):
         if trainer.is_global_zero:
             print(f"{text}; the run goes on and tries again", file=sys.stderr, flush=True)
 
-    def _prune(self) -> None:
-        files = sorted(p for p in self.folder.glob("*.ckpt") if PATTERN.fullmatch(p.name))
+    def _prune(self, step: int) -> None:
+        old: list[Path] = []
+        if self.keep:
+            files = sorted(checkpoints_in(self.folder.parent), key=step_of)
+            regular = [path for path in files if self.is_regular(step_of(path))]
+            stops = [path for path in files if path not in regular and step_of(path) < step]
+            old = regular[: -self.keep] + stops
         # What a kill left of a file is of no use once a later one is whole.
-        too_many = files[: -self.keep] if self.keep else []
-        for old in [*too_many, *self.folder.glob("*.part")]:
-            old.unlink(missing_ok=True)
+        for path in [*old, *self.folder.glob("*.part")]:
+            path.unlink(missing_ok=True)
 
 
 def _failure(trainer: pl.Trainer) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
+from .checkpoint import Checkpoints
 from .control import ControlGroup
 from .files import write_whole
 
@@ -18,12 +19,12 @@ class CountErrors(pl.Callback):
     """Merges the ranks' counts at log steps and before every checkpoint.
 
     Args:
-        checkpoint_every: distance between checkpoints in steps.
+        checkpoints: that hold the totals.
         path: of the table of skipped samples; made with the first one.
     """
 
-    def __init__(self, checkpoint_every: int, path: Path):
-        self.checkpoint_every = checkpoint_every
+    def __init__(self, checkpoints: Checkpoints, path: Path):
+        self.checkpoints = checkpoints
         self.path = path
         self._written = 0
 
@@ -40,9 +41,9 @@ class CountErrors(pl.Callback):
             ValueError: more samples were unusable than the budget allows.
         """
         step = trainer.global_step
-        intervals = (trainer.log_every_n_steps, self.checkpoint_every)  # type: ignore[attr-defined]
         if (
-            any(step % interval == 0 for interval in intervals)
+            step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+            or self.checkpoints.is_regular(step)
             or step == trainer.max_steps
             or trainer.should_stop
         ):

@@ -2,7 +2,8 @@
 
 In: the row that the guard notes. Out: that checkpoint, in which the samples since are to be passed
 over, and no later one; whoever runs the fit resumes from it as from any other. What is passed over
-is a function of the row, not of when it is looked for: a kill anywhere in between changes nothing.
+is a function of the row, not of when it is looked for: a kill or a stop anywhere in between changes
+nothing.
 """
 
 import sys
@@ -20,7 +21,8 @@ from .spikes import SpikeGuard
 class RewindingCheckpoints(Checkpoints):
     """Saves like `Checkpoints`; at log steps and before it saves, looks whether to go back.
 
-    There is a checkpoint from the first step on.
+    There is a checkpoint from the first step on. It goes back to regular ones only: where a run was
+    stopped must not change where it goes on.
 
     Attributes:
         rewound_to: the step from which this fit, which has ended, is to be resumed.
@@ -52,14 +54,17 @@ class RewindingCheckpoints(Checkpoints):
         """Goes back, or saves."""
         assert isinstance(pl_module, ContrastiveModule)
         step = trainer.global_step
-        intervals = (trainer.log_every_n_steps, self.every_n_steps)  # type: ignore[attr-defined]
-        looks = any(step % interval == 0 for interval in intervals) or step == trainer.max_steps
-        if (looks or trainer.should_stop) and (row := pl_module.guard.asked()):
+        logs = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        looks = logs or self.is_regular(step) or step == trainer.max_steps
+        # Not at a stop in between: the totals would miss what an undisturbed run counts until then.
+        if looks and (row := pl_module.guard.asked()):
             self._go_back(trainer, pl_module.guard, *row)
             return
-        if step == 1 and self.every_n_steps > 1:
-            self.save(trainer, step, False)
         super().on_train_batch_end(trainer, pl_module, *args)
+
+    def is_regular(self, step: int) -> bool:
+        """So that a row in the first `every_n_steps` steps has somewhere to go back to."""
+        return step == 1 or super().is_regular(step)
 
     def _go_back(self, trainer: pl.Trainer, guard: SpikeGuard, begin: int, end: int) -> None:
         """Prepares the checkpoint to be resumed from (collective) and stops the fit.
@@ -97,10 +102,12 @@ class RewindingCheckpoints(Checkpoints):
     ) -> tuple[str, int]:
         """Returns what went wrong, if anything, and the step gone back to."""
         assert guard.spikes is not None
-        path = last_before(self.folder.parent, begin - guard.spikes.margin)
+        latest = begin - guard.spikes.margin
+        path = self._last_before(latest)
         if path is None:
             return (
-                f"there is no whole checkpoint of step {begin - guard.spikes.margin} or before",
+                f"there is no whole checkpoint of step {latest} or before, of those every "
+                f"{self.every_n_steps} steps (checkpoint.every_n_steps)",
                 0,
             )
         try:
@@ -118,9 +125,8 @@ class RewindingCheckpoints(Checkpoints):
             return f"{error.strerror or error}", 0
         return "", step_of(path)
 
-
-def last_before(run_dir: Path, step: int) -> Path | None:
-    """The newest whole checkpoint of that step or an earlier one."""
-    paths = [path for path in checkpoints_in(run_dir) if step_of(path) <= step]
-    whole = (p for p in sorted(paths, key=step_of, reverse=True) if damage(p) is None)
-    return next(whole, None)
+    def _last_before(self, step: int) -> Path | None:
+        """The newest whole regular checkpoint of that step or an earlier one."""
+        paths = sorted(checkpoints_in(self.folder.parent), key=step_of, reverse=True)
+        fit = (p for p in paths if step_of(p) <= step and self.is_regular(step_of(p)))
+        return next((path for path in fit if damage(path) is None), None)

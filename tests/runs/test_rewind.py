@@ -1,7 +1,9 @@
 """A run that meets bad samples goes back and on behind them, whenever it is killed."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from counterpoint.data.index import index_shards
 from counterpoint.launch.build import build
 from counterpoint.launch.cli import main
 from counterpoint.launch.config import make_parser, parse
-from counterpoint.train.checkpoint import load, newest
+from counterpoint.train.checkpoint import checkpoints_in, load, newest, step_of
+from counterpoint.train.control import StopOnSignal
 
 STEPS, BATCH = 24, 12
 BAD = range(13, 16)  # steps, on the first way
@@ -106,6 +109,8 @@ def test_goes_back_and_on_behind_the_window(tmp_path, manifest, capfd):
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 24]
     assert [row["guard/rewinds"] for row in rows] == [0, 0, 1, 1, 1]
     assert rows[-1]["guard/spikes"] == 3  # those of the way left are not forgotten
+    first = load(run_dir / "checkpoints" / "step-00000001.ckpt")
+    assert first["PairsDataModule"]["ledger"]["samples"] == [[0, BATCH]]
 
     again = tmp_path / "again"
     shutil.copytree(run_dir, again)
@@ -113,6 +118,34 @@ def test_goes_back_and_on_behind_the_window(tmp_path, manifest, capfd):
         (again / "checkpoints" / f"step-{step:08d}.ckpt").unlink()
     assert main(["fit", "--resume", str(again)]) == 0
     same_end(run_dir, again)
+
+
+def test_a_stop_anywhere_changes_nothing(tmp_path, manifest, monkeypatch):
+    """Where a checkpoint then lies nearer to the row, and between the row and the look at it."""
+    stops = []
+    received = StopOnSignal.on_train_batch_end
+
+    def stop(self, trainer, *args):
+        if trainer.global_step in stops:
+            stops.remove(trainer.global_step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        received(self, trainer, *args)
+
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_end", stop)
+    # The row is steps 11 to 13, looked for after the log step 15, before which is one more.
+    changes = {"bad": range(11, 15), "checkpoint": {"every_n_steps": 8, "keep": 9}}
+    whole = tmp_path / "whole"
+    assert main(["fit", *arguments(whole, manifest, **changes)]) == 0
+    assert load(newest(whole / "run"))["PairsDataModule"]["left_out"] == [(8, 6 * BATCH)]
+    for step in (10, 14):
+        stops.append(step)
+        stopped = tmp_path / f"stopped-{step}"
+        assert main(["fit", *arguments(stopped, manifest, **changes)]) == 128 + signal.SIGTERM
+        assert step_of(newest(stopped / "run")) == step
+        assert main(["fit", "--resume", str(stopped / "run")]) == 0
+        same_end(whole / "run", stopped / "run")
+        files = [{path.name for path in checkpoints_in(d / "run")} for d in (whole, stopped)]
+        assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
