@@ -126,10 +126,13 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
 
     module, data, config = load_run(run_dir)
     evaluation = config.get("evaluation") or {}
-    suite = suite or evaluation.get("suite")
+    own = evaluation.get("suite")
+    suite = suite or own
     if suite is None:
         raise ValueError("the run has no evaluation data (name a suite with --suite)")
-    tasks = load_suite(suite, evaluation.get("data_root")).tasks.values()
+    # Another suite's data lies where that suite says.
+    data_root = evaluation.get("data_root") if suite == own else None
+    tasks = load_suite(suite, data_root).tasks.values()
     task = next((task for task in tasks if isinstance(task, Retrieval)), None)
     if task is None:
         raise ValueError(f"the suite {suite} has no retrieval task, so no captions with images")

@@ -15,7 +15,7 @@ from .runs import Run, is_share, show
 TRAINING = {
     "loss": ("Loss", "optimised value, mean over ranks", "linear", "noisy"),
     "logit_scale": ("Logit scale", "multiplies the similarities", "linear", "exact"),
-    "lr": ("Learning rate", "of the first parameter group", "linear", "exact"),
+    "lr": ("Learning rate", "of the phase; groups take multiples of it", "linear", "exact"),
     "grad_norm": ("Gradient norm", "before clipping", "spiky", "noisy"),
     "pairs_per_s": ("Throughput", "pairs per second, all ranks", "linear", "noisy"),
     "flops_per_pair": ("Compute", "FLOPs a pair, forward and backward", "linear", "noisy"),

@@ -1,7 +1,8 @@
 """Run folders in, plain series and final numbers out.
 
 A folder may belong to a run that still trains, was killed, or has ended: `summary.json` is
-optional, and a last line of `metrics.jsonl` that was cut off in mid-write is left out.
+optional, one that is older than the last row (the run went on) is passed over, and a last line of
+`metrics.jsonl` that was cut off in mid-write is left out.
 """
 
 import json
@@ -108,12 +109,15 @@ def read_run(folder: str | Path) -> Run:
             f"{folder} is no run folder: it has no metrics.jsonl; "
             "name the folder that `counterpoint fit` wrote"
         )
+    rows = _read_rows(file)
+    summary = _read_summary(folder / "summary.json")
+    ended = summary.get("steps", math.inf)
     return Run(
         name=folder.resolve().name,
         folder=folder,
         config=_read_config(folder / "config.yaml"),
-        rows=_read_rows(file),
-        summary=_read_summary(folder / "summary.json"),
+        rows=rows,
+        summary={} if any(row["step"] > ended for row in rows) else summary,
     )
 
 

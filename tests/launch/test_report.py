@@ -263,6 +263,15 @@ def test_a_run_that_was_killed_in_mid_write(tmp_path):
     assert "the run has not ended" in page.said
 
 
+def test_a_run_that_went_on_after_its_end(tmp_path):
+    fake_run(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "wall": 200.0, "loss": 0.125, "samples": 1312}\n')
+    run = read_run(tmp_path / "run")
+    assert (run.num_steps, run.num_samples, run.seconds) == (41, 1312, 200.0)
+    assert run.final["loss"] == 0.125
+
+
 def test_an_empty_run_and_values_that_are_not_finite(tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "metrics.jsonl").write_text("")

@@ -108,6 +108,10 @@ def test_the_captions_and_images_of_a_suite(tmp_path, monkeypatch):
     assert pairs.picture(4).shape == (3, 48, 96)
     assert pairs.picture(4)[:, 0, 0].tolist() == [0, 255, 0]
     assert build_grid(pairs).num_first == 3
+    # Another suite's data is not looked for where the run's own suite has its.
+    config["evaluation"] = {"suite": "emoji", "data_root": str(tmp_path / "elsewhere")}
+    other = pairs_of_run(tmp_path, str(tmp_path / "suite.yaml"))
+    assert list(other.captions) == list(colours)
     config["evaluation"]["suite"] = None
     with pytest.raises(ValueError, match="no evaluation data"):
         pairs_of_run(tmp_path, None)
