@@ -86,9 +86,16 @@ def read_sweep(
     Raises:
         ValueError: a key is missing, unknown or of the wrong kind.
     """
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    try:
+        content = yaml.safe_load(file.read_bytes()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML ({' '.join(str(error).split())}); mend it") from None
     _check_keys(content, {"name", "runs"}, {"name", "runs"}, str(file))
     runs = content["runs"]
+    if not isinstance(runs, dict):
+        raise ValueError(
+            f"{file}: runs is {runs}; write NAME: {{config: ..., seeds: [0]}} below it"
+        )
     if only is not None and only not in runs:
         raise ValueError(f"{file} has no run {only}; it has {', '.join(runs)}")
     pairs = []
@@ -100,6 +107,11 @@ def read_sweep(
         if not isinstance(seeds, list) or len(set(seeds)) < len(seeds):
             raise ValueError(f"{file}, run {name}: seeds is {seeds}; write a list such as [0, 1]")
         overrides = run.get("set") or {}
+        if not isinstance(overrides, dict):
+            raise ValueError(
+                f"{file}, run {name}: set is {overrides}; write keys and values such as "
+                "{phases.train.samples: 40000}"
+            )
         trained = identity_of(run["config"], overrides)
         pairs += [Pair(content["name"], name, run["config"], s, trained, overrides) for s in seeds]
     return sorted(pairs, key=lambda pair: pair.seed)

@@ -245,10 +245,16 @@ def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
         ({"name": "x", "runs": {"r": {"config": "a", "seeds": 3}}}, "such as"),
         ({"name": "x", "runs": {"r": {"config": "a", "seeds": [1, 1]}}}, "such as"),
         ({"name": "x", "runs": {"r": "a"}}, "needs the keys"),
+        ({"name": "x", "runs": ["a", "b"]}, r"runs is \['a', 'b'\]; write NAME: {config"),
+        ({"name": "x", "runs": {"r": {"config": "a", "seeds": [0], "set": [1]}}}, r"set is \[1\]"),
+        (b"runs: {r: [", "sweep.yaml is no YAML .*line 1"),
+        (b"name: \xff", "sweep.yaml is no YAML"),
     ],
 )
 def test_a_sweep_file_that_cannot_be_used_is_refused(bench, content, message):
-    bench.file.write_text(yaml.safe_dump(content))
+    if isinstance(content, dict):
+        content = yaml.safe_dump(content).encode()
+    bench.file.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         bench.pairs()
 
