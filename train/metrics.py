@@ -127,9 +127,13 @@ class Metrics(pl.Callback):
         """At log steps: reduce and log. Evaluation and checkpoints count as neither."""
         assert isinstance(pl_module, ContrastiveModule)
         self._meter.listening = False
-        self._busy += time.monotonic() - pl_module.step_ended
         step = trainer.global_step
-        if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:  # type: ignore
+        logs = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps  # type: ignore
+        if logs and pl_module.device.type == "cuda":
+            # The host is ahead of the device, whose time for these steps is to be told.
+            torch.cuda.synchronize(pl_module.device)
+        self._busy += time.monotonic() - pl_module.step_ended
+        if logs:
             values = self._training_values(pl_module, step)
             values |= trainer.datamodule.ledger.summary()  # type: ignore[attr-defined]
             log_row(trainer, values, step)
