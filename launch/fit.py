@@ -49,7 +49,11 @@ AUTO = "auto"
 
 
 def main(argv: list[str]) -> int:
-    """Parses the command line and trains; returns 0, or 128 + the signal that stopped the run."""
+    """Parses the command line and trains; returns 0, or 128 + the signal that stopped the run.
+
+    A run that one of the user's callbacks ends has done what it was told: nobody is to start it
+    again.
+    """
     prepare()
     argv, resume = take_option(argv, "--resume")
     if resume not in (None, AUTO):
@@ -158,12 +162,12 @@ def train(
             return None
         step = saving.rewound_to
     if step < total_steps:
-        number = stop.signum or signal.SIGTERM
+        why = "a callback" if stop.signum is None else signal.Signals(stop.signum).name
         say(
-            f"stopped by {signal.Signals(number).name} after step {step}; "
+            f"stopped by {why} after step {step}; "
             f"continue with: counterpoint fit --resume {run_dir}"
         )
-        return 128 + number
+        return 0 if stop.signum is None else 128 + stop.signum
     if is_first_process():
         spent = {
             "seconds_last_process": time.time() - started,
@@ -250,13 +254,20 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
     """The trainer's arguments as chosen, with torchrun's world and our strategies' names.
 
     Raises:
-        ValueError: accumulation is asked for, or a row of metrics every 0 steps.
+        ValueError: accumulation is asked for, an end without a checkpoint, or a row of metrics
+            every 0 steps.
     """
     arguments = {k: v for k, v in vars(chosen).items() if v is not None and k not in OURS}
     if arguments.get("accumulate_grad_batches", 1) > 1:
         raise ValueError(
             "trainer.accumulate_grad_batches > 1 would contrast each pair with a part of the batch "
             "only; keep it 1 and set phases.NAME.batch_size to the global batch you want"
+        )
+    if "max_time" in arguments:
+        raise ValueError(
+            f"trainer.max_time={arguments['max_time']} would end the run without saving its last "
+            "steps; leave it out and send SIGTERM when time is up, which saves (timeout 10h "
+            "counterpoint fit ...)"
         )
     if (every := arguments.get("log_every_n_steps", 1)) < 1:
         raise ValueError(f"trainer.log_every_n_steps is {every}: it must be >= 1")

@@ -81,6 +81,7 @@ def test_missing_manifest(tmp_path, refused):
         ("--optim.weight_decay=much", "weight_decay"),
         ("--trainer.max_steps=3", "max_steps"),
         ("--trainer.accumulate_grad_batches=2", "phases.NAME.batch_size"),
+        ("--trainer.max_time=00:10:00:00", "send SIGTERM when time is up"),
         ("--phases.train.samples=0", "phases.train.samples is 0"),
         ("--checkpoint.every_n_steps=0", "checkpoint.every_n_steps is 0"),
         ("--checkpoint.keep=-1", "checkpoint.keep is -1: it must be >= 0, and 0 keeps all"),

@@ -17,7 +17,7 @@ from counterpoint.launch import config as run_config
 from counterpoint.launch.cli import main
 from counterpoint.launch.env import prepare
 from counterpoint.launch.fit import fit
-from counterpoint.train.checkpoint import load, newest
+from counterpoint.train.checkpoint import load, newest, step_of
 from counterpoint.train.clip.clipper import Clipper
 from counterpoint.train.optim import AdamW
 
@@ -211,3 +211,12 @@ def test_curvature_is_estimated_every_so_often(train):
     assert [0 < row.get("unclipped", -1) <= 1 for row in rows(run_dir)] == [False, True] + [
         False
     ] * 3
+
+
+def test_a_callback_that_ends_the_run_is_no_signal(train, capsys):
+    after = {"duration": {"milliseconds": 1}, "interval": "step"}
+    timer = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": after}
+    run_dir = train(trainer={"callbacks": [timer]})
+    assert "stopped by a callback after step 1; continue with" in capsys.readouterr().out
+    assert step_of(newest(run_dir)) == 1
+    assert not (run_dir / "summary.json").exists()
