@@ -35,6 +35,7 @@ def sbatch(argv: list[str]) -> int:
         "SLURM_NNODES": str(nodes),
         "SLURM_NTASKS": str(nodes * tasks),
         "SLURM_NTASKS_PER_NODE": str(tasks),
+        "SLURM_CPUS_PER_TASK": directive(script, "cpus-per-task") or "",
         "SLURM_JOB_NODELIST": "localhost",
     }
     print(f"Submitted batch job {JOB}", flush=True)
@@ -53,7 +54,7 @@ def sbatch(argv: list[str]) -> int:
 
 def srun(argv: list[str]) -> int:
     """Starts the tasks; ends all when one fails; returns the highest exit status."""
-    assert argv[0] == "--kill-on-bad-exit=1", argv
+    assert argv[:2] == ["--kill-on-bad-exit=1", "--cpus-per-task=8"], argv
     count = int(os.environ["SLURM_NTASKS"])
     nodes = int(os.environ["SLURM_NNODES"])
     here = count // nodes
@@ -67,7 +68,7 @@ def srun(argv: list[str]) -> int:
             "SLURM_LOCALID": str(task % here),
             "SLURM_NODEID": str(task // here),
         }
-        running.append(subprocess.Popen(argv[1:], env={**os.environ, **of_task}))
+        running.append(subprocess.Popen(argv[2:], env={**os.environ, **of_task}))
     (FOLDER / "tasks").write_text(" ".join(str(process.pid) for process in running))
     statuses = []
     while running:

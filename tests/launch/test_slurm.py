@@ -60,18 +60,19 @@ def test_a_script_says_what_was_asked_and_is_bash(manifest, tmp_path, monkeypatc
     # What bash makes of the last command, with srun as a program that shows its words.
     subprocess.run(["bash", "-n", file], check=True)
     show = "srun() { printf '%s\\n' \"$@\"; }; squeue() { :; }; source() { :; }\n"
+    show += "SLURM_CPUS_PER_TASK=16\n"  # sbatch may be told another number than the script's
     done = subprocess.run(["bash", "-c", show + text], capture_output=True, text=True)
     assert done.stdout.splitlines() == [
-        *("--kill-on-bad-exit=1", "counterpoint", "fit", "--resume", "auto", "--config", str(path)),
-        *(*overrides, "--run_dir", str(file.parent)),
+        *("--kill-on-bad-exit=1", "--cpus-per-task=16", "counterpoint", "fit", "--resume", "auto"),
+        *("--config", str(path), *overrides, "--run_dir", str(file.parent)),
     ]
 
 
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        ("nvcr.io#x:1", "srun --kill-on-bad-exit=1 '--container-image=nvcr.io#x:1'"),
-        ("image.sif", "srun --kill-on-bad-exit=1 apptainer exec --nv --bind"),
+        ("nvcr.io#x:1", '_PER_TASK" \'--container-image=nvcr.io#x:1\''),
+        ("image.sif", '_PER_TASK" apptainer exec --nv --bind'),
     ],
 )
 def test_containers(manifest, tmp_path, monkeypatch, image, words):
