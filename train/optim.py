@@ -57,7 +57,9 @@ class AdamW:
         """
         named = named_parameters(model, objective)
         groups = parameter_groups(named.items(), self.weight_decay, self.scalar_rate, self.groups)
-        return self.make(groups, named, fused)
+        optimizer = self.make(groups, named, fused)
+        optimizer.register_load_state_dict_pre_hook(keep_settings)
+        return optimizer
 
     def make(
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
@@ -67,6 +69,17 @@ class AdamW:
 
     def after_step(self, module: "ContrastiveModule", batch: dict[str, Tensor]) -> None:
         """Learns more from the step's batch, for optimisers that do (collective)."""
+
+
+def keep_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Puts the optimiser's own settings over a checkpoint's; a hook of its `load_state_dict`.
+
+    By `fused` torch decides where step counts go, as it reads them: to set it later is too late.
+    """
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups, strict=False):
+        group.update({key: own[key] for key in optimizer.defaults if key != "lr"})
+    return {**state, "param_groups": groups}
 
 
 def named_parameters(

@@ -71,7 +71,7 @@ def test_a_script_says_what_was_asked_and_is_bash(manifest, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        ("nvcr.io#x:1", '_PER_TASK" \'--container-image=nvcr.io#x:1\''),
+        ("nvcr.io#x:1", "_PER_TASK\" '--container-image=nvcr.io#x:1'"),
         ("image.sif", '_PER_TASK" apptainer exec --nv --bind'),
     ],
 )

@@ -1,5 +1,6 @@
 """Parameter groups: who gets weight decay, and who learns at which rate."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -49,3 +50,17 @@ def test_decay_shrinks_matrices_only():
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {"linear.weight"}
     torch.testing.assert_close(model.linear.weight, before["linear.weight"] * (1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize(("before", "now", "device"), [(False, True, "meta"), (True, False, "cpu")])
+def test_steps_are_counted_where_the_resumed_optimiser_counts_them(before, now, device):
+    """fp16's scaler forbids fused steps; a fused one counts on the parameters' device."""
+    first = Model()
+    for parameter in first.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = AdamW(betas=(0.8, 0.9)).build(first, fused=before)
+    optimizer.step()
+    resumed = AdamW(betas=(0.7, 0.9)).build(Model().to("meta"), fused=now)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert {str(s["step"].device) for s in resumed.state.values()} == {device}
+    assert {(g["fused"], g["betas"]) for g in resumed.param_groups} == {(now, (0.7, 0.9))}
