@@ -57,9 +57,14 @@ def main(argv: list[str]) -> int:
     prepare()
     argv, resume = take_option(argv, "--resume")
     if resume not in (None, AUTO):
-        argv = ["--config", str(_config_of(resume)), *argv]
-        if "--run_dir" not in argv:
-            argv += ["--run_dir", resume]
+        argv, run_dir = take_option(argv, "--run_dir")
+        if run_dir is not None and Path(run_dir).resolve() != Path(resume).resolve():
+            raise ValueError(
+                f"--resume {resume} goes on in that folder, and --run_dir is {run_dir}: leave it "
+                f"out; to keep {resume} as it is, resume a copy of the folder, or start a new run "
+                f"with --init_from {resume}"
+            )
+        argv = ["--config", str(_config_of(resume)), *argv, "--run_dir", resume]
     elif starts_again_by_itself():
         resume = AUTO
     parser = run_config.make_parser()

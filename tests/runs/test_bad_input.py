@@ -168,6 +168,15 @@ def test_resume_refuses_to_become_another_run(tmp_path_factory, refused, option,
     assert word in refused("fit", "--resume", str(run_dir), option.replace("OTHER", str(other)))
 
 
+def test_a_run_goes_on_in_its_own_folder(refused, stopped, tmp_path):
+    run_dir = str(stopped[0])
+    for other in (["--run_dir", str(tmp_path / "b")], [f"--run_dir={tmp_path / 'b'}"]):
+        text = refused("fit", "--resume", run_dir, *other)
+        assert f"--run_dir is {tmp_path / 'b'}" in text and f"--init_from {run_dir}" in text
+    assert not (tmp_path / "b").exists()
+    assert "is finished" in refused("fit", f"--run_dir={run_dir}/../run", "--resume", run_dir)
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A run of two steps, and the manifest of other data."""
