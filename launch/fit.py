@@ -25,7 +25,8 @@ from ..train.control import StopOnSignal
 from ..train.errors import CountErrors
 from ..train.evaluate import Evaluate
 from ..train.metrics import Metrics, MetricsFile
-from ..train.resume import check_resume
+from ..train.module import ContrastiveModule
+from ..train.resume import check_groups, check_resume
 from ..train.rewind import RewindingCheckpoints
 from ..train.strategies import strategy
 from ..train.watch import Watch
@@ -144,7 +145,7 @@ def train(
     if resume is None:
         prepare_folder(run_dir)
     else:
-        checkpoint = resumable(Path(resume), resolved, module.fingerprint, total_steps)
+        checkpoint = resumable(Path(resume), resolved, module)
     step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
     if step >= total_steps and is_finished(run_dir, total_steps):
         if resume_is_implied:
@@ -283,7 +284,7 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
     return arguments
 
 
-def resumable(run_dir: Path, resolved: dict[str, Any], fingerprint: str, total_steps: int) -> Path:
+def resumable(run_dir: Path, resolved: dict[str, Any], module: ContrastiveModule) -> Path:
     """The newest whole checkpoint of a run, after checking that it may be continued like this.
 
     Damaged ones that are newer get another name, so that nobody takes them for whole ones.
@@ -300,10 +301,12 @@ def resumable(run_dir: Path, resolved: dict[str, Any], fingerprint: str, total_s
     if "counterpoint" not in saved:
         raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
     ours, step = saved["counterpoint"], checkpoints.step_of(path)
-    check_resume(ours["config"], resolved, ours["fingerprint"], fingerprint, step)
-    if step > total_steps:
+    check_resume(ours["config"], resolved, ours["fingerprint"], module.fingerprint, step)
+    optimizer = module.optim.build(module.model, module.objective)
+    check_groups(saved["optimizer_states"][0], optimizer)
+    if step > (end := module.phases.total_steps):
         raise ValueError(
-            f"{path} is past the end of a run of {total_steps} steps; raise phases.NAME.samples"
+            f"{path} is past the end of a run of {end} steps; raise phases.NAME.samples"
         )
     return path
 

@@ -1,12 +1,16 @@
 """What may change when a run continues, and what may not.
 
-In: the configuration in the checkpoint and the one asked for. Out: nothing, or one sentence that
-names every change that would make the continued run another run.
+In: what the checkpoint holds (configuration, groups of parameters) and what is asked for. Out:
+nothing, or one sentence that names every change that would make the continued run another run.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch.optim import Optimizer
+
+from .optim import AdamW
 
 FIXED = ("seed", "model", "objective", "teachers", "ema")
 # What the batches hold and in which order; where shards, caches and sidecars lie may change.
@@ -17,6 +21,7 @@ FIXED_DATA = (
 )
 MOVABLE = ("folder", "max_open")
 PLACED = "keep"  # where a teacher's weights are
+USUAL = {"class_path": f"{AdamW.__module__}.{AdamW.__qualname__}"}  # of a run file without `optim`
 # How features are computed, not what they are.
 COMPUTED = ("model.chunks", "model.text_parts")
 
@@ -38,10 +43,12 @@ def check_resume(
         step: That the run continues at.
 
     Raises:
-        ValueError: seed, model, objective, the data or a phase's batch size differ, or the phases
-            before `step` took another number of samples.
+        ValueError: seed, model, objective, the optimiser (but for its numbers), the data or a
+            phase's batch size differ, or the phases before `step` took another number of samples.
     """
     changes = [line for key in FIXED for line in _differences(key, saved.get(key), wanted.get(key))]
+    old_optim, new_optim = (dict(_choices(c.get("optim") or USUAL)) for c in (saved, wanted))
+    changes += _differences("optim", old_optim, new_optim)
     for key in FIXED_DATA:
         old, new = saved["data"].get(key), wanted["data"].get(key)
         changes += _differences(f"data.{key}", old or None, new or None)
@@ -63,8 +70,39 @@ def check_resume(
     if changes:
         raise ValueError(
             "cannot resume: " + "; ".join(changes) + ". A resumed run keeps its seed, data, global "
-            "batch, model and objective; start a new run with --init_from to change them"
+            "batch, model, objective and optimiser; start a new run with --init_from to change them"
         )
+
+
+def check_groups(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Compares the groups of parameters, by whose places an optimiser's states are found again.
+
+    Args:
+        saved: The optimiser's state in the checkpoint.
+        optimizer: The one to continue with.
+
+    Raises:
+        ValueError: changed rates or decays have split groups, or joined them.
+    """
+    old = [len(group["params"]) for group in saved["param_groups"]]
+    new = [len(group["params"]) for group in optimizer.param_groups]
+    if old != new:
+        raise ValueError(
+            f"cannot resume: optim makes groups of {new} parameters, and the run had {old}. Rates "
+            "and decays may change, but those that were equal stay equal and others apart; start "
+            "a new run with --init_from to change more"
+        )
+
+
+def _choices(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What an optimiser is told that is no number: its class, its patterns."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _choices(value, f"{path}.{key}".removeprefix("."))
+        return
+    parts = tree if isinstance(tree, list | tuple) else [] if tree is None else [tree]
+    if any(isinstance(part, bool) or not isinstance(part, int | float) for part in parts):
+        yield path, tree
 
 
 def _samples_before(phases: Mapping[str, Any], step: int) -> int | None:

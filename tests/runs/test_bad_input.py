@@ -161,6 +161,8 @@ def test_a_run_folder_is_never_overwritten(tmp_path, pairs, refused):
         ("--data.texts={long: [txt]}", "data.texts"),
         ("--data.manifest=OTHER", "the data behind data.manifest"),
         ("--data.temperature=2", "data.temperature: None -> 2"),
+        ("--optim=counterpoint.train.optim_timm.Lion", "train.optim.AdamW -> counterpoint.train"),
+        ("--optim={class_path: AdamW, init_args: {groups: {image: {rate: 0.5}}}}", "optim makes"),
     ],
 )
 def test_resume_refuses_to_become_another_run(tmp_path_factory, refused, option, word, stopped):
@@ -191,11 +193,9 @@ def stopped(tmp_path_factory):
 
 def test_more_samples_and_other_workers_may_be_asked_for(stopped, tmp_path):
     run_dir, _ = stopped
-    fit(
-        ["--resume", str(run_dir), "--phases.train.samples=48", "--data.num_workers=0"],
-        1,
-        tmp_path / "log",
-    )
+    options = ["--phases.train.samples=48", "--data.num_workers=0"]
+    options += ["--optim=AdamW", "--optim.weight_decay=0.1"]
+    fit(["--resume", str(run_dir), *options], 1, tmp_path / "log")
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 4
 
 

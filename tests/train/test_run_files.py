@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from counterpoint.train.checkpoint import AtomicCheckpointIO, load, newest, step_of
+from counterpoint.train.groups import Groups, Tower
 from counterpoint.train.metrics import MetricsFile, average, read_rows
-from counterpoint.train.resume import check_resume
+from counterpoint.train.optim import AdamW
+from counterpoint.train.resume import check_groups, check_resume
 
 
 def test_rows_after_the_resumed_step_are_cut_and_the_clock_goes_on(tmp_path):
@@ -110,3 +112,44 @@ def test_what_may_change_on_resume():
     check_resume(wanted, longer, "a", "a", 4)
     with pytest.raises(ValueError, match=r"step 5 would begin after 54 samples, .* had seen 60"):
         check_resume(wanted, longer, "a", "a", 5)
+
+
+def optim(kind="AdamW", **arguments):
+    groups = {"image": {"rate": 1.0, "weight_decay": None}, "no_decay": [], "frozen": []}
+    return {
+        "class_path": f"counterpoint.train.optim.{kind}",
+        "init_args": {"groups": groups} | arguments,
+    }
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted", "refused"),
+    [
+        (None, optim(), None),
+        (optim(betas=[0.9, 0.98]), optim(betas=[0.9, 0.95], weight_decay=0.1), None),
+        (optim(), optim(groups={"image": {"rate": 0.5, "weight_decay": 0.1}}), None),
+        (optim(), optim("Lion"), r"optim\.class_path: .*AdamW -> .*Lion"),
+        (None, optim("Lion"), r"optim\.class_path: .*AdamW -> .*Lion"),
+        (optim(), optim(groups={"frozen": ["a"]}), r"groups\.frozen: None -> \['a'\]\. A resumed"),
+        (optim(adamw=["a"]), optim(adamw=["b"]), r"adamw: \['a'\] -> \['b'\]"),
+        (optim(nesterov=True), optim(nesterov=False), "nesterov: True -> False"),
+    ],
+)
+def test_numbers_of_an_optimiser_may_change_on_resume(saved, wanted, refused):
+    run = {"data": {}, "phases": {}}
+    if refused is None:
+        check_resume(run | {"optim": saved}, run | {"optim": wanted}, "a", "a", 0)
+        return
+    with pytest.raises(ValueError, match=refused):
+        check_resume(run | {"optim": saved}, run | {"optim": wanted}, "a", "a", 0)
+
+
+def test_groups_may_not_be_split_or_joined_on_resume():
+    model = torch.nn.ModuleDict({"image": torch.nn.Linear(2, 2), "text": torch.nn.Linear(2, 2)})
+    half = Groups(image=Tower(rate=0.5))
+    saved = AdamW(groups=half).build(model).state_dict()
+    check_groups(saved, AdamW(groups=Groups(image=Tower(rate=0.1)), weight_decay=0.3).build(model))
+    with pytest.raises(ValueError, match=r"groups of \[2, 2\] .* had \[1, 1, 1, 1\]"):
+        check_groups(saved, AdamW().build(model))
+    with pytest.raises(ValueError, match=r"groups of \[1, 1, 1, 1\] .* had \[2, 2\]"):
+        check_groups(AdamW().build(model).state_dict(), AdamW(groups=half).build(model))
