@@ -18,6 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .manifest import Manifest
+from .urls import base_name
+
 KEY = "key"
 
 
@@ -133,6 +136,24 @@ class Sidecar:
             part = _Part(path, self.columns.values())
             self._empty = {entry: part.zeros(column) for entry, column in self.columns.items()}
         return self._empty
+
+
+def check_file_names(manifest: Manifest) -> None:
+    """Refuses shards whose rows would lie in the same file.
+
+    Raises:
+        ValueError: Two shards of one source have the same name.
+    """
+    seen: dict[tuple[int, str], str] = {}
+    for url, source in zip(manifest.urls, manifest.source_ids.tolist(), strict=True):
+        stem = base_name(url).removesuffix(".tar")
+        first = seen.setdefault((source, stem), url)
+        if first != url:
+            raise ValueError(
+                f"{first} and {url} are shards of the same name in the source "
+                f"'{manifest.sources[source]}', and sidecars know shards by these: make each set a "
+                "source of its own (counterpoint data index FIRST=URLS SECOND=URLS)"
+            )
 
 
 class _Part:

@@ -22,7 +22,7 @@ from ..data.dataset import Batch, StepDataset
 from ..data.manifest import Manifest
 from ..data.module import PairsDataModule
 from ..data.sample import uniform
-from ..data.sidecar import KEY, write_sidecar
+from ..data.sidecar import KEY, check_file_names, write_sidecar
 from ..data.urls import base_name
 from ..models.teacher import DTYPES, FrozenTowers
 from ..train.placement import place
@@ -99,8 +99,10 @@ class Store:
         """Makes the folder; says how large the store will be.
 
         Raises:
-            ValueError: the folder holds another store, or the disk is too small.
+            ValueError: the folder holds another store, the disk is too small, or two shards would
+                have one file.
         """
+        check_file_names(self.manifest)
         path = self.out / ABOUT
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))

@@ -2,10 +2,12 @@
 
 import pickle
 
+import pyarrow as pa
 import pytest
 import torch
 
-from counterpoint.data.sidecar import Sidecar, write_sidecar
+from counterpoint.data.manifest import SCHEMA, Manifest
+from counterpoint.data.sidecar import Sidecar, check_file_names, write_sidecar
 
 
 @pytest.fixture
@@ -96,3 +98,16 @@ def test_others_may_read_what_is_written(folder, tmp_path):
     (tmp_path / "plain").touch()
     written = tmp_path / "a" / "00000.safetensors"
     assert written.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_shards_of_one_name_need_sources_of_their_own():
+    def check(*shards):
+        rows = [
+            {"source": source, "url": url, "num_samples": 1, "num_bytes": 1, "sha256": ""}
+            for source, url in shards
+        ]
+        check_file_names(Manifest(pa.Table.from_pylist(rows, SCHEMA), "/pairs"))
+
+    check(("a", "one/0.tar"), ("b", "two/0.tar"), ("a", "one/1.tar"), ("a", "one/0.tar"))
+    with pytest.raises(ValueError, match=r"/pairs/one/0 and .*/two/0\.tar\?t .*'a'.*FIRST=URLS"):
+        check(("b", "two/0.tar"), ("a", "one/0"), ("a", "https://x/two/0.tar?t"))

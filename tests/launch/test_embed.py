@@ -13,6 +13,7 @@ from counterpoint.launch import cli
 from counterpoint.launch import config as run_config
 from counterpoint.launch.build import build
 from counterpoint.launch.embed import main
+from counterpoint.launch.fit import main as cli_fit
 from counterpoint.models.weights import read_weights
 from counterpoint.train import checkpoint as checkpoints
 
@@ -162,6 +163,20 @@ def test_it_goes_on_where_it_was_left(world, store, tmp_path, capsys):
 def test_what_cannot_be_stored_is_refused(world, store, more, words):
     with pytest.raises(ValueError, match=words):
         embed(world, store, *more)
+
+
+def test_shards_that_would_share_a_file_are_refused(world, store, tmp_path):
+    shards = [*tiny.write_shards(tmp_path / "a", 1, 9), *tiny.write_shards(tmp_path / "b", 1, 9)]
+    assert cli.main(["data", "index", *map(str, shards), "--out", str(tmp_path / "m")]) == 0
+    manifest = f"--data.manifest={tmp_path / 'm'}"
+    with pytest.raises(ValueError, match=r"a/00000\.tar and .*b/00000\.tar are shards of the same"):
+        embed(world, tmp_path / "store", manifest)
+    assert not (tmp_path / "store").exists()
+    sidecar = {"folder": str(store), "columns": {"image": "image"}, "variants": VARIANTS}
+    option = f"--data.sidecars={json.dumps({'big': sidecar})}"
+    argv = ["--config", str(world[0] / "run.yaml"), "--run_dir", str(tmp_path / "run"), manifest]
+    with pytest.raises(ValueError, match="sidecars know shards by these"):
+        cli_fit([*argv, option])
 
 
 def test_a_disk_that_is_too_small_is_told_before(world, tmp_path, monkeypatch):
