@@ -27,10 +27,12 @@ class AdamW:
     Attributes:
         whole_tensors: a parameter's update depends on more than each of its elements' own past, so
             that strategies which cut parameters into flat pieces (ZeRO) would change it.
+        own_shapes: keeps states that are neither single numbers nor shaped like their parameter.
         own_backward: takes a backward pass besides the loss's.
     """
 
     whole_tensors = False
+    own_shapes = False
     own_backward = False
 
     def __init__(

@@ -92,6 +92,7 @@ class Adafactor(AdamW):
     """
 
     whole_tensors = True
+    own_shapes = True
 
     def __init__(
         self,

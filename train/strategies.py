@@ -17,7 +17,6 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
-    StrategyRegistry,
 )
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -30,19 +29,25 @@ from .slices import slices_in
 from .zero import Zero
 from .zero_shares import ZeroShares
 
+# Lightning's own of which each rank holds everything, started as we know it.
+USABLE = (
+    *("auto", "single_device", "ddp"),
+    *("ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
+)
+
 
 def strategy(name: Any) -> Any:
     """Returns the strategy of that name; what is no name of ours is Lightning's, as it is.
 
     Raises:
-        ValueError: nobody knows the name.
+        ValueError: nobody knows it, or its pieces of gradients would be taken for all of them.
     """
     if name == "fsdp2":
         return Fsdp2()
     if found := re.fullmatch(r"zero([123])(_offload)?", str(name)):
         return Zero(int(found[1]), offload=found[2] is not None)
-    known = [n for n in StrategyRegistry.available_strategies() if not n.startswith("deepspeed")]
-    if isinstance(name, str) and name not in ("auto", *known):
+    is_made = isinstance(name, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
+    if not is_made and name not in USABLE:
         raise ValueError(
             f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, zero1, zero2 or zero3 (these "
             "three also with _offload behind the number)"
@@ -61,8 +66,8 @@ def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
     """Refuses what would not be the same optimiser on pieces of parameters, or not work at all.
 
     Raises:
-        ValueError: its update needs whole tensors, and ZeRO has slices of them; or it takes a
-            backward pass that ZeRO or a gradient scaler would not know.
+        ValueError: its update needs whole tensors, and ZeRO has slices of them; it could not be
+            resumed; or it takes a backward pass that ZeRO or a gradient scaler would not know.
     """
     scaled = getattr(strategy.precision_plugin, "scaler", None) is not None
     if optim.own_backward and (scaled or isinstance(strategy, DeepSpeedStrategy)):
@@ -70,6 +75,12 @@ def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
             f"optim names {type(optim).__name__}, which takes a backward pass of its own: neither "
             "ZeRO nor the gradient scaler of 16-mixed knows it; use trainer.strategy=ddp or fsdp2 "
             "with bf16-mixed or 32-true, or another optimiser"
+        )
+    if isinstance(strategy, ModelParallelStrategy) and optim.own_shapes:
+        raise ValueError(
+            f"optim names {type(optim).__name__}, whose factored moments have shapes of their own, "
+            "and FSDP2 resumes from moments that are cut like their parameters: use "
+            "trainer.strategy=ddp, or another optimiser"
         )
     if isinstance(strategy, DeepSpeedStrategy) and optim.whole_tensors:
         raise ValueError(

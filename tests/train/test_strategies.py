@@ -5,6 +5,7 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from small_run import Recorded, module, replay, train
 
 from counterpoint.losses.objective import Objective
@@ -16,7 +17,8 @@ from counterpoint.train.freeze import freeze
 from counterpoint.train.module import step_seed
 from counterpoint.train.optim import AdamW
 from counterpoint.train.optim_sophia import SophiaG
-from counterpoint.train.optim_timm import Lamb
+from counterpoint.train.optim_timm import Adafactor, Lamb
+from counterpoint.train.strategies import check_optimiser, strategy
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 CHUNKS = (1, 2, 4, 8)
@@ -191,3 +193,24 @@ def test_what_needs_whole_tensors_is_refused_where_they_are_cut(gloo):
     assert "clip: AGC" in gloo(1, refused, "zero2", {"clip": AGC()})[0]
     why = "neither ZeRO nor the gradient scaler"
     assert "optim names SophiaG" in gloo(1, refused, "zero2", {"optim": SophiaG()}, why)[0]
+
+
+def test_what_could_not_be_resumed_is_refused():
+    check_optimiser(strategy("fsdp2"), Lamb())
+    check_optimiser(DDPStrategy(), Adafactor())
+    with pytest.raises(ValueError, match=r"optim names Adafactor, .* use trainer\.strategy=ddp"):
+        check_optimiser(strategy("fsdp2"), Adafactor())
+
+
+def test_strategies_whose_pieces_would_be_taken_for_copies_are_refused():
+    made = DDPStrategy(find_unused_parameters=True)
+    assert strategy(made) is made
+    for name in ("auto", "ddp", "ddp_find_unused_parameters_true"):
+        assert strategy(name) == name
+    for name in ("fsdp", "fsdp_cpu_offload", "ddp_spawn", "deepspeed_stage_2", "xla"):
+        with pytest.raises(
+            ValueError, match=f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2"
+        ):
+            strategy(name)
+    with pytest.raises(ValueError, match=r"trainer.strategy is .*FSDPStrategy"):
+        strategy(FSDPStrategy())
