@@ -25,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, renames: a kill or a full disk never leaves half a file.
 
     Attributes:
-        failure: what the operating system said about the last file, if it could not be written.
+        failure: why the last file could not be written, if it could not.
             Whoever saves has to look: raised here, on the first rank alone, it would leave the
             others waiting for that rank.
     """
@@ -64,19 +64,22 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         part.unlink(missing_ok=True)
         raise disk_error(error, path) from error
 
 
-def disk_error(error: Exception, path: Path) -> Exception:
-    """Turns torch's failed write on a full disk into the OSError that it was."""
+def disk_error(error: Exception, path: Path) -> OSError:
+    """Turns torch's failed write on a full disk into the OSError that it was.
+
+    Whatever else went wrong has to reach the other ranks by the same way.
+    """
     if isinstance(error, OSError):
         return error
     free = os.statvfs(path.parent)
     if free.f_bavail * free.f_frsize < 1 << 20 or "file write failed" in str(error):
         return OSError(28, "No space left on device", str(path))
-    return error
+    return OSError(f"{type(error).__name__}: {error}")
 
 
 def newest(run_dir: str | Path) -> Path | None:

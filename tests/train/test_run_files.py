@@ -1,6 +1,7 @@
 """The files of a run: metrics that are cut on resume, checkpoints that are whole or absent."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -52,6 +53,16 @@ def test_a_failed_write_leaves_the_last_checkpoint_alone(tmp_path, monkeypatch):
     assert "No space" in str(io.failure)
     assert torch.equal(load(path)["x"], torch.ones(3))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_failed_write_is_told_to_all_ranks_whatever_failed(tmp_path, monkeypatch):
+    io = AtomicCheckpointIO()
+    path = tmp_path / "step-00000005.ckpt"
+    for error in (RuntimeError("unexpected pos 64 vs 0"), TypeError("cannot pickle this")):
+        monkeypatch.setattr(torch, "save", Mock(side_effect=error))
+        io.save_checkpoint({"x": torch.ones(3)}, path)  # raised here, it would leave them waiting
+        assert str(io.failure) == f"{type(error).__name__}: {error}"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
