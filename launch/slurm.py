@@ -5,15 +5,20 @@ script that anybody can read, edit and submit.
 """
 
 import argparse
+import os
 import re
 import shlex
 import shutil
 import string
 import subprocess
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ..data.manifest import Manifest, is_remote
 from ..data.schedule import check_divides
 from . import config as run_config
 from .fit import take_option, with_found_configs
@@ -41,8 +46,14 @@ def main(argv: list[str]) -> int:
     overrides = [*overrides, "--run_dir", str(run_dir)]
     if options.cache is not None:
         overrides.append(f"--data.cache.init_args.folder={options.cache}")
-    text = render(options, config.name, run_dir, overrides)
+    named = [] if options.container is None else named_folders(options.config, config)
+    text = render(options, config.name, run_dir, overrides, named)
     path = options.out or run_dir / "job.sbatch"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{path} is there and differs from what this command writes: submit it as it is "
+            f"(sbatch {path}), delete it, or write to another --out"
+        )
     # SLURM does not make the folder of the log, and then nobody learns why there is none.
     for folder in (run_dir, path.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,15 +134,62 @@ def tasks(options: argparse.Namespace) -> int:
     return found
 
 
-def render(options: argparse.Namespace, name: str, run_dir: Path, overrides: list[str]) -> str:
-    """Returns the script; lines whose value is not given are left out."""
+def named_folders(file: str, config: Any) -> set[str]:
+    """Folders of a run file and of what it names, shards included, as far as that is there."""
+    paths = list(texts(run_config.plain(_run_parser(), config)))
+    if os.path.isfile(file):
+        parts = texts(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+        paths += [file, *(os.path.join(os.path.dirname(file), part) for part in parts)]
+    manifests = config.data.manifest
+    for path in [manifests] if isinstance(manifests, str) else manifests:
+        if os.path.exists(path):
+            paths += [url for url in Manifest.load(path).urls if not is_remote(url)]
+    there = {os.path.abspath(path) for path in paths if os.path.exists(path)}
+    return {path if os.path.isdir(path) else os.path.dirname(path) for path in there} - {"/"}
+
+
+def texts(values: Any) -> Iterator[str]:
+    """The texts in nested containers."""
+    if isinstance(values, dict | list):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from texts(value)
+    elif isinstance(values, str):
+        yield values
+
+
+def outermost(folders: Iterable[str]) -> list[str]:
+    """Leaves out folders that are inside of others."""
+    found: list[str] = []
+    for folder in sorted(map(Path, folders)):
+        if not any(folder.is_relative_to(outer) for outer in found):
+            found.append(str(folder))
+    return found
+
+
+def render(
+    options: argparse.Namespace,
+    name: str,
+    run_dir: Path,
+    overrides: list[str],
+    named: Iterable[str],
+) -> str:
+    """Returns the script; lines whose value is not given are left out.
+
+    Args:
+        options: Of the job.
+        name: Of the run.
+        run_dir: Where results go.
+        overrides: Of the run's file.
+        named: Folders that a container has to see besides those of the job.
+    """
     workdir = Path.cwd()
     config = Path(options.config)
     chosen = str(config.absolute()) if config.is_file() else options.config
     command = ["counterpoint", "fit", "--resume", "auto", "--config", chosen, *overrides]
     srun: list[str] = []
     if options.container is not None:
-        mounts = sorted({str(workdir), str(run_dir.parent)} | {options.cache or str(workdir)})
+        own = [str(workdir), str(run_dir.parent), options.cache or str(workdir)]
+        mounts = outermost([*own, *named])
         if options.container.endswith(".sif"):
             binds = [word for mount in mounts for word in ("--bind", mount)]
             command = ["apptainer", "exec", "--nv", *binds, options.container, *command]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,36 @@ def test_a_script_says_what_was_asked_and_is_bash(manifest, tmp_path, monkeypatc
         *("--kill-on-bad-exit=1", "--cpus-per-task=16", "counterpoint", "fit", "--resume", "auto"),
         *("--config", str(path), *overrides, "--run_dir", str(file.parent)),
     ]
+
+
+def test_containers_see_what_the_run_names(manifest, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "slots").mkdir()
+    values = tiny.config(manifest, steps=STEPS)
+    (tmp_path / "slots" / "model.yaml").write_text(json.dumps(values["model"]))
+    (tmp_path / "rows").mkdir()
+    tiny.write_shards(tmp_path / "elsewhere", 1)
+    index_shards([str(tmp_path / "elsewhere" / "00000.tar")], str(tmp_path / "m" / "m.parquet"))
+    path = run_file(tmp_path / "file", tmp_path / "m" / "m.parquet", model="../slots/model.yaml")
+    sidecar = json.dumps({"s": {"folder": "../rows", "columns": {"a": "b"}}})
+    argv = ["--config", str(path), "--gpus=1", "--container=x.sif", f"--data.sidecars={sidecar}"]
+    assert main(["launch", "slurm", *argv, "--run_dir=runs/one", "--out=job"]) == 0
+    found = re.findall(r"--bind (\S+)", Path("job").read_text())
+    names = ("elsewhere", "file", "m", "rows", "slots", "work")
+    assert found == [str(tmp_path / name) for name in names]
+
+
+def test_a_script_that_was_edited_is_left_alone(manifest, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["launch", "slurm", "--config", str(run_file(tmp_path / "file", manifest)), "--gpus=2"]
+    assert main(argv) == main(argv) == 0
+    path = tmp_path / "runs" / "tiny" / "job.sbatch"
+    path.write_text(path.read_text() + "# mine\n")
+    assert main(argv) == 2
+    assert "differs from what this command writes" in capsys.readouterr().err
+    assert path.read_text().endswith("# mine\n")
+    assert main([*argv, "--out", "other.sbatch"]) == 0
 
 
 @pytest.mark.parametrize(
