@@ -167,7 +167,8 @@ class ForeignImage(ImageTower):
         sides = {size} if isinstance(size, int) else set(size)
         if len(sides) > 1:
             raise ValueError(f"the teacher takes pictures of {size} pixels; only squares are made")
-        self.model, self._encode = model, encode
+        # open_clip gives it in training mode, where one picture moves the statistics of BatchNorm.
+        self.model, self._encode = model.eval(), encode
         self.stem = PixelStem(mean, std)
         self.image_size = sides.pop()
         self.width = width_of(self)

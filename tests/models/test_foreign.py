@@ -114,6 +114,18 @@ def test_a_folder_without_weights_is_no_teacher(folders, tmp_path):
         OpenClip(str(tmp_path)).build(refuse)
 
 
+def test_building_leaves_the_statistics_of_a_batch_norm_alone(tmp_path):
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}
+    config = {"embed_dim": 8, "vision_cfg": vision | {"patch_size": None}, "text_cfg": TEXT}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    model = open_clip.create_model(f"local-dir:{tmp_path}", load_weights=False)
+    before = model.state_dict()
+    assert any("running_mean" in name for name in before)
+    torch.save(before, tmp_path / "open_clip_pytorch_model.bin")
+    after = OpenClip(str(tmp_path)).build(refuse).model.image.model.state_dict()
+    assert [name for name, value in before.items() if not torch.equal(after[name], value)] == []
+
+
 def test_ids_are_those_of_open_clip(folders):
     found = OpenClip(str(folders["clip"][0])).tokenize(CAPTIONS, 10)
     assert torch.equal(found, shortened(10)[0])
