@@ -38,8 +38,8 @@ class FrozenTowers(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Mapping[str, Tensor], needs: Iterable[str]) -> dict[str, Tensor]:
-        """Returns what `TwoTower` does, with all tokens."""
-        return self.model(batch, needs)
+        """Returns what `TwoTower` does, with all tokens, in the model's number of chunks."""
+        return self.model(batch, needs, chunks=self.model.chunks)
 
 
 class Teacher(ABC):

@@ -88,6 +88,7 @@ class TwoTower(nn.Module):
         batch: Mapping[str, Tensor],
         needs: Iterable[str] = ("image", "text"),
         reduction: Reduction | None = None,
+        chunks: int | None = None,
     ) -> dict[str, Tensor]:
         """Computes the union of what is needed, each view once.
 
@@ -96,7 +97,11 @@ class TwoTower(nn.Module):
                 (and `text*_length.host`, the same on the host, or the device is waited for).
             needs: names of features; names the model does not make are left to others.
             reduction: which tokens are left out, by the batch's `key`; None: none are.
+            chunks: parts that each view is encoded in. None: the model's `chunks`; without
+                gradients one, since ranks may have unequal batches in evaluation and must call
+                the towers equally often.
         """
+        chunks = chunks or (self.chunks if torch.is_grad_enabled() else 1)
         features = {"logit_scale": self.logit_scale.exp()}
         if self.logit_bias is not None:
             features["logit_bias"] = self.logit_bias
@@ -105,10 +110,10 @@ class TwoTower(nn.Module):
         for view in views:
             tower = view.split(".")[0]
             if tower == "image":
-                raw = self._encode_images(view, batch, reduction)
+                raw = self._encode_images(view, batch, reduction, chunks)
             elif tower == "text":
-                captions, length = self._captions(view, batch, reduction)
-                raw = parts.encode(self.project_text, captions.parts, self.chunks > 1)
+                captions, length = self._captions(view, batch, reduction, chunks)
+                raw = parts.encode(self.project_text, captions.parts, chunks > 1)
                 raw = captions.restored(raw)
                 tokens.append((captions.computed, length))
             else:
@@ -118,7 +123,7 @@ class TwoTower(nn.Module):
         return features | _per_caption(tokens)
 
     def _encode_images(
-        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None
+        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None, chunks: int
     ) -> Float[Tensor, "n d"]:
         image, kept = batch[view], None
         # Drawn for the whole batch: what is kept does not depend on the parts.
@@ -126,11 +131,11 @@ class TwoTower(nn.Module):
             image = reduction.image.pixels(image)
             grid = self.image.grid(image)  # type: ignore[operator] - see ImageTower
             kept = reduction.image.keep(grid, batch["key"], view, reduction)
-        pieces = parts.split((image, kept), self._parts(self.chunks))
-        return parts.encode(self.project_image, pieces, self.chunks > 1)
+        pieces = parts.split((image, kept), chunks)
+        return parts.encode(self.project_image, pieces, chunks > 1)
 
     def _captions(
-        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None
+        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None, chunks: int
     ) -> tuple[parts.Captions, Int64[Tensor, " n"]]:
         text, length = batch[view], batch[f"{view}_length"]
         # Reducers only shorten captions, so that lengths known before are long enough.
@@ -138,13 +143,9 @@ class TwoTower(nn.Module):
         if reduction is not None and reduction.text is not None:
             text, length = reduction.text.tokens(text, length, batch["key"], view, reduction)
         if not (self.text_parts and self.text.ignores_padding):
-            return parts.whole(text, length, self._parts(self.chunks)), length
-        num_parts = self._parts(max(self.chunks, self.text_parts))
+            return parts.whole(text, length, chunks), length
+        num_parts = max(chunks, self.text_parts) if torch.is_grad_enabled() else chunks
         return parts.trimmed(text, length, num_parts, self.context_length, known), length
-
-    @staticmethod
-    def _parts(num_parts: int) -> int:
-        return num_parts if torch.is_grad_enabled() else 1
 
     def project_image(
         self, image: UInt8[Tensor, "n 3 h w"], kept: Int64[Tensor, "n k"] | None = None

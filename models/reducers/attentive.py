@@ -99,7 +99,7 @@ def attended(
     Args:
         tower: With a class token.
         image: The pictures.
-        run: Calls the tower once, on these pictures alone.
+        run: Calls the tower on these pictures alone, at once or part by part.
 
     Returns:
         What `run` does, and the class token's attention to each patch, averaged over all layers and
@@ -108,11 +108,11 @@ def attended(
     Raises:
         ValueError: The tower has no class token, or has unusual blocks.
     """
-    rows: list[Tensor] = []
     blocks, grid = plain_blocks(tower), tower.grid(image)
+    rows: dict[Any, list[Tensor]] = {block: [] for block in blocks}
 
     def look(block: Any, given: tuple[Tensor]) -> None:
-        rows.append(class_row(block, *given))
+        rows[block].append(class_row(block, *given))
 
     hooks = [block.register_forward_pre_hook(look) for block in blocks]
     try:
@@ -120,9 +120,10 @@ def attended(
     finally:
         for hook in hooks:
             hook.remove()
-    assert len(rows) == len(blocks), "the tower runs once"
+    layers = torch.stack([torch.cat(parts) for parts in rows.values()])
+    assert layers.shape[1] == len(image), "the tower sees each picture once"
     # Class and register tokens come first.
-    patches = torch.stack(rows).mean(dim=0)[:, -grid[0] * grid[1] :]
+    patches = layers.mean(dim=0)[:, -grid[0] * grid[1] :]
     return result, patches.unflatten(1, grid)
 
 

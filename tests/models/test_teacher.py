@@ -1,5 +1,6 @@
 """Frozen models: the features of a direct forward, nothing else."""
 
+import pytest
 import torch
 from tiny_tower import tiny_vit
 
@@ -41,6 +42,20 @@ def test_features_are_those_of_a_direct_forward():
     assert got["logit_scale"].shape == (1,) and abs(got["logit_scale"].item() - 7) < 1e-5
     assert not any(value.requires_grad for value in got.values())
     assert not any(p.requires_grad for p in towers.parameters())
+
+
+@pytest.mark.parametrize("text_parts", [0, 4])
+def test_a_teacher_is_encoded_in_as_many_parts_as_the_model_says(text_parts):
+    made, data, rows = model(), batch(), []
+    made.text_parts = text_parts
+    want = FrozenTowers(made)(data, NEEDS)
+    made.chunks = 3
+    for tower in (made.image, made.text):
+        tower.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    got = FrozenTowers(made)(data, NEEDS)
+    assert rows == [3, 2, 2] * 4
+    for name in NEEDS:
+        torch.testing.assert_close(got[name], want[name])
 
 
 def test_low_precision_is_the_weights():

@@ -26,11 +26,13 @@ def tower(**more):
 
 
 @pytest.mark.parametrize("more", [{}, {"reg_tokens": 2, "qk_norm": True, "qkv_bias": False}])
-@pytest.mark.parametrize("size", [32, 16])
-def test_the_class_tokens_row_is_that_of_the_whole_maps(more, size):
+@pytest.mark.parametrize(("size", "num_parts"), [(32, 1), (16, 1), (16, 2)])
+def test_the_class_tokens_row_is_that_of_the_whole_maps(more, size, num_parts):
     model = tower(**more)
     image = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
-    result, got = attended(model, image, lambda: model(image))
+    result, got = attended(
+        model, image, lambda: torch.cat([model(part) for part in image.tensor_split(num_parts)])
+    )
     maps = []
     for block in model.trunk.blocks:
         block.attn.fused_attn = False
