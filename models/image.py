@@ -70,11 +70,11 @@ class ImageTower(nn.Module):
 
 
 class TimmTower(ImageTower):
-    """Any timm model as image tower.
+    """Any timm model that pools its features as image tower.
 
     Args:
         name: timm's model name, for example `vit_base_patch16_224`.
-        image_size: side of the square input in pixels.
+        image_size: side of the square input in pixels; models with a fixed one are made for it.
         mean, std: pixel statistics in units of [0, 1] (default: OpenAI CLIP's).
         model_args: further keyword arguments of the timm model (`embed_dim`, `depth`, ...).
 
@@ -94,11 +94,11 @@ class TimmTower(ImageTower):
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
             raise ValueError(f"timm has no model '{name}'; names that look like it: {close}")
-        sized = {"img_size": image_size} if "vit" in name else {}
-        self.trunk = timm.create_model(name, num_classes=0, **sized, **(model_args or {}))
+        self.trunk = _trunk(name, image_size, model_args or {})
         self.stem = PixelStem(mean, std)
         self.image_size = image_size
-        self.width: int = self.trunk.num_features  # type: ignore[assignment]
+        # Of what comes out: some convolutional networks have a wider layer behind the pooling.
+        self.width: int = self.trunk.head_hidden_size  # type: ignore[assignment]
         self.mask_token: nn.Parameter | None = None
 
     def learn_mask_token(self) -> None:
@@ -198,6 +198,17 @@ class TimmTower(ImageTower):
         if type(self.trunk) is VisionTransformer and type(self.trunk.patch_embed) is PatchEmbed:
             return self.trunk
         return None
+
+
+def _trunk(name: str, image_size: int, model_args: dict[str, Any]) -> nn.Module:
+    """Makes timm's model, for the size of the pictures if it has to know that."""
+    try:
+        return timm.create_model(name, num_classes=0, **{"img_size": image_size} | model_args)
+    except TypeError as error:
+        # Signatures do not tell: many constructors only pass their arguments on.
+        if "img_size" in model_args or "'img_size'" not in str(error):
+            raise
+        return timm.create_model(name, num_classes=0, **model_args)
 
 
 def resampled(

@@ -89,6 +89,19 @@ def test_another_size_is_what_timm_makes_of_it(kind):
     torch.testing.assert_close(model(image, keep), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "width", "model_args"),
+    [
+        ("deit_tiny_patch16_224", 16, {"depth": 1, "embed_dim": 16, "num_heads": 2}),
+        ("fastvit_t8", 32, {"layers": (1, 1, 1, 1), "embed_dims": (4, 8, 8, 16)}),
+        ("mobilenetv3_small_050", 1024, {}),
+    ],
+)
+def test_other_models_of_timm(name, width, model_args):
+    model = TimmTower(name, 32, model_args=model_args).eval()
+    assert model(pixels()).shape == (3, width) == (3, model.width)
+
+
 def test_an_order_of_the_batch_changes_nothing_else():
     model, image, keep = tower("plain"), pixels(4), some(4, 16, 6)
     order = torch.tensor([2, 0, 3, 1])
