@@ -40,7 +40,11 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
         if "." in name or name in ("image", "text"):
             raise ValueError(f"the teacher '{name}' needs another name: no dots, no image or text")
     names = [f"teacher.{name}" for name in teachers] + ["ema"] * (parts.ema is not None)
-    stored = [f"{n}.{entry}" for n, sidecar in data.sidecars.items() for entry in sidecar.columns]
+    stored = [
+        f"{name}.{entry}"
+        for name, sidecar in data.sidecars.items()
+        for entry in (*sidecar.columns, "present")
+    ]
     needs, sizes = module.objective.needs, sizes_of(module, data)
     check_needs(needs, names, sizes, stored)
     made = {"image": View(data.train_transform)}

@@ -251,13 +251,14 @@ def check_needs(
     """
     for name in sorted(set(needs) - set(stored)):
         words = name.split(".")
-        if words[0] not in ("ema", "teacher"):
-            continue
-        provider = "ema" if words[0] == "ema" else ".".join(words[:2])
-        if provider not in providers:
+        own = words[0] in ("image", "text")
+        if not own and words[0] not in ("ema", "teacher") and len(words) == 1:
+            continue  # of every batch, such as its `key`
+        provider = ".".join(words[:2]) if words[0] == "teacher" else words[0]
+        if not own and provider not in providers:
             raise ValueError(f"a term needs '{name}', which nobody provides: {_fix(words)}")
-        view = name.removeprefix(f"{provider}.").removesuffix(".raw")
-        if view not in (*views, *SCALARS):
+        view = (name if own else name.removeprefix(f"{provider}.")).removesuffix(".raw")
+        if view not in views and (own or view not in SCALARS):
             raise ValueError(
                 f"a term needs '{name}', but batches have no '{view}': name one of "
                 f"{sorted(views)}, or add it to data.views or data.texts"
@@ -267,6 +268,11 @@ def check_needs(
 def _fix(words: list[str]) -> str:
     if words[0] == "ema":
         return "give the run an average of the student, such as ema: {decay: 0.996}"
+    if words[0] != "teacher":
+        return (
+            f"give data.sidecars.{words[0]} a column {'.'.join(words[1:])}, or name a feature of a "
+            "teacher as teacher.NAME.image or teacher.NAME.text"
+        )
     name = words[1] if len(words) > 2 else "NAME"
     return (
         f"configure teachers: {{{name}: {{class_path: counterpoint.models.teacher.Frozen, "

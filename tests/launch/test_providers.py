@@ -24,6 +24,7 @@ from counterpoint.launch.fit import initialise
 from counterpoint.launch.providers import attach
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
+from counterpoint.losses.present import Present
 from counterpoint.losses.regression import Regression
 from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.attentive import AttentivePatches
@@ -194,6 +195,16 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
     run_config.save(saved, folder / "config.yaml")
     with pytest.raises(ValueError, match="get texts of 8 tokens, and this teacher takes 6"):
         attach(*student("teacher.x.text", teachers=teachers))
+
+
+def test_a_sidecar_provides_its_columns_and_where_it_has_rows(student):
+    module, parts = student()
+    term = Present(Regression("image", "large.image"), "large.present")
+    module.objective = Objective({"fd": term})
+    with pytest.raises(ValueError, match=r"'large.image', which nobody provides"):
+        attach(module, parts)
+    parts.data.sidecars = {"large": SimpleNamespace(columns={"image": "image"})}
+    attach(module, parts)
 
 
 class Other(Teacher):

@@ -152,11 +152,18 @@ def test_what_nobody_provides_is_refused_with_the_fix():
     views = ("image", "text", "image.a")
 
     def check(need, *providers, stored=()):
-        check_needs({need, "image", "image.tokens"}, providers, views, stored)
+        check_needs({need, "image", "key", "logit_scale"}, providers, views, stored)
 
     check("ema.image.a.raw", "ema")
     check("teacher.x.logit_scale", "teacher.x")
     check("teacher.image", stored=["teacher.image"])
+    check("image.a.raw")
+    check("large.image.raw", stored=["large.image.raw"])
+    for need in ("image.strong_1", "text.other.raw", "image.tokens", "image.logit_scale"):
+        with pytest.raises(ValueError, match=f"needs '{need}', but batches have no .*data.views"):
+            check(need)
+    with pytest.raises(ValueError, match=r"'large.image.raw', .*sidecars.large a column image.raw"):
+        check("large.image.raw", stored=["large.image"])
     with pytest.raises(ValueError, match=r"'ema.image', .* ema: \{decay: 0.996\}"):
         check("ema.image", "teacher.x")
     with pytest.raises(ValueError, match=r"teachers: \{y: .*source: RUN_DIR"):
