@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 # `blocks.3.` of timm, `layers.3.` of transformers: the name up to the number, and the number.
 BLOCK = re.compile(r"(.*\b(?:blocks|layers)\.)(\d+)(?=\.)")
+# What attention makes of a token, heads side by side, and how many of queries, keys and values.
+BY_HEADS = {"qkv": 3, "kv": 2, "q": 1, "k": 1, "v": 1, "q_proj": 1, "k_proj": 1, "v_proj": 1}
 
 
 @torch.no_grad()
@@ -87,13 +89,17 @@ def owner(name: str, heads: Mapping[str, int]) -> str | None:
 
 
 def cut_heads(theirs: Tensor, own: Tensor, name: str, heads: int, their_heads: int) -> Tensor:
-    """Cuts a tensor of an attention module: queries, keys and values by heads, the rest plainly."""
+    """Cuts a tensor of an attention module: queries, keys and values by heads, the rest plainly.
+
+    Raises:
+        ValueError: the student has more heads, or it is unknown where the heads are.
+    """
     if heads > their_heads:
         raise ValueError(
             f"inherit_from: the student has {heads} heads at '{name}', the larger model "
             f"{their_heads}; give it as many or fewer"
         )
-    for part, num_parts in (("qkv", 3), ("q_proj", 1), ("k_proj", 1), ("v_proj", 1)):
+    for part, num_parts in BY_HEADS.items():
         if f".{part}." in name:
             apart = theirs.unflatten(0, (num_parts, their_heads, -1))
             wanted = own.unflatten(0, (num_parts, heads, -1)).shape
@@ -101,6 +107,12 @@ def cut_heads(theirs: Tensor, own: Tensor, name: str, heads: int, their_heads: i
     if name.endswith(("proj.weight", "out_proj.weight")) and own.ndim == 2:
         apart = theirs.unflatten(1, (their_heads, -1))
         return cut(apart, own.unflatten(1, (heads, -1)).shape, name).flatten(1)
+    # Attentive pooling has an MLP of its own.
+    if name.endswith(".weight") and own.ndim == 2 and ".mlp." not in name:
+        raise ValueError(
+            f"inherit_from: where in '{name}' the heads are is not known; use towers whose "
+            f"attention has {', '.join(BY_HEADS)} and proj or out_proj"
+        )
     return cut(theirs, own.shape, name)
 
 

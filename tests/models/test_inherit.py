@@ -50,6 +50,39 @@ def test_heads_that_are_narrower_are_cut_each():
     assert torch.equal(own.view(16, 4, 4), theirs.view(32, 4, 8)[:16, :, :4])
 
 
+def pooled_by_attention(width, heads):
+    more = {"patch_size": 8, "embed_dim": width, "depth": 1, "num_heads": heads}
+    more |= {"class_token": False, "global_pool": "map"}
+    image = TimmTower("vit_tiny_patch16_224", 16, model_args=more)
+    with torch.no_grad():
+        for parameter in image.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    return image
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attentive_pooling_keeps_its_first_heads_of_keys_and_of_values(heads):
+    student, teacher = pooled_by_attention(16, heads), pooled_by_attention(32, 4)
+    inherit(student, teacher)
+    own, theirs = student.trunk.attn_pool, teacher.trunk.attn_pool
+    width = 16 // heads
+    for name, parts in (("q", 1), ("kv", 2)):
+        got = getattr(own, name).weight.view(parts, heads, width, 16)
+        want = getattr(theirs, name).weight.view(parts, 4, 8, 32)
+        assert torch.equal(got, want[:, :heads, :width, :16])
+    assert torch.equal(own.latent, theirs.latent[:, :, :16])
+
+
+def test_attention_of_a_kind_that_is_not_known_is_refused():
+    def gated(width, heads):
+        made = pooled_by_attention(width, heads)
+        made.trunk.attn_pool.gate = torch.nn.Linear(width, width)
+        return made
+
+    with pytest.raises(ValueError, match=r"in 'trunk.attn_pool.gate.weight' the heads are"):
+        inherit(gated(16, 2), gated(32, 4))
+
+
 def test_a_model_of_the_same_size_is_copied():
     student, teacher = model(), model(seed=1)
     inherit(student, teacher)
