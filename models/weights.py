@@ -50,7 +50,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as weights: {error}") from error
-    state = content.get("state_dict", content)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"{path} cannot be read as weights: it holds a {type(state).__name__}; save a "
+            "state_dict, tensors by name"
+        )
     if any(name.startswith(PREFIX) for name in state):
         state = {n.removeprefix(PREFIX): v for n, v in state.items() if n.startswith(PREFIX)}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}

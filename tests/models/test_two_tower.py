@@ -118,6 +118,10 @@ def test_weights_of_another_model_are_refused(tmp_path):
     file.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="cannot be read"):
         read_weights(file)
+    for content in ([torch.ones(2)], {"state_dict": torch.ones(2)}):
+        torch.save(content, tmp_path / "list.pt")
+        with pytest.raises(ValueError, match=r"read as weights: it holds a (list|Tensor)"):
+            read_weights(tmp_path / "list.pt")
     with pytest.raises(ValueError, match="no weights file"):
         read_weights(tmp_path / "absent.pt")
 
