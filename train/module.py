@@ -17,7 +17,7 @@ from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
 from .clip.clipper import Clipper
 from .clip.trainers import trainers_clipper
-from .freeze import freeze
+from .freeze import check_chunks, freeze
 from .optim import AdamW, named_parameters
 from .phases import Phases
 from .placement import place
@@ -117,6 +117,7 @@ class ContrastiveModule(pl.LightningModule):
 
         The average is cut like the student, so that it can follow piece by piece.
         """
+        check_chunks(self.model)
         check_slices(self.trainer.strategy, self)
         cut_slices(self)
         if self.device_mesh is not None:
