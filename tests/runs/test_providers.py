@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 
 import pytest
 import safetensors.torch
@@ -102,7 +101,7 @@ def test_two_ranks_and_a_resume(tmp_path, values):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(run_file(whole, values), 2, whole / "log")
     run = Run(["fit", *run_file(stopped, values, stop_at=3)], 2, stopped / "log")
-    assert run.wait() == [128 + signal.SIGTERM] * 2, run.text()[-3000:]
+    assert run.wait() == [0, 0], run.text()[-3000:]
     fit(["--resume", str(stopped / "run")], 2, stopped / "log")
 
     want = (whole / "averages.0").read_text()
