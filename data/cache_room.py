@@ -6,11 +6,13 @@ process of the machine sees the same.
 
 An entry NAME has the files NAME (the shard, complete), NAME.index (its members), NAME.lock (it is
 being fetched; the file says how many bytes are reserved), NAME.part-* (what has arrived) and
-NAME.bad (it could not be fetched).
+NAME.bad (it could not be fetched). Whatever is called otherwise belongs to somebody else: it is
+neither counted nor touched.
 """
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ from .locks import locked, tried
 
 # What a killed process was writing is removed only when no living one can be at it any more.
 OLD_SECONDS = 600.0
+# NAME as `ShardCache` writes it, and what stands beside it; indices begin with a dot at first. A
+# folder with other files in it may be named as the cache: a user's own tars must survive that.
+OURS = re.compile(r"\.?[0-9a-f]{24}-.*\.tar(\..*)?")
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,9 @@ class Room:
     def sweep(self) -> None:
         """Removes what killed processes left; what a living one is at stays."""
         for name in self._names(".lock"):
-            if name != "room.lock":
-                with tried(self.folder / name) as lock:
-                    if lock is not None:
-                        self.remove(f"{name.removesuffix('.lock')}.part-")
+            with tried(self.folder / name) as lock:
+                if lock is not None:
+                    self.remove(f"{name.removesuffix('.lock')}.part-")
         locks = set(self._names(".lock"))
         old = time.time() - OLD_SECONDS
         for name, status in self._files():
@@ -123,11 +127,13 @@ class Room:
                 (self.folder / name).unlink(missing_ok=True)
 
     def _names(self, suffix: str) -> list[str]:
-        return [name for name in os.listdir(self.folder) if name.endswith(suffix)]
+        names = filter(OURS.fullmatch, os.listdir(self.folder))
+        return [name for name in names if name.endswith(suffix)]
 
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Yields names and states of the files; those that vanish meanwhile are left out."""
+        """Yields names and states of our files; those that vanish meanwhile are left out."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    yield entry.name, entry.stat()
+                if OURS.fullmatch(entry.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry.name, entry.stat()

@@ -139,20 +139,37 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_broken(source, tmp_pat
     assert {path.suffix for path in folder.iterdir()} == {".tar", ".index"}
 
 
-def test_leftovers_go_and_strangers_stay(tmp_path):
+def test_leftovers_go_and_strangers_stay(source, tmp_path):
+    """A folder that was in use before may become the cache, and lose nothing by it."""
     folder = tmp_path / "cache"
     folder.mkdir()
-    for name in (
-        "a.tar.lock",
-        "a.tar.part-1-2",
-        "b.tar.index",
-        "notes.txt",
-        "c.tar",
-        "c.tar.index",
-    ):
-        (folder / name).write_text("7")
-    ShardCache(folder, 100).require(0, 0)
-    assert sorted(os.listdir(folder)) == ["c.tar", "c.tar.index", "notes.txt"]
+    a, b, c = (f"{letter * 24}-0.tar" for letter in "abc")
+    ours = [f"{a}.lock", f"{a}.part-1-2", f"{b}.index", c, f"{c}.index", f".{c}.index.1.2"]
+    others = ["notes.txt", "own.tar", "own.tar.index", "own.index", "own.lock", ".env"]
+    others += ["own.part-1", "own.tar.bad"]
+    long_ago = time.time() - 3600
+    for name in (*ours, *others):
+        (folder / name).write_text("7" * 1000)
+        os.utime(folder / name, (long_ago, long_ago))
+    room = 2 * max(sizes(source)) + 3 * 4096
+    ShardCache(folder, room).require(0, 0)
+    assert sorted(os.listdir(folder)) == sorted([*others, c, f"{c}.index"])
+    # Own tars neither take room from the shards nor make some.
+    for name in others:
+        (folder / name).write_text("7" * room)
+        os.utime(folder / name, (long_ago, long_ago))
+    with serve(source) as server:
+        store = ShardCache(folder, room, patient())
+        for url, num_bytes in zip(addresses(server)[:3], sizes(source), strict=False):
+            store.open(url, num_bytes)
+    left = set(os.listdir(folder))
+    assert left.issuperset(others) and c not in left
+    assert {name.partition("-")[2] for name in left.difference(others)} == {
+        "00001.tar",
+        "00001.tar.index",
+        "00002.tar",
+        "00002.tar.index",
+    }
 
 
 def test_a_full_disk_is_one_sentence_and_replaces_no_sample(source, tmp_path, monkeypatch):
