@@ -39,6 +39,9 @@ WORDS = regex.compile(
     rf"{START}|{END}|{CONTRACTIONS}|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
 )
 
+# Python reads no number of over 4,300 digits; 8 are more than any character has.
+LONG_REFERENCE = re.compile("&#([0-9]{8,})")
+
 MAX_CACHED_WORDS = 1 << 17  # about 30 MB a process
 MAX_CACHED_LENGTH = 32
 
@@ -200,8 +203,14 @@ def check_arguments(texts: Sequence[str], context_length: int) -> None:
 
 def clean(text: str) -> str:
     """Repairs encodings and HTML entities, joins white space, lower-cases: CLIP's cleaning."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = unescaped(unescaped(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+def unescaped(text: str) -> str:
+    """Replaces HTML's references to characters; like `html.unescape`, for any number of digits."""
+    short = LONG_REFERENCE.sub(lambda found: f"&#{found[1].lstrip('0')[:8] or '0'}", text)
+    return html.unescape(short)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from counterpoint.data.index import index_shards
 from counterpoint.data.plan import Plan
 from counterpoint.data.schedule import Schedule
 from counterpoint.data.syntax import WordReducer
+from counterpoint.data.tokenize import ClipTokenizer
 from counterpoint.data.transforms import TrainTransform
 from counterpoint.data.workers import start_worker
 
@@ -173,3 +174,15 @@ def test_large_batches_are_made_in_parts(manifest):
     small = make(manifest, [(1, 40)], part_rows=16)
     assert [len(small[0, part]["key"]) for part in range(small.num_parts(0))] == [16, 16, 8]
     assert same(join([small[0, part] for part in range(3)]), dataset[0])
+
+
+def test_no_caption_stops_a_batch(make_tar, make_pairs, tmp_path):
+    members = make_pairs(0, 4)
+    members[4] = (members[4][0], b"&#" + b"1" * 8000 + b"; a dog")
+    manifest = index_shards([make_tar(tmp_path / "0.tar", members)], tmp_path / "m.parquet")
+    plan = Plan(manifest.counts, 0, lanes=1, block=8)
+    samples, tokenizer = loader(manifest, FULL), ClipTokenizer()
+    batch = StepDataset(plan, Schedule([(1, 4)]), samples, tokenizer, 8)[0]
+    assert not batch["status"].any()
+    expected = [tokenizer([text], 8)[0][0].tolist() for text in ("\ufffd a dog", "picture 0")]
+    assert [row in batch["text"].tolist() for row in expected] == [True, True]

@@ -227,6 +227,8 @@ SAMPLE = {"__key__": "k", "png": encoded(scene(), "PNG")}
         ({"txt": b" \xe2\x80\x83\n"}, "no_caption"),
         ({"txt": b"a\xff"}, "bad_text"),
         ({"txt": bytes(40)}, "bad_text"),
+        ({"txt": b"&#" + b"9" * 5000}, "read"),
+        ({"txt": b"&amp;#" + b"1" * 5000 + b";"}, "read"),
         ({"txt": b"x" * (1 << 20) + b"x"}, "too_large"),
         ({"txt": TEXT, "json": b"[" * 200_000}, "bad_text"),
         ({"txt": TEXT, "json": b'{"caption": ' + b"9" * 5000 + b"}"}, "bad_text"),

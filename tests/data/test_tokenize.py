@@ -16,7 +16,19 @@ LENGTHS = (1, 2, 3, 8, 16, 77, 160)
 PIECES = [
     *["'s", "'S", "'t", "'re", "'VE", "'m", "'ll", "'d", "’s", "'", "''s", "\u017f", "'\u017f"],
     *["<start_of_text>", "<END_OF_TEXT>", "<end_of_text>", "<|endoftext|>", "<start_of_text"],
-    *["&amp;", "&lt;b&gt;", "&amp;amp;", "&#39;s", "&#x1F600;", "&#xD800;", "&nbsp;", "&", "&copy"],
+    *[
+        "&amp;",
+        "&lt;b&gt;",
+        "&amp;amp;",
+        "&#39;s",
+        "&#x1F600;",
+        "&#xD800;",
+        "&#00000065;",
+        "&#99999999",
+        "&nbsp;",
+        "&",
+        "&copy",
+    ],
     *["Ã©", "â€œquotedâ€\x9d", "schÃ¶n", "ï»¿", "l’humanitÃ©", "\ufb01ne", "ＦＵＬＬ", "…", "“”"],
     *["\x00", "\x07", "\x1b[31m", "\x1c", "\x1f", "\x7f", "\x85", "\ufffe", "\uffff", "\ufeff"],
     *["\t", "\n", "\r\n", "\r", "\v", "\f", "\u00a0", "\u2003", "\u2028", "\u3000", "   "],
@@ -114,6 +126,25 @@ def test_ids_equal_open_clip_on_all_ascii_pairs(reference):
     assert_equal_ids(reference, pairs, 1200)
     single = [f"{a}{chr(code)}{b}" for code in range(256) for a in ("", "x") for b in ("", "9")]
     assert_equal_ids(reference, single, 12)
+
+
+def test_references_of_any_number_of_digits():
+    """Python refuses to read numbers of over 4,300 digits, zeros at the beginning included."""
+    num = 5000
+    for digits, character in [
+        ("9" * num, "\ufffd"),
+        ("0" * num + "65", "a"),
+        ("0" * num, "\ufffd"),
+        ("10000000", "\ufffd"),
+        ("00000065", "a"),
+        ("1114112", "\ufffd"),
+        ("128512", "\U0001f600"),
+    ]:
+        for mark in ("&#", "&amp;#", "&#38;#", "&#" + "0" * num + "38;#"):
+            for end in (";", "", " x"):
+                expected = character + end.removeprefix(";")
+                assert tokenize.clean(f"b{mark}{digits}{end}") == f"b{expected}"
+    assert ClipTokenizer()(["&#" + "9" * num], 4)[1].tolist() == [3]
 
 
 def test_no_captions_and_empty_captions(reference):
