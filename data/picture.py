@@ -48,9 +48,10 @@ class Picture(ABC):
 
     factors: tuple[int, ...] = (1,)
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, height: int, width: int, data: bytes = b""):
         self.height = height
         self.width = width
+        self._data: bytes | None = data
         self._decoded: dict[int, Tensor] = {}
 
     @staticmethod
@@ -89,6 +90,7 @@ class Picture(ABC):
             SampleError: The data are damaged or incomplete.
         """
         assert factor in self.factors, (factor, self.factors)
+        assert self._data is not None, "this picture has been forgotten"
         if factor not in self._decoded:
             try:
                 pixels = self._decode(factor)
@@ -102,9 +104,15 @@ class Picture(ABC):
         """Size of the pixels that are kept."""
         return sum(pixels.numel() for pixels in self._decoded.values())
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file, which is kept until the picture is forgotten."""
+        return len(self._data or b"")
+
     def forget(self) -> None:
-        """Lets go of the pixels."""
+        """Lets go of the pixels and of the file, for good."""
         self._decoded.clear()
+        self._data = None
 
     @abstractmethod
     def _decode(self, factor: int) -> np.ndarray:
@@ -123,34 +131,33 @@ class Pixels(Picture):
         self._decoded[1] = image
 
     def _decode(self, factor: int) -> np.ndarray:
-        raise AssertionError("these pixels have been forgotten")
+        raise AssertionError("there is no file to decode")
 
 
 class Jpeg(Picture):
     """A JPEG, decoded by libjpeg-turbo without Pillow if it is an ordinary one."""
 
     def __init__(self, data: bytes, height: int, width: int, colours: str):
-        super().__init__(height, width)
-        self.data = data
+        super().__init__(height, width, data)
         self.colours = "RGB" if colours in ORDINARY else "CMYK"
         if colours in ORDINARY and min(height, width) >= MIN_SCALED_SIDE:
             self.factors = FACTORS
 
     def _decode(self, factor: int) -> np.ndarray:
-        assert simplejpeg is not None
+        assert simplejpeg is not None and self._data is not None
         # Lower bounds of the size and of the divisor leave no other scale than this one.
         rows, columns = -(-self.height // factor), -(-self.width // factor)
         try:
             pixels = simplejpeg.decode_jpeg(
-                self.data, self.colours, min_height=rows, min_width=columns, min_factor=factor
+                self._data, self.colours, min_height=rows, min_width=columns, min_factor=factor
             )
         except ValueError as error:
             if MISSING.match(str(error)):
                 raise
-            return _reduced(_pillow_pixels(self.data), factor)
+            return _reduced(_pillow_pixels(self._data), factor)
         if self.colours == "CMYK":
             # libjpeg found it whole; the conversion is Pillow's.
-            return _pillow_pixels(self.data)
+            return _pillow_pixels(self._data)
         assert pixels.shape == (rows, columns, 3), (pixels.shape, rows, columns)
         return pixels
 
@@ -159,12 +166,23 @@ class PillowPicture(Picture):
     """Any other picture."""
 
     def __init__(self, data: bytes, form: str):
-        # Pillow reads the pixels when they are asked for.
-        self._image = Image.open(io.BytesIO(data), formats=(form,))
-        super().__init__(self._image.height, self._image.width)
+        image = Image.open(io.BytesIO(data), formats=(form,))
+        super().__init__(image.height, image.width, data)
+        self._form = form
+        # Pillow reads the pixels when they are asked for; an open WebP has room for them already.
+        self._image = None if form == "WEBP" else image
 
     def _decode(self, factor: int) -> np.ndarray:
-        return np.array(on_white(self._image))
+        assert self._data is not None
+        image = self._image or Image.open(io.BytesIO(self._data), formats=(self._form,))
+        pixels = np.array(on_white(image))
+        # Pillow would keep pixels of its own beside these.
+        self._image = None
+        return pixels
+
+    def forget(self) -> None:
+        super().forget()
+        self._image = None
 
 
 def decode_image(data: bytes) -> Tensor:

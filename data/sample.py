@@ -30,9 +30,10 @@ from .urls import base_name
 TRIES_IN_SHARD = 16
 SHARDS_TRIED = 32
 TRIES_IN_OTHER_SHARD = 4
-# All samples are read and decided on first, then many pictures are decoded, then these are
+# Many samples are read and decided on first, then many pictures are decoded, then these are
 # transformed: taking turns keeps throwing the code of one out of the processor's caches. Bounded,
-# because a batch of photographs does not fit into memory as easily.
+# because a batch of photographs does not fit into memory as easily, as files or as pixels.
+MAX_READ_BYTES = 64 << 20
 MAX_PENDING_BYTES = 16 << 20
 
 # Pixels of a picture that is not there.
@@ -71,6 +72,11 @@ class Sample:
     def num_bytes(self) -> int:
         """Size of the pixels that are kept."""
         return sum(picture.num_bytes for picture in self.pictures.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the files that are kept."""
+        return sum(picture.file_bytes for picture in self.pictures.values())
 
 
 class SampleLoader:
@@ -114,15 +120,14 @@ class SampleLoader:
         views = self.recipe.views
         images = {name: new_images(len(places), view.side) for name, view in views.items()}
         choices = [self._choices(*place) for place in places]
-        samples = [next(choice) for choice in choices]
+        samples: list[Sample] = []
         done = num_bytes = 0
-        for row, choice in enumerate(choices):
-            samples[row] = self._decoded(samples[row], choice)
-            num_bytes += samples[row].num_bytes
-            if num_bytes > MAX_PENDING_BYTES or row + 1 == len(places):
-                for ready in range(done, row + 1):
-                    self._transform(samples[ready], images, ready)
-                done, num_bytes = row + 1, 0
+        for choice in choices:
+            samples.append(next(choice))
+            num_bytes += samples[-1].file_bytes
+            if num_bytes > MAX_READ_BYTES or len(samples) == len(places):
+                self._finish(samples, choices, images, done)
+                done, num_bytes = len(samples), 0
         batch: dict[str, Tensor] = dict(images)
         for name, view in views.items():
             if view.transform.columns:
@@ -139,6 +144,26 @@ class SampleLoader:
             batch["weight"] = torch.tensor([sample.weight for sample in samples])
         texts = {name: [sample.texts[name] for sample in samples] for name in self.recipe.texts}
         return batch, texts
+
+    def _finish(
+        self,
+        samples: list[Sample],
+        choices: Sequence[Iterator[Sample]],
+        images: Mapping[str, Tensor],
+        first: int,
+    ) -> None:
+        """Decodes the samples from `first` on and fills their rows of each view.
+
+        Those that turn out to be damaged are replaced in the list by what else can stand there.
+        """
+        done, num_bytes = first, 0
+        for row in range(first, len(samples)):
+            samples[row] = self._decoded(samples[row], choices[row])
+            num_bytes += samples[row].num_bytes
+            if num_bytes > MAX_PENDING_BYTES or row + 1 == len(samples):
+                for ready in range(done, row + 1):
+                    self._transform(samples[ready], images, ready)
+                done, num_bytes = row + 1, 0
 
     def decode(self, epoch: int, shard: int, ordinal: int) -> Sample:
         """Decodes a sample, or the first good one of `candidates`; `status` tells why."""

@@ -1,7 +1,10 @@
 """Every kind of picture against Pillow, numpy arithmetic, or a picture made for the purpose."""
 
+import gc
 import io
 import struct
+import sys
+import weakref
 import zlib
 
 import numpy as np
@@ -222,8 +225,38 @@ def test_the_header_is_enough_for_the_size():
     assert (picture.height, picture.width, picture.num_bytes) == (203, 330, 0)
     whole = Picture.open(data)
     assert whole.pixels() is whole.pixels() and whole.num_bytes == 203 * 330 * 3
-    whole.forget()
-    assert whole.num_bytes == 0
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_forgotten_picture_takes_no_memory(form, monkeypatch):
+    """A part of a batch has hundreds, and keeps their shells until all of it is made."""
+    opened, original = [], Image.open
+
+    def watched(*args, **options):
+        image = original(*args, **options)
+        opened.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(Image, "open", watched)
+    data = encode(photo(), form=form)
+    num_owners = sys.getrefcount(data)
+    picture = Picture.open(data)
+    assert (picture.num_bytes, picture.file_bytes) == (0, len(data))
+    gc.collect()
+    assert form != "WEBP" or all(image() is None for image in opened), "8 bytes a pixel"
+    picture.pixels()
+    gc.collect()
+    assert all(image() is None for image in opened), "Pillow's pixels beside ours"
+    assert picture.num_bytes == 203 * 330 * 3
+    picture.forget()
+    assert (picture.num_bytes, picture.file_bytes) == (0, 0)
+    assert sys.getrefcount(data) == num_owners
+    with pytest.raises(AssertionError, match="forgotten"):
+        picture.pixels()
+    unread = Picture.open(data)
+    unread.forget()
+    gc.collect()
+    assert sys.getrefcount(data) == num_owners and all(image() is None for image in opened)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

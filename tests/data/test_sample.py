@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +52,32 @@ def test_pictures_wait_for_the_transform_within_bounds(manifest, monkeypatch):
     batch, _ = loader(manifest, Watching(**arguments, **colours)).load(places)
     assert max(most) == 6
     assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_files_are_read_ahead_within_bounds(broken, monkeypatch):
+    """And those of pictures that are made are let go of."""
+    opened, most, original = [], [], Picture.open
+
+    def watched(data):
+        opened.append(weakref.ref(picture := original(data)))
+        found = [reference() for reference in opened]
+        most.append(sum(picture.file_bytes for picture in found if picture is not None))
+        return picture
+
+    manifest, bad = broken
+    places = [(0, shard, ordinal) for shard in range(5) for ordinal in range(6)]
+    expected, texts = loader(manifest, FULL).load(places)
+    monkeypatch.setattr(Picture, "open", staticmethod(watched))
+    loader(manifest, FULL).load(places)
+    largest, whole = max(most[0], *np.diff(most)), max(most)
+    assert whole > 20 * 500
+    opened.clear()
+    most.clear()
+    monkeypatch.setattr(module, "MAX_READ_BYTES", whole // 4)
+    batch, again = loader(manifest, FULL).load(places)
+    assert whole // 4 < max(most) <= whole // 4 + 2 * largest
+    assert again == texts and all(torch.equal(batch[name], expected[name]) for name in expected)
+    assert [CAUSES[code] for code in batch["status"]] == [bad.get(p[1:], "read") for p in places]
 
 
 def test_a_sample_has_the_stream_of_its_own_generator():
