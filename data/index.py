@@ -21,7 +21,7 @@ import pyarrow as pa
 from .decode import IMAGE_EXTENSIONS, caption_member
 from .manifest import SCHEMA, Manifest
 from .members import TarDamage, open_index, split_name, walk_members
-from .remote import FetchError, NotThere, Transport, shown
+from .remote import FetchError, Refused, Transport, shown
 from .urls import find_shards, scheme, sidecar
 
 # How many headers are looked at when the count is known and only the layout is in question.
@@ -165,7 +165,9 @@ def _remote_count(url: str, transport: Transport) -> int | None:
         return None
     try:
         return _stated_count(transport.content(sidecar(url)))
-    except NotThere:
+    except Refused:
+        # Stores without permission to list, and signatures of other addresses, answer 403 or 401
+        # for what is not there.
         return None
 
 

@@ -56,8 +56,12 @@ class FetchError(Exception):
     """A remote file cannot be read, now or at all; the message says which and why."""
 
 
-class NotThere(FetchError):
-    """The server answers, and has no such file."""
+class Refused(FetchError):
+    """The server answers, and will not give the file: asking again is pointless."""
+
+
+class NotThere(Refused):
+    """The server has no such file."""
 
 
 class Transport:
@@ -209,7 +213,7 @@ class Transport:
                 if is_missing(error):
                     raise NotThere(f"'{shown(url)}' does not exist") from error
                 if is_final(error):
-                    raise FetchError(f"'{shown(url)}' cannot be read: {told(error)}") from error
+                    raise Refused(f"'{shown(url)}' cannot be read: {told(error)}") from error
         raise FetchError(
             f"'{shown(url)}' could not be read in {self.num_attempts} attempts: {told(error)}"
         ) from error

@@ -23,6 +23,7 @@ class HostileServer(ThreadingHTTPServer):
         asked: Number of requests by path.
         whole: Number of GET requests by path that were answered in full.
         served: Number of faults by kind.
+        refusals: Status of the only answer, by path.
     """
 
     daemon_threads = True
@@ -35,6 +36,7 @@ class HostileServer(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.whole: Counter[str] = Counter()
         self.served: Counter[str] = Counter()
+        self.refusals: dict[str, int] = {}
         self.guard = threading.Lock()
         self.closing = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -64,8 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         file = self.server.folder / path.lstrip("/")
         fault = self.server.fault(path)
-        if fault == "503":
-            self.send_error(503)
+        if fault == "503" or path in self.server.refusals:
+            self.send_error(self.server.refusals.get(path, 503))
             return
         if file.is_dir():
             names = sorted(child.name for child in file.iterdir())

@@ -144,6 +144,28 @@ def test_remote_shards_are_counted_like_local_ones(shards, tmp_path, monkeypatch
             index_shards([f"{server.url}/9.tar"], tmp_path / "m.parquet", transport=hasty())
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_sidecar_is_none(shards, tmp_path, status):
+    """Buckets that may not be listed, and signed addresses, say so of what is not there."""
+    with serve(tmp_path) as server:
+        url = f"{server.url}/00000.tar?signature=secret"
+        server.refusals["/00000_stats.json"] = status
+        manifest = index_shards([url], tmp_path / "m.parquet", transport=hasty())
+        assert manifest.counts.tolist() == [7]
+        assert server.asked["/00000_stats.json"] == 1
+        # What may pass is no answer: another count could be in it.
+        server.refusals["/00000_stats.json"] = 503
+        few = Transport(num_attempts=2, first_delay=0.01)
+        with pytest.raises(
+            ValueError, match=r"_stats.json' could not be read in 2 attempts: .*503"
+        ):
+            index_shards([url], tmp_path / "m.parquet", transport=few)
+        server.refusals["/00000.tar"] = status
+        with pytest.raises(ValueError, match=rf"'.*/00000.tar' cannot be read: .* {status}; check"):
+            del server.refusals["/00000_stats.json"]
+            index_shards([url], tmp_path / "m.parquet", transport=few)
+
+
 def test_a_folder_of_a_web_server_is_listed(shards, tmp_path):
     with serve(tmp_path) as server:
         for pattern in (server.url + "/", server.url + "/0000*.tar"):
