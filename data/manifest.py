@@ -252,7 +252,9 @@ def _with_full_addresses(table: pa.Table, folder: Path) -> pa.Table:
 
 
 def _file_names(urls: pa.Array) -> pa.Array:
-    """Returns what follows the last slash of each address."""
+    """Returns what follows the last slash of each address, as `base_name` does of one."""
+    # The query of a signed address changes with every signature, and has slashes in it.
+    urls = pc.replace_substring_regex(urls, r"(?s)^(https?://[^?#]*)[?#].*$", r"\1")
     return pc.replace_substring_regex(urls, r"(?s)^.*/", "")
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from counterpoint.data.manifest import SCHEMA, Manifest
+from counterpoint.data.urls import base_name
 
 
 def table(**changes):
@@ -76,6 +77,19 @@ def test_the_fingerprint_is_the_one_of_older_runs(tmp_path):
     for number in (3, 4, 5, 30, 40, 50):
         state.update(number.to_bytes(8, "little"))
     assert manifest.fingerprint == state.hexdigest()[:32]
+
+
+def test_a_signature_is_no_part_of_a_name(tmp_path):
+    """A manifest that is signed again lists the same shards, with the keys of before."""
+    urls = ["https://h/x/0.tar", "http://h/1.tar", "s3://b/2?#.tar"]
+    plain = Manifest(table(url=urls), tmp_path)
+    signatures = ["?X-Amz-Credential=AK/2024/s3&X=1", "?a=b#c/d\n?", ""]
+    signed = Manifest(
+        table(url=[url + more for url, more in zip(urls, signatures, strict=True)]), tmp_path
+    )
+    assert plain.urls.names() == ["0.tar", "1.tar", "2?#.tar"]
+    assert signed.urls.names() == plain.urls.names() == [base_name(url) for url in signed.urls]
+    assert signed.fingerprint == plain.fingerprint
 
 
 def test_several_files_are_one_manifest(tmp_path):
