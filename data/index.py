@@ -69,7 +69,7 @@ def index_shards(
     ]
     for kind in {scheme(url): url for _, url, _ in found if scheme(url)}.values():
         transport.require(kind)
-    folder = Path(out).resolve().parent
+    folder = Path(out).parent.resolve()
     rows: dict[str, list] = {name: [] for name in SCHEMA.names}
     with tempfile.TemporaryDirectory(prefix="counterpoint-index-") as scratch:
         measure = functools.partial(
@@ -97,7 +97,8 @@ def _listed_url(url: str, folder: Path) -> str:
     """Returns a shard's address as the manifest in `folder` writes it."""
     if scheme(url):
         return url
-    absolute = Path(url).resolve()
+    # A shard that is a link keeps its own name: Hugging Face's cache calls the files by checksums.
+    absolute = Path(url).parent.resolve() / Path(url).name
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 

@@ -46,6 +46,27 @@ def test_shards_elsewhere_are_listed_by_their_full_path(shards, tmp_path, tmp_pa
     assert index_shards(shards, out).urls[:] == shards
 
 
+def test_a_link_keeps_its_name(shards, tmp_path):
+    """As in Hugging Face's cache: `snapshots/REVISION/NAME` are links to `blobs/CHECKSUM`."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, shard in enumerate(shards):
+        os.rename(shard, blobs / f"{number}f86d081")
+        os.symlink(f"../../blobs/{number}f86d081", snapshot / os.path.basename(shard))
+    os.symlink("../../blobs/manifest", snapshot / "m.parquet")
+    os.symlink("snapshots", tmp_path / "link")
+    index_shards([str(snapshot)], tmp_path / "link" / "1" / "m.parquet")
+    manifest = Manifest.load(snapshot / "m.parquet")
+    assert manifest.urls.names() == ["00000.tar", "00001.tar", "00002.tar"]
+    assert manifest.counts.tolist() == [7, 5, 9]
+    # The folder may be moved, and has received the indices.
+    os.rename(tmp_path / "snapshots", tmp_path / "moved")
+    moved = Manifest.load(tmp_path / "moved" / "1" / "m.parquet")
+    moved.check_files()
+    assert os.path.exists(f"{moved.urls[0]}.index") and len(os.listdir(blobs)) == 3
+
+
 def test_img2datasets_statistics_are_trusted_unless_the_tar_disagrees(
     make_tar, make_pairs, tmp_path
 ):
