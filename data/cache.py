@@ -131,11 +131,14 @@ class ShardCache:
             with locked(self.folder / "room.lock"):
                 self.room.sweep()
         except OSError as error:
-            raise ValueError(
-                f"the cache folder '{self.folder}' cannot be used ({error}); name a folder on a "
-                "disk of this machine that can be written"
-            ) from error
+            raise self._unusable(error) from error
         self._ready = True
+
+    def _unusable(self, error: OSError) -> ValueError:
+        return ValueError(
+            f"the cache folder '{self.folder}' cannot be used ({error}); name a folder on a "
+            "disk of this machine that can be written"
+        )
 
     def require(self, num_shards: int, num_bytes: int) -> None:
         """Raises a ValueError when the shards in use at one time do not fit.
@@ -171,11 +174,15 @@ class ShardCache:
         if not scheme(url):
             return open_local(url)
         self._make()
+        with self._telling(url, num_bytes):
+            return self._opened(url, num_bytes, sha256)
+
+    def _opened(self, url: str, num_bytes: int, sha256: str) -> OpenShard:
         path = self._path(url, num_bytes, sha256)
         shard = open_cached(path, num_bytes)
         if shard is None:
             self._check_quarantine(path)
-            with self._telling(url, num_bytes), locked(self._beside(path, "lock")) as lock:
+            with locked(self._beside(path, "lock")) as lock:
                 shard = open_cached(path, num_bytes)
                 if shard is None:
                     self._check_quarantine(path)
@@ -202,13 +209,17 @@ class ShardCache:
         if not scheme(url):
             return True
         self._make()
+        with self._telling(url, num_bytes):
+            return self._prefetched(url, num_bytes, sha256)
+
+    def _prefetched(self, url: str, num_bytes: int, sha256: str) -> bool:
         path = self._path(url, num_bytes, sha256)
         with contextlib.suppress(FileNotFoundError):
             mark_used(path)
             return True
         if self._quarantined(path):
             return True
-        with self._telling(url, num_bytes), tried(self._beside(path, "lock")) as lock:
+        with tried(self._beside(path, "lock")) as lock:
             if lock is None:
                 return False
             if path.exists() or self._quarantined(path):
@@ -280,12 +291,12 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _telling(self, url: str, num_bytes: int) -> Iterator[None]:
-        """Turns a full disk into a sentence."""
+        """Turns what is wrong with the disk into a sentence."""
         try:
             yield
         except OSError as error:
             if not is_disk_full(error):
-                raise
+                raise self._unusable(error) from error
             raise full_disk(self.folder, url, num_bytes) from error
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -191,6 +192,19 @@ def test_a_full_disk_is_one_sentence_and_replaces_no_sample(source, tmp_path, mo
         assert server.asked["/00000.tar"] == 1
         monkeypatch.undo()
         assert reader.read(0, 0)["__key__"] == "000000000"
+
+
+def test_a_folder_that_is_lost_meanwhile_is_one_sentence(source, tmp_path):
+    folder = tmp_path / "cache"
+    with serve(source) as server:
+        cache = ShardCache(folder, 1 << 30, patient())
+        assert cache.prefetch(addresses(server)[0])
+        shutil.rmtree(folder)
+        folder.write_text("a disk that is no longer mounted")
+        message = r"^the cache folder '.*cache' cannot be used \(.*\); name a folder"
+        for fetch in (cache.open, cache.prefetch):
+            with pytest.raises(ValueError, match=message):
+                fetch(addresses(server)[1])
 
 
 def test_a_shard_that_stays_unreadable_is_not_asked_for_again(source, tmp_path, monkeypatch):
