@@ -89,7 +89,13 @@ class ShardReader:
             self._close_removed()
             num_bytes = 0 if self.num_bytes is None else int(self.num_bytes[shard])
             sha256 = "" if self.sha256 is None else self.sha256[shard]
-            self._open[shard] = _Shard(self.store.open(self.urls[shard], num_bytes, sha256))
+            file = self.store.open(self.urls[shard], num_bytes, sha256)
+            try:
+                self._open[shard] = _Shard(file)
+            except OSError as error:
+                # A bad disk, a folder in the shard's place, a file server that has lost it.
+                name = shown(self.urls[shard])
+                raise SampleError("shard_missing", f"'{name}': {error.strerror}") from error
             if len(self._open) > self.max_open:
                 self._open.popitem(last=False)
         return self._open[shard]

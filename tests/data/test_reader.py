@@ -1,5 +1,6 @@
 """Random access against webdataset's sequential reading."""
 
+import errno
 import os
 import pickle
 
@@ -50,6 +51,24 @@ def test_causes(tmp_path, make_tar, make_pairs):
             reader.read(*place)
         assert caught.value.cause == cause
         assert reader.urls[place[0]] in str(caught.value)
+
+
+def test_what_the_disk_says_of_one_shard_is_counted(tmp_path, shards, monkeypatch):
+    folder = tmp_path / "folder.tar"
+    folder.mkdir()
+    reader = ShardReader([str(folder), *shards])
+    with pytest.raises(SampleError, match=r"shard_missing: '.*folder.tar': Is a directory"):
+        reader.read(0, 0)
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("counterpoint.data.tar.os.pread", broken)
+        with pytest.raises(SampleError, match=r"shard_missing: '.*00000.tar': Input/output error"):
+            reader.read(1, 0)
+    # Nothing wrong was written down: what passes is forgotten.
+    assert reader.read(1, 6)["txt"] == b"picture 6"
 
 
 def test_a_shard_that_shrinks_while_it_is_open(tmp_path, make_tar, make_pairs):
