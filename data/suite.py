@@ -180,8 +180,7 @@ class FolderSet(ImageSet):
         top = self.root / self.path
         if not top.is_dir():
             raise ValueError(_absent(top))
-        for folder, folders, names in os.walk(top):
-            folders.sort()
+        for folder, names in _walk(top):
             present = set(names)
             for name in sorted(names):
                 stem, _, extension = name.rpartition(".")
@@ -247,6 +246,20 @@ class ShardSet(ImageSet):
             yield from _walk_tar(path)
 
 
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields folders, sorted, and the names of their files; links to folders are followed.
+
+    Several links may lead to one folder; one that leads back into itself is not entered again.
+    """
+    around: dict[str, set[str]] = {}
+    for folder, folders, names in os.walk(top, followlinks=True):
+        within = around.pop(folder, set()) | {os.path.realpath(folder)}
+        paths = {name: os.path.join(folder, name) for name in sorted(folders)}
+        folders[:] = [name for name, at in paths.items() if os.path.realpath(at) not in within]
+        around.update((paths[name], within) for name in folders)
+        yield folder, names
+
+
 def _walk_tar(path: str) -> Iterator[Item]:
     """Yields the samples of a tar that have an image; reads their text members."""
     try:
@@ -261,16 +274,19 @@ def _walk_tar(path: str) -> Iterator[Item]:
                 "evaluation is whole and uncompressed)"
             )
         for sample, key in enumerate(index.keys):
-            image, texts = None, {}
+            images: dict[str, tuple[int, int]] = {}
+            texts: dict[str, bytes] = {}
             for member in range(index.firsts[sample], index.firsts[sample + 1]):
                 extension = index.extensions[index.kinds[member]]
                 place = int(index.offsets[member]), int(index.sizes[member])
                 if extension in IMAGE_EXTENSIONS:
-                    image = place
+                    images[extension] = place
                 elif extension in TEXTS or extension == "json":
                     texts[extension] = os.pread(descriptor, place[1], place[0])
-            if image is not None:
-                yield Item(path, *image, _fields(texts, key, path))
+            if images:
+                # Of several pictures training takes the first kind in this order, too.
+                first = min(images, key=IMAGE_EXTENSIONS.index)
+                yield Item(path, *images[first], _fields(texts, key, path))
     finally:
         os.close(descriptor)
 

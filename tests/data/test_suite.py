@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
 import torch
 from PIL import Image
 
+from counterpoint.data.decode import find_image
 from counterpoint.data.errors import SampleError
 from counterpoint.data.index import index_shards
+from counterpoint.data.picture import decode_image
+from counterpoint.data.reader import ShardReader
 from counterpoint.data.suite import FolderSet, ShardSet
 
 
@@ -75,6 +79,39 @@ def test_folders_are_classes_in_sorted_order(tmp_path):
     assert images.items[3].get("txt") == "two"
     assert images.select({"style": "flat"}) == [3]
     assert images.image(2)[:, 0, 0].tolist() == [len("b/10.png"), 0, 0]
+
+
+def test_links_to_class_folders_are_followed_and_end(tmp_path):
+    """Subsets of a large set are often folders of links."""
+    for name in ("all/cat/x/1.png", "all/dog/1.png", "val/dog/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(png((0, 0, 0)))
+    os.symlink("../all/cat", tmp_path / "val/cat")
+    os.symlink("../all/cat", tmp_path / "val/feline")
+    os.symlink(tmp_path / "val", tmp_path / "val/dog/again")
+    os.symlink("..", tmp_path / "all/cat/x/up")
+    images = FolderSet("val")
+    images.root = tmp_path
+    keys = [item.get("key") for item in images.items]
+    assert keys == ["cat/x/1.png", "dog/2.png", "feline/x/1.png"]
+    assert images.values("folder", range(3)) == ["cat", "dog", "feline"]
+    assert images.image(0).shape == (3, 3, 4)
+
+
+def test_of_several_pictures_evaluation_takes_the_one_of_training(tmp_path):
+    kinds = ("webp", "png", "jpeg", "jpg", "gif")
+    members = [
+        {f"k{n}.{kind}": png((kinds.index(kind), 0, 0)) for kind in kinds[n:] + kinds[:n]}
+        for n in range(5)
+    ]
+    members.append({f"k5.{kind}": png((kinds.index(kind), 0, 0)) for kind in ("gif", "webp")})
+    write_tar(tmp_path / "a.tar", {name: data for m in members for name, data in m.items()})
+    images = shards(tmp_path)
+    reader = ShardReader([str(tmp_path / "a.tar")])
+    for number in range(6):
+        trained = decode_image(find_image(reader.read(0, number)))
+        assert torch.equal(images.image(number), trained)
+        assert trained[0, 0, 0] == (3 if number < 5 else 0)
 
 
 def test_shards_hold_members_and_json_as_fields(two_shards):
