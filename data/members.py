@@ -19,7 +19,6 @@ Where WebDataset leaves it open, these rules hold:
 import contextlib
 import json
 import os
-import re
 import threading
 import zlib
 from array import array
@@ -36,8 +35,6 @@ MAGIC = b"counterpoint members %d\n" % VERSION
 # Far more than a picture of the largest accepted size takes; read into memory at once.
 MAX_SAMPLE_BYTES = 256 << 20
 MAX_SAMPLE_MEMBERS = 4096
-# WebDataset's rule: the key ends at the first dot of the base name, the rest is the extension.
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -186,8 +183,14 @@ def split_name(name: str) -> tuple[str, str] | None:
     # Notes about the shard, such as `__meta__/a.txt`.
     if top.startswith("__") and top.endswith("__") and (top == name or len(top) >= 4):
         return None
-    match = _NAME.fullmatch(name)
-    return None if match is None else (match[1], match[2].lower())
+    # WebDataset's rule: the key ends at the first dot of the base name, the rest is the extension.
+    # Its regular expression takes time with the square of a hostile name's length.
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    # A base name that begins with a dot has the folder's for a key, if that has no dot.
+    if not dot or not (stem or (slash and "." not in folder.rpartition("/")[2])):
+        return None
+    return f"{folder}{slash}{stem}", extension.lower()
 
 
 def _save(index: MemberIndex, beside: Path, stamp: list[int]) -> None:

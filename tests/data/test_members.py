@@ -1,8 +1,11 @@
 """The header walk against the standard library's tarfile and webdataset's own reader."""
 
 import io
+import itertools
 import os
+import re
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -112,6 +115,22 @@ def test_names_split_as_webdataset_splits_them(name):
         assert split_name(name) is None
     else:
         assert split_name(name) == (key, extension.lower())
+
+
+def test_every_short_name_splits_as_the_regular_expression_says():
+    rule = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+    for length in range(7):
+        for name in map("".join, itertools.product("a./\n", repeat=length)):
+            found = rule.fullmatch(name)
+            assert split_name(name) == (found.groups() if found else None), name
+
+
+@pytest.mark.parametrize("name", ["/" * 4096, "a/" * 2048, "." * 4096, "/." * 2048])
+def test_a_hostile_name_takes_little_time(name):
+    start = time.process_time()
+    for _ in range(100):
+        split_name(name)
+    assert time.process_time() - start < 1
 
 
 def test_samples_equal_webdatasets_grouping(tmp_path):
