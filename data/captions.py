@@ -14,8 +14,8 @@ from .errors import SampleError
 from .reader import RawSample
 
 # A mark that ends a sentence, closing quotes and brackets, then a space: "3.5" and "e.g.," are in
-# the middle of one.
-_SENTENCE_END = re.compile(r"[.!?。！？]+[\"'”’)\]]*(?=\s|$)|(?<=[。！？])")
+# the middle of one. None begins inside a run of marks: thousands of dots would take seconds.
+_SENTENCE_END = re.compile(r"(?<![.!?。！？])[.!?。！？]+[\"'”’)\]]*(?=\s|$)|(?<=[。！？])")
 
 
 class CaptionPolicy(ABC):

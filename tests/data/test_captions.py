@@ -1,9 +1,13 @@
 """Which text becomes the caption."""
 
 import json
+import re
+import time
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from counterpoint.data.captions import FirstFound, FirstSentence, WeightedChoice, policy_of
 from counterpoint.data.errors import SampleError
@@ -66,6 +70,26 @@ def test_choices_meet_their_weights_over_an_even_grid_of_draws():
 )
 def test_first_sentences(text, first):
     assert FirstSentence()({"__key__": "k", "txt": text.encode()}, 0) == first
+
+
+# Slow on long runs of marks, which is why another one is used.
+PLAIN_END = re.compile(r"[.!?。！？]+[\"'”’)\]]*(?=\s|$)|(?<=[。！？])")
+
+
+@settings(max_examples=500)
+@given(st.text(alphabet=".!。'”) a\n", min_size=1, max_size=12))
+def test_sentences_end_as_with_the_plain_rule(text):
+    text = f"a{text}".strip()
+    end = PLAIN_END.search(text)
+    first = FirstSentence()({"__key__": "k", "txt": text.encode()}, 0)
+    assert first == (text[: end.end()] if end else text)
+
+
+def test_dots_take_little_time():
+    policy, text = FirstSentence(), "." * 8191 + "a"
+    start = time.process_time()
+    assert policy({"__key__": "k", "txt": text.encode()}, 0) == text
+    assert time.process_time() - start < 0.5
 
 
 def test_a_sample_without_text_is_an_error_of_its_own():
