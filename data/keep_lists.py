@@ -298,6 +298,14 @@ def _open(path: Path, **options: Any) -> pq.ParquetFile:
             f"the keep-list '{path}' has no column {' and no column '.join(missing)}; it needs "
             "shard (the tar's file name) and index (the sample's number in it)"
         )
+    named = schema.field("shard").type
+    named = named.value_type if pa.types.is_dictionary(named) else named
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not any(is_text(named) for is_text in texts):
+        raise ValueError(
+            f"the column shard of the keep-list '{path}' is {named}; it holds the file names of "
+            "tars, such as 00000.tar"
+        )
     if not pa.types.is_integer(schema.field("index").type):
         raise ValueError(
             f"the column index of the keep-list '{path}' is {schema.field('index').type}; it holds "

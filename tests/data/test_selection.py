@@ -247,6 +247,9 @@ def test_files_that_cannot_be(tmp_path, monkeypatch):
     pq.write_table(pa.table({"shard": ["a"]}), bare)
     floats = write(tmp_path / "floats.parquet", [("00000.tar", 1.5)], form="float64")
 
+    numbers = tmp_path / "numbers.parquet"
+    pq.write_table(pa.table({"shard": [0], "index": [1]}), numbers)
+
     def refused(paths, message):
         with pytest.raises(ValueError, match=message):
             Selection.compile(paths, manifest(), tmp_path / "cache", 0)
@@ -255,6 +258,7 @@ def test_files_that_cannot_be(tmp_path, monkeypatch):
     refused([tmp_path / "none"], "none' cannot be read .*; give the path")
     refused([text], "is not a parquet file")
     refused([bare], "has no column index; it needs")
+    refused([numbers], "column shard of the keep-list '.*' is int64; it holds the file names")
     refused([floats], "column index of the keep-list '.*' is double")
     refused([weighted, good], "'.*good.parquet' has no column weight, others have")
 
