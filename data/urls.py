@@ -39,13 +39,15 @@ def sidecar(url: str) -> str:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expands `{00..41}` and `{a,b}`; several groups give every combination."""
+    """Expands `{00..41}`, `{41..00}` and `{a,b}`; several groups give every combination."""
     pieces: list[list[str]] = []
     for piece in re.split(r"(\{[^{}]*\})", pattern):
         span = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", piece)
         if span:
-            width = len(span[1]) if span[1].startswith("0") else 0
-            numbers = range(int(span[1]), int(span[2]) + 1)
+            width = max((len(end) for end in span.groups() if end.startswith("0")), default=0)
+            first, last = map(int, span.groups())
+            step = 1 if first <= last else -1
+            numbers = range(first, last + step, step)
             pieces.append([str(number).zfill(width) for number in numbers])
         elif re.fullmatch(r"\{[^{}]*,[^{}]*\}", piece):
             pieces.append(piece[1:-1].split(","))

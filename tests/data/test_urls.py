@@ -15,6 +15,9 @@ from counterpoint.data.urls import (
 def test_braces():
     assert expand_braces("a{08..11}.tar") == ["a08.tar", "a09.tar", "a10.tar", "a11.tar"]
     assert expand_braces("{9..10}") == ["9", "10"]
+    assert expand_braces("{2..0}.tar") == ["2.tar", "1.tar", "0.tar"]
+    assert expand_braces("{10..08}") == ["10", "09", "08"]
+    assert expand_braces("{7..7}") == ["7"]
     assert expand_braces("{x,y}/{0..1}") == ["x/0", "x/1", "y/0", "y/1"]
     assert expand_braces("plain{.tar") == ["plain{.tar"]
 
