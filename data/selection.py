@@ -6,12 +6,13 @@ number in the file. The lists are compiled once into memory-mapped arrays in the
 nothing in memory grows with samples; no tar is rewritten.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,26 +128,45 @@ class Selection:
         policy = policy or RepeatWeights()
         folder = Path(folder)
         stamp = _stamp(files, manifest, seed, policy)
+        target = folder / stamp
+        # What is complete is opened without the lock, which may belong to another user.
+        if not target.is_dir():
+            with _locked(folder, f".{stamp}.lock"):
+                if not target.is_dir():
+                    _compile(files, manifest, target, policy, seed)
+        return cls(target)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """Makes the folder if need be, and waits for the lock of this name in it."""
+    with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / name, "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             raise ValueError(
-                f"the folder '{folder}' for the compiled keep-list cannot be made "
+                f"the folder '{folder}' for the compiled keep-list cannot be made or written "
                 f"({error.strerror}); copy the keep-list to a folder that can be written"
             ) from error
-        target = folder / stamp
-        with open(folder / f".{stamp}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.is_dir():
-                for leftover in folder.glob(f".{stamp}-*"):
-                    shutil.rmtree(leftover)
-                work = Path(tempfile.mkdtemp(prefix=f".{stamp}-", dir=folder))
-                try:
-                    compile_lists(files, manifest, work, policy, seed)
-                    os.rename(work, target)
-                finally:
-                    shutil.rmtree(work, ignore_errors=True)
-        return cls(target)
+        yield
+
+
+def _compile(
+    files: Sequence[Path], manifest: Manifest, target: Path, policy: WeightPolicy, seed: int
+) -> None:
+    """Compiles into a folder that appears whole or not at all."""
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    # The folder made above is its maker's alone; others train from this one, too.
+    (work / "lists").mkdir()
+    try:
+        compile_lists(files, manifest, work / "lists", policy, seed)
+        os.rename(work / "lists", target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _stamp(files: Sequence[Path], manifest: Manifest, seed: int, policy: WeightPolicy) -> str:

@@ -1,7 +1,9 @@
 """Keep-lists: what is kept, how often, and that compiling is safe, repeatable and bounded."""
 
+import errno
 import os
 import pickle
+import stat
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.data import keep_lists
+from counterpoint.data import selection as module
 from counterpoint.data.manifest import SCHEMA, Manifest
 from counterpoint.data.plan import Plan
 from counterpoint.data.selection import LossWeights, RepeatWeights, Selection
@@ -184,6 +187,26 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     (cache / f".{stamp.name}-dead" / "indices.npy").write_bytes(b"half")
     assert resolved(Selection.compile([path], manifest(), cache, 0)) == {0: [(1, 1.0)]}
     assert sorted(os.listdir(cache)) == [f".{stamp.name}.lock", stamp.name]
+
+
+def test_others_may_use_what_one_user_has_compiled(tmp_path, monkeypatch):
+    path = write(tmp_path / "k.parquet", [("00000.tar", 1)])
+    cache = tmp_path / "cache"
+    before = os.umask(0o022)
+    try:
+        compiled = Selection.compile([path], manifest(), cache, 0).folder
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(compiled.stat().st_mode) == 0o755
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o644 for file in compiled.iterdir())
+
+    def foreign(file, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(module, "open", foreign, raising=False)
+    assert resolved(Selection.compile([path], manifest(), cache, 0)) == {0: [(1, 1.0)]}
+    with pytest.raises(ValueError, match=r"'.*cache' .* cannot be .* \(Permission denied\); copy"):
+        Selection.compile([path], manifest(), cache, 1)
 
 
 def compile_and_resolve(path, cache):
