@@ -18,8 +18,8 @@ from .cache_room import Room
 from .errors import SampleError
 from .locks import locked, tried
 from .members import open_index
-from .remote import FetchError, Transport, full_disk, is_disk_full, shown
-from .urls import base_name, scheme
+from .remote import FetchError, Transport, full_disk, is_disk_full
+from .urls import base_name, scheme, shown
 
 # How often a shard in use is marked as such, and how long the mark protects it from prefetching.
 TOUCH_SECONDS = 5.0

@@ -12,6 +12,8 @@ from typing import TypedDict
 
 from torch import Tensor
 
+from .urls import shown
+
 # The position is the value of `status` in a batch and in checkpoints: append, never reorder.
 CAUSES = (
     "read",
@@ -169,8 +171,7 @@ class ErrorLedger:
         ]
 
     def _name(self, shard: int) -> str:
-        # Behind the question mark of an address stand signatures.
-        return self.urls[shard].partition("?")[0] if self.urls else str(shard)
+        return shown(self.urls[shard]) if self.urls else str(shard)
 
     def state_dict(self) -> dict[str, object]:
         """Returns the totals; deltas not merged yet are not part of it."""

@@ -21,8 +21,8 @@ import pyarrow as pa
 from .decode import IMAGE_EXTENSIONS, caption_member
 from .manifest import SCHEMA, Manifest
 from .members import TarDamage, open_index, split_name, walk_members
-from .remote import FetchError, Refused, Transport, shown
-from .urls import find_shards, scheme, sidecar
+from .remote import FetchError, Refused, Transport
+from .urls import find_shards, scheme, shown, sidecar
 
 # How many headers are looked at when the count is known and only the layout is in question.
 NUM_PROBED = 64
@@ -87,7 +87,7 @@ def index_shards(
             if progress:
                 progress(done, len(found))
     if not sum(rows["num_samples"]):
-        raise ValueError(f"the {len(found)} shards ({found[0][1]}, ...) hold no samples")
+        raise ValueError(f"the {len(found)} shards ({shown(found[0][1])}, ...) hold no samples")
     manifest = Manifest(pa.table(rows, schema=SCHEMA), folder)
     manifest.save(out)
     return manifest

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from .hashing import mix, seeded
 from .manifest import Manifest
+from .urls import shown
 
 ROWS_A_BATCH = 1 << 18
 # Samples sorted at once (and at least one shard): some 100 MB.
@@ -158,7 +159,8 @@ class KeepLists:
             shard, index = divmod(int(keys[twice[0]]), 1 << 32)
             raise ValueError(
                 f"the keep-lists {_quoted(self.paths)} name sample {index} of the shard "
-                f"'{self.manifest.urls[shard]}' twice; keep one row and give it a weight of 2"
+                f"'{shown(self.manifest.urls[shard])}' twice; keep one row and give it a weight "
+                "of 2"
             )
 
     def _rows(self, path: Path) -> Iterator[Rows]:
@@ -188,12 +190,16 @@ class KeepLists:
         same = self._shards.get(name.rpartition("/")[2], [])
         urls = self.manifest.urls
         if "/" in name:
-            same = [s for s in same if urls[s] == name or urls[s].endswith("/" + name)]
+            same = [
+                s
+                for s in same
+                if name in (urls[s], shown(urls[s])) or shown(urls[s]).endswith("/" + name)
+            ]
         if len(same) > 1:
             raise ValueError(
                 f"the keep-list '{path}' names the shard '{name}', and the manifest has "
-                f"{len(same)} of that name ('{urls[same[0]]}', '{urls[same[1]]}'); write the "
-                "address of the one that is meant"
+                f"{len(same)} of that name ('{shown(urls[same[0]])}', '{shown(urls[same[1]])}'); "
+                "write the address of the one that is meant"
             )
         if not same:
             raise ValueError(
@@ -211,8 +217,8 @@ class KeepLists:
             shard, index = int(shards[outside[0]]), int(indices[outside[0]])
             raise ValueError(
                 f"the keep-list '{path}' names sample {index} of the shard "
-                f"'{self.manifest.urls[shard]}', which has {self.manifest.counts[shard]} (the "
-                "first is 0); write the list for these shards"
+                f"'{shown(self.manifest.urls[shard])}', which has "
+                f"{self.manifest.counts[shard]} (the first is 0); write the list for these shards"
             )
         wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
         if len(wrong):

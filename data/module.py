@@ -33,6 +33,7 @@ from .syntax import WordReducer
 from .texts import Text
 from .tokenize import ClipTokenizer, Tokenizer
 from .transforms import EvalTransform, TrainTransform, Transform
+from .urls import shown
 from .workers import start_worker
 
 # Shards that a process keeps open: most systems allow 1,024 files.
@@ -216,7 +217,7 @@ class PairsDataModule(LightningDataModule):
         captions = {name: text for name, text in recipe.texts["text"].items() if plan.reads(name)}
         check_captions(self.manifest, ShardReader(self.manifest.urls), captions)
         if remote and self.cache is None:
-            url = next(iter(remote.values())).partition("?")[0]
+            url = shown(next(iter(remote.values())))
             raise ValueError(
                 f"the shard '{url}' is on another machine; set data.cache to a ShardCache in a "
                 "folder of a local disk, or copy the shards to this machine and index them there"

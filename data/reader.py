@@ -12,7 +12,7 @@ import numpy as np
 from .cache import LocalStore, OpenShard, Store
 from .errors import SampleError
 from .members import MemberIndex, open_index
-from .remote import shown
+from .urls import shown
 
 RawSample = dict[str, bytes | str]
 

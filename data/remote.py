@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from .transfer import Incomplete, PipeCommands, check, watched
-from .urls import scheme
+from .urls import scheme, shown, without_secrets
 
 Result = TypeVar("Result")
 
@@ -101,9 +100,10 @@ class Transport:
             self._system(url)
         elif self.pipe is None:
             raise ValueError(
-                f"'{url}' is a command, and running commands from a manifest is not allowed by "
-                "default; allow it if you trust it (`data index --pipe`, and PipeCommands in the "
-                "transport of the run's cache), or name files or addresses instead"
+                f"'{shown(url)}' is a command, and running commands from a manifest is not "
+                "allowed by default; allow it if you trust it (`data index --pipe`, and "
+                "PipeCommands in the transport of the run's cache), or name files or addresses "
+                "instead"
             )
 
     def download(self, url: str, path: Path, num_bytes: int = 0, sha256: str = "") -> None:
@@ -236,10 +236,11 @@ class Transport:
         except ImportError as error:
             package = PACKAGES.get(protocol, f"that fsspec names ({error})")
             raise ValueError(
-                f"'{url}' needs the Python package {package}; install it with pip"
+                f"'{shown(url)}' needs the Python package {package}; install it with pip"
             ) from error
         except ValueError as error:
-            raise ValueError(f"'{url}' cannot be fetched: {error}") from error
+            reason = without_secrets(str(error))
+            raise ValueError(f"'{shown(url)}' cannot be fetched: {reason}") from error
 
     def _defaults(self, protocol: str) -> dict[str, Any]:
         """Returns the settings that keep a driver's own connections from waiting for ever."""
@@ -296,10 +297,5 @@ def told(error: Exception) -> str:
     status = getattr(error, "status", None)
     if isinstance(status, int) and status:
         return f"the server answers {status}"
-    text = str(error).splitlines()[0][:200] if str(error) else ""
+    text = without_secrets(str(error).splitlines()[0])[:200] if str(error) else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def shown(url: str) -> str:
-    """Returns an address for messages: without the query, which may be a signature."""
-    return urlsplit(url)._replace(query="", fragment="").geturl() if "?" in url else url

@@ -14,6 +14,11 @@ from urllib.parse import urlsplit, urlunsplit
 # An address pattern to the addresses that fit it and their bytes (0: unknown).
 Listing = Callable[[str], dict[str, int]]
 
+# A user, mostly with a password; what stands there in Azure's `abfs://container@account` is none.
+_USER = re.compile(r"(?<!abfs)(?<!abfss)://[^/?#\s]*@")
+# It may be a signature.
+_QUERY = re.compile(r"\?\S*")
+
 
 def scheme(url: str) -> str:
     """Returns `http`, `s3`, `pipe`, ... of an address; "" for a path of this machine."""
@@ -21,6 +26,16 @@ def scheme(url: str) -> str:
         return "pipe"
     match = re.match(r"([a-z][a-z0-9+.-]*)://", url)
     return match[1] if match and match[1] != "file" else ""
+
+
+def shown(url: str) -> str:
+    """Returns an address for messages and logs: without user, password and query."""
+    return without_secrets(url) if scheme(url) else url
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text, such as a command or a library's message, with its addresses as `shown`."""
+    return _QUERY.sub("", _USER.sub("://", text))
 
 
 def base_name(url: str) -> str:
@@ -85,7 +100,7 @@ def find_shards(urls: Sequence[str], listing: Listing | None = None) -> dict[str
             for shard, num_bytes in shards.items():
                 found.setdefault(shard, num_bytes)
     if missing:
-        names = ", ".join(f"'{name}'" for name in missing[:3])
+        names = ", ".join(f"'{shown(name)}'" for name in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(
             f"no shard found for {names}{more}; check the path, or the range in braces"
@@ -135,5 +150,7 @@ def _expand_remote(url: str, kind: str, listing: Listing | None) -> dict[str, in
     if not is_glob and path.endswith(".tar"):
         return {url: 0}
     if listing is None:
-        raise ValueError(f"'{url}' is not on this machine; name each of its shards, ending in .tar")
+        raise ValueError(
+            f"'{shown(url)}' is not on this machine; name each of its shards, ending in .tar"
+        )
     return listing(url if is_glob else url.rstrip("/") + "/*.tar")

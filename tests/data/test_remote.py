@@ -8,7 +8,7 @@ import time
 import pytest
 from hostile_http import FAULTS, serve
 
-from counterpoint.data.remote import FetchError, NotThere, PipeCommands, Transport
+from counterpoint.data.remote import FetchError, NotThere, PipeCommands, Transport, told
 
 
 def hasty(**changes) -> Transport:
@@ -99,6 +99,24 @@ def test_missing_drivers_are_named():
         Transport().require("s3://b/0.tar")
     with pytest.raises(ValueError, match=r"'no://b/0.tar' cannot be fetched: Protocol not known"):
         Transport().require("no://b/0.tar")
+
+
+def test_no_message_holds_a_password(source, tmp_path):
+    transport = hasty(num_attempts=1, pipe=PipeCommands())
+    bad = "u:secret@127.0.0.1:9/0.tar?sig=secret"
+    for call in (
+        lambda: Transport().require(f"s3://{bad}"),
+        lambda: Transport().require(f"no://{bad}"),
+        lambda: Transport().require(f"pipe:curl https://{bad}"),
+        lambda: transport.download(f"http://{bad}", tmp_path / "out.tar"),
+        lambda: transport.download(f"pipe:exit 3; curl http://{bad}", tmp_path / "out.tar"),
+        lambda: transport.listing(f"http://{bad}/*.tar"),
+    ):
+        with pytest.raises((ValueError, FetchError), match=r"127.0.0.1:9/0.tar") as caught:
+            call()
+        assert "secret" not in str(caught.value)
+    # What a library says may hold the address, too.
+    assert told(OSError("https://u:secret@h/0?sig=secret failed")) == "OSError: https://h/0 failed"
 
 
 def test_commands_run_only_when_enabled(source, tmp_path):

@@ -141,11 +141,15 @@ def test_weights_are_expected_repeats(tmp_path):
 
 def test_names_may_be_addresses(tmp_path):
     urls = ["a/0.tar", "b/0.tar", "s3://bucket/b/0.tar", "1.tar"]
-    shards = manifest([5, 5, 5, 5], urls)
+    urls += ["https://h/c/9.tar?sig=x/y", "https://h/d/9.tar?sig=x/y"]
+    shards = manifest([5] * 6, urls)
     rows = [("/data/a/0.tar", 1), ("a/0.tar", 2), ("s3://bucket/b/0.tar", 3), ("1.tar", 4)]
+    rows += [("c/9.tar", 0), ("https://h/c/9.tar", 1)]
     path = write(tmp_path / "k.parquet", rows)
     selection = Selection.compile([path], shards, tmp_path / "cache", 0)
-    assert resolved(selection) == {0: [(1, 1.0), (2, 1.0)], 2: [(3, 1.0)], 3: [(4, 1.0)]}
+    assert resolved(selection) == {0: [(1, 1.0), (2, 1.0)], 2: [(3, 1.0)], 3: [(4, 1.0)]} | {
+        4: [(0, 1.0), (1, 1.0)]
+    }
     for name in ("0.tar", "b/0.tar"):
         with pytest.raises(ValueError, match=rf"shard '{name}', and the manifest has [23] of that"):
             Selection.compile(

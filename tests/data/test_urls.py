@@ -8,6 +8,7 @@ from counterpoint.data.urls import (
     expand_braces,
     find_shards,
     scheme,
+    shown,
     sidecar,
 )
 
@@ -36,6 +37,23 @@ def test_parts_of_an_address(url, kind, name, statistics):
     assert (scheme(url), base_name(url), sidecar(url)) == (kind, name, statistics)
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://user:secret@h.org/a.tar", "https://h.org/a.tar"),
+        ("https://token@h.org:80/a@b.tar?sig=secret", "https://h.org:80/a@b.tar"),
+        ("https://h.org/a.tar?mail=a@b", "https://h.org/a.tar"),
+        ("s3://key:se@cret@bucket/a.tar", "s3://bucket/a.tar"),
+        ("abfs://container@account/a.tar?secret", "abfs://container@account/a.tar"),
+        ("hf://datasets/a/b@main/0.tar", "hf://datasets/a/b@main/0.tar"),
+        ("pipe:curl 'https://u:p@h/0.tar?sig=s' | cat", "pipe:curl 'https://h/0.tar | cat"),
+        ("/a/b?c://d@e.tar", "/a/b?c://d@e.tar"),
+    ],
+)
+def test_messages_hold_no_password(url, told):
+    assert shown(url) == told
+
+
 def test_remote_shards_need_no_listing_but_folders_and_globs_do():
     asked = []
 
@@ -51,8 +69,10 @@ def test_remote_shards_need_no_listing_but_folders_and_globs_do():
         "s3://b/x/2.tar": 20,
     }
     assert asked == ["s3://b/x/*.tar"]
+    with pytest.raises(ValueError, match=r"no shard found for 'https://h/0\*.tar'; check"):
+        find_shards(["https://u:p@h/0*.tar?sig"], lambda pattern: {})
     with pytest.raises(ValueError, match=r"'s3://b/x/' is not on this machine; name each"):
-        expand_all(["s3://b/x/"])
+        expand_all(["s3://k:p@b/x/"])
 
 
 def test_lists_hold_what_the_command_line_takes(shards, tmp_path):
