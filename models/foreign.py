@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .image import ImageTower, PixelStem
-from .teacher import DTYPES, FrozenTowers, Keep, Teacher
+from .teacher import DTYPES, FrozenTowers, Keep, Teacher, lowered
 from .text import TextTower
 from .two_tower import TwoTower
 
@@ -70,7 +70,7 @@ class OpenClip(Teacher):
         text_part = getattr(model, "text", model)
         length = int(getattr(model, "context_length", 0) or text_part.context_length)
         text = PaddedText(model.encode_text, length, int(getattr(text_part, "pad_id", 0) or 0))
-        return FrozenTowers(towers(image, text, model).to(self.dtype), self.keep)
+        return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.keep)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
         """Returns the ids that this teacher was trained with; see `Teacher`."""
@@ -125,7 +125,7 @@ class Transformers(Teacher):
         image = ForeignImage(model, pooled(model.get_image_features), size, mean, std)
         form = PaddedText if model.config.model_type.startswith("siglip") else MaskedText
         text = form(pooled(model.get_text_features), words.max_position_embeddings, padding(words))
-        return FrozenTowers(towers(image, text, model).to(self.dtype), self.keep)
+        return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.keep)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
         """Returns the ids that this teacher was trained with; see `Teacher`."""

@@ -42,6 +42,16 @@ class FrozenTowers(nn.Module):
         return self.model(batch, needs, chunks=self.model.chunks)
 
 
+def lowered(model: TwoTower, dtype: torch.dtype) -> TwoTower:
+    """Puts the weights into a precision, but for scale and bias: bfloat16 makes 99 of 100."""
+    scalars = [p for p in (model.logit_scale, model.logit_bias) if p is not None]
+    values = [scalar.data for scalar in scalars]
+    model.to(dtype)
+    for scalar, value in zip(scalars, values, strict=True):
+        scalar.data = value
+    return model
+
+
 class Teacher(ABC):
     """What a run file names under `teachers`: knows how to make a frozen model, and makes it late.
 
@@ -89,4 +99,4 @@ class Frozen(Teacher):
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
         """Loads the weights; see `Teacher`."""
-        return FrozenTowers(load(self.source).to(self.dtype), self.keep)
+        return FrozenTowers(lowered(load(self.source), self.dtype), self.keep)

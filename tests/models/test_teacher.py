@@ -63,13 +63,16 @@ def test_low_precision_is_the_weights():
 
     def load(source):
         sources.append(source)
-        return model()
+        return TwoTower(model().image, model().text, 8, 117.33, -16.9)
 
     towers = Frozen("somewhere", precision="bfloat16").build(load)
     got = towers(batch(), ("image", "text"))
-    want = model().eval()(batch(), ("image", "text"))
-    assert sources == ["somewhere"]
-    assert {p.dtype for p in towers.parameters()} == {torch.bfloat16}
+    want = load("somewhere").eval()(batch(), ("image", "text"))
+    assert sources == ["somewhere"] * 2
+    full = {n for n, p in towers.model.named_parameters() if p.dtype != torch.bfloat16}
+    assert full == {"logit_scale", "logit_bias"}
+    assert got["logit_scale"].item() == pytest.approx(117.33, rel=1e-6)
+    assert got["logit_bias"].item() == pytest.approx(-16.9, rel=1e-6)
     for name in ("image", "text"):
         assert got[name].dtype == torch.float32 and got[f"{name}.raw"].dtype == torch.bfloat16
         assert (got[name] * want[name]).sum(1).min() > 0.99
