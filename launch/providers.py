@@ -60,7 +60,7 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
     check_scores(module.phases, needs, names, placed, module.model)
     for name in teachers:
         module.providers[f"teacher.{name}"], _ = checked_teacher(module, parts, name)
-    _check_own_texts(module.objective.needs, data)
+    _check_own_texts(module.objective.needs, data, module.model.context_length)
     if parts.ema is not None:
         module.ema = module.providers["ema"] = Ema(module.model, parts.ema)
 
@@ -179,11 +179,20 @@ def _check_text(
         )
 
 
-def _check_own_texts(needs: Iterable[str], data: PairsDataModule) -> None:
-    """The student cannot read ids of another tokenizer."""
+def _check_own_texts(needs: Iterable[str], data: PairsDataModule, context_length: int) -> None:
+    """The student, and so its average, reads neither ids of another tokenizer nor longer texts."""
     for need in sorted(needs):
-        entry = need.removesuffix(".raw")
-        if entry.startswith("text.") and data.reads(entry)[0] is not data.tokenizer:
+        entry = need.removeprefix("ema.").removesuffix(".raw")
+        if not entry.startswith("text."):
+            continue
+        tokenizer, length = data.reads(entry)
+        if length > context_length:
+            raise ValueError(
+                f"a term needs '{need}' of the student, which takes texts of {context_length} "
+                f"tokens, and data.{entry.replace('text', 'texts', 1)} makes {length}: set the "
+                f"student's context_length to {length}, or shorten the text"
+            )
+        if tokenizer is not data.tokenizer:
             raise ValueError(
                 f"a term needs '{need}' of the student, but data.texts gives this text a tokenizer "
                 "of its own, for a teacher: use a text without one"

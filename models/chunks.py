@@ -132,7 +132,16 @@ def stops(context_length: int) -> tuple[int, ...]:
 
 
 def stop_at(longest: int, width: int, context_length: int) -> int:
-    """The first stop that holds `longest` tokens, and at most `width`, that of the tensor."""
+    """The first stop that holds `longest` tokens, and at most `width`, that of the tensor.
+
+    Raises:
+        ValueError: the tower takes fewer tokens.
+    """
+    if longest > context_length:
+        raise ValueError(
+            f"a caption has {longest} tokens, and the text tower takes {context_length}: make "
+            "captions of at most as many, or the tower with a longer context_length"
+        )
     return min(width, next(stop for stop in stops(context_length) if stop >= longest))
 
 

@@ -238,6 +238,21 @@ def test_the_student_reads_no_text_of_a_teacher(student):
         attach(module, parts)
 
 
+@pytest.mark.parametrize("need", ["text.long.raw", "ema.text.long"])
+def test_the_student_reads_no_text_longer_than_it_takes(student, need):
+    def attached(context_length):
+        texts = {"long": Text(context_length=context_length)}
+        module, parts = student(texts=texts, ema=EmaConfig(0.9))
+        module.objective = Objective({"fd": Regression("image.raw", need)})
+        attach(module, parts)
+
+    attached(8)
+    with pytest.raises(
+        ValueError, match=rf"needs '{need}' .* of 8 tokens, and data.texts.long .* 9"
+    ):
+        attached(9)
+
+
 class Named(Reversed):
     """Stands for a tokenizer of a folder that only the documentation has."""
 

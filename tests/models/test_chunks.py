@@ -218,6 +218,11 @@ def test_at_most_six_stops_hold_every_length(context):
         assert stop_at(length, length, context) == length
 
 
+def test_a_caption_longer_than_the_tower_takes_is_refused():
+    with pytest.raises(ValueError, match=r"has 33 tokens, and the text tower takes 32"):
+        stop_at(33, 40, 32)
+
+
 def test_tokens_are_counted():
     data = batch()
     data["text_length"] = torch.tensor([2] * 4 + [9] * 4 + [14] * 3 + [20] * 2)[torch.randperm(N)]
