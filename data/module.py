@@ -27,7 +27,7 @@ from .recipe import Recipe, View
 from .sample import SampleLoader
 from .schedule import Schedule
 from .selection import Selection, WeightPolicy
-from .sidecar import Sidecar
+from .sidecar import Sidecar, check_file_names
 from .sources import Source, check_names, explicit_shares
 from .syntax import WordReducer
 from .texts import Text
@@ -212,6 +212,8 @@ class PairsDataModule(LightningDataModule):
         self.ledger.check()
         for sidecar in self.sidecars.values():
             sidecar.check(self.manifest.sources)
+        if self.sidecars:
+            check_file_names(self.manifest)
         plan, recipe = self.plan(), self.recipe()
         remote = self.manifest.check_files()
         captions = {name: text for name, text in recipe.texts["text"].items() if plan.reads(name)}

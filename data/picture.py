@@ -127,7 +127,8 @@ class Pixels(Picture):
     """
 
     def __init__(self, image: Tensor):
-        super().__init__(*image.shape[-2:])
+        _, height, width = image.shape
+        super().__init__(height, width)
         self._decoded[1] = image
 
     def _decode(self, factor: int) -> np.ndarray:

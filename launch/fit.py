@@ -15,7 +15,6 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from ..data.sidecar import check_file_names
 from ..models.inherit import inherit
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
@@ -132,8 +131,6 @@ def train(
     arguments = trainer_arguments(parts.trainer)
     check_no_other(parts.clip, arguments.get("gradient_clip_val"))
     parts.data.check(int(arguments.get("num_nodes", 1)))
-    if parts.data.sidecars:
-        check_file_names(parts.data.manifest)
     module.fingerprint, module.sources = parts.data.fingerprint, parts.data.manifest.sources
     total_steps = module.phases.total_steps
     checkpoint = None

@@ -202,8 +202,9 @@ class TimmTower(ImageTower):
 
 def _trunk(name: str, image_size: int, model_args: dict[str, Any]) -> nn.Module:
     """Makes timm's model, for the size of the pictures if it has to know that."""
+    sized: dict[str, Any] = {"img_size": image_size, **model_args}
     try:
-        return timm.create_model(name, num_classes=0, **{"img_size": image_size} | model_args)
+        return timm.create_model(name, num_classes=0, **sized)
     except TypeError as error:
         # Signatures do not tell: many constructors only pass their arguments on.
         if "img_size" in model_args or "'img_size'" not in str(error):
