@@ -9,6 +9,7 @@ Vasu et al., "MobileCLIP" (2024), section 4: dataset reinforcement.
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,6 +260,7 @@ def about(resolved: dict[str, Any], chosen: Any, store: Store) -> dict[str, Any]
     """What makes two stores the same; written beside the rows."""
     left_out = ("num_workers", "manifest", "cache", "keep_weights")
     teacher = resolved["teachers"][chosen.teacher]
+    scale = float(store.towers.model.logit_scale.exp())
     arguments = {k: v for k, v in teacher.get("init_args", {}).items() if k != "keep"}
     return {
         "teacher": {**teacher, "init_args": arguments},
@@ -269,5 +271,5 @@ def about(resolved: dict[str, Any], chosen: Any, store: Store) -> dict[str, Any]
         "data": {k: v for k, v in resolved["data"].items() if k not in left_out},
         "image_size": store.data.image_size,
         "fingerprint": store.data.fingerprint,
-        "logit_scale": round(float(store.towers.model.logit_scale.exp()), 4),
+        "logit_scale": None if math.isnan(scale) else round(scale, 4),
     }

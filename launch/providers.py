@@ -21,7 +21,7 @@ from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.module import ContrastiveModule
-from ..train.providers import Ema, check_needs, check_scores
+from ..train.providers import SCALARS, Ema, check_needs, check_scores
 from .load import load_run
 
 # What two tokenizers must agree on to be taken for the same.
@@ -83,6 +83,13 @@ def checked_teacher(
     tokenizers = [data.reads(view)[0] for view in views if view.startswith("text")]
     towers = teacher.build(partial(load, module, tokenizers))
     towers.model.chunks = module.model.chunks
+    for scalar in SCALARS:
+        value = getattr(towers.model, scalar)
+        if scalar in wanted and (value is None or bool(value.isnan().any())):
+            raise ValueError(
+                f"a term needs '{prefix}{scalar}', and this teacher has none of its own: give the "
+                "term numbers instead (teacher_scales, teacher_biases)"
+            )
     for view in views:
         if view.startswith("image"):
             _check_size(prefix + view, view, sizes[view], towers.model)

@@ -4,6 +4,7 @@ In: a folder or file in their layouts, or a name that can be downloaded. Out: fr
 answer like Counterpoint's own, with their own resolution, normalisation and projections.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -216,14 +217,12 @@ class MaskedText(PaddedText):
 
 
 def towers(image: ForeignImage, text: PaddedText, model: Any) -> TwoTower:
-    """Joins the sides of a model, which projects itself, with its scale and bias."""
+    """Joins the sides of a model, which projects itself, with its scale (else NaN) and bias."""
     text.width = image.width
     bias = getattr(model, "logit_bias", None)
     joined = TwoTower(image, text, 1, logit_bias_init=None if bias is None else float(bias))
     joined.image_projection = joined.text_projection = nn.Identity()  # type: ignore[assignment]
-    scale = getattr(model, "logit_scale", None)
-    if scale is not None:
-        joined.logit_scale.data.fill_(float(scale))
+    joined.logit_scale.data.fill_(float(getattr(model, "logit_scale", math.nan)))
     return joined
 
 

@@ -231,6 +231,23 @@ def test_a_teacher_reads_a_text_of_its_own(student):
         attach(*student("teacher.x.text.theirs", teachers={"x": Other()}, texts=longer))
 
 
+class WithoutScale(Other):
+    """A teacher of another library whose model has no `logit_scale`."""
+
+    def build(self, load):
+        towers = super().build(load)
+        towers.model.logit_scale.fill_(torch.nan)
+        return towers
+
+
+@pytest.mark.parametrize("scalar", ["logit_scale", "logit_bias"])
+def test_a_scale_or_bias_that_a_teacher_does_not_have_is_refused(student, scalar):
+    attach(*student("teacher.x.image", teachers={"x": WithoutScale()}))
+    needs = ("teacher.x.image", f"teacher.x.{scalar}")
+    with pytest.raises(ValueError, match=rf"'teacher\.x\.{scalar}', and this teacher has none"):
+        attach(*student(*needs, teachers={"x": WithoutScale()}))
+
+
 def test_the_student_reads_no_text_of_a_teacher(student):
     module, parts = student(texts={"theirs": Text(tokenizer=Reversed())})
     module.objective = Objective({"fd": Regression("text.theirs", "text")})

@@ -9,7 +9,7 @@ import transformers
 from torch.nn import functional as F
 
 from counterpoint.data.tokenize import ClipTokenizer
-from counterpoint.models.foreign import OpenClip, Transformers
+from counterpoint.models.foreign import ForeignImage, OpenClip, PaddedText, Transformers, towers
 
 CAPTIONS = ["a red square", "the moon's house", "", "one two three four five six seven eight nine"]
 NEEDS = ("image", "image.raw", "text", "text.raw", "logit_scale", "logit_bias")
@@ -185,6 +185,12 @@ def test_a_siglip_model_of_transformers(tmp_path):
     found = towers(data, NEEDS)
     check(found, output(image), output(model.get_text_features(full)), model.logit_scale)
     torch.testing.assert_close(found["logit_bias"], model.logit_bias)
+
+
+def test_a_model_without_a_scale_is_given_none():
+    image = ForeignImage(torch.nn.Identity(), lambda x: x.mean((2, 3)), 4, [0.5] * 3, [0.5] * 3)
+    joined = towers(image, PaddedText(lambda ids: ids.float(), 3, 0), torch.nn.Identity())
+    assert joined.logit_scale.isnan().all() and joined.logit_bias is None
 
 
 def test_what_transformers_cannot_give(tmp_path):
