@@ -171,12 +171,12 @@ def test_a_refused_sidecar_is_none(shards, tmp_path, status):
     with serve(tmp_path) as server:
         url = f"{server.url}/00000.tar?signature=secret"
         server.refusals["/00000_stats.json"] = status
-        manifest = index_shards([url], tmp_path / "m.parquet", transport=hasty())
+        few = Transport(num_attempts=2, stall_timeout=20.0, first_delay=0.01)
+        manifest = index_shards([url], tmp_path / "m.parquet", transport=few)
         assert manifest.counts.tolist() == [7]
         assert server.asked["/00000_stats.json"] == 1
         # What may pass is no answer: another count could be in it.
         server.refusals["/00000_stats.json"] = 503
-        few = Transport(num_attempts=2, first_delay=0.01)
         with pytest.raises(
             ValueError, match=r"_stats.json' could not be read in 2 attempts: .*503"
         ):
