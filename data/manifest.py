@@ -169,6 +169,12 @@ class Manifest:
             digest.update(numbers.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
 
+    @property
+    def remote(self) -> np.ndarray:
+        """Which shards are not files of this machine, bool [shards]; see `is_remote`."""
+        found = pc.match_substring_regex(self._table["url"], "^pipe:|://")
+        return found.to_numpy()
+
     def check_files(self) -> dict[str, str]:
         """Looks at the shards (at most 10,000, evenly spread) before a run starts.
 

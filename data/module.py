@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -224,12 +225,15 @@ class PairsDataModule(LightningDataModule):
                 f"the shard '{url}' is on another machine; set data.cache to a ShardCache in a "
                 "folder of a local disk, or copy the shards to this machine and index them there"
             )
-        if self.cache is not None:
+        if self.cache is not None and remote:
             for url in remote.values():
                 self.cache.transport.require(url)
-            smallest = min(size for steps, size in self.schedule.phases if steps)
-            sizes = self.manifest.num_bytes
-            self.cache.require(*plan.working_set(sizes, num_nodes, smallest))
+            # Local shards are not copied: a byte each, since 0 means that the size is unknown.
+            sizes = np.where(self.manifest.remote, self.manifest.num_bytes, 1)
+            batches = {size for steps, size in self.schedule.phases if steps}
+            # Small batches touch more lanes on each node, large ones more shards of each lane.
+            needs = [plan.working_set(sizes, num_nodes, size) for size in batches]
+            self.cache.require(*max(needs, key=lambda need: need[1]))
 
     def plan(self) -> MixedPlan:
         """Returns the order of samples.

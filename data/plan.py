@@ -98,7 +98,7 @@ class Plan:
             num_bytes: Size of each shard, int64 [shards]; 0 means unknown, and counts as the
                 largest known.
             num_nodes: Nodes with equally many consecutive ranks.
-            batch_size: The smallest global batch of the run.
+            batch_size: A global batch; of several in a run, any may need the most.
 
         Returns:
             Number of shards, and an upper bound of their bytes.

@@ -5,13 +5,15 @@ import signal
 import time
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 
+from counterpoint.data.cache import ShardCache
 from counterpoint.data.index import index_shards
-from counterpoint.data.manifest import Manifest
+from counterpoint.data.manifest import SCHEMA, Manifest
 from counterpoint.data.module import PairsDataModule
 from counterpoint.data.schedule import Schedule
 from counterpoint.data.sidecar import Sidecar, write_sidecar
@@ -30,6 +32,40 @@ def connected(manifest_file, phases=((8, 6),), **arguments):
     data = PairsDataModule(manifest_file, **arguments)
     data.connect(Schedule(phases), seed=1, image_size=16, context_length=8)
     return data
+
+
+class Asked(ShardCache):
+    """Notes the room that a run asks for."""
+
+    def require(self, num_shards, num_bytes):
+        self.needs = (num_shards, num_bytes)
+
+
+def test_the_cache_needs_room_for_what_is_copied(manifest_file, shards, tmp_path):
+    data = connected(manifest_file, cache=Asked(tmp_path / "cache", 1))
+    data.check()
+    assert not hasattr(data.cache, "needs"), "nothing is copied"
+    # Two local shards, and 40 of another machine, 100 bytes each.
+    columns = {
+        "source": ["default"] * 42,
+        "url": [*shards[:2], *(f"http://127.0.0.1:9/{n}.tar" for n in range(40))],
+        "num_samples": [7, 5] + [8] * 40,
+        "num_bytes": [*map(os.path.getsize, shards[:2])] + [100] * 40,
+        "sha256": [""] * 42,
+    }
+    Manifest(pa.table(columns, schema=SCHEMA), tmp_path).save(tmp_path / "mixed.parquet")
+
+    def needed(*phases):
+        cache = Asked(tmp_path / "cache", 1)
+        data = connected(str(tmp_path / "mixed.parquet"), phases, cache=cache, lanes=2, block=8)
+        data.check()
+        return cache.needs[1]
+
+    small, large = needed((4, 2)), needed((4, 64))
+    assert 100 < small < large <= 4000
+    assert needed((4, 2), (4, 64)) == needed((4, 64), (4, 2)) == large
+    # A phase without steps asks for nothing.
+    assert needed((4, 2), (0, 64)) == small
 
 
 def test_a_run_file_can_choose_every_part(manifest_file):
