@@ -26,6 +26,7 @@ from ..models.two_tower import TwoTower
 from ..train.clip.clipper import Clipper
 from ..train.evaluate import EvaluationConfig
 from ..train.files import write_whole
+from ..train.limits import at_least
 from ..train.optim import AdamW
 from ..train.phases import Phase
 from ..train.providers import EmaConfig
@@ -77,13 +78,9 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if self.every_n_steps < 1:
-            raise ValueError(
-                f"checkpoint.every_n_steps is {self.every_n_steps}: it must be >= 1 (there is "
-                "always a checkpoint after the last step)"
-            )
-        if self.keep < 0:
-            raise ValueError(f"checkpoint.keep is {self.keep}: it must be >= 0, and 0 keeps all")
+        always = "there is always a checkpoint after the last step"
+        at_least("checkpoint.every_n_steps", self.every_n_steps, 1, always)
+        at_least("checkpoint.keep", self.keep, 0, "0 keeps all")
 
 
 @dataclass

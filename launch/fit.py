@@ -24,6 +24,7 @@ from ..train.clip.trainers import check_no_other
 from ..train.control import StopOnSignal
 from ..train.errors import CountErrors
 from ..train.evaluate import Evaluate
+from ..train.limits import at_least
 from ..train.metrics import Metrics, MetricsFile
 from ..train.module import ContrastiveModule
 from ..train.resume import check_groups, check_resume
@@ -275,8 +276,7 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
             "steps; leave it out and send SIGTERM when time is up, which saves (timeout 10h "
             "counterpoint fit ...)"
         )
-    if (every := arguments.get("log_every_n_steps", 1)) < 1:
-        raise ValueError(f"trainer.log_every_n_steps is {every}: it must be >= 1")
+    at_least("trainer.log_every_n_steps", arguments.get("log_every_n_steps", 1), 1)
     if world := under_torchrun():
         arguments["devices"], arguments["num_nodes"] = world
     if "strategy" in arguments:

@@ -15,13 +15,14 @@ import torch
 from ..data.module import PairsDataModule
 from ..data.recipe import View
 from ..data.tokenize import Tokenizer
+from ..losses.term import MODEL_SCALARS
 from ..models.reducers.attentive import PLACE
 from ..models.teacher import FrozenTowers, Teacher
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.module import ContrastiveModule
-from ..train.providers import SCALARS, Ema, check_needs, check_scores
+from ..train.providers import Ema, check_needs, check_scores
 from .load import load_run
 
 # What two tokenizers must agree on to be taken for the same.
@@ -83,7 +84,7 @@ def checked_teacher(
     tokenizers = [data.reads(view)[0] for view in views if view.startswith("text")]
     towers = teacher.build(partial(load, module, tokenizers))
     towers.model.chunks = module.model.chunks
-    for scalar in SCALARS:
+    for scalar in MODEL_SCALARS:
         value = getattr(towers.model, scalar)
         if scalar in wanted and (value is None or bool(value.isnan().any())):
             raise ValueError(

@@ -42,19 +42,6 @@ def drawn(
     Returns:
         Numbers of columns, as the exchange numbers them.
     """
-    # The probabilities drawn from are those of the kernels, which leave autocast, too.
-    with torch.autocast(rows.device.type, enabled=False):
-        return _drawn(rows, columns, scale, keys, seed, pairing)
-
-
-def _drawn(
-    rows: Tensor,
-    columns: Tensor,
-    scale: Tensor,
-    keys: tuple[Tensor, Tensor],
-    seed: int,
-    pairing: Pairing,
-) -> Tensor:
     best = rows.new_full((len(rows),), -torch.inf)
     chosen = torch.zeros_like(keys[0])
     for where, (block, block_keys) in pairing.exchange.open(columns.detach(), keys[1]).visit():
@@ -63,7 +50,9 @@ def _drawn(
         step = max(1, pairing.tile_bytes // (8 * len(block)))
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
-            logits = rows[part] @ block.T
+            # The probabilities drawn from are those of the kernels, which leave autocast, too.
+            with torch.autocast(rows.device.type, enabled=False):
+                logits = rows[part] @ block.T
             if pairing.point is not None:
                 logits = pairing.point.value(logits)
             noisy, number = (logits * scale + gumbel(keys[0][part], block_keys, seed)).max(1)

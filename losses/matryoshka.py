@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .similarity import Similarity
-from .term import Term, full_precision, need
+from .term import MODEL_SCALARS, Term, full_precision, need
 
 
 class Matryoshka(Term):
@@ -73,7 +73,7 @@ class Matryoshka(Term):
         """
         towers = [n for n in self.needs if n.split(".")[0] in ("image", "text", "ema")]
         # The average has scalars as well.
-        names = [n for n in towers if n.split(".")[-1] not in ("logit_scale", "logit_bias")]
+        names = [n for n in towers if n.split(".")[-1] not in MODEL_SCALARS]
         # In full precision before they are cut: the gradients of all widths are added up in it.
         whole = dict(
             zip(names, full_precision(*(need(features, n, self) for n in names)), strict=True)

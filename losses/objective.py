@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .similarity import Cosine, Metric, Similarity
-from .term import Term
+from .term import MODEL_SCALARS, Term
 from .weights import Weight
-
-MODEL_SCALARS = ("logit_scale", "logit_bias")
 
 
 class Objective(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from .similarity import Similarity
 from .term import Term
 
 
@@ -35,7 +36,7 @@ class Present(Term):
         self.needs = (*term.needs, *needed(mask))  # type: ignore[misc] - names, see `Term`
 
     @property
-    def similarity(self) -> object:
+    def similarity(self) -> Similarity | None:
         """The term's, by which evaluation ranks; None: it has none."""
         return getattr(self.term, "similarity", None)
 

@@ -85,13 +85,10 @@ class Standardised(Taught):
         self, rows: Float[Tensor, "b d"], columns: Float[Tensor, "b d"]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Returns the vectors whose products are the standardised ones."""
-        with torch.autocast(rows.device.type, enabled=False):
-            return self._standardised(rows, columns)
-
-    def _standardised(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         sums = total(torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])]))
         count = sums[-1].detach().clamp_min(1.0)
         centred = rows - sums[:-1] / count
-        covariance = total(centred.T @ centred) / count
-        variance = (columns @ covariance * columns).sum(1, keepdim=True).clamp_min(0.0)
+        with torch.autocast(rows.device.type, enabled=False):
+            covariance = total(centred.T @ centred) / count
+            variance = (columns @ covariance * columns).sum(1, keepdim=True).clamp_min(0.0)
         return centred, columns * (variance + self.eps).rsqrt()

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+# What a two-tower model, a teacher and the average have besides features.
+MODEL_SCALARS = ("logit_scale", "logit_bias")
+
 
 class Term(nn.Module, ABC):
     """One loss. `needs` names the features and batch entries it reads; each is computed once."""

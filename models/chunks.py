@@ -14,12 +14,28 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 # Most captions are short: the steps are fine where they are many.
 STEPS = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
 MULTIPLE = 8
+
+
+def check_parts(model: nn.Module, num_parts: int) -> None:
+    """Looks for what parts of a batch would change.
+
+    Raises:
+        ValueError: there are several, and the model has a BatchNorm that learns.
+    """
+    for name, module in model.named_modules():
+        if num_parts > 1 and isinstance(module, _BatchNorm) and module.training:
+            raise ValueError(
+                f"model.chunks is {num_parts}, and '{name}' is a {type(module).__name__}: its "
+                "statistics would be those of a chunk and be counted again in the backward pass; "
+                "use model.chunks 1 or a tower without BatchNorm"
+            )
 
 
 def split(rows: Sequence[Tensor | None], num_parts: int) -> list[tuple[Tensor | None, ...]]:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 
 from .evaluation.run import evaluate, prepare
 from .evaluation.suite import Suite, load_suite
+from .limits import at_least
 from .metrics import log_row
 from .module import ContrastiveModule
 
@@ -32,13 +33,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if self.every_n_steps < 1:
-            raise ValueError(
-                f"evaluation.every_n_steps is {self.every_n_steps}: it must be >= 1 (there is "
-                "always an evaluation after the last step; evaluation.suite=null turns all off)"
-            )
-        if self.batch_size < 1:
-            raise ValueError(f"evaluation.batch_size is {self.batch_size}: it must be >= 1")
+        off = "evaluation.suite=null turns all off, that after the last step, too"
+        at_least("evaluation.every_n_steps", self.every_n_steps, 1, off)
+        at_least("evaluation.batch_size", self.batch_size, 1)
 
 
 class Evaluate(pl.Callback):

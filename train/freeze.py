@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..models.two_tower import TwoTower
 from .groups import check_patterns, matches
 
 
@@ -24,21 +22,6 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         if matches(name, patterns):
             parameter.requires_grad_(False)
     _settle(model, patterns, "")
-
-
-def check_chunks(model: TwoTower) -> None:
-    """Looks for what parts of a batch would change; comes after `freeze`.
-
-    Raises:
-        ValueError: a tower that is encoded in parts has a BatchNorm that learns.
-    """
-    for name, module in model.named_modules():
-        if model.chunks > 1 and isinstance(module, _BatchNorm) and module.training:
-            raise ValueError(
-                f"model.chunks is {model.chunks}, and '{name}' is a {type(module).__name__}: its "
-                "statistics would be those of a chunk and be counted again in the backward pass; "
-                "use model.chunks 1 or a tower without BatchNorm"
-            )
 
 
 def _settle(module: nn.Module, patterns: Sequence[str], prefix: str) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..losses.objective import Objective
+from ..models.chunks import check_parts
 from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
 from .clip.clipper import Clipper
 from .clip.trainers import trainers_clipper
-from .freeze import check_chunks, freeze
+from .freeze import freeze
 from .optim import AdamW, named_parameters
 from .phases import Phases
 from .placement import place
@@ -117,7 +118,8 @@ class ContrastiveModule(pl.LightningModule):
 
         The average is cut like the student, so that it can follow piece by piece.
         """
-        check_chunks(self.model)
+        # After `freeze`: frozen statistics stay as they are.
+        check_parts(self.model, self.model.chunks)
         check_slices(self.trainer.strategy, self)
         cut_slices(self)
         if self.device_mesh is not None:

@@ -16,6 +16,7 @@ from ..data.syntax import WordReducer
 from ..models.reducers.reduction import ImageReducer, Reduction, TextReducer
 from ..models.two_tower import TwoTower
 from . import schedules
+from .limits import at_least
 
 
 @dataclass
@@ -155,10 +156,8 @@ def prepare_reducers(phases: Phases, model: TwoTower) -> None:
 
 def _check(name: str, phase: Phase) -> None:
     for field in ("samples", "batch_size"):
-        if getattr(phase, field) < 1:
-            raise ValueError(f"phases.{name}.{field} is {getattr(phase, field)}: it must be >= 1")
-    if phase.learning_rate < 0:
-        raise ValueError(f"phases.{name}.learning_rate is {phase.learning_rate}: it must be >= 0")
+        at_least(f"phases.{name}.{field}", getattr(phase, field), 1)
+    at_least(f"phases.{name}.learning_rate", phase.learning_rate, 0)
     if phase.rate_scaling != "linear" and phase.rate_batch is None:
         raise ValueError(
             f"phases.{name}.rate_scaling is {phase.rate_scaling} without rate_batch: name the "

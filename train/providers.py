@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..losses.term import MODEL_SCALARS
 from ..models.reducers.attentive import PLACE, attended, moved
 from ..models.reducers.reduction import Reduction
 from ..models.teacher import FrozenTowers
 from ..models.two_tower import TwoTower
 from .phases import Phases
 from .shares import LocalShares, Shares
-
-SCALARS = ("logit_scale", "logit_bias")
 
 
 @dataclass
@@ -258,7 +257,7 @@ def check_needs(
         if not own and provider not in providers:
             raise ValueError(f"a term needs '{name}', which nobody provides: {_fix(words)}")
         view = (name if own else name.removeprefix(f"{provider}.")).removesuffix(".raw")
-        if view not in views and (own or view not in SCALARS):
+        if view not in views and (own or view not in MODEL_SCALARS):
             raise ValueError(
                 f"a term needs '{name}', but batches have no '{view}': name one of "
                 f"{sorted(views)}, or add it to data.views or data.texts"

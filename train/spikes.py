@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .clip.autoclip import remember
+from .limits import at_least
 
 NORMAL = 1.4826  # standard deviation of a normal distribution in units of its median deviation
 
@@ -101,8 +102,7 @@ class SpikeGuard:
     """
 
     def __init__(self, max_nonfinite: int = 50, spikes: Spikes | None = None):
-        if max_nonfinite < 0:
-            raise ValueError(f"guard.max_nonfinite is {max_nonfinite}: it must be >= 0")
+        at_least("guard.max_nonfinite", max_nonfinite, 0)
         self.max_nonfinite, self.spikes = max_nonfinite, spikes
         counters = (
             "nonfinite",

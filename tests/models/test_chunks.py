@@ -8,7 +8,7 @@ from small_run import replay
 from tiny_tower import tiny_vit
 from torch import nn
 
-from counterpoint.models.chunks import stop_at, stops, trimmed
+from counterpoint.models.chunks import check_parts, stop_at, stops, trimmed
 from counterpoint.models.text import ClipTextTower, TextTower
 from counterpoint.models.two_tower import TwoTower
 
@@ -249,3 +249,13 @@ def test_lengths_known_on_the_host_are_enough():
 def test_numbers_out_of_range(parts):
     with pytest.raises(ValueError, match=r"model\.chunks is .* and model\.text_parts is"):
         tiny(**parts)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_a_batch_norm_learns_from_no_part_of_a_batch(norm):
+    model = nn.Sequential(nn.Linear(4, 4), norm(4))
+    check_parts(model, 1)
+    with pytest.raises(ValueError, match=rf"chunks is 2, and '1' is a {norm.__name__}: its"):
+        check_parts(model, 2)
+    model.eval()
+    check_parts(model, 2)

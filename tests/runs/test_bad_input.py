@@ -84,7 +84,7 @@ def test_missing_manifest(tmp_path, refused):
         ("--trainer.max_time=00:10:00:00", "send SIGTERM when time is up"),
         ("--phases.train.samples=0", "phases.train.samples is 0"),
         ("--checkpoint.every_n_steps=0", "checkpoint.every_n_steps is 0"),
-        ("--checkpoint.keep=-1", "checkpoint.keep is -1: it must be >= 0, and 0 keeps all"),
+        ("--checkpoint.keep=-1", "checkpoint.keep is -1: it must be >= 0 (0 keeps all)"),
         ("--evaluation.every_n_steps=0", "evaluation.every_n_steps is 0"),
         ("--evaluation.batch_size=0", "evaluation.batch_size is 0"),
         ("--trainer.log_every_n_steps=0", "trainer.log_every_n_steps is 0"),

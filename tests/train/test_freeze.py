@@ -12,7 +12,7 @@ from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.train.freeze import check_chunks, freeze
+from counterpoint.train.freeze import freeze
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.optim import AdamW
 from counterpoint.train.phases import Phase, Phases
@@ -72,20 +72,6 @@ def test_a_copy_freezes_itself_not_the_original():
     freeze(model, ["image.*"])
     other = copy.deepcopy(model)
     assert other.image.train() is other.image
-
-
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm])
-def test_a_batch_norm_learns_from_no_part_of_a_batch(norm):
-    def checked(chunks, *frozen):
-        model = Model()
-        model.image[1], model.chunks = norm(4), chunks
-        freeze(model, frozen)
-        check_chunks(model)
-
-    checked(1)
-    checked(2, "image.1.*")
-    with pytest.raises(ValueError, match=rf"chunks is 2, and 'image.1' is a {norm.__name__}: its"):
-        checked(2, "text.*")
 
 
 def test_a_run_with_a_batch_norm_is_not_cut_into_parts():

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..limits import at_least
 from .clipper import Threshold, finite_or
 
 
@@ -23,8 +24,7 @@ class AutoClip(Threshold):
     def __init__(self, percentile: float = 10.0, window: int = 10_000):
         if not 0 <= percentile <= 100:
             raise ValueError(f"clip.percentile is {percentile}: it must lie between 0 and 100")
-        if window < 1:
-            raise ValueError(f"clip.window is {window}: it must be >= 1")
+        at_least("clip.window", window, 1)
         super().__init__(history=torch.zeros(window), count=torch.zeros((), dtype=torch.int64))
         self.percentile = percentile
 
