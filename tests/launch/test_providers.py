@@ -103,6 +103,7 @@ def test_a_run_is_loaded_with_its_own_architecture(student, other_run):
         "first": Frozen(str(folder / "checkpoints" / "step-00000001.ckpt")),
     }
     module, parts = student("teacher.newest.text", "teacher.first.image", teachers=teachers)
+    module.model.chunks = 3
     before = torch.get_rng_state()
     attach(module, parts)
     assert torch.equal(torch.get_rng_state(), before)
@@ -111,6 +112,7 @@ def test_a_run_is_loaded_with_its_own_architecture(student, other_run):
         got = towers(batch(), ("image", "text"))
         for feature, value in want(batch(), ("image", "text")).items():
             torch.testing.assert_close(got[feature], value.detach())
+        assert towers.model.chunks == 3, "a teacher is encoded in as many parts"
         # Outside the state, the optimiser, and what is synchronised or trained.
         assert not {id(p) for p in towers.parameters()} & {id(p) for p in module.parameters()}
     assert not any("teacher" in name or "providers" in name for name in module.state_dict())
