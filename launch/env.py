@@ -22,6 +22,12 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
+def say(text: str) -> None:
+    """Prints from the first process only."""
+    if is_first_process():
+        print(text, flush=True)
+
+
 def under_torchrun() -> tuple[int, int] | None:
     """Returns (processes on this node, nodes) under torchrun or srun, else None."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ..train.checkpoint import newest, step_of
+from ..train.checkpoint import step_of
 from ..train.evaluation.run import evaluate
 from ..train.evaluation.suite import load_suite
 from .env import is_first_process, prepare, under_torchrun
-from .load import load_run
+from .load import checkpoint_of, load_run
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
     parser.add_argument("--suite", help="a packaged suite or a .yaml file (the run's own)")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest)")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")
     parser.add_argument("--batch_size", type=int, help="per tower call (the run's own)")
     parser.add_argument("--data_root", help="where relative paths in the suite start")
     parser.add_argument("--out", type=Path, help="(RUN_DIR/evaluation/SUITE-STEP.json)")
@@ -63,7 +63,7 @@ def evaluate_run(
     Args:
         run_dir: Folder of the run.
         suite: Name or file; None: what the run was evaluated on while it trained.
-        step: Which checkpoint; None: the newest.
+        step: Which checkpoint; None: the newest whole one.
         batch_size: Images or texts per tower call; None: as in the run.
         data_root: Where relative paths in the suite start; None: as in the run if it is the run's
             suite, else as the suite says.
@@ -75,8 +75,7 @@ def evaluate_run(
     """
     device = device or torch.device("cpu")
     # Chosen here, so that a run still going on cannot get ahead of the file's name.
-    path = newest(run_dir) if step is None else None
-    step = step if path is None else step_of(path)
+    step = step_of(checkpoint_of(run_dir)) if step is None else step
     module, data, config = load_run(run_dir, step)
     in_training = config["evaluation"]
     suite = suite or in_training["suite"]

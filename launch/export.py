@@ -12,6 +12,7 @@ import safetensors.torch
 
 from ..models.weights import read_weights
 from ..train import checkpoint as checkpoints
+from .load import checkpoint_of
 
 AVERAGE = "ema.model."
 
@@ -28,10 +29,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.file.suffix != ".safetensors":
         raise ValueError(f"{options.file} must end in .safetensors")
-    if options.checkpoint is None:
-        path, _ = checkpoints.newest_whole(options.run_dir)
-    else:
-        path = options.run_dir / "checkpoints" / f"step-{options.checkpoint:08d}.ckpt"
+    path = checkpoint_of(options.run_dir, options.checkpoint)
     count = export(path, options.file, options.weights)
     print(f"{options.file}: {count} tensors of step {checkpoints.step_of(path)}")
     return 0
@@ -43,9 +41,8 @@ def export(checkpoint: Path, file: Path, weights: str = "trained") -> int:
     Raises:
         ValueError: it cannot be read, or holds no such weights.
     """
-    if weights == "trained":
-        found = read_weights(checkpoint)
-    else:
+    found = read_weights(checkpoint)
+    if weights != "trained":
         state = checkpoints.load(checkpoint)["state_dict"]
         found = {n.removeprefix(AVERAGE): v for n, v in state.items() if n.startswith(AVERAGE)}
     if not found:

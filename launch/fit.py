@@ -37,11 +37,12 @@ from .env import (
     cluster_plugins,
     is_first_process,
     prepare,
+    say,
     starts_again_by_itself,
     under_torchrun,
 )
 from .folder import freeze, is_finished, prepare_folder, write_summary
-from .load import load_run
+from .load import load_run, weights_file
 from .paths import find_config
 from .providers import attach
 
@@ -253,7 +254,7 @@ def compilation(backend: str | None) -> list[Any]:
 
 def initialise(model: TwoTower, source: str) -> None:
     """Loads the weights of a run folder or file and says what matched."""
-    path = checkpoints.newest(source) or Path(source)
+    path = weights_file(source)
     say(f"init_from {path}: {load_weights(model, read_weights(path), str(path))}")
 
 
@@ -309,12 +310,6 @@ def resumable(run_dir: Path, resolved: dict[str, Any], module: ContrastiveModule
             f"{path} is past the end of a run of {end} steps; raise phases.NAME.samples"
         )
     return path
-
-
-def say(text: str) -> None:
-    """Prints from the first process only."""
-    if is_first_process():
-        print(text, flush=True)
 
 
 def _config_of(run_dir: str) -> Path:

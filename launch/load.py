@@ -16,6 +16,9 @@ from ..train import checkpoint as checkpoints
 from ..train.module import ContrastiveModule
 from . import config as run_config
 from .build import build
+from .env import say
+
+CONFIG = "config.yaml"
 
 
 def load_run(
@@ -25,29 +28,49 @@ def load_run(
 
     Args:
         run_dir: folder written by `counterpoint fit`.
-        step: which checkpoint; None: the newest.
+        step: which checkpoint; None: the newest whole one.
 
     Raises:
-        ValueError: no run, or no such checkpoint.
+        ValueError: no run, or no such checkpoint, or it is damaged.
     """
     run_dir = Path(run_dir)
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        raise ValueError(f"{run_dir} is no run folder: it has no config.yaml")
-    weights = (
-        checkpoints.newest(run_dir)
-        if step is None
-        else run_dir / "checkpoints" / f"step-{step:08d}.ckpt"
-    )
-    if weights is None or not weights.exists():
-        raise ValueError(f"{run_dir} holds no checkpoint" + (f" of step {step}" if step else ""))
+    weights = checkpoint_of(run_dir, step)
     parser = run_config.make_parser()
-    config = run_config.parse(parser, ["--config", str(path)])
+    config = run_config.parse(parser, ["--config", str(run_dir / CONFIG)])
     module, parts = build(parser, config)
     load_weights(module.model, read_weights(weights), str(weights))
     if module.objective.scalars:
         load_scalars(module.objective, checkpoints.load(weights)["state_dict"])
     return module.eval(), parts.data, run_config.plain(parser, config)
+
+
+def checkpoint_of(run_dir: Path, step: int | None = None) -> Path:
+    """Returns the checkpoint of a step; without one, the newest whole one, and says what is not.
+
+    Raises:
+        ValueError: there is none, or it is no run folder.
+    """
+    if not (run_dir / CONFIG).exists():
+        raise ValueError(f"{run_dir} is no run folder: it has no {CONFIG}")
+    if step is None:
+        path, damaged = checkpoints.newest_whole(run_dir)
+        for worse, reason in damaged.items():
+            say(f"{worse} is damaged ({reason}); {path.name} is used instead")
+        return path
+    path = run_dir / "checkpoints" / f"step-{step:08d}.ckpt"
+    if not path.exists():
+        raise ValueError(f"{run_dir} holds no checkpoint of step {step}")
+    return path
+
+
+def weights_file(source: str) -> Path:
+    """Returns the file of weights that is meant by a run folder, or by its own name.
+
+    Raises:
+        ValueError: the folder holds no whole checkpoint.
+    """
+    path = Path(source)
+    return checkpoint_of(path) if path.is_dir() else path
 
 
 def load_scalars(objective: Objective, state: Mapping[str, Tensor]) -> None:

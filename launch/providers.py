@@ -23,7 +23,7 @@ from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.module import ContrastiveModule
 from ..train.providers import Ema, check_needs, check_scores
-from .load import load_run
+from .load import load_run, weights_file
 
 # What two tokenizers must agree on to be taken for the same.
 PROBE = ["A photo of 3 red squares, a fish & the moon's house."]
@@ -124,7 +124,7 @@ def load(
                 "weights with init_from, or give the teacher a source"
             )
         # As in a new run: a checkpoint that is resumed does not hold the weights of the start.
-        path = checkpoints.newest(source) or Path(source)
+        path = weights_file(source)
         model = copy.deepcopy(module.model)
         load_weights(model, read_weights(path), str(path))
         return model

@@ -4,6 +4,7 @@ In: a file of tensors (safetensors, or a checkpoint read without running code). 
 every tensor of the same name and shape replaced, and the names of the others.
 """
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 PREFIX = "model."
+OURS = "counterpoint"  # a key of checkpoints, whose checksums are always written
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Reads `.safetensors`, or a torch file (flat, or under `state_dict`); no code is run.
 
     Raises:
-        ValueError: the file is missing or not readable.
+        ValueError: the file is missing, not readable, or a checkpoint in which bytes have changed.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,6 +52,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    ours = isinstance(content, Mapping) and OURS in content
+    if ours and (reason := damage(path)):
+        raise ValueError(f"{path} is damaged ({reason}): take another file, or copy it again")
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping):
         raise ValueError(
@@ -59,6 +64,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if any(name.startswith(PREFIX) for name in state):
         state = {n.removeprefix(PREFIX): v for n, v in state.items() if n.startswith(PREFIX)}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def damage(path: Path) -> str | None:
+    """Says what is wrong with a checkpoint file, or None."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            record = file.testzip()
+    except Exception as error:  # whatever a parser meets in damaged bytes
+        return f"{type(error).__name__}: {error}"
+    return None if record is None else f"bytes of {record} have changed"
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ full costs that file and neither the run nor the last good one. Files are read w
 import os
 import re
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from ..models.weights import damage
 from .control import ControlGroup
 
 PATTERN = re.compile(r"step-(\d+)\.ckpt")
@@ -109,22 +109,12 @@ def newest_whole(run_dir: str | Path) -> tuple[Path, dict[Path, str]]:
             return path, damaged
         damaged[path] = reason
     if not damaged:
-        raise ValueError(f"{run_dir} holds no checkpoint; start the run again without --resume")
+        raise ValueError(f"{run_dir} holds no checkpoint: it has to be trained from its start")
     path, reason = next(iter(damaged.items()))
     raise ValueError(
-        f"{path} cannot be read as a checkpoint ({reason}), and there is no whole one before it; "
-        "start anew with another --run_dir"
+        f"{path} cannot be read as a checkpoint ({reason}), and there is no whole one before it: "
+        "train anew, with another --run_dir"
     )
-
-
-def damage(path: Path) -> str | None:
-    """Says what is wrong with a checkpoint file, or None."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            record = file.testzip()
-    except Exception as error:  # whatever a parser meets in damaged bytes
-        return f"{type(error).__name__}: {error}"
-    return None if record is None else f"bytes of {record} have changed"
 
 
 def step_of(path: Path) -> int:

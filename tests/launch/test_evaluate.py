@@ -62,7 +62,8 @@ def run(tmp_path, monkeypatch):
     for step in (20, 100):
         path = tmp_path / f"run/checkpoints/step-{step:08d}.ckpt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        torch.save({"x": torch.ones(100)}, path)
+    (tmp_path / "run/config.yaml").touch()
     config = {
         "trainer": {"precision": "bf16-mixed"},
         "evaluation": {
@@ -105,6 +106,17 @@ def test_step_batch_size_and_file_may_be_chosen(run, tmp_path):
     command.main(words)
     assert json.loads(out.read_text())["step"] == 20
     assert run.asked == [20] and len(run.model.types) == 1
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(run, capsys):
+    newest = run.folder / "checkpoints/step-00000100.ckpt"
+    data = bytearray(newest.read_bytes())
+    data[data.index(torch.ones(100).numpy().tobytes()) + 3] ^= 1
+    newest.write_bytes(data)
+    assert torch.load(newest)["x"].sum() != 100, "torch reads it without a word"
+    command.main([str(run.folder)])
+    assert run.asked == [20]
+    assert f"{newest} is damaged (bytes of" in capsys.readouterr().out
 
 
 def test_another_suite_brings_its_own_root(run, tmp_path):

@@ -126,6 +126,23 @@ def test_weights_of_another_model_are_refused(tmp_path):
         read_weights(tmp_path / "absent.pt")
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_changed_bytes_of_a_checkpoint_are_noticed(tmp_path, ours):
+    """Another program's file need not have checksums (`torch.serialization`'s option)."""
+    path = tmp_path / "step-00000001.ckpt"
+    weight = torch.arange(100.0)
+    torch.save({"state_dict": {"w": weight}} | ({"counterpoint": {}} if ours else {}), path)
+    assert torch.equal(read_weights(path)["w"], weight)
+    data = bytearray(path.read_bytes())
+    data[data.index(weight.numpy().tobytes()) + 40] ^= 1
+    path.write_bytes(data)
+    if ours:
+        with pytest.raises(ValueError, match=r"is damaged \(bytes of .*data/0 have changed\)"):
+            read_weights(path)
+    else:
+        assert not torch.equal(read_weights(path)["w"], weight)
+
+
 def test_bad_names_get_a_sentence():
     with pytest.raises(ValueError, match="timm has no model 'vit_tinny'"):
         TimmTower("vit_tinny")
