@@ -194,6 +194,11 @@ def save(config: dict[str, Any], path: Path) -> None:
 
 def identity(parser: ArgumentParser, config: Namespace) -> Identity:
     """What is trained and on what; not where, on how many devices, how logged."""
+    return Identity.of(plain(parser, config), without_defaults(parser, config))
+
+
+def without_defaults(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The configuration as plain dicts, less what is as it is when nobody names it."""
     chosen = yaml.safe_load(parser.dump(config, skip_unset=False, skip_default=True))
     kinds = [(Phase, phase) for phase in chosen["phases"].values()]
     kinds += [(View, view) for view in (chosen.get("data", {}).get("views") or {}).values()]
@@ -201,7 +206,7 @@ def identity(parser: ArgumentParser, config: Namespace) -> Identity:
     for kind, values in kinds:
         _drop_defaults(values or {}, kind)
     _drop_all_defaults(chosen)
-    return Identity.of(plain(parser, config), chosen)
+    return chosen
 
 
 def _drop_all_defaults(tree: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ from .env import (
     under_torchrun,
 )
 from .folder import freeze, is_finished, prepare_folder, write_summary
+from .identity import names
 from .load import load_run, weights_file
 from .paths import find_config
 from .providers import attach
@@ -147,7 +148,8 @@ def train(
     if resume is None:
         prepare_folder(run_dir)
     else:
-        checkpoint = resumable(Path(resume), resolved, module)
+        chosen = run_config.without_defaults(parser, config)
+        checkpoint = resumable(Path(resume), resolved, chosen, module)
     step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
     if step >= total_steps and is_finished(run_dir, total_steps):
         if resume_is_implied:
@@ -285,7 +287,9 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
     return arguments
 
 
-def resumable(run_dir: Path, resolved: dict[str, Any], module: ContrastiveModule) -> Path:
+def resumable(
+    run_dir: Path, resolved: dict[str, Any], chosen: dict[str, Any], module: ContrastiveModule
+) -> Path:
     """The newest whole checkpoint of a run, after checking that it may be continued like this.
 
     Damaged ones that are newer get another name, so that nobody takes them for whole ones.
@@ -302,7 +306,8 @@ def resumable(run_dir: Path, resolved: dict[str, Any], module: ContrastiveModule
     if "counterpoint" not in saved:
         raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
     ours, step = saved["counterpoint"], checkpoints.step_of(path)
-    check_resume(ours["config"], resolved, ours["fingerprint"], module.fingerprint, step)
+    data = (ours["fingerprint"], module.fingerprint)
+    check_resume(ours["config"], resolved, *data, step, frozenset(names(chosen)))
     optimizer = module.optim.build(module.model, module.objective)
     check_groups(saved["optimizer_states"][0], optimizer)
     if step > (end := module.phases.total_steps):

@@ -9,7 +9,7 @@ only if it was chosen there. A default that changes does.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,16 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of leaves and of mappings; of empty ones, too, unless they are arguments."""
+    for key, value in tree.items():
+        if key == "init_args" and not value:
+            continue
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from names(value, f"{prefix}{key}.")
 
 
 def _kept(config: Mapping[str, Any]) -> dict[str, Any]:

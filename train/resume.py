@@ -5,7 +5,7 @@ nothing, or one sentence that names every change that would make the continued r
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -32,6 +32,7 @@ def check_resume(
     saved_data: str,
     wanted_data: str,
     step: int,
+    chosen: Collection[str] | None = None,
 ) -> None:
     """Compares two resolved configurations and two data fingerprints.
 
@@ -41,24 +42,27 @@ def check_resume(
         saved_data: What the data was.
         wanted_data: What it is now.
         step: That the run continues at.
+        chosen: Dotted names of what in `wanted` is not as it is when nobody names it, and of the
+            mappings around it (None: of all). What else the checkpoint does not know, a later
+            version has added; it changes nothing.
 
     Raises:
         ValueError: seed, model, objective, the optimiser (but for its numbers), the data or a
             phase's batch size differ, or the phases before `step` took another number of samples.
     """
-    changes = [line for key in FIXED for line in _differences(key, saved.get(key), wanted.get(key))]
-    old_optim, new_optim = (dict(_choices(c.get("optim") or USUAL)) for c in (saved, wanted))
-    changes += _differences("optim", old_optim, new_optim)
-    for key in FIXED_DATA:
-        old, new = saved["data"].get(key), wanted["data"].get(key)
-        changes += _differences(f"data.{key}", old or None, new or None)
+    named = None if chosen is None else frozenset(chosen)
+    changes = list(_differences("", _part(saved, FIXED), _part(wanted, FIXED), named))
+    old_optim, new_optim = (dict(_choices(_whole(c.get("optim")))) for c in (saved, wanted))
+    changes += _differences("optim", old_optim, new_optim, named)
+    old_data, new_data = (_part(c["data"], FIXED_DATA) for c in (saved, wanted))
+    changes += _differences("data", old_data, new_data, named)
     old_phases = {name: phase["batch_size"] for name, phase in saved["phases"].items()}
     new_phases = {name: phase["batch_size"] for name, phase in wanted["phases"].items()}
     if list(old_phases) != list(new_phases)[: len(old_phases)]:
         changes.append(f"phases: {list(old_phases)} -> {list(new_phases)}")
     for name in old_phases.keys() & new_phases.keys():
         name_of = f"phases.{name}.batch_size"
-        changes += _differences(name_of, old_phases[name], new_phases[name])
+        changes += _differences(name_of, old_phases[name], new_phases[name], named)
     old_seen, new_seen = (_samples_before(c["phases"], step) for c in (saved, wanted))
     if not changes and None not in (old_seen, new_seen) and old_seen != new_seen:
         changes.append(
@@ -115,13 +119,27 @@ def _samples_before(phases: Mapping[str, Any], step: int) -> int | None:
     return None if step else seen
 
 
-def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
+def _whole(optim: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """With its class, which AdamW's arguments stood without before others could be named."""
+    return optim if optim and "class_path" in optim else USUAL | {"init_args": optim or {}}
+
+
+def _part(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Some keys; what is empty counts as if it were not there."""
+    empty: tuple[Any, ...] = ({}, [], ())
+    return {key: None if config[key] in empty else config[key] for key in keys if key in config}
+
+
+def _differences(path: str, old: Any, new: Any, named: frozenset[str] | None) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted(old.keys() | new.keys()):
             if path.startswith("data.sidecars.") and key in MOVABLE:
                 continue
             if path.startswith("teachers.") and key == PLACED:
                 continue
-            yield from _differences(f"{path}.{key}", old.get(key), new.get(key))
+            name = f"{path}.{key}".removeprefix(".")
+            if key not in old and named is not None and name not in named:
+                continue
+            yield from _differences(name, old.get(key), new.get(key), named)
     elif old != new and path not in COMPUTED:
         yield f"{path}: {old} -> {new}"

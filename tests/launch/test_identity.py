@@ -2,7 +2,7 @@
 
 import pytest
 
-from counterpoint.launch.identity import Identity, leaves
+from counterpoint.launch.identity import Identity, leaves, names
 
 CONFIG = {
     "name": "a",
@@ -68,3 +68,9 @@ def test_adamw_by_its_class_is_adamw_as_it_always_stood():
 def test_it_survives_json():
     assert Identity.from_json(changed().to_json()) == changed()
     assert leaves({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "d": [1]}
+
+
+def test_names_are_those_of_mappings_too_but_not_of_arguments_that_nobody_gave():
+    tree = {"a": {"class_path": "A", "init_args": {}}, "b": {}, "c": {"init_args": {"d": [1]}}}
+    found = ["a", "a.class_path", "b", "c", "c.init_args", "c.init_args.d"]
+    assert list(names(tree)) == found

@@ -125,6 +125,30 @@ def test_what_may_change_on_resume():
         check_resume(wanted, longer, "a", "a", 5)
 
 
+def test_what_a_later_version_adds_may_be_missing():
+    term = {"class_path": "InfoNCE", "init_args": {"scale": "logit_scale"}}
+    saved = {"seed": 0, "model": {"width": 8}, "objective": {"terms": {"a": term}}, "phases": {}}
+    saved |= {"data": {"views": {}, "lanes": 2}, "optim": {"weight_decay": 0.1}}
+    new = {"class_path": "InfoNCE", "init_args": {"scale": "logit_scale", "tile": 4}}
+    wanted = saved | {"ema": None, "model": {"width": 8, "more": {"a": 1}}, "optim": optim()}
+    wanted |= {
+        "objective": {"terms": {"a": new}},
+        "data": {"views": None, "lanes": 2, "key_field": "k"},
+    }
+    known = {"objective", "objective.terms", "objective.terms.a", "objective.terms.a.class_path"}
+    check_resume(saved, wanted, "a", "a", 0, known)
+    for name in ("model.more", "objective.terms.a.init_args.tile", "data.key_field"):
+        with pytest.raises(ValueError, match=rf"resume: {name}: None -> [^;]*\. A resumed"):
+            check_resume(saved, wanted, "a", "a", 0, known | {name})
+    with pytest.raises(ValueError, match=r"model\.more: .*init_args\.tile: .*; data\.key_field: "):
+        check_resume(saved, wanted, "a", "a", 0)
+    # What both know has to be the same, named or not.
+    with pytest.raises(ValueError, match=r"data\.lanes: 2 -> 3"):
+        check_resume(saved, wanted | {"data": {"lanes": 3}}, "a", "a", 0, known)
+    with pytest.raises(ValueError, match=r"seed: 0 -> 4"):
+        check_resume(saved, wanted | {"seed": 4}, "a", "a", 0, known)
+
+
 def optim(kind="AdamW", **arguments):
     groups = {"image": {"rate": 1.0, "weight_decay": None}, "no_decay": [], "frozen": []}
     return {
