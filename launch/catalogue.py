@@ -24,8 +24,9 @@ Every row is measured by `counterpoint sweep`; rows without a measurement say so
 mean over seeds, with the standard deviation between seeds. "Against" is the difference of the first
 column to a baseline run, and whether its sign is the one the paper reports; a difference of less
 than the pooled deviation of the seeds says nothing. "Cost" is the time for a pair relative to that
-of {reference}, evaluations included: processor time of the training process, or, with an
-accelerator, time on the clock. This page is rendered from `{catalogue}` and the files in
+of {reference},
+evaluations included: processor time of the training process, or, with an accelerator, time on the
+clock. This page is rendered from `{catalogue}` and the files in
 `{results}` by `counterpoint sweep --render`: add a method there, not here.
 """
 NEEDED_KEYS = ("title", "objective", "what", "runs")
