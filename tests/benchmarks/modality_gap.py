@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from counterpoint.launch.env import prepare
 from counterpoint.launch.load import load_run
 from counterpoint.losses.similarity import Dot, Metric
-from counterpoint.train.checkpoint import newest, step_of
 from counterpoint.train.evaluation.encode import Encoder
 from counterpoint.train.evaluation.retrieval import Retrieval
 from counterpoint.train.evaluation.run import evaluate
@@ -68,7 +67,7 @@ def uniformity(rows: Tensor) -> float:
 
 def measured(run_dir: Path, data_root: str | None) -> list[str]:
     """Returns the cells of a run's newest checkpoint."""
-    module, data, _ = load_run(run_dir, step_of(newest(run_dir)))
+    module, data, _ = load_run(run_dir)
     heldout = load_suite("emoji", data_root).tasks["heldout"]
 
     def run(name: str, task: Retrieval | object, metric: Metric) -> dict[str, float]:
