@@ -227,8 +227,16 @@ def test_the_header_is_enough_for_the_size():
     assert whole.pixels() is whole.pixels() and whole.num_bytes == 203 * 330 * 3
 
 
+@pytest.fixture
+def quick_collections():
+    """Leaves what there is already out of collections, which takes seconds late in a session."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_a_forgotten_picture_takes_no_memory(form, monkeypatch):
+def test_a_forgotten_picture_takes_no_memory(form, monkeypatch, quick_collections):
     """A part of a batch has hundreds, and keeps their shells until all of it is made."""
     opened, original = [], Image.open
 
