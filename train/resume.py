@@ -99,14 +99,14 @@ def check_groups(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
 
 
 def _choices(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """What an optimiser is told that is no number: its class, its patterns."""
+    """What an optimiser is told that is no number: its class, its patterns; None for the rest."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _choices(value, f"{path}.{key}".removeprefix("."))
         return
     parts = tree if isinstance(tree, list | tuple) else [] if tree is None else [tree]
-    if any(isinstance(part, bool) or not isinstance(part, int | float) for part in parts):
-        yield path, tree
+    is_choice = any(isinstance(x, bool) or not isinstance(x, int | float) for x in parts)
+    yield path, tree if is_choice else None
 
 
 def _samples_before(phases: Mapping[str, Any], step: int) -> int | None:

@@ -13,7 +13,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from ..data.schedule import Schedule
-from .checkpoint import Checkpoints, checkpoints_in, damage, load, step_of, write
+from ..models.weights import damage
+from .checkpoint import Checkpoints, checkpoints_in, load, step_of, write
 from .module import ContrastiveModule
 from .spikes import SpikeGuard
 

@@ -143,6 +143,9 @@ def test_what_a_later_version_adds_may_be_missing():
     with pytest.raises(ValueError, match=r"model\.more: .*init_args\.tile: .*; data\.key_field: "):
         check_resume(saved, wanted, "a", "a", 0)
     # What both know has to be the same, named or not.
+    was, now = ({"optim": optim("Muon", adamw=patterns)} for patterns in ([], ["*head*"]))
+    with pytest.raises(ValueError, match=r"init_args\.adamw: None -> \['\*head\*'\]"):
+        check_resume(saved | was, wanted | now, "a", "a", 0, known)
     with pytest.raises(ValueError, match=r"data\.lanes: 2 -> 3"):
         check_resume(saved, wanted | {"data": {"lanes": 3}}, "a", "a", 0, known)
     with pytest.raises(ValueError, match=r"seed: 0 -> 4"):
