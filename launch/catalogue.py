@@ -23,11 +23,12 @@ HEAD = """# Method catalogue
 Every row is measured by `counterpoint sweep`; rows without a measurement say so. A number is the
 mean over seeds, with the standard deviation between seeds. "Against" is the difference of the first
 column to a baseline run, and whether its sign is the one the paper reports; a difference of less
-than the pooled deviation of the seeds says nothing. "Cost" is the time for a pair relative to that
-of {reference},
-evaluations included: processor time of the training process, or, with an accelerator, time on the
-clock. This page is rendered from `{catalogue}` and the files in
-`{results}` by `counterpoint sweep --render`: add a method there, not here.
+than the pooled deviation of the seeds says nothing. "Collapsed" counts seeds that ended with a
+gradient norm below 0.001, with (nearly) equal embeddings: they are no comparison. "Cost" is the
+time for a pair relative to that of {reference}, evaluations included:
+processor time of the training process, or, with an accelerator, time on the clock. This page is
+rendered from `{catalogue}` and the files in `{results}` by `counterpoint sweep --render`: add a
+method there, not here.
 """
 NEEDED_KEYS = ("title", "objective", "what", "runs")
 METHOD_KEYS = (*NEEDED_KEYS, "paper", "expectation", "found", "place", "baseline", "direction")
@@ -37,6 +38,8 @@ REFERENCES = {
     "distillation": "distillation/none",
     "distillation_terms": "distillation/none",
 }
+# Norms of runs that learn are above 0.1; four runs ended with equal embeddings, at 7e-4 to 4e-8.
+COLLAPSED_NORM = 1e-3
 DIRECTIONS = {"up": 1, "down": -1, "none": 0}
 
 
@@ -190,6 +193,8 @@ class Table:
             return ""
         difference = statistics.fmean(ours) - statistics.fmean(theirs)
         text = f"{100 * difference:+.1f} to {baseline}"
+        if dead := sum(collapsed(record) for record in records):
+            return f"{text}, collapsed in {dead} of {len(records)} seeds"
         if min(len(ours), len(theirs)) < 2:
             return f"{text}, one seed"
         pooled = ((statistics.variance(ours) + statistics.variance(theirs)) / 2) ** 0.5
@@ -199,6 +204,11 @@ class Table:
         if not expected:
             return text
         return f"{text}, {'agrees' if difference * expected > 0 else 'disagrees'}"
+
+
+def collapsed(record: dict[str, Any]) -> bool:
+    """Whether training ended where the loss has no gradient: such a run compares no methods."""
+    return record["final"].get("grad_norm", 1.0) < COLLAPSED_NORM
 
 
 def _busy(record: dict[str, Any]) -> float:

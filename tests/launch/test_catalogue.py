@@ -172,6 +172,17 @@ def test_the_difference_to_a_baseline(tmp_path, scores, direction, said):
     assert page.index("| CLIP |") < page.index("| Another |")
 
 
+def test_collapsed_seeds_are_no_comparison(tmp_path):
+    for seed in range(3):
+        write_result(tmp_path, seed)
+        final = {"emoji/heldout_a/top1": 0.0, "emoji/heldout_b/top1": 0.0}
+        norm = 0.2 if seed == 0 else 4e-8
+        write_result(tmp_path, seed, run="other", final=final | {"grad_norm": norm})
+    page = render(catalogue_in(tmp_path, other=OTHER | {"direction": "down"}), tmp_path / "results")
+    against = cells_of(page, "short/other")[6]
+    assert against == "-35.0 to short/clip, collapsed in 2 of 3 seeds"
+
+
 def test_the_cost_of_a_pair_is_relative_to_clip_in_the_same_sweep(tmp_path):
     for seed, (seconds, others) in enumerate([(100.0, 70.0), (102.0, 60.0), (300.0, 61.0)]):
         write_result(tmp_path, seed, sweep="catalogue", seconds=seconds, samples=40000)
