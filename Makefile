@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10-3.12 and nothing else: they make .venv and install into
+# `make demo` and `make test` need Python 3.10-3.14 and nothing else: they make .venv and install into
 # it what is missing. Another interpreter: make demo PYTHON=/path/to/python3.11
 
 SHELL = /bin/sh
@@ -25,11 +25,12 @@ install: $(STAMP)
 $(STAMP): setup.cfg pyproject.toml constraints.txt $(MOVED)
 	@test -z "$(MOVED)" || rm -rf .venv
 	@if test ! -x $(BIN)/python; then \
-		for python in $(PYTHON) python3.12 python3.11 python3.10 python3 python; do \
-			"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+		for python in $(PYTHON) python3.12 python3.11 python3.13 python3.14 python3.10 \
+			python3 python; do \
+			"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' \
 				>/dev/null 2>&1 && found="$$python" && break; \
 		done; \
-		test -n "$$found" || { echo "No Python 3.10, 3.11 or 3.12 with the module venv was found:" \
+		test -n "$$found" || { echo "No Python 3.10 to 3.14 with the module venv was found:" \
 			"install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it," \
 			"make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 		echo "making .venv with `$$found -c 'import sys; print(sys.executable, sys.version.split()[0])'`"; \
@@ -37,7 +38,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt $(MOVED)
 	fi
 	@echo "installing into .venv: some minutes and about 7 GB the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
-	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[demo,dev]"
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@mkdir -p .venv/links && ln -sfn ../.. .venv/links/counterpoint
 	@echo "$(CURDIR)" > $(STAMP)
 

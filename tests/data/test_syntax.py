@@ -63,5 +63,5 @@ def test_what_cannot_work_is_said(monkeypatch):
         Syntax(0)
     syntax.tagger.cache_clear()
     monkeypatch.setitem(sys.modules, "textblob.en", None)
-    with pytest.raises(ValueError, match=r"install counterpoint\[syntax\]"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[syntax\]'"):
         Syntax(3)

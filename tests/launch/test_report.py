@@ -310,7 +310,7 @@ def test_missing_matplotlib_gets_a_sentence_with_the_fix(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ValueError, match=r"pip install 'counterpoint\[demo\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[report\]'"):
         write_report([str(tmp_path / "run")], suite="none")
 
 
