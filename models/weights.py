@@ -1,11 +1,14 @@
 """Weights into a model, with a report of what matched.
 
 In: a file of tensors (safetensors, or a checkpoint read without running code). Out: the model with
-every tensor of the same name and shape replaced, and the names of the others.
+every tensor of the same name and shape replaced, the share of the parameters that this is, and the
+names of the others. A file that fills neither tower by half is refused: what is left would be
+trained from scratch under the name of these weights.
 """
 
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +20,45 @@ PREFIX = "model."
 OURS = "counterpoint"  # a key of checkpoints, whose checksums are always written
 
 
+# Of a tower's parameters or tensors, so that it counts as filled. By parameters, a small tower with
+# another vocabulary would not; by tensors, one of which most layers are missing may not either.
+ENOUGH = 0.5
+TOWERS = ("image", "text")
+# Names that only one layout has: the layout, and the class that uses such a file as a teacher.
+FOREIGN = {
+    "vision_model.": ("a CLIP or SigLIP of transformers", "Transformers"),
+    "text_model.": ("a CLIP or SigLIP of transformers", "Transformers"),
+    "visual.": ("a model of open_clip or OpenAI", "OpenClip"),
+    "module.visual.": ("a training checkpoint of open_clip", "OpenClip"),
+    "transformer.resblocks.": ("a text tower of open_clip or OpenAI", None),
+    "patch_embed.": ("an image tower of timm", None),
+    "blocks.": ("an image tower of timm", None),
+    "bert.": ("a text tower of transformers", None),
+    "encoder.layer.": ("a tower of transformers", None),
+}
+
+
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did: names of model tensors by outcome, and of unused file tensors."""
+    """What `load_weights` did: names of model tensors by outcome, and of unused file tensors.
+
+    Attributes:
+        share: of the model's parameters that matched.
+        towers: the same by tower (`image`, `text`), each with its projection.
+    """
 
     matched: list[str]
     missing: list[str]
     reshaped: list[str]
     unused: list[str]
+    share: float
+    towers: dict[str, float]
 
     def __str__(self) -> str:
         """One line; lists the first few names of each kind that did not match."""
-        parts = [f"{len(self.matched)} tensors matched"]
+        towers = ", ".join(f"{name} tower {percent(x)}" for name, x in self.towers.items())
+        towers = f" ({towers})" if towers else ""
+        parts = [f"{percent(self.share)} of the model's parameters matched{towers}"]
         for kind in ("missing", "reshaped", "unused"):
             names = getattr(self, kind)
             if names:
@@ -80,23 +110,61 @@ def damage(path: Path) -> str | None:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
     """Copies every tensor of equal name and shape into `model`.
 
+    One tower alone may match (the other one, or a projection, starts afresh), and tensors of other
+    shapes (another resolution, another vocabulary) are left as they are.
+
     Raises:
-        ValueError: not one tensor matches (`source` is named in the message).
+        ValueError: neither tower matches by half (`source` is named in the message).
     """
     own = model.state_dict()
     same = {n for n in own if n in weights and weights[n].shape == own[n].shape}
+    by_tower = {tower: [n for n in own if re.match(rf"{tower}[._]", n)] for tower in TOWERS}
+    by_tower = {tower: names for tower, names in by_tower.items() if names}
     report = LoadReport(
         matched=[n for n in own if n in same],
         missing=[n for n in own if n not in weights],
         reshaped=[n for n in own if n in weights and n not in same],
         unused=[n for n in weights if n not in own],
+        share=_share(own, own, same),
+        towers={tower: _share(own, names, same) for tower, names in by_tower.items()},
     )
-    towers = [n for n in report.matched if "." in n]
-    if not towers:
+    filled = (
+        max(report.towers[tower], sum(n in same for n in names) / len(names)) >= ENOUGH
+        for tower, names in by_tower.items()
+    )
+    if not any(filled):
         raise ValueError(
-            f"{source} holds the weights of another model: {report}; "
-            "use the model configuration that it was trained with"
+            f"{source} holds the weights of another model: {report}; {advice(weights)}"
         )
     for name in report.matched:
         own[name].copy_(weights[name])
     return report
+
+
+def advice(weights: Iterable[str]) -> str:
+    """What to do with weights of these names, of which too few are the model's."""
+    found = next((k for n in weights for k in FOREIGN if n.startswith(k)), None)
+    if found is None:
+        return (
+            "at least half of one tower has to match: use the model configuration that it was "
+            "trained with"
+        )
+    layout, teacher = FOREIGN[found]
+    use = f" (as a teacher it can be used: counterpoint.models.foreign.{teacher})"
+    return (
+        f"by its names ({found}...) it is {layout}, and only weights of counterpoint's own names, "
+        "from its runs and from `counterpoint export`, can be loaded here" + use * bool(teacher)
+    )
+
+
+def percent(share: float) -> str:
+    """A share in whole percent; neither all nor nothing unless it is."""
+    if 0 < share < 0.01:
+        return "<1%"
+    return ">99%" if 0.99 < share < 1 else f"{share:.0%}"
+
+
+def _share(state: Mapping[str, Tensor], names: Iterable[str], same: Container[str]) -> float:
+    """Of the elements of the tensors `names`, those in tensors that are in `same`."""
+    sizes = {name: state[name].numel() for name in names}
+    return sum(size for name, size in sizes.items() if name in same) / max(sum(sizes.values()), 1)
