@@ -25,11 +25,11 @@ import numpy as np
 from PIL import Image
 
 from .emoji_names import TONE_PHRASE
-from .emoji_shards import add_member
+from .emoji_shards import write_tars
 from .emoji_split import TOLERANCE, draw
 from .index import index_shards
 
-FORMAT = 1  # raise it when the same corpus gives other bytes
+FORMAT = 2  # raise it when the same corpus gives other bytes
 FOLDER = "negatives"
 
 Sample = dict[str, bytes]
@@ -71,18 +71,14 @@ def write_negatives(corpus: Path, folder: Path, seed: int) -> dict[str, Any]:
     samples = {key: sample for shard in shards.values() for key, sample in shard.items()}
     negatives = choose_negatives(samples, seed)
     (folder / "train").mkdir(parents=True)
-    for path, shard in shards.items():
-        target = folder / "train" / path.name
-        with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, sample in shard.items():
-                for extension, data in sample.items():
-                    add_member(tar, f"{key}.{extension}", data)
-                if key in negatives:
-                    other = samples[negatives[key]]
-                    add_member(tar, f"{key}.negative.png", other["png"])
-                    add_member(tar, f"{key}.negative.txt", other["txt"])
+    written = [
+        [with_negative(key, sample, samples.get(negatives.get(key, ""))) for key, sample in shard]
+        for shard in map(dict.items, shards.values())
+    ]
+    write_tars(folder / "train", written)
+    for path in paths:
         stats = f"{path.stem}_stats.json"
-        shutil.copyfile(path.with_name(stats), target.with_name(stats))
+        shutil.copyfile(path.with_name(stats), folder / "train" / stats)
     index_shards([str(folder / "train")], folder / "train.parquet", source="emoji")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     summary = {
@@ -94,6 +90,12 @@ def write_negatives(corpus: Path, folder: Path, seed: int) -> dict[str, Any]:
     }
     (folder / "negatives.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     return summary
+
+
+def with_negative(key: str, sample: Sample, other: Sample | None) -> dict[str, str | bytes]:
+    """Returns a sample as `write_tars` takes it, with the picture and text of another one."""
+    more = {} if other is None else {f"negative.{kind}": other[kind] for kind in ("png", "txt")}
+    return {"__key__": key, **sample, **more}
 
 
 def read_shard(path: Path) -> dict[str, Sample]:

@@ -5,12 +5,13 @@ and `00000_stats.json` ... beside them.
 """
 
 import dataclasses
-import io
 import json
-import tarfile
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from webdataset import ShardWriter
 
 from .emoji_draw import SIZE
 from .emoji_names import EmojiName
@@ -35,13 +36,9 @@ def write_shards(folder: Path, split: str, num_shards: int, samples: Sequence[Pi
     folder.mkdir()
     num_shards = max(1, min(num_shards, len(samples)))
     bounds = [len(samples) * shard // num_shards for shard in range(num_shards + 1)]
-    for shard in range(num_shards):
-        part = samples[bounds[shard] : bounds[shard + 1]]
-        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for picture in part:
-                add_member(tar, f"{picture.key}.json", to_json(attributes(picture, split)))
-                add_member(tar, f"{picture.key}.png", picture.png)
-                add_member(tar, f"{picture.key}.txt", picture.name.caption.encode())
+    parts = [samples[bounds[shard] : bounds[shard + 1]] for shard in range(num_shards)]
+    write_tars(folder, [[members(picture, split) for picture in part] for part in parts])
+    for shard, part in enumerate(parts):
         stats = {
             "count": len(part),
             "successes": len(part),
@@ -56,12 +53,39 @@ def write_shards(folder: Path, split: str, num_shards: int, samples: Sequence[Pi
         (folder / f"{shard:05d}_stats.json").write_text(json.dumps(stats, indent=4), "utf-8")
 
 
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Adds a file whose header says nothing about this machine or moment."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o644
-    tar.addfile(info, io.BytesIO(data))
+def write_tars(folder: Path, shards: Iterable[Iterable[Mapping[str, str | bytes]]]) -> None:
+    """Writes `00000.tar` ... whose bytes depend on the samples alone.
+
+    Args:
+        folder: Where to.
+        shards: Samples of each tar: bytes by extension, and the key under `__key__`. The members of
+            a sample are written in alphabetical order.
+    """
+    # Absolute, so that webdataset cannot take the folder's name for an address.
+    pattern = str(folder.resolve()).replace("%", "%%") + "/%05d.tar"
+    header = {"mtime": 0, "user": "", "group": "", "mode": 0o644}
+    for number, samples in enumerate(shards):
+        with ShardWriter(
+            pattern,
+            start_shard=number,
+            maxcount=sys.maxsize,
+            maxsize=sys.maxsize,
+            verbose=0,
+            encoder=False,
+            **header,
+        ) as writer:
+            for sample in samples:
+                writer.write(sample)
+
+
+def members(picture: Picture, split: str) -> dict[str, str | bytes]:
+    """Returns one sample as `write_tars` takes it."""
+    return {
+        "__key__": picture.key,
+        "json": to_json(attributes(picture, split)),
+        "png": picture.png,
+        "txt": picture.name.caption.encode(),
+    }
 
 
 def attributes(picture: Picture, split: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tarfile
+import time
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -16,7 +17,9 @@ from PIL import Image
 from counterpoint.data.emoji import Settings, build_emoji
 from counterpoint.data.emoji_draw import load_styles
 from counterpoint.data.emoji_names import load_names
+from counterpoint.data.emoji_shards import write_tars
 from counterpoint.data.emoji_split import choose_held_out, shared_pictures
+from counterpoint.data.index import index_shards
 from counterpoint.data.manifest import Manifest
 
 # With this seed the families include couples of unlike tones and pictures with two names.
@@ -100,6 +103,26 @@ def test_headers_say_nothing_about_the_machine(small):
         for member in tar:
             owner = (member.uid, member.gid, member.uname, member.gname)
             assert (member.mtime, member.mode, owner) == (0, 0o644, (0, 0, "", ""))
+
+
+def test_tars_are_the_same_bytes_at_any_time_in_any_folder(tmp_path, monkeypatch):
+    shards = [
+        [{"__key__": f"k{i}", "txt": b"a", "png": b"p", "negative.png": bytes(i)} for i in part]
+        for part in ([1, 600], [0])
+    ]
+    written = []
+    for now, name in ((1.0, "first"), (2e9, "50%d of: pipe:true")):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        (tmp_path / name).mkdir()
+        write_tars(tmp_path / name, shards)
+        written.append(digests(tmp_path / name))
+    assert written[0] == written[1] and list(written[0]) == ["00000.tar", "00001.tar"]
+    with tarfile.open(tmp_path / "first" / "00000.tar") as tar:
+        names = [f"k{i}.{e}" for i in (1, 600) for e in ("negative.png", "png", "txt")]
+        assert tar.getnames() == names
+        assert tar.extractfile("k600.negative.png").read() == bytes(600)
+    index_shards([str(tmp_path / "first")], tmp_path / "m.parquet")
+    assert Manifest.load(tmp_path / "m.parquet").counts.tolist() == [2, 1]
 
 
 def test_layout_is_that_of_img2dataset(small, splits):

@@ -52,6 +52,17 @@ def test_the_corpus_is_complete_and_its_samples_come_in_the_same_order(corpus):
     assert manifests[0].fingerprint != manifests[1].fingerprint
 
 
+def test_a_second_build_has_the_same_bytes_and_an_older_one_is_replaced(corpus):
+    folder, summary = corpus
+    before = {path: path.read_bytes() for path in (folder / "negatives").rglob("*.tar")}
+    about = folder / "negatives" / "negatives.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 1}))
+    (folder / "negatives" / "of an older version").touch()
+    assert build_negatives(folder, seed=2) == summary
+    assert not (folder / "negatives" / "of an older version").exists()
+    assert before == {path: path.read_bytes() for path in (folder / "negatives").rglob("*.tar")}
+
+
 def test_negatives_are_training_samples_of_the_style_with_one_word_exchanged(corpus):
     folder, _ = corpus
     found = members(folder / "negatives" / "train")
