@@ -1,11 +1,13 @@
 """The console command: `counterpoint COMMAND ...`.
 
-Each command is one module with a `main(argv)`; it is imported only when it is called, so that
-`counterpoint --help` answers at once.
+Each command is one module with a `main(argv)`. It is imported only when it is called and when its
+arguments have been looked at, so that help and mistakes need no seconds of imports.
 """
 
 import importlib
 import sys
+from difflib import get_close_matches
+from importlib.metadata import version
 
 COMMANDS = {
     "fit": ("counterpoint.launch.fit", "train, or continue a run with --resume"),
@@ -19,15 +21,16 @@ COMMANDS = {
     "data": ("counterpoint.launch.data", "build the emoji shards, index shards to a manifest"),
     "init": ("counterpoint.launch.init", "copy the configs into a project of your own"),
 }
+# What other programs call them.
+ALIASES = {"train": "fit", "resume": "fit", "eval": "evaluate", "test": "evaluate"}
 
 
 def usage() -> str:
     """Returns the help text: every command with its one-line description."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        ["usage: counterpoint COMMAND [options]   (COMMAND --help says more)", "", *lines]
-    )
+    first = "usage: counterpoint COMMAND [options]   (COMMAND --help says more; --version)"
+    return "\n".join([first, "", *lines])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,20 +39,32 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
-    if argv[0] not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        print(f"counterpoint: unknown command '{argv[0]}'; known: {known}", file=sys.stderr)
+    if argv[0] == "--version":
+        print(f"counterpoint {version('counterpoint')}")
+        return 0
+    command = argv[0]
+    if command not in COMMANDS:
+        print(f"counterpoint: {unknown(command)}", file=sys.stderr)
         return 2
+    from .arguments import check
     from .errors import sentence
 
     try:
-        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+        check(command, argv[1:])
+        return importlib.import_module(COMMANDS[command][0]).main(argv[1:]) or 0
     except Exception as error:
         text = sentence(error)
         if text is None:
             raise
-        print(f"counterpoint {argv[0]}: {text}", file=sys.stderr)
+        print(f"counterpoint {command}: {text}", file=sys.stderr)
         return 2
+
+
+def unknown(command: str) -> str:
+    """Returns what to say about a command that is not there."""
+    close = get_close_matches(command, [*COMMANDS, *ALIASES], n=1)
+    hint = f"; did you mean {ALIASES.get(close[0], close[0])}?" if close else ""
+    return f"unknown command '{command}'; known: {', '.join(COMMANDS)}{hint}"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.sidecar import KEY, write_sidecar
+from . import arguments
 from .claims import claimed
 from .results import write_json
 
@@ -28,21 +29,7 @@ BLOCK = 1 << 26  # cosines at once
 
 def main(argv: list[str]) -> int:
     """Writes what is missing of the clusters; returns 0."""
-    options = argparse.ArgumentParser(
-        prog="counterpoint cluster",
-        description="Puts the samples of a store into clusters of similar embeddings (k-means). "
-        "Start it again to go on where it stopped.",
-    )
-    options.add_argument("store", type=Path, help="folder that counterpoint embed wrote")
-    options.add_argument("--out", required=True, type=Path, help="folder of the sidecar to write")
-    options.add_argument("--clusters", required=True, type=int, help="how many")
-    options.add_argument("--column", default="image", help="which embeddings (image)")
-    options.add_argument("--iterations", type=int, default=20, help="of k-means (20)")
-    options.add_argument(
-        "--samples_per_cluster", type=int, default=256, help="that k-means looks at, at most (256)"
-    )
-    options.add_argument("--seed", type=int, default=0)
-    chosen = options.parse_args(argv)
+    chosen = arguments.cluster().parse_args(argv)
     files = checked(chosen)
     counts = [rows_in(path, chosen.column)[0] for path in files]
     if sum(counts) < chosen.clusters:

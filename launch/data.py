@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .arguments import Arguments
+
 
 def main(argv: list[str]) -> int:
     """Runs one sub-command; returns the exit status."""
@@ -19,7 +21,7 @@ def main(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of both sub-commands."""
-    top = argparse.ArgumentParser(prog="counterpoint data", description=__doc__)
+    top = Arguments(prog="counterpoint data", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     emoji = commands.add_parser(

@@ -7,7 +7,6 @@ to go on, or several times, on any machine that sees the folder, to share the wo
 Vasu et al., "MobileCLIP" (2024), section 4: dataset reinforcement.
 """
 
-import argparse
 import json
 import math
 import shutil
@@ -27,6 +26,7 @@ from ..data.sidecar import KEY, check_file_names, write_sidecar
 from ..data.urls import base_name
 from ..models.teacher import DTYPES, FrozenTowers
 from ..train.placement import place
+from . import arguments
 from . import config as run_config
 from .build import build
 from .claims import claimed
@@ -39,22 +39,8 @@ ABOUT = "store.json"
 
 def main(argv: list[str]) -> int:
     """Writes what is missing of a store; returns 0, or 1 when others still work on parts."""
-    options = argparse.ArgumentParser(
-        prog="counterpoint embed",
-        description="Stores a teacher's embeddings beside the shards. Further arguments are those "
-        "of `counterpoint fit`: --config RUN, --data.manifest FILE, ...",
-    )
-    options.add_argument(
-        "--teacher", required=True, help="its name under `teachers` in the run file"
-    )
-    options.add_argument("--out", required=True, type=Path, help="folder of the sidecar")
-    options.add_argument("--variants", type=int, default=1, help="augmentations a sample (1)")
-    options.add_argument("--batch_size", type=int, default=256, help="samples at a time (256)")
-    options.add_argument(
-        "--precision", choices=[*DTYPES], default="float16", help="of what is stored (float16)"
-    )
-    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    chosen, rest = options.parse_known_args(argv)
+    chosen, rest = arguments.embed().parse_known_args(argv)
+    chosen.device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen.variants < 1 or chosen.batch_size < 1:
         raise ValueError(
             f"--variants {chosen.variants} and --batch_size {chosen.batch_size}: give 1 or more"

@@ -4,7 +4,6 @@ In: a run folder and a suite. Out: a table on the terminal and `RUN/evaluation/S
 Alone or under torchrun, with the same values.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -18,22 +17,14 @@ import torch.distributed as dist
 from ..train.checkpoint import step_of
 from ..train.evaluation.run import evaluate
 from ..train.evaluation.suite import load_suite
+from . import arguments
 from .env import is_first_process, prepare, under_torchrun
 from .load import checkpoint_of, load_run
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line and evaluates."""
-    parser = argparse.ArgumentParser(
-        prog="counterpoint evaluate", description="Evaluate a run on a suite of tasks."
-    )
-    parser.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
-    parser.add_argument("--suite", help="a packaged suite or a .yaml file (the run's own)")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")
-    parser.add_argument("--batch_size", type=int, help="per tower call (the run's own)")
-    parser.add_argument("--data_root", help="where relative paths in the suite start")
-    parser.add_argument("--out", type=Path, help="(RUN_DIR/evaluation/SUITE-STEP.json)")
-    options = parser.parse_args(argv)
+    options = arguments.evaluate().parse_args(argv)
     prepare()
     with process_group() as device:
         evaluate_run(

@@ -4,7 +4,6 @@ In: a checkpoint, which is the same file whatever strategy wrote it. Out: the mo
 and in float32, under their own names; `--init_from FILE` and `models.weights` read them.
 """
 
-import argparse
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import safetensors.torch
 
 from ..models.weights import read_weights
 from ..train import checkpoint as checkpoints
+from . import arguments
 from .load import checkpoint_of
 
 AVERAGE = "ema.model."
@@ -19,16 +19,7 @@ AVERAGE = "ema.model."
 
 def main(argv: list[str]) -> int:
     """Parses the command line and writes the file."""
-    parser = argparse.ArgumentParser(
-        prog="counterpoint export", description="Write a run's weights as one safetensors file."
-    )
-    parser.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
-    parser.add_argument("file", type=Path, help="ends in .safetensors")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")
-    parser.add_argument("--weights", choices=("trained", "ema"), default="trained")
-    options = parser.parse_args(argv)
-    if options.file.suffix != ".safetensors":
-        raise ValueError(f"{options.file} must end in .safetensors")
+    options = arguments.export().parse_args(argv)
     path = checkpoint_of(options.run_dir, options.checkpoint)
     count = export(path, options.file, options.weights)
     print(f"{options.file}: {count} tensors of step {checkpoints.step_of(path)}")

@@ -4,16 +4,16 @@ In: a folder, new or not. Out: `DIR/configs/` with every part (one folder a slot
 names them, to be edited at will; the next commands are printed. Nothing is ever overwritten.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
+from .arguments import Arguments
 from .paths import CONFIGS, config_names, packaged_config
 
 
 def main(argv: list[str]) -> int:
     """Copies the files and prints what to do next; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="counterpoint init",
         description="Copies the config parts and a run into DIR/configs, for you to change.",
     )

@@ -1,10 +1,10 @@
 """`counterpoint report RUN_DIR...`: run folders in, one self-contained HTML page out."""
 
-import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from .arguments import Arguments
 from .reporting.grid import Pairs, build_grid, pairs_of_run
 from .reporting.page import GridEntry, render
 from .reporting.runs import Run, read_runs
@@ -13,7 +13,7 @@ from .reporting.tables import final_numbers
 
 def main(argv: list[str]) -> int:
     """Writes the page and prints its path and the final numbers; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="counterpoint report",
         description="Writes one HTML page, in need of no other file, about one or more runs.",
     )

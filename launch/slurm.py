@@ -21,6 +21,8 @@ import yaml
 from ..data.manifest import Manifest, is_remote
 from ..data.schedule import check_divides
 from . import config as run_config
+from .arguments import check_launcher
+from .arguments import slurm as slurm_options
 from .fit import take_option, with_found_configs
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "slurm.sbatch"
@@ -34,13 +36,8 @@ class Template(string.Template):
 
 def main(argv: list[str]) -> int:
     """Writes the script, and submits it with `--submit`; returns the exit status."""
-    if not argv or argv[0] != "slurm":
-        asked = argv[0] if argv else ""
-        if asked not in ("", "-h", "--help"):
-            raise ValueError(f"there is no launcher '{asked}'; there is: slurm")
-        print("usage: counterpoint launch slurm --config RUN ...   (slurm --help says more)")
-        return 0 if asked else 2
-    options, overrides = parser().parse_known_args(argv[1:])
+    check_launcher(argv)
+    options, overrides = slurm_options().parse_known_args(argv[1:])
     config = checked(options, overrides)
     run_dir = Path(options.run_dir or config.run_dir or f"runs/{config.name}").absolute()
     overrides = [*overrides, "--run_dir", str(run_dir)]
@@ -60,35 +57,6 @@ def main(argv: list[str]) -> int:
     path.write_text(text, encoding="utf-8")
     print(f"{path}: {options.nodes} x {tasks(options)} tasks")
     return submit(path) if options.submit else 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of the job; all others are the run's."""
-    made = argparse.ArgumentParser(
-        prog="counterpoint launch slurm",
-        description="Write a job script for a SLURM cluster. Further options are those of fit.",
-        allow_abbrev=False,
-    )
-    made.add_argument("--config", required=True, help="a run file, or a packaged run's name")
-    made.add_argument("--run_dir", help="on a disk that all nodes see (runs/NAME)")
-    made.add_argument("--nodes", type=int, default=1)
-    made.add_argument("--gpus", type=int, default=8, help="per node (8); 0: none")
-    made.add_argument("--tasks", type=int, help="ranks per node (one a GPU)")
-    made.add_argument("--cpus", type=int, default=8, help="per task, loader workers included (8)")
-    made.add_argument("--time", default="24:00:00", help="limit of one start (24:00:00)")
-    made.add_argument("--partition")
-    made.add_argument("--account")
-    made.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="e.g. --sbatch=--qos=high"
-    )
-    made.add_argument("--grace", type=int, default=180, help="seconds to save before the limit")
-    made.add_argument("--venv", help="virtual environment to activate on the nodes")
-    made.add_argument("--container", help="image: FILE.sif for Apptainer, else for srun (Pyxis)")
-    made.add_argument("--interface", help="network between the nodes, for NCCL and gloo: ib0")
-    made.add_argument("--cache", help="folder of remote shards on a disk of each node")
-    made.add_argument("--out", type=Path, help="(RUN_DIR/job.sbatch)")
-    made.add_argument("--submit", action="store_true", help="call sbatch")
-    return made
 
 
 def checked(options: argparse.Namespace, overrides: list[str]) -> Any:

@@ -6,7 +6,6 @@ A pair that was interrupted starts anew, since its time and its commit are part 
 `counterpoint sweep --render` writes the method catalogue from the results.
 """
 
-import argparse
 import json
 import shutil
 import signal
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from .arguments import Arguments
 from .catalogue import render_file
 from .claims import claimed
 from .identity import Identity
@@ -49,7 +49,7 @@ class Pair:
 
 def main(argv: list[str]) -> int:
     """Runs a sweep or renders the catalogue; returns 1 when a run failed."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="counterpoint sweep",
         description="Runs (config, seed) pairs, each once, and renders the table of results.",
     )
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--catalogue", type=Path, default=Path("docs/methods"), metavar="DIR")
     options = parser.parse_args(argv)
     if not options.file and not options.render:
-        parser.error("name a sweep FILE, or --render")
+        raise ValueError("name a sweep FILE, or --render")
     status = 0
     # As an exception it gives claims back and stops the run in progress.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

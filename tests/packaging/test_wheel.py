@@ -44,7 +44,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 def counterpoint(folder: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     """Runs the command line of the package installed in `folder`."""
     return subprocess.run(
-        [sys.executable, "-m", "counterpoint.launch.cli", *arguments],
+        [sys.executable, "-m", "counterpoint", *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
@@ -55,7 +55,7 @@ def counterpoint(folder: Path, *arguments: str, cwd: Path) -> subprocess.Complet
 def test_the_wheel_is_the_package(wheel):
     packed = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     tree = {
-        f"counterpoint/{path.relative_to(ROOT).as_posix()}"
+        f"counterpoint/{path.relative_to(ROOT).as_posix()}".replace("launch/entry/", "")
         for part in PARTS
         for path in (ROOT / part).rglob("*")
         if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
@@ -94,6 +94,13 @@ def test_metadata(wheel):
 def test_the_installed_wheel_answers(installed, tmp_path):
     done = counterpoint(installed, "--help", cwd=tmp_path)
     assert done.returncode == 0 and "usage: counterpoint COMMAND" in done.stdout, done.stderr
+
+
+def test_the_installed_wheel_knows_its_version(installed, tmp_path):
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    done = counterpoint(installed, "--version", cwd=tmp_path)
+    assert done.stdout == f"counterpoint {settings['metadata']['version']}\n", done.stderr
 
 
 def test_the_installed_wheel_brings_its_configs(installed, tmp_path):

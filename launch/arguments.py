@@ -1,0 +1,175 @@
+"""The options of every command that imports torch or Lightning, known without importing them.
+
+`--help` answers at once, and a misspelt option is refused before the 14 seconds of imports.
+"""
+
+import argparse
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+# As in models.teacher.DTYPES (a test compares them).
+STORED = ("float32", "bfloat16", "float16")
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser that raises a mistake as one sentence, with the nearest option."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, allow_abbrev=False, **options)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses all arguments.
+
+        Raises:
+            ValueError: one is missing, unknown, or of the wrong kind.
+        """
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(self._unknown(rest[0]))
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print below its usage."""
+        raise ValueError(f"{message.removeprefix('argument ')} ({self.prog} --help lists all)")
+
+    def _unknown(self, word: str) -> str:
+        options = [option for action in self._actions for option in action.option_strings]
+        close = get_close_matches(word.partition("=")[0], options, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"'{word}' is not understood{hint}"
+
+
+def evaluate() -> Arguments:
+    """The options of `counterpoint evaluate`."""
+    made = Arguments(
+        prog="counterpoint evaluate", description="Evaluate a run on a suite of tasks."
+    )
+    made.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
+    made.add_argument("--suite", help="a packaged suite or a .yaml file (the run's own)")
+    made.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")
+    made.add_argument("--batch_size", type=int, help="per tower call (the run's own)")
+    made.add_argument("--data_root", help="where relative paths in the suite start")
+    made.add_argument("--out", type=Path, help="(RUN_DIR/evaluation/SUITE-STEP.json)")
+    return made
+
+
+def embed() -> Arguments:
+    """The options of `counterpoint embed`; all others are the run's."""
+    made = Arguments(
+        prog="counterpoint embed",
+        description="Stores a teacher's embeddings beside the shards. Further arguments are those "
+        "of `counterpoint fit`: --config RUN, --data.manifest FILE, ...",
+    )
+    made.add_argument("--teacher", required=True, help="its name under `teachers` in the run file")
+    made.add_argument("--out", required=True, type=Path, help="folder of the sidecar")
+    made.add_argument("--variants", type=int, default=1, help="augmentations a sample (1)")
+    made.add_argument("--batch_size", type=int, default=256, help="samples at a time (256)")
+    made.add_argument(
+        "--precision", choices=STORED, default="float16", help="of what is stored (float16)"
+    )
+    made.add_argument("--device", help="cuda, cpu, ... (cuda where there is a GPU)")
+    return made
+
+
+def cluster() -> Arguments:
+    """The options of `counterpoint cluster`."""
+    made = Arguments(
+        prog="counterpoint cluster",
+        description="Puts the samples of a store into clusters of similar embeddings (k-means). "
+        "Start it again to go on where it stopped.",
+    )
+    made.add_argument("store", type=Path, help="folder that counterpoint embed wrote")
+    made.add_argument("--out", required=True, type=Path, help="folder of the sidecar to write")
+    made.add_argument("--clusters", required=True, type=int, help="how many")
+    made.add_argument("--column", default="image", help="which embeddings (image)")
+    made.add_argument("--iterations", type=int, default=20, help="of k-means (20)")
+    made.add_argument(
+        "--samples_per_cluster", type=int, default=256, help="that k-means looks at, at most (256)"
+    )
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def export() -> Arguments:
+    """The options of `counterpoint export`."""
+    made = Arguments(
+        prog="counterpoint export", description="Write a run's weights as one safetensors file."
+    )
+    made.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
+    made.add_argument("file", type=_safetensors, help="ends in .safetensors")
+    made.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")
+    made.add_argument("--weights", choices=("trained", "ema"), default="trained")
+    return made
+
+
+def slurm() -> Arguments:
+    """The options of `counterpoint launch slurm`; all others are the run's."""
+    made = Arguments(
+        prog="counterpoint launch slurm",
+        description="Write a job script for a SLURM cluster. Further options are those of fit.",
+    )
+    made.add_argument("--config", required=True, help="a run file, or a packaged run's name")
+    made.add_argument("--run_dir", help="on a disk that all nodes see (runs/NAME)")
+    made.add_argument("--nodes", type=int, default=1)
+    made.add_argument("--gpus", type=int, default=8, help="per node (8); 0: none")
+    made.add_argument("--tasks", type=int, help="ranks per node (one a GPU)")
+    made.add_argument("--cpus", type=int, default=8, help="per task, loader workers included (8)")
+    made.add_argument("--time", default="24:00:00", help="limit of one start (24:00:00)")
+    made.add_argument("--partition")
+    made.add_argument("--account")
+    made.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="e.g. --sbatch=--qos=high"
+    )
+    made.add_argument("--grace", type=int, default=180, help="seconds to save before the limit")
+    made.add_argument("--venv", help="virtual environment to activate on the nodes")
+    made.add_argument("--container", help="image: FILE.sif for Apptainer, else for srun (Pyxis)")
+    made.add_argument("--interface", help="network between the nodes, for NCCL and gloo: ib0")
+    made.add_argument("--cache", help="folder of remote shards on a disk of each node")
+    made.add_argument("--out", type=Path, help="(RUN_DIR/job.sbatch)")
+    made.add_argument("--submit", action="store_true", help="call sbatch")
+    return made
+
+
+def _safetensors(value: str) -> Path:
+    if Path(value).suffix != ".safetensors":
+        raise argparse.ArgumentTypeError(f"{value} must end in .safetensors")
+    return Path(value)
+
+
+def check_launcher(argv: list[str]) -> None:
+    """Answers `launch` without a launcher, and refuses one that is not there.
+
+    Raises:
+        ValueError: there is no such launcher.
+        SystemExit: the question is answered.
+    """
+    asked = argv[0] if argv else ""
+    if asked == "slurm":
+        return
+    if asked not in ("", "-h", "--help"):
+        raise ValueError(f"there is no launcher '{asked}'; there is: slurm")
+    print("usage: counterpoint launch slurm --config RUN ...   (slurm --help says more)")
+    raise SystemExit(0 if asked else 2)
+
+
+def check(command: str, argv: list[str]) -> None:
+    """Answers `--help` of a command and refuses mistakes, as far as its own options tell.
+
+    Raises:
+        ValueError: an argument is missing, unknown, or of the wrong kind.
+        SystemExit: help was asked for and printed.
+    """
+    whole: dict[str, Callable[[], Arguments]] = {
+        "evaluate": evaluate,
+        "cluster": cluster,
+        "export": export,
+    }
+    if command in whole:
+        whole[command]().parse_args(argv)
+    elif command == "embed":
+        embed().parse_known_args(argv)
+    elif command == "launch":
+        check_launcher(argv)
+        slurm().parse_known_args(argv[1:])
