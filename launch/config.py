@@ -122,8 +122,7 @@ def make_parser() -> ArgumentParser:
         help="of one device in this precision, for mfu; none: what a matrix product reaches",
     )
     parser.add_class_arguments(PairsDataModule, "data")
-    parser.add_class_arguments(TwoTower, "model")
-    parser.add_class_arguments(Objective, "objective")
+    add_model(parser)
     # No default class: arguments of another one of the same names would begin with its defaults.
     parser.add_subclass_arguments(AdamW, "optim", required=False)
     parser.add_subclass_arguments(Clipper, "clip", required=False)
@@ -134,9 +133,15 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(EvaluationConfig, "evaluation")
     parser.add_class_arguments(CheckpointConfig, "checkpoint")
     parser.add_class_arguments(WatchConfig, "watch")
+    return parser
+
+
+def add_model(parser: ArgumentParser) -> None:
+    """Adds the slots of the model and the objective, which sets the model's scale and bias."""
+    parser.add_class_arguments(TwoTower, "model")
+    parser.add_class_arguments(Objective, "objective")
     for name in ("logit_scale_init", "logit_bias_init"):
         parser.link_arguments(f"objective.{name}", f"model.{name}")
-    return parser
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:

@@ -67,26 +67,27 @@ def evaluate_run(
     device = device or torch.device("cpu")
     # Chosen here, so that a run still going on cannot get ahead of the file's name.
     step = step_of(checkpoint_of(run_dir)) if step is None else step
-    module, data, config = load_run(run_dir, step)
-    in_training = config["evaluation"]
+    run = load_run(run_dir, step)
+    in_training = run.config["evaluation"]
     suite = suite or in_training["suite"]
     if suite is None:
         raise ValueError(f"{run_dir} was trained without a suite; name one with --suite")
     if data_root is None and suite == in_training["suite"]:
         data_root = in_training["data_root"]
     tasks = load_suite(suite, data_root)
-    name = config["trainer"].get("precision")
-    module.to(device, weights_type(name))
+    name = run.config["trainer"].get("precision")
+    run.model.to(device, weights_type(name))
+    run.objective.to(device, weights_type(name))
     results = evaluate(
-        module.model,
+        run.model,
         tasks,
-        data.tokenizer,
-        data.eval_transform,
+        run.tokenizer,
+        run.eval_transform,
         device=device,
         precision=tower_context(name, device),
         batch_size=batch_size or in_training["batch_size"],
         num_threads=num_threads(),
-        metric=module.objective.metric(),
+        metric=run.objective.metric(),
     )
     if is_first_process():
         out = out or run_dir / "evaluation" / f"{tasks.name}-{step:08d}.json"

@@ -124,7 +124,7 @@ def train(
     if resume is None and config.inherit_from:
         if config.init_from:
             raise ValueError("give init_from (equal shapes) or inherit_from (slices), not both")
-        larger = load_run(config.inherit_from)[0].model
+        larger = load_run(config.inherit_from).model
         say(f"inherit_from {config.inherit_from}: {inherit(module.model, larger)}")
     attach(module, parts)
     if resume is None:

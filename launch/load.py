@@ -1,29 +1,56 @@
-"""A finished or stopped run, rebuilt for evaluation and reports.
+"""A finished or stopped run, rebuilt for evaluation, reports, teachers and exports.
 
-In: a run folder. Out: its module with the newest weights, its data module, its configuration.
+In: a run folder. Out: its model and objective with the weights of a checkpoint, and how texts and
+images are read for it. Only what these are made of is read of the run's configuration: where the
+run logged, its callbacks and its data need not exist here.
 """
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from ..data.module import PairsDataModule
+from ..data.tokenize import ClipTokenizer, Tokenizer
+from ..data.transforms import EvalTransform, Transform
 from ..losses.objective import Objective
+from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
-from ..train.module import ContrastiveModule
 from . import config as run_config
-from .build import build
+from .build import instantiate
 from .env import say
 
 CONFIG = "config.yaml"
+# Of the data's slot: what turns a text and an image into the model's input in evaluation.
+READS = ("tokenizer", "eval_transform")
 
 
-def load_run(
-    run_dir: str | Path, step: int | None = None
-) -> tuple[ContrastiveModule, PairsDataModule, dict[str, Any]]:
+@dataclass(frozen=True)
+class LoadedRun:
+    """What a run's checkpoint is evaluated with, on the CPU and in evaluation mode.
+
+    Attributes:
+        model: with the checkpoint's weights.
+        objective: with its learned scalars; `objective.metric()` says how features are compared.
+        tokenizer: texts and a length to ids and lengths.
+        eval_transform: an image to the model's input.
+        config: the run's whole resolved configuration, as plain values.
+    """
+
+    model: TwoTower
+    objective: Objective
+    tokenizer: Tokenizer
+    eval_transform: Transform
+    config: dict[str, Any]
+
+
+def load_run(run_dir: str | Path, step: int | None = None) -> LoadedRun:
     """Rebuilds a run in evaluation mode on the CPU.
 
     Args:
@@ -31,17 +58,46 @@ def load_run(
         step: which checkpoint; None: the newest whole one.
 
     Raises:
-        ValueError: no run, or no such checkpoint, or it is damaged.
+        ValueError: no run, or no such checkpoint, or it is damaged or does not fit the run's model.
     """
     run_dir = Path(run_dir)
-    weights = checkpoint_of(run_dir, step)
-    parser = run_config.make_parser()
-    config = run_config.parse(parser, ["--config", str(run_dir / CONFIG)])
-    module, parts = build(parser, config)
-    load_weights(module.model, read_weights(weights), str(weights))
-    if module.objective.scalars:
-        load_scalars(module.objective, checkpoints.load(weights)["state_dict"])
-    return module.eval(), parts.data, run_config.plain(parser, config)
+    path = checkpoint_of(run_dir, step)
+    config = yaml.safe_load((run_dir / CONFIG).read_text())
+    parts = build_slots(config, str(run_dir / CONFIG))
+    weights = read_weights(path)
+    if "image.mask_token" in weights:  # which a phase's reducer gave the tower
+        parts.model.image.learn_mask_token()
+    report = load_weights(parts.model, weights, str(path))
+    if report.missing or report.reshaped:
+        raise ValueError(f"{path} and the model of {run_dir / CONFIG} do not fit: {report}")
+    if parts.objective.scalars:
+        load_scalars(parts.objective, checkpoints.load(path)["state_dict"])
+    return LoadedRun(
+        parts.model.eval(),
+        parts.objective.eval(),
+        parts.data.tokenizer or ClipTokenizer(),
+        parts.data.eval_transform or EvalTransform(),
+        config,
+    )
+
+
+def build_slots(config: Mapping[str, Any], source: str) -> Any:
+    """Builds the model, the objective and what reads texts and images; nothing else.
+
+    Raises:
+        ValueError: a class or an argument of these is not there (`source` is named).
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    run_config.add_model(parser)
+    others = inspect.signature(PairsDataModule).parameters.keys() - READS
+    parser.add_class_arguments(PairsDataModule, "data", skip=set(others), instantiate=False)
+    data = {name: config["data"][name] for name in READS if name in config["data"]}
+    chosen = {"model": config["model"], "objective": config["objective"], "data": data}
+    try:
+        parsed = parser.parse_object(chosen)
+    except ArgumentError as error:
+        raise ValueError(f"{source}: {run_config.shortened(str(error))}") from None
+    return instantiate(parser, parsed)
 
 
 def checkpoint_of(run_dir: Path, step: int | None = None) -> Path:

@@ -133,9 +133,9 @@ def load(
     if path.is_dir() or in_run:
         run = (path.parents[1], checkpoints.step_of(path)) if in_run else (path, None)
         with torch.random.fork_rng(devices=[]):
-            theirs, their_data, _ = load_run(*run)
+            theirs = load_run(*run)
         for tokenizer in tokenizers:
-            _check_tokenizer(source, tokenizer, their_data.tokenizer)
+            _check_tokenizer(source, tokenizer, theirs.tokenizer)
         return theirs.model
     model = copy.deepcopy(module.model)
     report = load_weights(model, read_weights(path), source)

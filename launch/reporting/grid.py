@@ -124,8 +124,8 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
     from ...train.evaluation.suite import load_suite
     from ..load import load_run
 
-    module, data, config = load_run(run_dir)
-    evaluation = config.get("evaluation") or {}
+    run = load_run(run_dir)
+    evaluation = run.config.get("evaluation") or {}
     own = evaluation.get("suite")
     suite = suite or own
     if suite is None:
@@ -139,9 +139,9 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
     chosen = task.prepare()
     captions, _, correct = task.pairs(chosen)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, objective = module.model.to(device), module.objective.to(device)
+    model, objective = run.model.to(device), run.objective.to(device)
     metric = objective.metric()
-    encoder = Encoder(model, data.tokenizer, data.eval_transform, device, metric=metric)
+    encoder = Encoder(model, run.tokenizer, run.eval_transform, device, metric=metric)
     with untouched(model, device):
         images = encoder.images(task.data, chosen).cpu().numpy()
         texts = encoder.texts(captions).cpu().numpy()

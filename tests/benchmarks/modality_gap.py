@@ -67,14 +67,14 @@ def uniformity(rows: Tensor) -> float:
 
 def measured(run_dir: Path, data_root: str | None) -> list[str]:
     """Returns the cells of a run's newest checkpoint."""
-    module, data, _ = load_run(run_dir)
+    loaded = load_run(run_dir)
     heldout = load_suite("emoji", data_root).tasks["heldout"]
 
     def run(name: str, task: Retrieval | object, metric: Metric) -> dict[str, float]:
         suite = Suite("emoji", {name: task})  # type: ignore[dict-item]
-        return evaluate(module.model, suite, data.tokenizer, data.eval_transform, metric=metric)
+        return evaluate(loaded.model, suite, loaded.tokenizer, loaded.eval_transform, metric=metric)
 
-    accuracy = run("heldout", heldout, module.objective.metric())["emoji/heldout/top1"]
+    accuracy = run("heldout", heldout, loaded.objective.metric())["emoji/heldout/top1"]
     found = run("pairs", Geometry(heldout.data), Metric(Dot()))
     return [f"{100 * accuracy:.1f}%", *(f"{found[f'emoji/pairs/{name}']:.2f}" for name in COLUMNS)]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from counterpoint.launch import evaluate as command
-from counterpoint.launch.load import load_scalars
+from counterpoint.launch.load import LoadedRun, load_scalars
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.lorentz import LorentzDistance
 from counterpoint.losses.objective import Objective
@@ -73,14 +73,11 @@ def run(tmp_path, monkeypatch):
         },
     }
     model, objective = Model(), Objective({"clip": InfoNCE()})
-    data = SimpleNamespace(tokenizer=tokenizer, eval_transform=lambda image, size, rng: image)
     asked = []
 
     def load_run(run_dir, step):
         asked.append(step)
-        module = nn.Module()
-        module.model, module.objective = model, objective
-        return module, data, config
+        return LoadedRun(model, objective, tokenizer, lambda image, size, rng: image, config)
 
     monkeypatch.setattr(command, "load_run", load_run)
     return SimpleNamespace(

@@ -31,6 +31,7 @@ from counterpoint.models.reducers.attentive import AttentivePatches
 from counterpoint.models.teacher import Frozen, FrozenTowers, Teacher
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
+from counterpoint.train import checkpoint as checkpoints
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.providers import EmaConfig, check_needs
 
@@ -196,6 +197,10 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
     saved["data"]["tokenizer"] = None
     saved["model"]["text"]["init_args"]["context_length"] = 6
     run_config.save(saved, folder / "config.yaml")
+    (path,) = checkpoints.checkpoints_in(folder)
+    state = checkpoints.load(path)
+    state["state_dict"]["model.text.trunk.embeddings.position_embedding.weight"].resize_(6, 24)
+    torch.save(state, path)
     with pytest.raises(ValueError, match="get texts of 8 tokens, and this teacher takes 6"):
         attach(*student("teacher.x.text", teachers=teachers))
 

@@ -107,8 +107,8 @@ def test_losses_checkpoints_and_resume(tmp_path, arguments, one, strategy):
 
     file = tmp_path / "weights.safetensors"
     assert main(["export", str(run_dir), str(file)]) == 0
-    trained, _, _ = load_run(run_dir)
-    exported, _, _ = load_run(one)
+    trained = load_run(run_dir)
+    exported = load_run(one)
     load_weights(exported.model, read_weights(file), str(file))
     for name, value in features(trained).items():
         assert torch.equal(features(exported)[name], value), name

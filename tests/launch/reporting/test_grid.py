@@ -99,9 +99,10 @@ def test_the_captions_and_images_of_a_suite(tmp_path, monkeypatch):
             return image[:, :size, :size]
 
     objective = Objective({"clip": InfoNCE()})
-    module = type("Module", (), {"model": colour_model(), "objective": objective})
     config = {"evaluation": {"suite": str(tmp_path / "suite.yaml"), "data_root": str(tmp_path)}}
-    monkeypatch.setattr(load, "load_run", lambda folder: (module, Data(), config))
+    data = Data()
+    run = load.LoadedRun(colour_model(), objective, data.tokenizer, data.eval_transform, config)
+    monkeypatch.setattr(load, "load_run", lambda folder: run)
     pairs = pairs_of_run(tmp_path, None)
     assert list(pairs.captions) == list(colours)
     assert [sorted(right) for right in pairs.correct] == [[0, 3], [1, 4], [2, 5]]
