@@ -197,7 +197,7 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
     saved["data"]["tokenizer"] = None
     saved["model"]["text"]["init_args"]["context_length"] = 6
     run_config.save(saved, folder / "config.yaml")
-    (path,) = checkpoints.checkpoints_in(folder)
+    path = checkpoints.newest(folder)
     state = checkpoints.load(path)
     state["state_dict"]["model.text.trunk.embeddings.position_embedding.weight"].resize_(6, 24)
     torch.save(state, path)
