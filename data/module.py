@@ -156,6 +156,13 @@ class PairsDataModule(LightningDataModule):
         return self._selection
 
     @property
+    def epoch_size(self) -> int:
+        """Samples of one pass over the data, those that weights repeat as often as they do."""
+        if self.selection is None:
+            return self.manifest.num_samples
+        return int(self.selection.counts.sum())
+
+    @property
     def fingerprint(self) -> str:
         """What the data is: the shards, and which of their samples are kept."""
         if self.selection is None:

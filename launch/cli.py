@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from .arguments import check
     from .errors import sentence
+    from .run_log import announce
+
+    announce(argv)
 
     try:
         check(command, argv[1:])

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+from ..train.screen import log_line
 from .rendezvous import use_own_store
 
 
@@ -23,9 +24,9 @@ def is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints from the first process only."""
+    """Prints a line from the first process only, with the time of day."""
     if is_first_process():
-        print(text, flush=True)
+        log_line(text)
 
 
 def under_torchrun() -> tuple[int, int] | None:
@@ -109,6 +110,8 @@ def cluster_plugins() -> list[Any]:
 def quieten() -> None:
     """Leaves out what Lightning says about itself; its warnings about the run stay."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # One "Initializing distributed" a rank, at every start.
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.*",  # torch's deprecation, in Lightning's own code
         ".*smaller than the logging interval.*",  # the last step is always logged

@@ -1,7 +1,7 @@
 """`counterpoint fit`: train a run, or continue one.
 
 In: a run file and leaf overrides, or `--resume RUN_DIR`. Out: the run folder: `config.yaml`,
-`metrics.jsonl`, `checkpoints/`, `tensorboard/` and, at the end, `summary.json`.
+`metrics.jsonl`, `log.txt`, `checkpoints/`, `tensorboard/` and, at the end, `summary.json`.
 
 `--resume auto` continues what the run folder holds, or starts there. It is implied where the same
 command is started again by itself (torchrun with `--max_restarts`, SLURM's requeue).
@@ -28,7 +28,9 @@ from .folder import freeze, is_finished, prepare_folder, write_summary
 from .identity import names
 from .load import load_run, weights_file
 from .paths import find_config
+from .provenance import facts
 from .providers import attach
+from .run_log import RunLog, keep_screen
 from .trainer import make_trainer, saves, trainer_arguments
 
 AUTO = "auto"
@@ -41,6 +43,12 @@ def main(argv: list[str]) -> int:
     again.
     """
     prepare()
+    with RunLog():
+        return start(argv)
+
+
+def start(argv: list[str]) -> int:
+    """Parses the command line and trains, as `main` says."""
     argv, resume = take_option(argv, "--resume")
     if resume not in (None, AUTO):
         argv, run_dir = take_option(argv, "--run_dir")
@@ -127,10 +135,10 @@ def train(
         larger = load_run(config.inherit_from).model
         say(f"inherit_from {config.inherit_from}: {inherit(module.model, larger)}")
     attach(module, parts)
+    chosen = run_config.without_defaults(parser, config)
     if resume is None:
         prepare_folder(run_dir)
     else:
-        chosen = run_config.without_defaults(parser, config)
         checkpoint = resumable(Path(resume), resolved, chosen, module)
     step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
     if step >= total_steps and is_finished(run_dir, total_steps):
@@ -140,12 +148,18 @@ def train(
         raise ValueError(
             f"{run_dir} is finished ({total_steps} steps); raise phases.NAME.samples to go on"
         )
-    if is_first_process():
-        freeze(run_dir, resolved, step)
-
+    keep_screen(run_dir, step)
     stop, saving = StopOnSignal(), saves(parts, run_dir)
     trainer = make_trainer(arguments, parts, stop, saving, run_dir, total_steps, checkpoint)
-    say(f"{config.name}: {total_steps} steps, results in {run_dir}")
+    known = facts(module.model, parts.data, trainer, chosen)
+    if is_first_process():
+        freeze(run_dir, resolved, step, known)
+    samples = module.phases.samples_before(total_steps)
+    say(
+        f"{config.name}: {total_steps} steps ({samples / known['epoch_size']:.1f} epochs of "
+        f"{known['epoch_size']:,} pairs), {known['parameters']['total'] / 1e6:.1f} M parameters, "
+        f"{known['precision']}, results in {run_dir}"
+    )
     if step < total_steps:
         trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         step = trainer.global_step

@@ -1,8 +1,8 @@
 """The run folder: who may write into it, and what it keeps about how its numbers came to be.
 
 In: a resolved configuration. Out: `config.yaml`; `starts.jsonl`, one line for each time the run was
-started, with the code (commit, and what was changed since) and the environment (versions of all
-packages) under the names of files in `frozen/`; at the end `summary.json`.
+started, with the machine, the code (commit, and what was changed since) and the environment
+(versions of all packages) under the names of files in `frozen/`; at the end `summary.json`.
 """
 
 import datetime
@@ -23,6 +23,7 @@ from ..train.phases import Phases
 from .config import save
 from .env import is_first_process, under_torchrun
 from .identity import Identity
+from .means import means
 from .results import ROOT, commit
 
 PACKAGES = ("train", "data", "models", "losses", "configs", "launch")
@@ -34,6 +35,17 @@ TOLD = (
     "CUDA_VISIBLE_DEVICES",
     "SLURM_JOB_ID",
     "SLURM_RESTART",
+)
+# Facts of the last start that belong to the result.
+SUMMARISED = (
+    "host",
+    "machine",
+    "device",
+    "world_size",
+    "precision",
+    "parameters",
+    "epoch_size",
+    "code",
 )
 
 
@@ -52,8 +64,15 @@ def prepare_folder(run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
 
 
-def freeze(run_dir: Path, resolved: dict[str, Any], step: int) -> None:
-    """Keeps the configuration, and adds this start: what runs where, from which step on."""
+def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, Any]) -> None:
+    """Keeps the configuration, and adds this start: what runs where, from which step on.
+
+    Args:
+        run_dir: the run folder.
+        resolved: its configuration.
+        step: the start goes on after it.
+        facts: of machine, model and data; see `provenance`.
+    """
     save(resolved, run_dir / "config.yaml")
     code = commit()
     if code["dirty"] and (text := changes()):
@@ -67,6 +86,7 @@ def freeze(run_dir: Path, resolved: dict[str, Any], step: int) -> None:
         "nodes": nodes,
         "processes_per_node": local,
         "code": code,
+        **facts,
         "python": platform.python_version(),
         "packages": keep(run_dir, "\n".join(packages()) + "\n", "txt"),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(TOLD)},
@@ -109,20 +129,26 @@ def is_finished(run_dir: Path, total_steps: int) -> bool:
 def write_summary(
     run_dir: Path, resolved: dict[str, Any], phases: Phases, spent: dict[str, float]
 ) -> None:
-    """Writes `summary.json`: the last value of every metric and what produced it."""
+    """Writes `summary.json`: last values, means over the run, and what produced them."""
     rows = read_rows(run_dir / "metrics.jsonl")
+    start = read_rows(run_dir / "starts.jsonl")[-1]
+    samples = phases.samples_before(phases.total_steps)
     final: dict[str, Any] = {}
     for row in rows:
         final |= {k: v for k, v in row.items() if k not in ("step", "wall")}
     summary = {
         "name": resolved["name"],
         "final": final,
+        "mean": means(rows),
         "steps": phases.total_steps,
-        "samples": phases.samples_before(phases.total_steps),
+        "samples": samples,
+        "epochs": round(samples / start["epoch_size"], 4),
         "seconds": round(max(row["wall"] for row in rows), 1),
         **{name: round(seconds, 1) for name, seconds in spent.items()},
         "config_hash": Identity.of(resolved, {}).digest,
         "seed": resolved["seed"],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **{name: start[name] for name in SUMMARISED},
         "versions": {"python": platform.python_version(), **_versions()},
     }
     write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")

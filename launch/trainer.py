@@ -21,6 +21,7 @@ from ..train.rewind import RewindingCheckpoints
 from ..train.strategies import strategy
 from ..train.watch import Watch
 from .env import cluster_plugins, under_torchrun
+from .progress import progress
 
 # Keys of the trainer's slot that are not Lightning's.
 OURS = ("compile", "peak_tflops")
@@ -68,14 +69,16 @@ def make_trainer(
     evaluate, and save last, so that a checkpoint holds what was counted and logged.
     """
     step = None if checkpoint is None else checkpoints.step_of(checkpoint)
-    metrics = MetricsFile(run_dir / "metrics.jsonl", step)
+    file = MetricsFile(run_dir / "metrics.jsonl", step)
+    metrics = Metrics(parts.trainer.peak_tflops, parts.data.epoch_size)
     ours = {
-        "logger": [metrics, *_loggers(arguments.get("logger"), run_dir, step or 0)],
+        "logger": [file, *_loggers(arguments.get("logger"), run_dir, step or 0)],
         "callbacks": [
             *(arguments.get("callbacks") or []),
             stop,
             CountErrors(saving, run_dir / "skipped.json"),
-            Metrics(parts.trainer.peak_tflops),
+            metrics,
+            *progress(arguments.get("callbacks") or [], metrics),
             Evaluate(parts.evaluation),
             saving,
             *compilation(parts.trainer.compile),

@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..models.weights import damage
 from .control import ControlGroup
+from .screen import log_line
 
 PATTERN = re.compile(r"step-(\d+)\.ckpt")
 
@@ -164,6 +165,7 @@ class Checkpoints(pl.Callback):
         self.keep = keep
         self.max_failures = max_failures
         self._num_failed = 0
+        self._size_is_known = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes the group (collective)."""
@@ -188,11 +190,13 @@ class Checkpoints(pl.Callback):
         Raises:
             ValueError: too many could not be written, or the last one; on every rank alike.
         """
-        trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt", weights_only=False)
+        path = self.folder / f"step-{step:08d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
         failure = self._control.gather(_failure(trainer))[0]
         if failure is None:
             self._num_failed = 0
             if trainer.is_global_zero:
+                self._report_size(path)
                 self._prune(step)
             return
         self._num_failed += 1
@@ -203,7 +207,18 @@ class Checkpoints(pl.Callback):
         if last or self._num_failed >= self.max_failures:
             raise ValueError(f"{text}; make room and continue with `fit --resume`")
         if trainer.is_global_zero:
-            print(f"{text}; the run goes on and tries again", file=sys.stderr, flush=True)
+            log_line(f"{text}; the run goes on and tries again", sys.stderr)
+
+    def _report_size(self, path: Path) -> None:
+        """Once a process: what a checkpoint takes, before a disk is full of them."""
+        if self._size_is_known:
+            return
+        self._size_is_known = True
+        kept = f"the last {self.keep} stay" if self.keep else "all stay"
+        log_line(
+            f"checkpoint {path.name}: {path.stat().st_size / 1e6:,.0f} MB, one every "
+            f"{self.every_n_steps} steps and after the last; {kept}"
+        )
 
     def _prune(self, step: int) -> None:
         old: list[Path] = []

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
 from .module import ContrastiveModule
+from .screen import log_line
 from .strategies import blocks
 
 # Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past
@@ -59,7 +60,7 @@ class Compile(pl.Callback):
         if trainer.is_global_zero:
             counts = Counter(type(layer).__name__ for layer in layers)
             named = ", ".join(f"{count} {name}" for name, count in counts.items())
-            print(f"compiled with {self.backend}: {named}", flush=True)
+            log_line(f"compiled with {self.backend}: {named}")
 
 
 def gather_at_once(layers: Iterable[nn.Module]) -> None:

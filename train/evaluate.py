@@ -13,6 +13,7 @@ from .evaluation.suite import Suite, load_suite
 from .limits import at_least
 from .metrics import log_row
 from .module import ContrastiveModule
+from .screen import log_line
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Evaluate(pl.Callback):
             )
             log_row(trainer, values, step)
             if trainer.is_global_zero:
-                print(f"step {step}  {screen_line(values)}", flush=True)
+                log_line(f"step {step}  {screen_line(values)}")
 
 
 def screen_line(values: dict[str, float]) -> str:

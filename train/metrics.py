@@ -6,6 +6,7 @@ no step in between waits for the device.
 
 import json
 import math
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from .files import write_whole
 from .flops import FlopMeter, measured_peak
 from .module import ContrastiveModule
+from .screen import log_line
 
 
 class MetricsFile(Logger):
@@ -90,12 +92,18 @@ class Metrics(pl.Callback):
 
     Args:
         peak_tflops: of one device, in the run's precision; None: what a matrix product reaches.
+        epoch_size: samples of one pass over the data; None: epochs are not counted.
+
+    Attributes:
+        latest: the last row.
     """
 
-    def __init__(self, peak_tflops: float | None = None):
+    def __init__(self, peak_tflops: float | None = None, epoch_size: int | None = None):
         self._wait = self._busy = 0.0
         self._last_step = 0
         self._peak_tflops = peak_tflops
+        self._epoch_size = epoch_size
+        self.latest: dict[str, float] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listens to the towers as they are before a strategy wraps them."""
@@ -137,8 +145,9 @@ class Metrics(pl.Callback):
             values = self._training_values(pl_module, step)
             values |= trainer.datamodule.ledger.summary()  # type: ignore[attr-defined]
             log_row(trainer, values, step)
+            self.latest = values
             if trainer.is_global_zero:
-                print(screen_line(step, int(trainer.max_steps), values), flush=True)
+                log_line(screen_line(step, int(trainer.max_steps), values))
             self._wait, self._busy, self._last_step = 0.0, 0.0, step
 
     def _training_values(self, module: ContrastiveModule, step: int) -> dict[str, float]:
@@ -165,6 +174,8 @@ class Metrics(pl.Callback):
             for source, total, count in zip(module.sources, rest, rest, strict=True):
                 if count:
                     values[f"loss_by_source/{source}"] = total / count
+        if self._epoch_size:
+            values["epoch"] = round(samples(step) / self._epoch_size, 4)
         phase, _, _ = module.phases.at(step - 1)
         values |= {name: int(total) for name, total in module.guard.report().items()}
         if (warning := module.update_rms()) is not None:
@@ -175,6 +186,7 @@ class Metrics(pl.Callback):
             "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
             "samples": samples(step),
             "pairs_per_s": pairs / seconds,
+            "peak_memory_gib": round(highest(peak_memory(module.device), module.device), 3),
             "phase": list(module.phases.named).index(phase),
         }
 
@@ -201,16 +213,38 @@ def average(values: list[torch.Tensor]) -> list[float]:
     return stacked.tolist()
 
 
+def highest(value: float, device: torch.device) -> float:
+    """Maximum over ranks (collective)."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        shared = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return shared.item()
+    return value
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process has held so far, in GiB.
+
+    On a GPU what torch allocated there; else resident memory, without that of loader processes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
 def screen_line(step: int, total: int, values: dict[str, float]) -> str:
     """One dense line with what is needed to compare two runs."""
     left = (total - step) * values["samples"] / step / max(values["pairs_per_s"], 1e-9)
     skipped = sum(int(value) for name, value in values.items() if name.startswith("errors/"))
     steps = sum(int(values.get(f"guard/{name}", 0)) for name in ("nonfinite", "spikes"))
     return (
-        f"step {step:>{len(str(total))}}/{total}  loss {values['loss']:.4f}  "
+        f"step {step:>{len(str(total))}}/{total}  "
+        + (f"epoch {values['epoch']:.2f}  " if "epoch" in values else "")
+        + f"loss {values['loss']:.4f}  "
         f"scale {values['logit_scale']:.2f}  lr {values['lr']:.2e}  "
         f"grad {values['grad_norm']:.2f}  {values['pairs_per_s']:.0f} pairs/s  "
-        f"data wait {values['data_wait']:.0%}  left {left / 60:.1f} min"
+        f"data wait {values['data_wait']:.0%}  mem {values['peak_memory_gib']:.1f} GiB  "
+        f"left {left / 60:.1f} min"
         + (f"  skipped {skipped}" if skipped else "")
         + (f"  steps left out {steps}" if steps else "")
     )

@@ -16,6 +16,7 @@ from ..data.schedule import Schedule
 from ..models.weights import damage
 from .checkpoint import Checkpoints, checkpoints_in, load, step_of, write
 from .module import ContrastiveModule
+from .screen import log_line
 from .spikes import SpikeGuard
 
 
@@ -91,10 +92,9 @@ class RewindingCheckpoints(Checkpoints):
             raise ValueError(f"{row}, and the run cannot go back: {error}")
         if trainer.is_global_zero:
             samples = schedule.passing_over(step, end)[-1][1]
-            print(
+            log_line(
                 f"{row}: going back to step {step}, and on behind the {samples} samples since",
-                file=sys.stderr,
-                flush=True,
+                sys.stderr,
             )
         self.rewound_to, trainer.should_stop = step, True
 
