@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class AdamW:
-    """AdamW with the usual groups; other optimisers (optim_timm) differ in `make`.
+    """AdamW with the usual groups; other optimisers differ in `make`.
 
     Args:
         betas, eps: of Adam (CLIP's ViTs: 0.9, 0.98, 1e-6).
@@ -48,6 +48,11 @@ class AdamW:
         self.weight_decay = weight_decay
         self.scalar_rate = scalar_rate
         self.groups = groups
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return type(self).__name__
 
     def build(
         self, model: nn.Module, objective: nn.Module | None = None, fused: bool = True

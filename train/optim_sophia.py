@@ -64,7 +64,7 @@ class SophiaG(AdamW):
             objective.check_sampled()
             if any(isinstance(parameter, DTensor) for parameter in objective.parameters()):
                 raise ValueError(
-                    f"optim names {type(self).__name__}, and the objective has parameters of its "
+                    f"optim names {self.name}, and the objective has parameters of its "
                     "own: under fsdp2 only those of the model can be used; use strategy=ddp"
                 )
         return super().build(model, objective, fused)

@@ -1,166 +1,195 @@
-"""Further optimisers, as timm implements them, over the same groups as AdamW.
+"""Every optimiser that timm knows by name, over the same groups as AdamW.
 
-`optim: {class_path: counterpoint.train.optim_timm.Lion, init_args: {...}}` chooses one.
+`optim: {class_path: counterpoint.train.optim_timm.Timm, init_args: {opt: lion}}` chooses one;
+`timm.optim.list_optimizers()` lists the names.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
-from timm.optim.adafactor_bv import AdafactorBigVision
-from timm.optim.adamw import AdamWLegacy
-from timm.optim.lamb import Lamb as TimmLamb
-from timm.optim.lion import Lion as TimmLion
-from timm.optim.muon import Muon as TimmMuon
+from timm.optim import (
+    Muon,
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+    list_optimizers,
+)
+from timm.optim.kron import Kron
 from torch import nn
 
 from .groups import USUAL, Groups, kind_of, matches
 from .optim import AdamW
+from .optim_probe import Traits, probe
+
+# Some refuse 0. The phases set the learning rate before every step.
+UNSET_RATE = 1e-12
+ELSEWHERE = {
+    "weight_decay": "; weight_decay stands beside args",
+    "lr": "; the learning rate is the phases'",
+}
+# Not Muon's: embeddings, class and register tokens, positions, the towers' projections.
+FALLBACK = ("*embed*", "*_token", "*_projection.weight")
 
 
-class StableAdamW(AdamW):
-    """AdamW whose step shrinks when gradients outgrow their second moment (Wortsman et al. 2023).
+class Timm(AdamW):
+    """One of timm's optimisers, made by its `create_optimizer_v2`.
 
-    A tensor's update is divided by max(1, RMS of gradient / (sqrt(v) + eps)): spikes that begin in
-    the patch embedding do not become steps. The decay is not divided (the paper's is).
-
-    Args:
-        betas, eps, weight_decay, scalar_rate, groups: as of AdamW.
-    """
-
-    whole_tensors = True
-
-    def make(
-        self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
-    ) -> torch.optim.Optimizer:
-        """timm's AdamW with its clipped update."""
-        return AdamWLegacy(groups, lr=0.0, betas=self.betas, eps=self.eps, clipping_threshold=1.0)
-
-
-class Lamb(AdamW):
-    """Adam's update scaled by |weight| / |update| for every tensor (You et al. 2020).
-
-    timm's own clipping at norm 1 is off: `clip` names the clipper.
+    The learning rate is the phases'. Those with corrected decay (`adamc`, `lionc`, ...) compare it
+    with the largest one of the run, which has to be given as `args: {lr: ...}`.
 
     Args:
-        betas, eps, weight_decay, scalar_rate, groups: as of AdamW.
-    """
-
-    whole_tensors = True
-
-    def make(
-        self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
-    ) -> torch.optim.Optimizer:
-        """timm's LAMB; what has no decay gets no trust ratio either."""
-        return TimmLamb(groups, lr=0.0, betas=self.betas, eps=self.eps, max_grad_norm=None)
-
-
-class Lion(AdamW):
-    """The sign of an interpolated momentum (Chen et al. 2023); half of Adam's state.
-
-    Learning rate 3 to 10 times smaller than AdamW's, decay as many times larger.
-
-    Args:
-        betas: of the update, of the momentum.
+        opt: timm's name: `lion`, `lamb`, `adafactorbv`, `nmuon`, `adopt`, ...
+        args: what its class takes beside parameters and decay: `{betas: [0.9, 0.99]}`.
         weight_decay, scalar_rate, groups: as of AdamW.
+        fallback: of Muon and its relatives: patterns of matrices that AdamW takes instead,
+            embeddings and projections by default. AdamW also takes what is no matrix, and the
+            objective's heads.
     """
 
     def __init__(
         self,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 1.0,
-        scalar_rate: float = 1.0,
-        groups: Groups = USUAL,
-    ):
-        super().__init__(betas, 0.0, weight_decay, scalar_rate, groups)
-
-    def make(
-        self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
-    ) -> torch.optim.Optimizer:
-        """timm's Lion."""
-        return TimmLion(groups, lr=0.0, betas=self.betas)
-
-
-class Adafactor(AdamW):
-    """Adafactor as in Scaling Vision Transformers (Zhai et al. 2022): factored second moments.
-
-    Args:
-        beta1: of the momentum.
-        beta2_cap: largest decay of the second moment, which grows as 1 - step^-0.8.
-        momentum_dtype: how the momentum is kept.
-        weight_decay, scalar_rate, groups: as of AdamW.
-    """
-
-    whole_tensors = True
-    own_shapes = True
-
-    def __init__(
-        self,
-        beta1: float = 0.9,
-        beta2_cap: float = 0.95,
-        momentum_dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        opt: str,
+        args: dict[str, Any] | None = None,
         weight_decay: float = 0.2,
         scalar_rate: float = 1.0,
         groups: Groups = USUAL,
+        fallback: Sequence[str] | None = None,
     ):
-        super().__init__((beta1, beta2_cap), 0.0, weight_decay, scalar_rate, groups)
-        self.momentum_dtype = momentum_dtype
+        self.opt = check_name(opt)
+        self.args = {k: tuple(v) if isinstance(v, list) else v for k, v in (args or {}).items()}
+        self.fallback = fallback
+        super().__init__(weight_decay=weight_decay, scalar_rate=scalar_rate, groups=groups)
+        check_arguments(self.opt, self.args)
+        if fallback is not None and not self.is_muon:
+            raise ValueError(
+                "optim.fallback names matrices that AdamW takes in place of Muon; leave it out for "
+                f"'{opt}'"
+            )
+        if not isinstance(get_optimizer_info(self.opt).opt_class, str):
+            self.create([{"params": [nn.Parameter(torch.zeros(2))]}])  # so that values are checked
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"timm's {self.opt}"
+
+    @property
+    def is_muon(self) -> bool:
+        """Whether it is for matrices only, and AdamW takes the rest."""
+        return get_optimizer_info(self.opt).opt_class is Muon
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What strategies must know of its updates, found out by trying."""
+        decay = {"weight_decay": self.weight_decay}
+        return probe(lambda parameters: self.create([{"params": parameters} | decay]))
+
+    @property
+    def whole_tensors(self) -> bool:  # type: ignore[override]
+        """Whether an update depends on more than each element's own past."""
+        return self.traits.whole_tensors
+
+    @property
+    def own_shapes(self) -> bool:  # type: ignore[override]
+        """Whether there are states that are neither single numbers nor shaped like a parameter."""
+        return self.traits.own_shapes
 
     def make(
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
-        """timm's, after big_vision's."""
-        return AdafactorBigVision(
-            groups,
-            lr=0.0,
-            momentum=self.betas[0],
-            beta2_cap=self.betas[1],
-            momentum_dtype=self.momentum_dtype,
+        """timm's; under Muon every group is split into what it takes and what AdamW takes."""
+        if self.is_muon:
+            groups = split(groups, named, FALLBACK if self.fallback is None else self.fallback)
+        return self.create(groups)
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser over finished groups.
+
+        Raises:
+            ValueError: it refuses a value, or what it needs is not here.
+        """
+        try:
+            return create_optimizer_v2(groups, self.opt, **{"lr": UNSET_RATE} | self.args)
+        except (AssertionError, ImportError, TypeError, ValueError) as error:
+            raise ValueError(f"optim.opt '{self.opt}' cannot be made: {error}") from error
+
+
+def check_name(opt: str) -> str:
+    """Returns timm's spelling of a name.
+
+    Raises:
+        ValueError: timm does not know it, or it could not be used.
+    """
+    names = list_optimizers()
+    name = opt.lower()
+    if name not in names:
+        near = difflib.get_close_matches(name.removeprefix("lookahead_"), names, n=4, cutoff=0.5)
+        guess = f"did you mean {', '.join(near)}? " if near else ""
+        raise ValueError(
+            f"optim.opt is '{opt}', which is no optimiser of timm: {guess}"
+            "timm.optim.list_optimizers() lists them"
         )
+    info = get_optimizer_info(name)
+    reason = "needs second derivatives of the loss" if info.second_order else ""
+    if info.opt_class is Kron:
+        reason = "updates preconditioners at random, differently on every rank"
+    if reason:
+        raise ValueError(
+            f"optim.opt is '{opt}', which {reason}: choose another optimiser "
+            "(counterpoint.train.optim_sophia.SophiaG estimates curvature)"
+        )
+    return name
 
 
-class Muon(AdamW):
-    """Orthogonalised momentum for the blocks' matrices, AdamW for all else (Jordan et al. 2024).
+def check_arguments(opt: str, args: Mapping[str, Any]) -> None:
+    """Refuses what timm would pass over.
 
-    The step of a matrix is scaled to the RMS of an AdamW step, so one learning rate serves both.
-
-    Args:
-        momentum: of the matrices.
-        betas: of AdamW.
-        adamw: patterns of matrices that AdamW takes: embeddings and projections. Those of the
-            objective's heads need not be named.
-        weight_decay, scalar_rate, groups: as of AdamW.
+    Raises:
+        ValueError: the optimiser takes no such argument.
     """
+    info = get_optimizer_info(opt)
+    if isinstance(info.opt_class, str):  # of a package that may be on other machines only
+        return
+    key, lr = "corrected_weight_decay", args.get("lr", 0)
+    is_corrected = args.get(key, (info.defaults or {}).get(key, False))
+    if is_corrected and not (isinstance(lr, int | float) and lr > 0):
+        raise ValueError(
+            f"optim.opt is '{opt}', whose decay depends on the largest learning rate of the run: "
+            "give it as optim.args.lr"
+        )
+    taken = set(inspect.signature(get_optimizer_class(opt, bind_defaults=False)).parameters)
+    taken -= {"params", "weight_decay"} if is_corrected else {"params", "weight_decay", "lr"}
+    taken -= set() if info.has_eps else {"eps"}
+    taken -= set() if info.has_betas else {"betas"}
+    for name in args:
+        if name not in taken:
+            near = difflib.get_close_matches(name, taken, n=1)
+            guess = f"did you mean {near[0]}? " if near else ""
+            own = ELSEWHERE.get(name, "")
+            raise ValueError(
+                f"optim.args.{name}: '{opt}' takes no such argument{own}; {guess}it takes "
+                f"{', '.join(sorted(taken))}"
+            )
 
-    whole_tensors = True
 
-    def __init__(
-        self,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.95),
-        adamw: Sequence[str] = ("*embed*", "*_token", "*_projection.weight"),
-        weight_decay: float = 0.2,
-        scalar_rate: float = 1.0,
-        groups: Groups = USUAL,
-    ):
-        super().__init__(betas, 1e-7, weight_decay, scalar_rate, groups)
-        self.momentum, self.adamw = momentum, tuple(adamw)
-
-    def make(
-        self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
-    ) -> torch.optim.Optimizer:
-        """timm's Muon; every group is split into what AdamW takes and what it does not."""
-        plain = {
-            id(p)
-            for name, p in named.items()
-            if kind_of(name, p) != "matrices" or matches(name, self.adamw)
-        }
-        halves = [
-            group
-            | {"params": [p for p in group["params"] if (id(p) in plain) == fallback]}
-            | {"use_fallback": fallback}
-            for group in groups
-            for fallback in (False, True)
-        ]
-        kept = [group for group in halves if group["params"]]
-        return TimmMuon(kept, lr=0.0, momentum=self.momentum, nesterov=True, betas=self.betas)
+def split(
+    groups: Sequence[dict[str, Any]], named: Mapping[str, nn.Parameter], fallback: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Splits groups into what Muon takes and what AdamW takes (`use_fallback`)."""
+    plain = {
+        id(p)
+        for name, p in named.items()
+        if kind_of(name, p) != "matrices" or matches(name, fallback)
+    }
+    halves = [
+        group
+        | {"params": [p for p in group["params"] if (id(p) in plain) == is_plain]}
+        | {"use_fallback": is_plain}
+        for group in groups
+        for is_plain in (False, True)
+    ]
+    return [group for group in halves if group["params"]]

@@ -39,7 +39,7 @@ def check_elementwise(module: nn.Module, optim: AdamW, scaler: Any) -> None:
     found = ", ".join(slices_in(module))
     if found and (optim.whole_tensors or optim.own_backward):
         raise ValueError(
-            f"optim names {type(optim).__name__}, which needs whole tensors or averages gradients "
+            f"optim names {optim.name}, which needs whole tensors or averages gradients "
             f"itself, and each rank keeps rows of its own of {found}: use AdamW or Lion, or a term "
             "whose parameters are whole"
         )

@@ -72,19 +72,19 @@ def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
     scaled = getattr(strategy.precision_plugin, "scaler", None) is not None
     if optim.own_backward and (scaled or isinstance(strategy, DeepSpeedStrategy)):
         raise ValueError(
-            f"optim names {type(optim).__name__}, which takes a backward pass of its own: neither "
+            f"optim names {optim.name}, which takes a backward pass of its own: neither "
             "ZeRO nor the gradient scaler of 16-mixed knows it; use trainer.strategy=ddp or fsdp2 "
             "with bf16-mixed or 32-true, or another optimiser"
         )
     if isinstance(strategy, ModelParallelStrategy) and optim.own_shapes:
         raise ValueError(
-            f"optim names {type(optim).__name__}, whose factored moments have shapes of their own, "
+            f"optim names {optim.name}, whose factored moments have shapes of their own, "
             "and FSDP2 resumes from moments that are cut like their parameters: use "
             "trainer.strategy=ddp, or another optimiser"
         )
     if isinstance(strategy, DeepSpeedStrategy) and optim.whole_tensors:
         raise ValueError(
-            f"optim names {type(optim).__name__}, which needs whole tensors, and ZeRO cuts them "
+            f"optim names {optim.name}, which needs whole tensors, and ZeRO cuts them "
             "up: use trainer.strategy=ddp, or AdamW or Lion"
         )
 

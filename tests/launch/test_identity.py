@@ -58,7 +58,7 @@ def test_adamw_by_its_class_is_adamw_as_it_always_stood():
     named = {"class_path": "counterpoint.train.optim.AdamW", "init_args": CONFIG["optim"]}
     now = {"optim": named, "clip": None, "guard": {"max_nonfinite": 50, "spikes": None}}
     assert changed(**now).agrees(changed()) and changed().agrees(changed(**now))
-    lion = named | {"class_path": "counterpoint.train.optim_timm.Lion"}
+    lion = named | {"class_path": "counterpoint.train.optim_timm.Timm"}
     assert not changed(optim=lion).agrees(Identity.of(CONFIG, CHOSEN | {"optim": CONFIG["optim"]}))
     clip = {"clip": {"class_path": "C", "init_args": {"z": 3}}}
     clipped = Identity.of(CONFIG | clip, CHOSEN | clip)

@@ -161,7 +161,10 @@ def test_a_run_folder_is_never_overwritten(tmp_path, pairs, refused):
         ("--data.texts={long: [txt]}", "data.texts"),
         ("--data.manifest=OTHER", "the data behind data.manifest"),
         ("--data.temperature=2", "data.temperature: None -> 2"),
-        ("--optim=counterpoint.train.optim_timm.Lion", "train.optim.AdamW -> counterpoint.train"),
+        (
+            "--optim={class_path: counterpoint.train.optim_timm.Timm, init_args: {opt: lion}}",
+            "train.optim.AdamW -> counterpoint.train",
+        ),
         ("--optim={class_path: AdamW, init_args: {groups: {image: {rate: 0.5}}}}", "optim makes"),
     ],
 )

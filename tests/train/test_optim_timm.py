@@ -2,20 +2,42 @@
 
 import pytest
 import torch
-from timm.optim._optim_factory import create_optimizer_v2
+from timm.optim import AdafactorBigVision, get_optimizer_info, list_optimizers
 from torch import nn
 
 from counterpoint.train.optim import AdamW
-from counterpoint.train.optim_timm import Adafactor, Lamb, Lion, Muon, StableAdamW
+from counterpoint.train.optim_timm import Timm
 
+STABLE = {"betas": (0.9, 0.98), "eps": 1e-6, "clipping_threshold": 1.0}
+LAMB = {"betas": (0.9, 0.98), "eps": 1e-6, "max_grad_norm": None}
 RECIPES = {
     "adamw": (AdamW(), 0.01),
-    "stable": (StableAdamW(), 0.01),
-    "lamb": (Lamb(), 0.02),
-    "lion": (Lion(weight_decay=0.01), 0.003),
-    "adafactor": (Adafactor(), 0.01),
-    "muon": (Muon(adamw=["*.0.weight"]), 0.02),
+    "stable": (Timm("adamwlegacy", STABLE), 0.01),
+    "lamb": (Timm("lamb", LAMB), 0.02),
+    "lion": (Timm("lion", {"betas": [0.9, 0.99]}, weight_decay=0.01), 0.003),
+    "adafactor": (Timm("adafactorbv", {"beta2_cap": 0.95}), 0.01),
+    "muon": (Timm("nmuon", fallback=["*.0.weight"]), 0.02),
 }
+# The update of an element follows from its own past, by their papers.
+ELEMENTWISE = "adam adamw adamax nadam radam adabelief adagrad adadelta adan adopt lion laprop"
+ELEMENTWISE += " madgrad rmsprop rmsproptf sgd sgdw momentum adamwlegacy nadamw"
+# Trust ratios, factored moments, orthogonalised matrices, norms, projections, means of a mask.
+WHOLE = "lamb lars larc adafactor adafactorbv muon adamuon novograd adamp sgdp mars clion cadamw"
+
+
+def usable():
+    """Names that are of timm or torch and are not refused."""
+    for name in list_optimizers(exclude_filters=["kron*", "adahessian"]):
+        info = get_optimizer_info(name)
+        if not isinstance(info.opt_class, str):
+            yield name, (info.defaults or {}).get("corrected_weight_decay", False)
+
+
+NAMES = dict(usable())
+
+
+def by_name(name):
+    return Timm(name, {"lr": 0.01} if NAMES[name] else None, weight_decay=0.01)
 
 
 class Model(nn.Module):
@@ -59,12 +81,13 @@ def test_every_optimiser_learns(name):
     assert train(model, recipe.build(model), rate, 150) < 0.1 * first
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_resumed_optimiser_goes_on_as_if_nothing_had_happened(name, tmp_path):
-    recipe, rate = RECIPES[name]
+@pytest.mark.parametrize("name", NAMES)
+def test_any_of_timms_goes_on_as_if_nothing_had_happened(name, tmp_path):
+    recipe, rate = by_name(name), 0.003
     whole = Model()
     train(whole, recipe.build(whole), rate, 6)
     first, second = Model(), Model()
+    assert not torch.equal(whole.image[1].weight, first.image[1].weight)
     optimizer = recipe.build(first)
     train(first, optimizer, rate, 3)
     torch.save([first.state_dict(), optimizer.state_dict()], tmp_path / "state")
@@ -77,17 +100,95 @@ def test_a_resumed_optimiser_goes_on_as_if_nothing_had_happened(name, tmp_path):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_without_gradients_stay_as_they_are(name):
     """So that a step can be skipped."""
-    recipe, rate = RECIPES[name]
     model = Model()
-    optimizer = recipe.build(model, fused=False)
-    train(model, optimizer, rate, 2)
+    optimizer = by_name(name).build(model, fused=False)
+    train(model, optimizer, 0.003, 2)
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.zero_grad()
     optimizer.step()
     assert all(torch.equal(a, p) for a, p in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", [*ELEMENTWISE.split(), *WHOLE.split()])
+def test_what_an_update_depends_on_is_found_out(name):
+    assert Timm(name).whole_tensors == (name in WHOLE.split())
+    assert Timm(name).own_shapes == name.startswith("adafactor")
+
+
+def test_arguments_can_make_an_update_depend_on_whole_tensors():
+    assert Timm("adamwlegacy", STABLE).whole_tensors and not Timm("adamwlegacy").own_shapes
+
+
+@pytest.mark.parametrize(
+    ("opt", "args", "words"),
+    [
+        ("lino", {}, "optim.opt is 'lino'.*did you mean lion"),
+        ("lookahead_adam", {}, "no optimiser of timm.*adam"),
+        ("adahessian", {}, "second derivatives"),
+        ("kron", {}, "at random"),
+        ("lion", {"eps": 1e-6}, "optim.args.eps: 'lion' takes no such argument.*betas"),
+        ("lion", {"bta": [0.9]}, "did you mean betas"),
+        ("lion", {"weight_decay": 1}, "stands beside args"),
+        ("adam", {"lr": 1}, "the phases'"),
+        ("adamc", {}, "optim.args.lr"),
+        ("adamw", {"betas": [2, 0.9]}, "'adamw' cannot be made: Invalid beta"),
+    ],
+)
+def test_what_cannot_work_is_refused(opt, args, words):
+    with pytest.raises(ValueError, match=words):
+        Timm(opt, args)
+    with pytest.raises(ValueError, match=r"optim.fallback.*'lion'"):
+        Timm("lion", fallback=["*"])
+
+
+def test_what_needs_a_package_says_so():
+    if torch.cuda.is_available():
+        pytest.skip("bitsandbytes may be there")
+    with pytest.raises(ValueError, match="'bnblion' cannot be made: CUDA required"):
+        Timm("bnblion").build(Model())
+
+
+@pytest.mark.parametrize(
+    ("opt", "args", "theirs"),
+    [
+        ("adamw", {"betas": (0.9, 0.95)}, lambda g: torch.optim.AdamW(g, betas=(0.9, 0.95))),
+        ("momentum", {"momentum": 0.8}, lambda g: torch.optim.SGD(g, momentum=0.8)),
+        ("nadam", {}, torch.optim.NAdam),
+    ],
+)
+def test_torchs_own_are_torchs(opt, args, theirs):
+    _, got = one_step(Timm(opt, args, weight_decay=0.1), 0.01)
+    model = Model().double()
+    optimizer = theirs(decaying(model, 0.1))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(got[name], parameter.detach(), rtol=1e-12, atol=0, msg=name)
+
+
+def test_corrected_decay_falls_with_the_square_of_the_rate():
+    """As AdamW's with the decay times rate / largest rate."""
+    rate, largest, decay = 0.01, 0.04, 0.3
+    args = {"lr": largest, "betas": (0.9, 0.98), "eps": 1e-6}
+    _, got = one_step(Timm("adamc", args, weight_decay=decay), rate)
+    _, want = one_step(AdamW(weight_decay=decay * rate / largest), rate)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def decaying(model, decay):
+    """Matrices with decay, the rest without."""
+    return [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
 def one_step(recipe, rate, steps=3):
@@ -113,7 +214,7 @@ def decay_of(name, tensor, decay):
 def test_stable_adamw_is_the_formula():
     """v debiased; the update is divided by max(1, RMS(g / (sqrt(v) + eps)))."""
     b1, b2, eps, decay, rate = 0.9, 0.98, 1e-6, 0.3, 0.05
-    trace, after = one_step(StableAdamW((b1, b2), eps, decay), rate, steps=4)
+    trace, after = one_step(Timm("adamwlegacy", STABLE, decay), rate, steps=4)
     for name, got in after.items():
         first = second = torch.zeros_like(got)
         for t, (before, gradients) in enumerate(trace, 1):
@@ -129,7 +230,7 @@ def test_stable_adamw_is_the_formula():
 
 def test_lion_is_the_formula():
     b1, b2, decay, rate = 0.9, 0.99, 0.5, 0.01
-    trace, after = one_step(Lion((b1, b2), decay), rate)
+    trace, after = one_step(Timm("lion", {"betas": (b1, b2)}, decay), rate)
     for name, got in after.items():
         momentum = torch.zeros_like(got)
         for before, gradients in trace:
@@ -143,7 +244,7 @@ def test_lion_is_the_formula():
 def test_lamb_is_the_formula_and_does_not_clip():
     """Trust ratio |w| / |update| for what decays; no clipping at norm 1 in front of it."""
     b1, b2, eps, decay, rate = 0.9, 0.98, 1e-6, 0.2, 0.05
-    trace, after = one_step(Lamb((b1, b2), eps, decay), rate)
+    trace, after = one_step(Timm("lamb", LAMB, decay), rate)
     assert sum(g.square().sum() for g in trace[0][1].values()) > 1
     for name, got in after.items():
         first = second = torch.zeros_like(got)
@@ -159,14 +260,11 @@ def test_lamb_is_the_formula_and_does_not_clip():
 
 def test_adafactor_is_big_visions_as_in_timm():
     rate = 0.05
-    _, got = one_step(Adafactor(momentum_dtype="float32", weight_decay=0.1), rate)
+    args = {"beta2_cap": 0.95, "momentum_dtype": "float32"}
+    _, got = one_step(Timm("adafactorbv", args, weight_decay=0.1), rate)
     model = Model().double()
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    theirs = create_optimizer_v2(
-        groups, "adafactorbv", lr=rate, beta2_cap=0.95, momentum=0.9, momentum_dtype="float32"
+    theirs = AdafactorBigVision(
+        decaying(model, 0.1), lr=rate, beta2_cap=0.95, momentum=0.9, momentum_dtype=torch.float32
     )
     for _ in range(3):
         theirs.zero_grad()
@@ -178,7 +276,7 @@ def test_adafactor_is_big_visions_as_in_timm():
 
 def test_muon_orthogonalises_the_blocks_matrices_only():
     rate = 0.02
-    recipe = Muon(adamw=["image.0.*"], weight_decay=0.0, momentum=0.0)
+    recipe = Timm("nmuon", {"momentum": 0.0}, weight_decay=0.0, fallback=["image.0.*"])
     trace, after = one_step(recipe, rate, steps=1)
     before, gradients = trace[0]
     model = Model()

@@ -12,7 +12,7 @@ from counterpoint.losses.regression import Regression
 from counterpoint.losses.scalars import Temperature
 from counterpoint.losses.sharded_clusters import ShardedClusters
 from counterpoint.train.optim import AdamW
-from counterpoint.train.optim_timm import Lamb
+from counterpoint.train.optim_timm import Timm
 
 C, STEPS, CUT = 7, 4, 2
 NAME = "objective.terms.clusters.prototypes"
@@ -146,8 +146,8 @@ def refused(rank, world_size, name, optim, options, match):
 
 
 def test_what_would_take_rows_for_the_whole_is_refused(gloo):
-    (text,) = gloo(1, refused, "ddp", Lamb(), {}, "needs whole tensors", timeout=240)
-    assert text.startswith("optim names Lamb") and NAME in text
+    (text,) = gloo(1, refused, "ddp", Timm("lamb"), {}, "needs whole tensors", timeout=240)
+    assert text.startswith("optim names timm's lamb") and NAME in text
 
 
 @pytest.mark.soak

@@ -17,7 +17,7 @@ from counterpoint.train.freeze import freeze
 from counterpoint.train.module import step_seed
 from counterpoint.train.optim import AdamW
 from counterpoint.train.optim_sophia import SophiaG
-from counterpoint.train.optim_timm import Adafactor, Lamb
+from counterpoint.train.optim_timm import Timm
 from counterpoint.train.strategies import check_optimiser, strategy
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -189,17 +189,19 @@ def refused(rank, world_size, name, parts, why="ZeRO cuts"):
 
 @pytest.mark.soak
 def test_what_needs_whole_tensors_is_refused_where_they_are_cut(gloo):
-    assert "optim names Lamb" in gloo(1, refused, "zero2", {"optim": Lamb()})[0]
+    assert "optim names timm's lamb" in gloo(1, refused, "zero2", {"optim": Timm("lamb")})[0]
     assert "clip: AGC" in gloo(1, refused, "zero2", {"clip": AGC()})[0]
     why = "neither ZeRO nor the gradient scaler"
     assert "optim names SophiaG" in gloo(1, refused, "zero2", {"optim": SophiaG()}, why)[0]
 
 
 def test_what_could_not_be_resumed_is_refused():
-    check_optimiser(strategy("fsdp2"), Lamb())
-    check_optimiser(DDPStrategy(), Adafactor())
-    with pytest.raises(ValueError, match=r"optim names Adafactor, .* use trainer\.strategy=ddp"):
-        check_optimiser(strategy("fsdp2"), Adafactor())
+    check_optimiser(strategy("fsdp2"), Timm("lamb"))
+    check_optimiser(DDPStrategy(), Timm("adafactorbv"))
+    with pytest.raises(
+        ValueError, match=r"optim names timm's adafactorbv, .* use trainer\.strategy=ddp"
+    ):
+        check_optimiser(strategy("fsdp2"), Timm("adafactorbv"))
 
 
 def test_strategies_whose_pieces_would_be_taken_for_copies_are_refused():
