@@ -22,6 +22,8 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
         ValueError: a slot refuses its values.
     """
     torch.manual_seed(config.seed)
+    config = config.clone()
+    config.trainer.logger = None  # made with the trainer, which knows the step it begins at
     parts = instantiate(parser, config)
     phases = Phases(parts.phases)
     prepare_reducers(phases, parts.model)

@@ -50,9 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     from .errors import sentence
     from .run_log import announce
 
+    announce(argv)
+
     try:
         check(command, argv[1:])
-        announce(argv)
         return importlib.import_module(COMMANDS[command][0]).main(argv[1:]) or 0
     except Exception as error:
         text = sentence(error)

@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -32,6 +33,7 @@ from ..train.phases import Phase
 from ..train.providers import EmaConfig
 from ..train.spikes import SpikeGuard, Spikes
 from .identity import Identity
+from .loggers import Logging
 
 # The phases own the run's length, the data module owns the order, we own logs and checkpoints.
 OWNED: set[str | int] = {
@@ -110,7 +112,13 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--inherit_from", type=str | None, help="run folder of a larger model: layers and slices"
     )
-    parser.add_class_arguments(Trainer, "trainer", skip=OWNED, instantiate=False)
+    parser.add_class_arguments(Trainer, "trainer", skip=OWNED | {"logger"}, instantiate=False)
+    parser.add_argument(
+        "--trainer.logger",
+        type=Logging,
+        help="wandb, tensorboard, mlflow, csv, a class, or a list of these, beside metrics.jsonl "
+        "(tensorboard, where it is installed; false: none)",
+    )
     parser.add_argument(
         "--trainer.compile",
         type=Literal["inductor", "aot_eager"] | None,
@@ -188,8 +196,13 @@ def shortened(message: str) -> str:
 
 def plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """The resolved configuration as plain dicts, as it goes into files and checkpoints."""
-    text = parser.dump(config, skip_unset=False)
-    return yaml.safe_load(text)
+    tree = yaml.safe_load(parser.dump(config, skip_unset=False))
+    # Frozen defaults of a logger's service would keep the run from going on with another version.
+    logger = tree["trainer"].get("logger")
+    for one in logger if isinstance(logger, list) else [logger]:
+        if isinstance(one, dict):
+            _drop_all_defaults(one)
+    return tree
 
 
 def save(config: dict[str, Any], path: Path) -> None:
@@ -217,7 +230,8 @@ def without_defaults(parser: ArgumentParser, config: Namespace) -> dict[str, Any
 def _drop_all_defaults(tree: dict[str, Any]) -> None:
     # A dump has all keys of what stands in a mapping, and lists where defaults are tuples.
     if isinstance(tree.get("class_path"), str) and isinstance(tree.get("init_args"), dict):
-        _drop_defaults(tree["init_args"], pkgutil.resolve_name(tree["class_path"]))
+        with suppress(ImportError, AttributeError):  # a logger that is not installed here
+            _drop_defaults(tree["init_args"], pkgutil.resolve_name(tree["class_path"]))
     for value in tree.values():
         if isinstance(value, dict):
             _drop_all_defaults(value)

@@ -27,6 +27,7 @@ from .env import is_first_process, prepare, say, starts_again_by_itself
 from .folder import freeze, is_finished, prepare_folder, write_summary
 from .identity import names
 from .load import load_run, weights_file
+from .loggers import Loggers
 from .paths import find_config
 from .provenance import facts
 from .providers import attach
@@ -119,6 +120,7 @@ def train(
     resume_is_implied = resume == AUTO or starts_again_by_itself()
     if resume == AUTO:
         resume = run_dir if checkpoints.newest(run_dir) else None
+    loggers = Loggers(resolved["trainer"].get("logger"), config.name, run_dir, resume is not None)
     module, parts = build(parser, config)
     module.resolved_config = resolved
     arguments = trainer_arguments(parts.trainer)
@@ -150,7 +152,10 @@ def train(
         )
     keep_screen(run_dir, step)
     stop, saving = StopOnSignal(), saves(parts, run_dir)
-    trainer = make_trainer(arguments, parts, stop, saving, run_dir, total_steps, checkpoint)
+    started_loggers = loggers.start(resolved, step)
+    trainer = make_trainer(
+        arguments, parts, stop, saving, run_dir, total_steps, checkpoint, started_loggers
+    )
     known = facts(module.model, parts.data, trainer, chosen)
     if is_first_process():
         freeze(run_dir, resolved, step, known)

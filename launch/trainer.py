@@ -4,11 +4,11 @@ In: the trainer's slot, parsed. Out: a Trainer whose callbacks run in the order 
 need, with every logger that the user wants beside the metrics file.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
 
 from ..train import checkpoint as checkpoints
 from ..train.checkpoint import Checkpoints
@@ -62,8 +62,11 @@ def make_trainer(
     run_dir: Path,
     total_steps: int,
     checkpoint: Path | None,
+    loggers: list[Logger],
 ) -> Trainer:
     """The trainer with our loggers and callbacks; `arguments` are the user's.
+
+    The user's loggers come first: callbacks that know one logger take the first for it.
 
     The order of the callbacks is that of events after a step: agree to stop, add up errors, log,
     evaluate, and save last, so that a checkpoint holds what was counted and logged.
@@ -72,7 +75,7 @@ def make_trainer(
     file = MetricsFile(run_dir / "metrics.jsonl", step)
     metrics = Metrics(parts.trainer.peak_tflops, parts.data.epoch_size)
     ours = {
-        "logger": [file, *_loggers(arguments.get("logger"), run_dir, step or 0)],
+        "logger": [*loggers, file],
         "callbacks": [
             *(arguments.get("callbacks") or []),
             stop,
@@ -116,18 +119,3 @@ def compilation(backend: str | None) -> list[Any]:
     from ..train.compilation import Compile
 
     return [Compile(backend)]
-
-
-def _loggers(chosen: Any, run_dir: Path, step: int) -> list[Any]:
-    if isinstance(chosen, list):
-        return chosen
-    if chosen not in (None, True):
-        return [chosen] if chosen else []
-    try:
-        version("tensorboard")
-    except PackageNotFoundError:
-        return []
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    purge: dict[str, Any] = {"purge_step": step + 1} if step else {}
-    return [TensorBoardLogger(run_dir, name="tensorboard", version="", **purge)]
