@@ -7,7 +7,7 @@ each), never with samples.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -105,6 +105,7 @@ class Manifest:
     def __init__(self, table: pa.Table, folder: str | os.PathLike[str]):
         table = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks()
         self._table = table
+        self._folder = folder
         self.counts: np.ndarray = table["num_samples"].to_numpy()
         self.num_bytes: np.ndarray = table["num_bytes"].to_numpy()
         self.urls = ShardUrls(_array(table["url"]), Path(folder).resolve())
@@ -156,6 +157,19 @@ class Manifest:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def part(self, chosen: np.ndarray) -> "Manifest":
+        """Returns the manifest of some of the shards, bool [shards]."""
+        return Manifest(self._table.filter(pa.array(chosen)), self._folder)
+
+    def relocated(self, places: Mapping[int, str]) -> "Manifest":
+        """Returns the manifest with other addresses for some shards, by number."""
+        urls = self._table["url"].to_pylist()
+        for shard, url in places.items():
+            urls[shard] = url
+        column = SCHEMA.get_field_index("url")
+        table = self._table.set_column(column, "url", pa.array(urls, pa.string()))
+        return Manifest(table, self._folder)
 
     @cached_property
     def fingerprint(self) -> str:

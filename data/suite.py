@@ -69,6 +69,11 @@ class ImageSet(ABC):
     default_label: str
     root: Path = Path()
 
+    @property
+    def note(self) -> str:
+        """What is to be logged about the set before it is used; "" if there is nothing."""
+        return ""
+
     @abstractmethod
     def walk(self) -> Iterator[Item]:
         """Yields the items in their order; raises ValueError for data that cannot be used."""

@@ -8,7 +8,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..data.manifest import Manifest
+    from ..data.remote import Transport
+
+VALIDATION = "val.parquet"
 
 from .arguments import Arguments
 
@@ -66,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
         "--pipe", action="store_true", help="run the commands of pipe: addresses, which you trust"
     )
     index.add_argument("--checksum", action="store_true", help="also store SHA-256 of each shard")
+    index.add_argument(
+        "--holdout",
+        type=int,
+        metavar="PAIRS",
+        help="keep whole shards with so many pairs away from training, in val.parquet beside OUT",
+    )
     index.set_defaults(run=run_index)
     return top
 
@@ -93,7 +105,11 @@ def run_emoji(arguments: argparse.Namespace) -> int:
 
 
 def run_index(arguments: argparse.Namespace) -> int:
-    """Writes a manifest and prints what is in it."""
+    """Writes a manifest, or one to train on and one to validate on; prints what is in them.
+
+    Raises:
+        ValueError: The shards cannot be used, or not be split as asked for.
+    """
     from ..data.index import index_shards
     from ..data.remote import Transport
     from ..data.transfer import PipeCommands
@@ -113,9 +129,34 @@ def run_index(arguments: argparse.Namespace) -> int:
 
         with counter("checksums") as report:
             store_checksums(arguments.out, report, transport)
-    num_shards = len(manifest.counts)
-    print(f"{arguments.out}: {num_shards} shards, {manifest.num_samples} samples")
+    written = {Path(arguments.out): manifest}
+    if arguments.holdout is not None:
+        written = split(Path(arguments.out), arguments.holdout, transport)
+    for path, part in written.items():
+        print(f"{path}: {len(part.counts)} shards, {part.num_samples} samples")
     return 0
+
+
+def split(out: Path, num_pairs: int, transport: "Transport") -> "dict[Path, Manifest]":
+    """Divides the manifest `out` into itself and `val.parquet` beside it; returns both.
+
+    Shards of other machines that are held out are fetched into the folder `val`.
+
+    Raises:
+        ValueError: `out` has the name of the other one, or `hold_out` refuses.
+    """
+    from ..data.holdout import fetch, hold_out
+    from ..data.manifest import Manifest
+
+    held_out = out.with_name(VALIDATION)
+    if out == held_out:
+        raise ValueError(f"--out {out}: {VALIDATION} is what --holdout calls the other part")
+    training, validation = hold_out(Manifest.load(out), num_pairs)
+    validation = fetch(validation, out.parent, "val", transport)
+    # In this order a crash leaves no shard in neither of the two.
+    validation.save(held_out)
+    training.save(out)
+    return {out: training, held_out: validation}
 
 
 def by_source(urls: Iterable[str], default: str) -> dict[str, list[str]]:

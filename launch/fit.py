@@ -10,8 +10,9 @@ command is started again by itself (torchrun with `--max_restarts`, SLURM's requ
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ..models.image import ImageTower
 from ..models.inherit import inherit
 from ..models.two_tower import TwoTower
 from ..models.weights import load_weights, read_weights
@@ -129,6 +130,10 @@ def train(
     module.fingerprint, module.sources = parts.data.fingerprint, parts.data.manifest.sources
     total_steps = module.phases.total_steps
     checkpoint = None
+    if resume is None and not (config.init_from or config.inherit_from):
+        image = cast(ImageTower, module.model.image)
+        if loaded := image.load_pretrained():
+            say(loaded)
     if resume is None and config.init_from:
         initialise(module.model, config.init_from)
     if resume is None and config.inherit_from:

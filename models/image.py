@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+# Arguments of timm.create_model that name weights begin with one of these.
+WEIGHTS = ("pretrained", "checkpoint_path")
 
 
 class PixelStem(nn.Module):
@@ -52,6 +54,14 @@ class ImageTower(nn.Module):
     width: int
     image_size: int
 
+    def load_pretrained(self) -> str:
+        """Loads the weights that the configuration asks for; once, when a run starts from nothing.
+
+        Returns:
+            What was loaded; "" if nothing is asked for.
+        """
+        return ""
+
     def learn_mask_token(self) -> None:
         """Adds the parameter `mask_token`, if it is not there yet.
 
@@ -77,9 +87,15 @@ class TimmTower(ImageTower):
         image_size: side of the square input in pixels; models with a fixed one are made for it.
         mean, std: pixel statistics in units of [0, 1] (default: OpenAI CLIP's).
         model_args: further keyword arguments of the timm model (`embed_dim`, `depth`, ...).
+        pretrained: the weights that a run starts from: true, those that timm publishes under this
+            name (downloaded, unless they are in its cache); a path, those of this file. Resuming,
+            evaluating and exporting a run take its own weights and ask for neither.
 
     Attributes:
         width: length of the pooled vector.
+
+    Raises:
+        ValueError: timm has no such model, or `model_args` names weights.
     """
 
     def __init__(
@@ -89,17 +105,57 @@ class TimmTower(ImageTower):
         mean: tuple[float, float, float] = OPENAI_MEAN,
         std: tuple[float, float, float] = OPENAI_STD,
         model_args: dict[str, Any] | None = None,
+        pretrained: bool | str = False,
     ):
         super().__init__()
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
             raise ValueError(f"timm has no model '{name}'; names that look like it: {close}")
-        self.trunk = _trunk(name, image_size, model_args or {})
+        model_args = model_args or {}
+        if weights := [key for key in model_args if key.startswith(WEIGHTS)]:
+            raise ValueError(
+                f"model_args has {weights[0]}, which would be loaded again at each resume and "
+                "evaluation; name the weights to start from with `pretrained` beside `name`"
+            )
+        self.trunk = _trunk(name, image_size, model_args)
+        self.pretrained = pretrained
+        self._made = name, image_size, model_args
         self.stem = PixelStem(mean, std)
         self.image_size = image_size
         # Of what comes out: some convolutional networks have a wider layer behind the pooling.
         self.width: int = self.trunk.head_hidden_size  # type: ignore[assignment]
         self.mask_token: nn.Parameter | None = None
+
+    def load_pretrained(self) -> str:
+        """Replaces all weights of timm's model by the published ones, or by those of a file.
+
+        Raises:
+            ValueError: they are not to be had, or are those of another model.
+        """
+        if self.pretrained is False:
+            return ""
+        name, size, model_args = self._made
+        # A file is one of tensors, whatever format timm's own weights of this name have.
+        here = {"file": self.pretrained, "custom_load": False}
+        source = {} if self.pretrained is True else {"pretrained_cfg_overlay": here}
+        try:
+            trunk = _trunk(name, size, {**model_args, **source, "pretrained": True})
+        except Exception as error:  # of the network, of the hub, of timm, of torch
+            reason = " ".join(str(error).split())[:200]
+            fix = (
+                "without a network, fetch them elsewhere and give the file's path in the place of "
+                "true"
+                if self.pretrained is True
+                else "give a file of weights of this model, with its sizes"
+            )
+            raise ValueError(
+                f"model.image.init_args.pretrained: {self.pretrained}: the weights of {name} "
+                f"cannot be loaded ({type(error).__name__}: {reason}); {fix}, or start from random "
+                "weights with false"
+            ) from error
+        self.trunk.load_state_dict(trunk.state_dict())
+        where = "published by timm" if self.pretrained is True else f"from {self.pretrained}"
+        return f"image tower: weights of {name} {where}"
 
     def learn_mask_token(self) -> None:
         """Adds the parameter `mask_token` [width], zero at first, if it is not there yet.

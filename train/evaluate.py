@@ -59,7 +59,10 @@ class Evaluate(pl.Callback):
             ValueError: the suite's data cannot be used.
         """
         if self.suite is not None:
-            prepare(self.suite, trainer.world_size)
+            found = prepare(self.suite, trainer.world_size)
+            for images in found if trainer.is_global_zero else ():
+                if images.note:
+                    print(f"{self.suite.name}: {images.note}", flush=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object

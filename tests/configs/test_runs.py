@@ -1,5 +1,8 @@
 """Every shipped run parses, builds, and survives being written out and read again."""
 
+import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,11 +20,12 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
 EXAMPLES = ("mixture", "remote", "views")
-OPTIMISERS = ("adafactor", "lamb", "lion", "lit", "muon", "sophia_g", "stable_adamw")
+SPARE_OPTIMISERS = ("adafactor", "lamb", "lion", "muon", "sophia_g", "stable_adamw")
+OPTIMISERS = (*SPARE_OPTIMISERS, "lit")
 # Of each kind of part one: reading a whole configuration again takes seconds.
-SAMPLE = ("emoji_clip", "emoji_byol_short", "emoji_flip_short", "emoji_rankclip_short")
+SAMPLE = ("emoji_clip", "emoji_byol_short", "emoji_flip_short", "emoji_rankclip_short", "lit")
 # Of the recipes of distillation, the one with most terms; each takes seconds, too.
-DISTILLED = ("distill_all", "clip_kd")
+DISTILLED = ("distill_all", "distill_from_open_clip", "clip_kd")
 DISTILLING = {"clusters", "clusters_sharded"} | {
     yaml.safe_load(path.read_text())["objective"].split("/")[-1].removesuffix(".yaml")
     for path in RUNS
@@ -57,6 +61,32 @@ def test_run(parser, path):
     assert (parts.model.logit_bias is None) == (parts.objective.logit_bias_init is None)
 
 
+COMMENTED = [path for path in RUNS if re.search(r"# .*--(phases|model|data)", path.read_text())]
+OVERRIDE = re.compile(r"--((?:phases|model|optim|data)[\w.]*) ('[^']*'|\S+)")
+
+
+@pytest.mark.parametrize("path", COMMENTED, ids=lambda path: path.stem)
+def test_what_a_run_says_about_other_sizes_can_be_typed(parser, path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    comment = " ".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
+    typed = {}
+    for key, value in OVERRIDE.findall(re.sub(" +", " ", comment)):
+        (typed[key],) = shlex.split(value.rstrip(".,;:)"))
+    assert typed
+    for key in [key for key in typed if key.count(".") == 0]:
+        assert (CONFIGS.parent / typed.pop(key)).is_file()
+    argv = [word for key, value in typed.items() for word in (f"--{key}", value)]
+    config = run_config.parse(parser, ["--config", str(path), *argv])
+    chosen = run_config.plain(parser, config)
+    with torch.device("meta"):
+        assert Phases(parser.instantiate(config).phases).total_steps > 0
+    for key, value in typed.items():
+        found = chosen
+        for part in key.split("."):
+            found = found[part]
+        assert found == json.loads(value)
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -79,14 +109,15 @@ def test_every_part_is_used_by_a_run():
     }
     parts = {path.resolve() for slot in SLOTS for path in (CONFIGS / slot).glob("*.yaml")}
     unused = {path.relative_to(CONFIGS).as_posix() for path in parts - used}
-    # For batches of tens of thousands (the emoji runs use siglip_small), the geometries to which
-    # EuCLIP was compared, and for users' own data.
-    spare = {"siglip", "clusters", "clusters_sharded"}
+    # For stores of users' own, the geometries to which EuCLIP was compared, examples, and a larger
+    # model.
+    spare = {"clusters", "clusters_sharded"}
     spare |= {name for name in spared("objective/euclip_", unused)}
     assert unused == {
         *(f"objective/{name}.yaml" for name in spare),
         *(f"data/{name}.yaml" for name in EXAMPLES),
-        *(f"optim/{name}.yaml" for name in OPTIMISERS),
+        *(f"optim/{name}.yaml" for name in SPARE_OPTIMISERS),
+        "model/vit_l14.yaml",
     }
 
 

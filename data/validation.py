@@ -1,0 +1,85 @@
+"""Held-out pairs to validate on; what training would replace is passed over.
+
+In: the manifest that `counterpoint data index --holdout` wrote. Out: an `ImageSet` of bounded size.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from .errors import SampleError
+from .picture import decode_image
+from .suite import Item, ShardSet
+
+
+class ValidationPairs(ShardSet):
+    """The first usable pairs of held-out shards.
+
+    A pair is usable if it has a caption and its image can be decoded, which is tried once, when the
+    set is indexed: an image that is damaged would else end the run at its first evaluation.
+
+    Args:
+        manifest: Written by `counterpoint data index ... --holdout`.
+        captions: The field that has to hold text.
+        limit: How many pairs to use; shards behind them are not opened.
+
+    Attributes:
+        passed_over: Samples that are not usable, by cause.
+    """
+
+    def __init__(self, manifest: str = "val.parquet", captions: str = "txt", limit: int = 5000):
+        super().__init__(manifest)
+        if limit < 1:
+            raise ValueError(f"limit: {limit} is not a number of pairs, such as 5000")
+        self.captions = captions
+        self.limit = limit
+        self.passed_over: Counter[str] = Counter()
+
+    @property
+    def note(self) -> str:
+        """How many pairs there are, and what was passed over to find them."""
+        causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.passed_over.items()))
+        return f"{len(self)} pairs of {self.urls[0]}" + (f", passed over: {causes}" * bool(causes))
+
+    def paths(self) -> list[str]:
+        """Returns the shards; see `ShardSet`.
+
+        Raises:
+            ValueError: There is no such manifest.
+        """
+        if not (path := self.root / self.urls[0]).is_file():
+            raise ValueError(
+                f"there is no {path} to validate on; `counterpoint data index SHARDS --out "
+                f"train.parquet --holdout {self.limit}` writes it beside train.parquet; to train "
+                "without: --evaluation.suite null"
+            )
+        return super().paths()
+
+    def walk(self) -> Iterator[Item]:
+        """Yields the usable pairs in the order of the shards and of their members."""
+        self.passed_over.clear()
+        num_pairs = 0
+        for item in super().walk():
+            if cause := self._flaw(item):
+                self.passed_over[cause] += 1
+                continue
+            yield item
+            num_pairs += 1
+            if num_pairs == self.limit:
+                return
+        if not num_pairs:
+            raise ValueError(
+                f"no sample of {self} can be used: {dict(self.passed_over)}; name the field that "
+                f"holds captions (now: {self.captions}) in a suite of your own"
+            )
+
+    def _flaw(self, item: Item) -> str | None:
+        found = item.get(self.captions) or ""
+        if not any(str(text).strip() for text in (found if isinstance(found, list) else [found])):
+            return "no_caption"
+        try:
+            with open(item.path, "rb") as file:
+                file.seek(item.offset)
+                decode_image(file.read(item.size))
+        except (SampleError, OSError):
+            return "bad_image"
+        return None
