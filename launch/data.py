@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import Arguments
+
 if TYPE_CHECKING:
     from ..data.manifest import Manifest
     from ..data.remote import Transport
 
 VALIDATION = "val.parquet"
-
-from .arguments import Arguments
 
 
 def main(argv: list[str]) -> int:

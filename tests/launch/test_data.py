@@ -95,3 +95,28 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, capsys):
 def test_command_without_a_sub_command():
     with pytest.raises(ValueError, match="required: COMMAND"):
         main([])
+
+
+def test_some_shards_are_held_out(corpus, capsys, tmp_path):
+    main(small(corpus))
+    capsys.readouterr()
+    shards, out = str(corpus / "train" / "*.tar"), tmp_path / "train.parquet"
+    main(["index", shards, "--out", str(tmp_path / "all.parquet")])
+    capsys.readouterr()
+    assert main(["index", shards, "--out", str(out), "--checksum", "--holdout", "1"]) == 0
+    parts = [pq.read_table(tmp_path / name) for name in ("train.parquet", "val.parquet")]
+    assert capsys.readouterr().out == "".join(
+        f"{tmp_path / name}.parquet: {len(part)} shards, {sum(part['num_samples'].to_pylist())} "
+        "samples\n"
+        for name, part in zip(("train", "val"), parts, strict=True)
+    )
+    urls = [part["url"].to_pylist() for part in parts]
+    assert sorted(urls[0] + urls[1]) == pq.read_table(tmp_path / "all.parquet")["url"].to_pylist()
+    assert len(urls[1]) == 1
+    assert {len(text) for part in parts for text in part["sha256"].to_pylist()} == {64}
+    assert cli.main(["data", "index", shards, "--out", str(out), "--holdout", "99999"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "--holdout 99999: whole shards" in message
+    wrong = ["data", "index", shards, "--out", str(tmp_path / "val.parquet"), "--holdout", "1"]
+    assert cli.main(wrong) == 2
+    assert "val.parquet is what --holdout calls the other part" in capsys.readouterr().err

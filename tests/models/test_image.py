@@ -1,7 +1,10 @@
 """The ViT with kept patches against timm's own modules with the dropped tokens removed by hand."""
 
+import huggingface_hub
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from counterpoint.models.image import TimmTower, resampled
@@ -137,3 +140,55 @@ def test_positions_of_another_grid_stay_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         got = resampled(positions, (4, 4), (3, 3))
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A file of weights in timm's names, with a classifier, and the model they are of."""
+    torch.manual_seed(5)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=7, **SMALL)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(model.state_dict(), path)
+    return model, path
+
+
+def test_pretrained_weights_are_loaded_when_asked_for_and_not_before(published):
+    model, path = published
+    made = TimmTower("vit_tiny_patch16_224", 48, model_args=SMALL, pretrained=str(path))
+    theirs, before = model.state_dict(), {n: v.clone() for n, v in made.trunk.state_dict().items()}
+    assert not torch.equal(before["blocks.1.attn.qkv.weight"], theirs["blocks.1.attn.qkv.weight"])
+    assert str(path) in made.load_pretrained()
+    own = made.trunk.state_dict()
+    # Positions of 32 px are resampled to 48, as timm does it.
+    moved = resample_abs_pos_embed(theirs["pos_embed"], [6, 6], [4, 4], num_prefix_tokens=1)
+    for name, value in own.items():
+        torch.testing.assert_close(value, moved if name == "pos_embed" else theirs[name])
+    assert {"head.weight", "head.bias"} == theirs.keys() - own.keys()
+
+
+def test_nothing_is_loaded_unless_it_is_asked_for():
+    made = TimmTower("vit_tiny_patch16_224", 32, model_args=SMALL)
+    before = made.trunk.pos_embed.clone()
+    assert made.load_pretrained() == "" and torch.equal(before, made.trunk.pos_embed)
+
+
+def test_weights_that_are_not_to_be_had_are_named(published, tmp_path, monkeypatch):
+    _, path = published
+    wider = TimmTower(
+        "vit_tiny_patch16_224", 32, model_args=SMALL | {"embed_dim": 32}, pretrained=str(path)
+    )
+    with pytest.raises(ValueError, match=r"model\.safetensors.*size mismatch.*of this model"):
+        wider.load_pretrained()
+    absent = TimmTower(
+        "vit_tiny_patch16_224", 32, model_args=SMALL, pretrained=f"{tmp_path}/no.bin"
+    )
+    with pytest.raises(ValueError, match=r"no\.bin: the weights of .* cannot be loaded"):
+        absent.load_pretrained()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    published_by_timm = TimmTower("vit_tiny_patch16_224.augreg_in21k", 224, pretrained=True)
+    with pytest.raises(ValueError, match=r"pretrained: True: .* without a network, fetch them"):
+        published_by_timm.load_pretrained()
+    with pytest.raises(ValueError, match="model_args has pretrained, which would be loaded again"):
+        TimmTower("vit_tiny_patch16_224", 32, model_args=SMALL | {"pretrained": True})
