@@ -1,4 +1,4 @@
-"""`counterpoint init DIR`: runs and the config parts that they use, for a project of the user's own.
+"""`counterpoint init DIR`: runs and the config parts that they use, for a project of one's own.
 
 In: a folder, new or not, and names of packaged runs. Out: `DIR/configs/` with these runs and the
 files that they name, to be edited at will; the next commands are printed. Called again, it adds

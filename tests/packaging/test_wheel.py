@@ -106,7 +106,7 @@ def test_the_installed_wheel_knows_its_version(installed, tmp_path):
 def test_the_installed_wheel_brings_its_configs(installed, tmp_path):
     done = counterpoint(installed, "init", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "mine" / "configs" / "run" / "emoji_clip.yaml").is_file()
+    assert (tmp_path / "mine" / "configs" / "run" / "clip_cpu.yaml").is_file()
 
 
 def test_folders_of_the_users_project_are_not_taken_for_ours(installed, tmp_path):
