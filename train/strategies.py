@@ -9,6 +9,7 @@ parameters are in the host's memory.
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.strategies import (
@@ -40,11 +41,17 @@ def strategy(name: Any) -> Any:
     """Returns the strategy of that name; what is no name of ours is Lightning's, as it is.
 
     Raises:
-        ValueError: nobody knows it, or its pieces of gradients would be taken for all of them.
+        ValueError: nobody knows it, or its pieces of gradients would be taken for all of them; or
+            DeepSpeed is not installed.
     """
     if name == "fsdp2":
         return Fsdp2()
     if found := re.fullmatch(r"zero([123])(_offload)?", str(name)):
+        if find_spec("deepspeed") is None:
+            raise ValueError(
+                f"trainer.strategy={name} needs DeepSpeed, which is not installed: "
+                'pip install -e ".[deepspeed]" in the clone of Counterpoint, or use fsdp2'
+            )
         return Zero(int(found[1]), offload=found[2] is not None)
     is_made = isinstance(name, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
     if not is_made and name not in USABLE:

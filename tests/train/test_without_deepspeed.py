@@ -1,0 +1,51 @@
+"""DeepSpeed is an extra: nothing imports it before a zero strategy is asked for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Of the distribution; what else lies in the clone is none of it.
+FOLDERS = ("losses", "models", "data", "train", "launch")
+WITHOUT = f"""
+import importlib, json, sys
+from pathlib import Path
+
+sys.modules["deepspeed"] = None  # any import of it is an ImportError now
+root = Path({str(ROOT)!r})
+files = [path for folder in {FOLDERS!r} for path in sorted((root / folder).rglob("*.py"))]
+names = [".".join(path.relative_to(root).with_suffix("").parts) for path in files]
+names = [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+for name in names:
+    importlib.import_module("counterpoint." + name)
+
+from counterpoint.launch.config import make_parser, parse
+from counterpoint.train.strategies import strategy
+
+run = str(root / "configs" / "run" / "emoji_clip.yaml")
+parse(make_parser(), ["--config", run, "--trainer.strategy", "zero2"])
+told = []
+for name in ("fsdp2", "zero1", "zero2", "zero3_offload"):
+    try:
+        told.append(type(strategy(name)).__name__)
+    except ValueError as error:
+        told.append(str(error))
+print(json.dumps([len(names), told]))
+"""
+
+
+def test_everything_imports_and_zero_says_what_is_missing():
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    num_modules, told = json.loads(result.stdout.splitlines()[-1])
+    assert num_modules > 150
+    assert told[0] == "Fsdp2"
+    for name, text in zip(("zero1", "zero2", "zero3_offload"), told[1:], strict=True):
+        assert f"trainer.strategy={name} needs DeepSpeed" in text
+        assert 'pip install -e ".[deepspeed]"' in text
