@@ -72,6 +72,7 @@ class PairsDataModule(LightningDataModule):
         keep: Keep-lists: parquet files of the samples to use.
         keep_weights: What their weights do; repeat samples by default.
         cache: Where copies of remote shards go.
+        allow_pipe: Whether the commands of a manifest's `pipe:` addresses may run.
 
     Attributes:
         first_step: The step the training loader starts at.
@@ -100,6 +101,7 @@ class PairsDataModule(LightningDataModule):
         keep: tuple[str, ...] = (),
         keep_weights: WeightPolicy | None = None,
         cache: ShardCache | None = None,
+        allow_pipe: bool = False,
     ):
         super().__init__()
         if num_workers < 0:
@@ -127,6 +129,8 @@ class PairsDataModule(LightningDataModule):
         self.keep = tuple(keep)
         self.keep_weights = keep_weights
         self.cache = cache
+        if cache is not None and allow_pipe:
+            cache.transport.allow_pipe = True
         self.first_step = 0
         self.schedule: Schedule | None = None
         self.seed = 0

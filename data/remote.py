@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .transfer import Incomplete, PipeCommands, check, watched
+from .transfer import Incomplete, check, copy_output, watched
 from .urls import scheme, shown, without_secrets
 
 Result = TypeVar("Result")
@@ -71,7 +71,8 @@ class Transport:
         stall_timeout: Seconds without progress after which an attempt is given up.
         first_delay: Pause in seconds before the second attempt; it doubles from one to the next.
         options: What fsspec's drivers take, by protocol: `{"s3": {"anon": True}}`.
-        pipe: Allows `pipe:` addresses, which are refused without it.
+        allow_pipe: Whether the commands of `pipe:` addresses may run. They come from the manifest,
+            which has to be trusted like a program then.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Transport:
         stall_timeout: float = 60.0,
         first_delay: float = 0.5,
         options: Mapping[str, Mapping[str, Any]] | None = None,
-        pipe: PipeCommands | None = None,
+        allow_pipe: bool = False,
     ):
         if num_attempts < 1 or stall_timeout <= 0 or first_delay < 0:
             raise ValueError(
@@ -92,18 +93,17 @@ class Transport:
         self.stall_timeout = stall_timeout
         self.first_delay = first_delay
         self.options = dict(options or {})
-        self.pipe = pipe
+        self.allow_pipe = allow_pipe
 
     def require(self, url: str) -> None:
         """Raises a ValueError unless an address can be fetched by what is installed and allowed."""
         if scheme(url) != "pipe":
             self._system(url)
-        elif self.pipe is None:
+        elif not self.allow_pipe:
             raise ValueError(
                 f"'{shown(url)}' is a command, and running commands from a manifest is not "
-                "allowed by default; allow it if you trust it (`data index --pipe`, and "
-                "PipeCommands in the transport of the run's cache), or name files or addresses "
-                "instead"
+                "allowed by default; if you trust it, set data.allow_pipe=true (and give "
+                "--allow_pipe to `counterpoint data index`), or name files or addresses instead"
             )
 
     def download(self, url: str, path: Path, num_bytes: int = 0, sha256: str = "") -> None:
@@ -169,8 +169,7 @@ class Transport:
         part = path.with_name(f"{path.name}-{time.monotonic_ns()}")
         try:
             if scheme(url) == "pipe":
-                assert self.pipe is not None
-                self.pipe.copy(url, part, self.stall_timeout)
+                copy_output(url, part, self.stall_timeout)
             else:
                 self._copy(url, part)
             check(part, num_bytes, sha256)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from webdataset.gopen import Pipe
+
 Result = TypeVar("Result")
 
 # A server that sends less than this in a whole stall time-out is as good as silent.
@@ -24,32 +26,49 @@ class Incomplete(Exception):
     """What arrived is not what was announced, or nothing arrives any more."""
 
 
-class PipeCommands:
-    """Allows `pipe:COMMAND` addresses: a shell runs them with the rights of this user.
+def copy_output(url: str, path: Path, stall_timeout: float) -> None:
+    """Writes what the command of a `pipe:COMMAND` address prints to a file.
 
-    They come from the manifest, which has to be trusted like a program then.
+    A shell runs it with the rights of this user. webdataset's own opener would leave the command's
+    children alive when it is given up, and takes the terminal's input.
+
+    Raises:
+        Incomplete: It fails, or prints nothing any more.
     """
+    stream = Pipe(
+        url.removeprefix("pipe:"),
+        mode="rb",
+        shell=True,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
-    def copy(self, url: str, path: Path, stall_timeout: float) -> None:
-        """Writes what a command prints to a file."""
+    def copy() -> None:
         with open(path, "wb") as file:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", url.removeprefix("pipe:")],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        try:
-            status = watched(process.wait, stall_timeout, path)
-        except BaseException:
-            # The shell's own children write on if it alone is killed.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-        if status:
-            raise Incomplete(f"the command ended with status {status}")
+            while block := _checked(stream, lambda: stream.read(BLOCK)):
+                file.write(block)
+        _checked(stream, stream.close)
+
+    try:
+        watched(copy, stall_timeout, path)
+    except BaseException:
+        # The shell's own children write on if it alone is killed.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(stream.proc.pid, signal.SIGKILL)
+        stream.proc.wait()
+        raise
+
+
+def _checked(stream: Pipe, call: Callable[[], Result]) -> Result:
+    """Calls; the error that webdataset raises for an exit status becomes ours, which is short."""
+    try:
+        return call()
+    except OSError as error:
+        if error.errno is None and stream.proc.returncode:
+            status = stream.proc.returncode
+            raise Incomplete(f"the command ended with status {status}") from None
+        raise
 
 
 def watched(call: Callable[[], Result], stall_timeout: float, part: Path | None = None) -> Result:

@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
         help="where captions are: an extension, or json:NAME; may be repeated (txt)",
     )
     index.add_argument(
-        "--pipe", action="store_true", help="run the commands of pipe: addresses, which you trust"
+        "--allow_pipe",
+        action="store_true",
+        help="run the commands of pipe: addresses, which you trust",
     )
     index.add_argument("--checksum", action="store_true", help="also store SHA-256 of each shard")
     index.add_argument(
@@ -112,9 +114,8 @@ def run_index(arguments: argparse.Namespace) -> int:
     """
     from ..data.index import index_shards
     from ..data.remote import Transport
-    from ..data.transfer import PipeCommands
 
-    transport = Transport(pipe=PipeCommands() if arguments.pipe else None)
+    transport = Transport(allow_pipe=arguments.allow_pipe)
     with counter("counting") as report:
         manifest = index_shards(
             by_source(arguments.urls, arguments.source),

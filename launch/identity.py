@@ -29,7 +29,7 @@ SLOTS = (
 ADAMW = "counterpoint.train.optim.AdamW"
 TRAINER_KEYS = ("precision", "gradient_clip_val")
 # Where the shards lie and how they are loaded; the order of samples does not depend on it.
-DATA_KEYS_LEFT_OUT = ("num_workers", "manifest", "cache")
+DATA_KEYS_LEFT_OUT = ("num_workers", "manifest", "cache", "allow_pipe")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from counterpoint.data.cache import LocalStore, ShardCache
 from counterpoint.data.errors import SampleError
 from counterpoint.data.locks import locked, tried
 from counterpoint.data.reader import ShardReader
-from counterpoint.data.remote import PipeCommands, Transport
+from counterpoint.data.remote import Transport
 
 FORK = multiprocessing.get_context("fork")
 
@@ -278,13 +278,17 @@ def test_a_damaged_copy_is_fetched_again_and_a_new_version_is_another_file(sourc
 
 def test_local_paths_and_commands(source, tmp_path):
     path = str(source / "00000.tar")
-    cache = ShardCache(tmp_path / "cache", 1 << 30, patient(pipe=PipeCommands()))
+    cache = ShardCache(tmp_path / "cache", 1 << 30, patient(allow_pipe=True))
     with pytest.raises(ValueError, match=r"'http://h/0.tar' is not a local file; give .* a cache"):
         LocalStore().open("http://h/0.tar?signature=secret")
     assert cache.open(path).path == path
     commands = [path, f"pipe:cat {path}"]
     reader = ShardReader(commands, cache)
     assert reader.read(0, 2) == reader.read(1, 2)
+    failing = ShardReader([f"pipe:cat {path}; false", f"pipe:head -c 2000 {path}"], cache)
+    for shard in (0, 1):
+        with pytest.raises(SampleError, match="shard_missing"):
+            failing.read(shard, 0)
     with pytest.raises(SampleError, match="shard_missing"):
         cache.open(str(tmp_path / "none.tar"))
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from hostile_http import FAULTS, serve
 
-from counterpoint.data.remote import FetchError, NotThere, PipeCommands, Transport, told
+from counterpoint.data.remote import FetchError, NotThere, Transport, told
 
 
 def hasty(**changes) -> Transport:
@@ -102,7 +102,7 @@ def test_missing_drivers_are_named():
 
 
 def test_no_message_holds_a_password(source, tmp_path):
-    transport = hasty(num_attempts=1, pipe=PipeCommands())
+    transport = hasty(num_attempts=1, allow_pipe=True)
     bad = "u:secret@127.0.0.1:9/0.tar?sig=secret"
     for call in (
         lambda: Transport().require(f"s3://{bad}"),
@@ -123,13 +123,21 @@ def test_commands_run_only_when_enabled(source, tmp_path):
     url, out = f"pipe:cat {source}/0.tar | cat", tmp_path / "out.tar"
     with pytest.raises(ValueError, match=r"is a command, and running commands .* is not allowed"):
         hasty().download(url, out)
-    transport = hasty(pipe=PipeCommands(), num_attempts=2)
+    transport = hasty(allow_pipe=True, num_attempts=2)
     transport.download(url, out)
     assert out.read_bytes() == (source / "0.tar").read_bytes()
-    with pytest.raises(FetchError, match="the command ended with status 3"):
-        transport.download("pipe:exit 3", tmp_path / "x.tar")
+    for command in (
+        "exit 3",
+        f"cat {source}/0.tar; exit 3",
+        f"head -c 700000 {source}/0.tar; exit 3",
+    ):
+        with pytest.raises(FetchError, match="the command ended with status 3"):
+            transport.download(f"pipe:{command}", tmp_path / "x.tar")
+    with pytest.raises(FetchError, match="do not end like a tar"):
+        transport.download(f"pipe:head -c 1100 {source}/0.tar", tmp_path / "x.tar")
     with pytest.raises(FetchError, match=r"nothing arrived in 0.4 s"):
         transport.download("pipe:sleep 60 | cat", tmp_path / "x.tar")
+    assert [path.name for path in tmp_path.glob("*.tar*")] == ["out.tar"]
 
 
 @pytest.mark.parametrize("wrong", [{"num_attempts": 0}, {"stall_timeout": 0}, {"first_delay": -1}])

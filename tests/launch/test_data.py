@@ -75,8 +75,10 @@ def test_captions_in_json_and_commands(corpus, capsys, tmp_path):
     assert "captions in .txt" in capsys.readouterr().err
     assert cli.main([*index, "--caption", "txt", "--caption", "json:caption", str(tar)]) == 0
     assert cli.main([*index, f"pipe:cat {corpus}/train/00000.tar"]) == 2
-    assert "`data index --pipe`" in capsys.readouterr().err
-    assert cli.main([*index, "--pipe", "--checksum", f"pipe:cat {corpus}/train/00000.tar"]) == 0
+    assert "--allow_pipe to `counterpoint data index`" in capsys.readouterr().err
+    assert (
+        cli.main([*index, "--allow_pipe", "--checksum", f"pipe:cat {corpus}/train/00000.tar"]) == 0
+    )
     stored = pq.read_table(out)["sha256"].to_pylist()
     assert stored == [sha256((corpus / "train" / "00000.tar").read_bytes()).hexdigest()]
 
