@@ -170,12 +170,15 @@ class FolderSet(ImageSet):
 
     Args:
         path: The folder of class folders.
+        num_classes: How many class folders there have to be. With it, images have the field
+            `class_index`: the place of their folder among the names in order, counted from 0.
     """
 
     default_label = "folder"
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, num_classes: int | None = None):
         self.path = path
+        self.num_classes = num_classes
 
     def __str__(self) -> str:
         return f"the folder {self.root / self.path}"
@@ -185,6 +188,7 @@ class FolderSet(ImageSet):
         top = self.root / self.path
         if not top.is_dir():
             raise ValueError(_absent(top))
+        index = self._class_index(top)
         for folder, names in _walk(top):
             present = set(names)
             for name in sorted(names):
@@ -201,7 +205,20 @@ class FolderSet(ImageSet):
                 fields = _fields(texts, "/".join(parts), str(image))
                 if len(parts) > 1:
                     fields["folder"] = parts[0]
+                    fields |= {"class_index": str(index[parts[0]])} if index else {}
                 yield Item(str(image), 0, image.stat().st_size, fields)
+
+    def _class_index(self, top: Path) -> dict[str, int]:
+        """The places of the class folders, if their number is known; hidden ones do not count."""
+        if self.num_classes is None:
+            return {}
+        names = sorted(p.name for p in top.iterdir() if p.is_dir() and p.name[0] != ".")
+        if len(names) != self.num_classes:
+            raise ValueError(
+                f"{top} has {len(names)} class folders ({_few(names, 3) or 'none'}), and "
+                f"{self.num_classes} are needed, one a class, each with that class's images"
+            )
+        return {name: i for i, name in enumerate(names)}
 
 
 class ShardSet(ImageSet):

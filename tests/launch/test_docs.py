@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from counterpoint.data.index import index_shards
 from counterpoint.data.sidecar import Sidecar
 from counterpoint.launch import config as run_config
+from counterpoint.launch.paths import config_names
+from counterpoint.train.evaluation.suite import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "data.md").read_text()
@@ -80,3 +82,13 @@ def test_programs(tmp_path, monkeypatch):
 def test_files_named_exist():
     for path in re.findall(r"`(configs/[\w/]+\.yaml)`", TEXT):
         assert (ROOT / path).is_file()
+
+
+def test_the_suite_in_docs_evaluation(tmp_path):
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    (suite,) = (text for kind, text in BLOCK.findall(text) if kind == "yaml")
+    (tmp_path / "mine.yaml").write_text(suite)
+    tasks = load_suite(tmp_path / "mine.yaml").tasks
+    assert len(tasks["imagenet_simple"].templates) == 7 and "mine" in tasks
+    table = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert {*table, "example_folder"} == set(config_names("suite"))

@@ -9,7 +9,8 @@
           templates: ["a photo of a {c}.", "a drawing of a {c}."]
 
 In: the name of a packaged suite or a file. Out: a `Suite`. Equal `data` entries become one image
-set, so that its features are computed once for all its tasks.
+set, so that its features are computed once for all its tasks. `{import: open_clip.NAME}` in the
+place of a value stands for what Python finds under that name, such as a list of class names.
 """
 
 import importlib
@@ -46,6 +47,9 @@ class Suite:
 def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
     """Reads a suite; no data is touched yet.
 
+    The suite is called as its file, or by its `name`, in which `{root}` is the folder where its paths
+    start.
+
     Relative data paths start from `data_root`, else from the suite's `root`. A relative `root`
     starts from the suite file's folder, or, for a packaged suite, from the working directory; so
     does a path when there is no `root`.
@@ -63,11 +67,13 @@ def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{suite} is not YAML: {' '.join(str(error).split())}") from error
-    _check_keys(content, {"root", "tasks"}, f"the suite {suite}")
+    _check_keys(content, {"name", "root", "tasks"}, f"the suite {suite}")
     tasks = content.get("tasks")
     if not isinstance(tasks, Mapping) or not tasks:
         raise ValueError(f"the suite {suite} has no tasks; it needs `tasks: {{name: ...}}`")
     root = Path(data_root) if data_root is not None else base / (content.get("root") or "")
+    if "name" in content:
+        name = str(content["name"]).replace("{root}", root.resolve().name)
     built: dict[str, ImageSet] = {}
     suite_tasks: dict[str, Task] = {}
     for key, spec in tasks.items():
@@ -97,6 +103,8 @@ def _find(suite: str) -> tuple[Any, Path]:
 
 def _build(spec: Any, where: str, root: Path, built: dict[str, ImageSet]) -> Any:
     """Makes the object of a `class_path` with its `init_args`; anything else is returned as is."""
+    if isinstance(spec, Mapping) and spec.keys() == {"import"}:
+        return _import(str(spec["import"]), f"{where.removeprefix('in ')}: import")
     if not isinstance(spec, Mapping) or "class_path" not in spec:
         if where.startswith("task"):
             raise ValueError(f"{where} has no class_path; write `class_path:` and `init_args:`")
@@ -106,7 +114,9 @@ def _build(spec: Any, where: str, root: Path, built: dict[str, ImageSet]) -> Any
     same = json.dumps(spec, sort_keys=True, default=str)
     if same in built:
         return built[same]
-    cls = _import(str(spec["class_path"]), where)
+    cls = _import(str(spec["class_path"]), f"{where}: class_path")
+    if not isinstance(cls, type):
+        raise ValueError(f"{where}: class_path {spec['class_path']} is not a class")
     arguments = spec.get("init_args") or {}
     parameters = inspect.signature(cls).parameters
     _check_keys(arguments, set(parameters), f"{where}: {cls.__name__}")
@@ -130,17 +140,12 @@ def _build(spec: Any, where: str, root: Path, built: dict[str, ImageSet]) -> Any
     return made
 
 
-def _import(class_path: str, where: str) -> type:
-    module, _, name = class_path.rpartition(".")
+def _import(path: str, where: str) -> Any:
+    module, _, name = path.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{where}: class_path {class_path} cannot be imported ({error})"
-        ) from error
-    if not isinstance(cls, type):
-        raise ValueError(f"{where}: class_path {class_path} is not a class")
-    return cls
+        raise ValueError(f"{where} {path} cannot be imported ({error})") from error
 
 
 def _check_keys(found: Any, known: set[str], where: str) -> None:

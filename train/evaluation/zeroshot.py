@@ -6,7 +6,7 @@ cosine a class is the mean of its prompts' raw features.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ class ZeroShot(Task):
         classes: What the classes are called in prompts: a list of names (the label is a name, or
             its position in the list), a mapping from label to name, or a file with a name a line
             or either as JSON; None: the distinct labels are the names.
-        templates: Prompts with `{c}` for the name: a list, a file with one a line, or a mapping
-            from name to that class's own prompts.
+        templates: Prompts with `{c}` for the name: a list (of texts, or of functions of the name,
+            as open_clip has them), a file with one a line, or a mapping from name to that class's
+            own prompts.
         where: See `Task`.
         by: See `Task`; the classes are always those of all groups.
     """
@@ -47,7 +48,9 @@ class ZeroShot(Task):
         data: ImageSet,
         label: str | None = None,
         classes: list[str] | dict[str, str] | str | None = None,
-        templates: list[str] | dict[str, list[str]] | str = "a photo of a {c}.",
+        templates: Sequence[str | Callable[[str], str]] | dict[str, list[str]] | str = (
+            "a photo of a {c}."
+        ),
         where: dict[str, Any] | None = None,
         by: str | None = None,
     ):
@@ -135,6 +138,7 @@ class ZeroShot(Task):
             if missing:
                 raise ValueError(f"`templates` has no prompts for the class '{missing[0]}'")
             return [[str(t).replace("{c}", n) for t in templates[n]] for n in self._names]
+        templates = [t("{c}") if callable(t) else t for t in templates]
         wrong = [t for t in templates if "{c}" not in str(t)]
         if wrong or not templates:
             raise ValueError(f"`templates` needs {{c}} where the class name goes, not {wrong!r}")

@@ -1,0 +1,193 @@
+"""The packaged suites on small data sets in the field's layouts, against results known by hand.
+
+The model is an oracle: an image's colour is a number, a text has a number, and equal numbers have
+equal features. So it is known which answer it gives to each image and text.
+"""
+
+import io
+import tarfile
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from counterpoint.train.evaluation.run import evaluate
+from counterpoint.train.evaluation.suite import load_suite
+
+NUMBERS = 1100
+TABLE = torch.nn.functional.normalize(
+    torch.randn(NUMBERS, 48, generator=torch.Generator().manual_seed(0)), dim=-1
+)
+SCORES = (TABLE.double() @ TABLE.double().T).numpy()
+
+
+class Oracle(torch.nn.Module):
+    image_size, context_length = 2, 1
+
+    def encode_image(self, image):
+        red, green = image[:, 0, 0, 0].long(), image[:, 1, 0, 0].long()
+        return TABLE[red + 256 * green]
+
+    def encode_text(self, ids, lengths):
+        return TABLE[ids[:, 0]]
+
+
+def picture(number, form="PNG"):
+    out = io.BytesIO()
+    image = Image.new("RGB", (3, 3), (number % 256, number // 256, 0))
+    image.save(out, form, **({"lossless": True} if form == "WEBP" else {}))
+    return out.getvalue()
+
+
+def run(suite, root, numbers):
+    """`numbers`: of every text that may be asked for; another one is a KeyError."""
+
+    def tokenizer(texts, context_length):
+        ids = torch.tensor([[numbers[text]] for text in texts])
+        return ids, torch.ones(len(texts), dtype=torch.int64)
+
+    def transform(image, size, rng):
+        return image[:, :size, :size]
+
+    return evaluate(Oracle(), load_suite(suite, root), tokenizer, transform, batch_size=16)
+
+
+def write_tar(path, samples):
+    """Of (key, {extension: bytes})."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples:
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def recall(queries, candidates, right, k):
+    """Share of queries with a right candidate among the k best; all numbers are distinct."""
+    hits = []
+    for query, answers in zip(queries, right, strict=True):
+        best = np.argsort(-SCORES[query, candidates], kind="stable")[:k]
+        hits.append(bool(set(best.tolist()) & set(answers)))
+    return np.mean(hits)
+
+
+def test_imagenet(tmp_path):
+    names, templates = open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
+    first, second = (i for i, name in enumerate(names) if name == "missile")
+    # The colour of each image, by the number of its class.
+    shown = {0: [0, 0, 3], 1: [1], 5: [7, 8, 9, 5], 998: [998, 2], first: [first], second: [first]}
+    for i in range(1000):
+        folder = tmp_path / "val" / f"n{i:08d}"
+        folder.mkdir(parents=True)
+        for j, number in enumerate(shown.get(i, ())):
+            (folder / f"ILSVRC2012_val_{j:08d}.JPEG").write_bytes(picture(number))
+    numbers = {}
+    for i, name in enumerate(names):
+        for template in templates:
+            numbers.setdefault(template(name), i)
+    assert len(numbers) == (1000 - 2) * 80, "two names occur twice"
+    found = run("imagenet", tmp_path, numbers)
+    # Right are those whose colour is their class; of two classes of one name neither is.
+    right = {0: 2 / 3, 1: 1, 5: 1 / 4, 998: 1 / 2, first: 0, second: 0}
+    assert found["imagenet/zeroshot/top1"] == pytest.approx(5 / 12)
+    assert found["imagenet/zeroshot/mean_per_class_recall"] == pytest.approx(
+        sum(right.values()) / 6
+    )
+    # A class of one of the two names lies where the first of them lies.
+    where = [first if i == second else i for i in range(1000)]
+    ranks = [
+        sum(SCORES[number, where[j]] >= SCORES[number, where[i]] for j in range(1000) if j != i)
+        for i, group in shown.items()
+        for number in group
+    ]
+    assert found["imagenet/zeroshot/top5"] == pytest.approx(np.mean(np.array(ranks) < 5))
+
+
+def test_imagenet_without_its_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"imagenet/val does not exist .* data_root"):
+        run("imagenet", tmp_path / "imagenet", {})
+    (tmp_path / "val" / "n01440764").mkdir(parents=True)
+    (tmp_path / "val" / "n01440764" / "a.JPEG").write_bytes(picture(0))
+    with pytest.raises(ValueError, match=r"val has 1 class folders \(n01440764\), and 1000 are"):
+        run("imagenet", tmp_path, {})
+
+
+def test_clip_benchmark_classification(tmp_path):
+    root = tmp_path / "wds_beasts"
+    classes = ["grey wolf", "cat", "ox"]
+    samples = [
+        (f"s{i:07d}", {"webp": picture(number, "WEBP"), "cls": str(label).encode()})
+        for i, (number, label) in enumerate([(0, 0), (1, 1), (2, 1), (2, 2), (1, 0), (0, 0)])
+    ]
+    write_tar(root / "test" / "0.tar", samples[:4])
+    write_tar(root / "test" / "1.tar", samples[4:])
+    (root / "test" / "nshards.txt").write_text("2")
+    (root / "classnames.txt").write_text("\n".join(classes) + "\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a {c}.\nthe {c}\n")
+    numbers = {text.format(c): i for i, c in enumerate(classes) for text in ("a {}.", "the {}")}
+    found = run("clip_benchmark", root, numbers)
+    assert found == {
+        "wds_beasts/test/top1": pytest.approx(4 / 6),
+        "wds_beasts/test/mean_per_class_recall": pytest.approx((2 / 3 + 1 / 2 + 1) / 3),
+    }
+
+
+def captioned(root):
+    """Five images with two or three captions each; the numbers of images and of captions."""
+    images = [10, 11, 12, 13, 14]
+    texts = {f"caption {i} of {n}": 100 + 10 * n + i for n in range(5) for i in range(2 + n % 2)}
+    samples = [
+        (
+            f"s{n:07d}",
+            {
+                "jpg": picture(number),
+                "txt": "\n".join(t for t in texts if t.endswith(f"of {n}")).encode(),
+            },
+        )
+        for n, number in enumerate(images)
+    ]
+    write_tar(root / "test" / "0.tar", samples[:3])
+    write_tar(root / "test" / "1.tar", samples[3:])
+    owner = [int(text[-1]) for text in texts]
+    captions = list(texts.values())
+    expected = {}
+    for k in (1, 5, 10):
+        of_image = [[j for j, n in enumerate(owner) if n == i] for i in range(5)]
+        expected[f"image_to_text_recall@{k}"] = recall(images, captions, of_image, k)
+        expected[f"text_to_image_recall@{k}"] = recall(captions, images, [[n] for n in owner], k)
+    return texts, expected
+
+
+@pytest.mark.parametrize("suite", ["coco_retrieval", "clip_benchmark"])
+def test_retrieval_of_several_captions_an_image(tmp_path, suite):
+    root = tmp_path / "wds_pairs"
+    texts, expected = captioned(root)
+    (root / "dataset_type.txt").write_text("retrieval\n")
+    found = run(suite, root, texts)
+    first = "coco_retrieval/retrieval" if suite == "coco_retrieval" else "wds_pairs/test"
+    assert found == {f"{first}/{name}": pytest.approx(value) for name, value in expected.items()}
+    assert 0 < found[f"{first}/text_to_image_recall@1"] < 1
+
+
+def test_folders_that_hold_no_such_data(tmp_path):
+    with pytest.raises(ValueError, match=r"data_root has to be the folder of one data set"):
+        run("clip_benchmark", tmp_path, {})
+    (tmp_path / "dataset_type.txt").write_text("captioning")
+    with pytest.raises(ValueError, match=r"dataset_type\.txt says 'captioning'"):
+        run("clip_benchmark", tmp_path, {})
+    with pytest.raises(ValueError, match=r"test/\*\.tar does not exist .* data_root"):
+        run("coco_retrieval", tmp_path, {})
+
+
+def test_what_a_suite_imports_has_to_exist(tmp_path):
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(
+        "tasks:\n  t:\n    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot\n"
+        "    init_args: {data: {class_path: counterpoint.data.suite.FolderSet, init_args: "
+        "{path: x}}, classes: {import: open_clip.IMAGENET_CLASSES}}\n"
+    )
+    with pytest.raises(ValueError, match=r"classes: import open_clip\.IMAGENET_CLASSES cannot be"):
+        load_suite(suite)
