@@ -10,13 +10,14 @@ PYTHON =
 # The scripts of a virtual environment hold its path: a folder that was moved needs a new one.
 MOVED := $(shell test ! -e $(STAMP) || test "`cat $(STAMP)`" = "$(CURDIR)" || echo moved)
 
-.PHONY: help install demo demo-clean test soak lint moved
+.PHONY: help install demo demo-clean test soak lint docs moved
 
 help:
 	@echo "make demo        train on emoji for a few minutes, write a report, print the results"
 	@echo "make test        run the tests          (PYTEST='-k words' picks some)"
 	@echo "make soak        run the long tests"
 	@echo "make lint        formatting, lint, layers, types"
+	@echo "make docs        build the documentation into site/"
 	@echo "make demo-clean  forget the demo's run, so that make demo trains again"
 	@echo "make install     only make .venv and install into it"
 
@@ -71,3 +72,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyright
+
+docs: $(STAMP)
+	@$(BIN)/python docs/generate.py
+	@$(BIN)/zensical build --strict
+	@echo "site/index.html"

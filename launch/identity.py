@@ -3,8 +3,7 @@
 In: a configuration. Out: its leaves, which of them the user chose, and a hash. Where a run is, on
 how many devices, and how it logs is not part of it. A key that a later version adds does not make
 old results another configuration as long as nobody sets it: a leaf that only one side knows counts
-only if it was chosen there. A default that changes does. A precision that was left to the machine
-(`auto`) agrees with any that a result was trained in; one that is named does not.
+only if it was chosen there. A default that changes does.
 """
 
 import copy
@@ -29,7 +28,6 @@ SLOTS = (
 )
 ADAMW = "counterpoint.train.optim.AdamW"
 TRAINER_KEYS = ("precision", "gradient_clip_val")
-PRECISION = "trainer.precision"
 # Where the shards lie and how they are loaded; the order of samples does not depend on it.
 DATA_KEYS_LEFT_OUT = ("num_workers", "manifest", "cache", "allow_pipe")
 
@@ -68,7 +66,7 @@ class Identity:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def agrees(self, other: "Identity") -> bool:
-        """Tells whether a result of `other` is one of this configuration."""
+        """Tells whether both mean the same training."""
         missing = object()
         for name in self.values.keys() | other.values.keys():
             mine, theirs = self.values.get(name, missing), other.values.get(name, missing)
@@ -78,14 +76,9 @@ class Identity:
             elif theirs is missing:
                 if name in self.chosen:
                     return False
-            elif mine != theirs and (name != PRECISION or name in self.chosen):
+            elif mine != theirs:
                 return False
         return True
-
-    def trained_in(self, precision: str | None) -> "Identity":
-        """Returns it with the precision that `auto` became; None: as it is."""
-        known = {} if precision is None else {PRECISION: precision}
-        return Identity(self.values | known, self.chosen)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

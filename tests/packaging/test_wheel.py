@@ -13,9 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("train", "data", "models", "losses", "configs", "launch")
-NOT_PACKAGED = {"tests", "docs", "build", "dist", "runs", "emoji"}
+NOT_PACKAGED = {"tests", "docs", "build", "dist", "runs", "emoji", "site"}
 PURPOSES = {"emoji", "report", "tensorboard", "wandb", "s3", "gcs", "deepspeed", "curate", "syntax"}
-EXTRAS = PURPOSES | {"demo", "dev"}
+EXTRAS = PURPOSES | {"demo", "docs", "dev"}
 BUILD = "import sys, setuptools.build_meta as b; print(b.build_wheel(sys.argv[1]))"
 
 

@@ -1,0 +1,54 @@
+"""The site builds, strictly: every page is there, no link is broken, nothing is fetched."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doc_pages import DOCS, ROOT
+
+from counterpoint.launch import cli
+
+pytest.importorskip("zensical", reason="the site's tools need Python 3.11 (extra docs)")
+TREE = ("configs", "data", "launch", "losses", "models", "train")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built in a copy of what it is made of, as `make docs` builds it."""
+    tree = tmp_path_factory.mktemp("tree")
+    shutil.copytree(DOCS, tree / "docs", ignore=shutil.ignore_patterns("reference"))
+    for name in TREE:
+        (tree / name).symlink_to(ROOT / name)
+    for name in ("mkdocs.yml", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tree / name)
+    for command in (["docs/generate.py"], ["-m", "zensical", "build", "--strict"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tree, capture_output=True, text=True, timeout=600
+        )
+        told = done.stdout + done.stderr
+        assert done.returncode == 0 and not re.search("warn|error|griffe", told, re.I), told
+    return tree / "site"
+
+
+def test_each_command_and_module_has_its_place(site):
+    commands = (site / "reference" / "command_line.html").read_text()
+    assert all(f"usage: counterpoint {name}" in commands for name in cli.COMMANDS)
+    rendered = "".join(page.read_text() for page in (site / "reference" / "api").glob("*.html"))
+    for path in (path for name in TREE for path in (ROOT / name).rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if not path.stem.startswith("_") and "configs" not in module:
+            assert f'id="counterpoint.{module}"' in rendered, module
+
+
+def test_nothing_comes_from_the_network(site):
+    for page in site.rglob("*.html"):
+        loaded = re.findall(
+            r"""<(?:script|img|link|iframe)[^>]*(?:src|href)=["']?(http[^"' >]*)""",
+            page.read_text(),
+        )
+        assert not loaded, (page, loaded)
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"""url\(["']?http|@import ["']?http""", style.read_text())
