@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from .identity import Identity
+from .identity import PRECISION, Identity
 from .reporting.runs import show
 from .reporting.tables import duration
 from .results import read_results
@@ -222,7 +222,9 @@ def _measured(records: list[dict[str, Any]]) -> str:
     dates = sorted({record["date"][:10] for record in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     codes = {_code(record["commit"]) for record in records}
-    return f"{'; '.join(sorted(machines))}; {when}; {', '.join(sorted(codes))}"
+    precisions = {record["identity"]["values"].get(PRECISION) or "32-true" for record in records}
+    parts = ["; ".join(sorted(machines)), ", ".join(sorted(precisions)), when]
+    return "; ".join([*parts, ", ".join(sorted(codes))])
 
 
 def _machine(machine: dict[str, Any]) -> str:

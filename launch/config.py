@@ -8,6 +8,7 @@ refused.
 import inspect
 import pkgutil
 import re
+import typing
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from ..train.providers import EmaConfig
 from ..train.spikes import SpikeGuard, Spikes
 from .identity import Identity
 from .loggers import Logging
+from .precision import AUTO
 
 # The phases own the run's length, the data module owns the order, we own logs and checkpoints.
 OWNED: set[str | int] = {
@@ -60,6 +62,9 @@ OWNED: set[str | int] = {
     "model_registry",
     "barebones",
 }
+
+# What Lightning takes; `auto` is ours, and null is Lightning's own default, 32-true.
+PRECISIONS = Literal["auto"] | typing.get_type_hints(Trainer.__init__)["precision"]
 
 USELESS = ("Expected a <class", "Does not validate against any", "Expected a dot import path")
 
@@ -112,12 +117,20 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--inherit_from", type=str | None, help="run folder of a larger model: layers and slices"
     )
-    parser.add_class_arguments(Trainer, "trainer", skip=OWNED | {"logger"}, instantiate=False)
+    retyped = {"logger", "precision"}
+    parser.add_class_arguments(Trainer, "trainer", skip=OWNED | retyped, instantiate=False)
     parser.add_argument(
         "--trainer.logger",
         type=Logging,
         help="wandb, tensorboard, mlflow, csv, a class, or a list of these, beside metrics.jsonl "
         "(tensorboard, where it is installed; false: none)",
+    )
+    parser.add_argument(
+        "--trainer.precision",
+        type=PRECISIONS,
+        default=AUTO,
+        help="what towers compute in; auto: bf16-mixed where the device is fast at it, else "
+        "32-true",
     )
     parser.add_argument(
         "--trainer.compile",

@@ -5,9 +5,11 @@ than torch's defaults on the machine at hand.
 """
 
 import logging
+import math
 import os
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from ..train.screen import log_line
 from .rendezvous import use_own_store
+
+OF_SRUN = "slurm-"  # what the name of a run of srun's tasks begins with
 
 
 def is_first_process() -> bool:
@@ -48,17 +52,57 @@ def starts_again_by_itself() -> bool:
 
 
 def prepare() -> None:
-    """Sets what has no configuration key.
-
-    Without a GPU, attention goes through plain matrix products: the backward of torch's fused CPU
-    kernel takes most of a small model's step in bf16 (docs/benchmarks.md).
-    """
+    """Sets what has no configuration key."""
     adopt_slurm_tasks()
     use_own_store()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quieten()
-    if not torch.cuda.is_available():
-        torch.backends.cuda.enable_flash_sdp(False)
+    share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def share_cores(num_processes: int) -> None:
+    """Gives this process its part of the cores as threads, unless OMP_NUM_THREADS says how many.
+
+    torch takes every core that it sees, in each process, also those that a container may not use.
+    (torchrun itself sets OMP_NUM_THREADS=1 where it is not set; loader workers have one thread.)
+
+    Args:
+        num_processes: of this run on this machine.
+    """
+    threads = num_threads(num_processes)
+    if "OMP_NUM_THREADS" not in os.environ and threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Lightning sets its own number
+
+
+def num_threads(num_processes: int) -> int:
+    """Returns how many threads each of this machine's processes should have."""
+    cores = len(os.sched_getaffinity(0))
+    per_task = os.environ.get("SLURM_CPUS_PER_TASK")
+    if per_task and os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OF_SRUN):
+        return min(cores, int(per_task))  # srun may have bound the task to these already
+    quota = cpu_quota()
+    cores = cores if quota is None else min(cores, math.ceil(quota))
+    return max(1, cores // num_processes)
+
+
+def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """Returns how many cores' time the container may use (Docker's --cpus); None: no limit."""
+    try:
+        quota, period = file.read_text().split()
+    except OSError:
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def choose_attention(precision: str | int | None) -> None:
+    """Picks the attention kernels of CPUs: torch's fused one, but in bf16 plain matrix products.
+
+    The backward pass of the fused one takes most of a small model's step in bf16
+    (docs/benchmarks.md).
+    """
+    is_half = str(precision).startswith(("bf16", "16"))
+    torch.backends.cuda.enable_flash_sdp(torch.cuda.is_available() or not is_half)
 
 
 def adopt_slurm_tasks() -> None:
@@ -93,7 +137,7 @@ def adopt_slurm_tasks() -> None:
         "GROUP_RANK": env["SLURM_NODEID"],
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": equal[1],
-        "TORCHELASTIC_RUN_ID": f"slurm-{job}",
+        "TORCHELASTIC_RUN_ID": f"{OF_SRUN}{job}",
     }
 
 

@@ -18,8 +18,9 @@ from ..train.checkpoint import step_of
 from ..train.evaluation.run import evaluate
 from ..train.evaluation.suite import load_suite
 from . import arguments
-from .env import is_first_process, prepare, under_torchrun
+from .env import choose_attention, is_first_process, num_threads, prepare, under_torchrun
 from .load import checkpoint_of, load_run
+from .precision import slow_bf16
 
 
 def main(argv: list[str]) -> int:
@@ -76,6 +77,9 @@ def evaluate_run(
         data_root = in_training["data_root"]
     tasks = load_suite(suite, data_root)
     name = run.config["trainer"].get("precision")
+    if is_first_process() and (slow := slow_bf16(name, "cuda" if device.type == "cuda" else "cpu")):
+        print(f"{run_dir} was trained in {name}, which is slow here: {slow}", flush=True)
+    choose_attention(name)
     run.model.to(device, weights_type(name))
     run.objective.to(device, weights_type(name))
     results = evaluate(
@@ -86,7 +90,7 @@ def evaluate_run(
         device=device,
         precision=tower_context(name, device),
         batch_size=batch_size or in_training["batch_size"],
-        num_threads=num_threads(),
+        num_threads=min(8, num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
         metric=run.objective.metric(),
     )
     if is_first_process():
@@ -129,11 +133,6 @@ def tower_context(
     kinds = {"16": half, "16-mixed": half, "bf16": brain, "bf16-mixed": brain}
     dtype = kinds.get(str(precision))
     return nullcontext if dtype is None else partial(torch.autocast, device.type, dtype=dtype)
-
-
-def num_threads() -> int:
-    """Threads that decode images: this process's part of the machine, at most 8."""
-    return max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def table(results: dict[str, float]) -> str:

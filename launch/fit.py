@@ -24,12 +24,21 @@ from ..train.resume import check_groups, check_resume
 from ..train.rewind import RewindingCheckpoints
 from . import config as run_config
 from .build import build
-from .env import is_first_process, prepare, say, starts_again_by_itself
+from .env import (
+    choose_attention,
+    is_first_process,
+    prepare,
+    say,
+    share_cores,
+    starts_again_by_itself,
+    under_torchrun,
+)
 from .folder import freeze, is_finished, prepare_folder, write_summary
 from .identity import names
 from .load import load_run, weights_file
 from .loggers import Loggers
 from .paths import find_config
+from .precision import settle_precision
 from .provenance import facts
 from .providers import attach
 from .run_log import RunLog, keep_screen
@@ -65,8 +74,20 @@ def start(argv: list[str]) -> int:
         resume = AUTO
     parser = run_config.make_parser()
     config = run_config.parse(parser, with_found_configs(argv))
+    fit_machine(config, resume)
     resolved = run_config.plain(parser, config)
     return fit(config, resolved, parser, resume)
+
+
+def fit_machine(config: Any, resume: str | None) -> None:
+    """Settles what follows from the machine: the precision for `auto`, threads, kernels."""
+    run_dir = Path(resume) if resume not in (None, AUTO) else run_dir_of(config)
+    is_resumed = resume is not None and checkpoints.newest(run_dir) is not None
+    settle_precision(config.trainer, run_dir if is_resumed else None)
+    choose_attention(config.trainer.precision)
+    devices = str(config.trainer.devices)
+    if under_torchrun() is None and config.trainer.accelerator == "cpu" and devices.isdigit():
+        share_cores(int(devices))
 
 
 def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:

@@ -3,7 +3,8 @@
 In: a configuration. Out: its leaves, which of them the user chose, and a hash. Where a run is, on
 how many devices, and how it logs is not part of it. A key that a later version adds does not make
 old results another configuration as long as nobody sets it: a leaf that only one side knows counts
-only if it was chosen there. A default that changes does.
+only if it was chosen there. A default that changes does. A precision that was left to the machine
+(`auto`) agrees with any that a result was trained in; one that is named does not.
 """
 
 import copy
@@ -28,6 +29,7 @@ SLOTS = (
 )
 ADAMW = "counterpoint.train.optim.AdamW"
 TRAINER_KEYS = ("precision", "gradient_clip_val")
+PRECISION = "trainer.precision"
 # Where the shards lie and how they are loaded; the order of samples does not depend on it.
 DATA_KEYS_LEFT_OUT = ("num_workers", "manifest", "cache", "allow_pipe")
 
@@ -66,7 +68,7 @@ class Identity:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def agrees(self, other: "Identity") -> bool:
-        """Tells whether both mean the same training."""
+        """Tells whether a result of `other` is one of this configuration."""
         missing = object()
         for name in self.values.keys() | other.values.keys():
             mine, theirs = self.values.get(name, missing), other.values.get(name, missing)
@@ -76,9 +78,14 @@ class Identity:
             elif theirs is missing:
                 if name in self.chosen:
                     return False
-            elif mine != theirs:
+            elif mine != theirs and (name != PRECISION or name in self.chosen):
                 return False
         return True
+
+    def trained_in(self, precision: str | None) -> "Identity":
+        """Returns it with the precision that `auto` became; None: as it is."""
+        known = {} if precision is None else {PRECISION: precision}
+        return Identity(self.values | known, self.chosen)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""A store of their own for the ranks of one start under torchrun.
+"""A store of their own for the ranks of one start under torchrun, and what they agree on there.
 
-In: the store that torchrun's agents share with their workers. Out: `MASTER_PORT` of a new one.
+In: the store that torchrun's agents share with their workers. Out: `MASTER_PORT` of a new one, and
+decisions of the first process, before there are process groups.
 
 torch 2.5 and later keep that store over restarts. What ranks that have died left in it, such as
 their addresses, is then taken for that of the living ones, which wait for partners that do not
@@ -10,6 +11,8 @@ exist (pytorch issue 135712). So the first rank serves a new store, and tells th
 import os
 import socket
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -30,15 +33,53 @@ def use_own_store() -> None:
     host = os.environ["MASTER_ADDR"]
     agents = TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False)
     if os.environ["RANK"] == "0":
-        # torch finds it in this process when it is told to serve one at this port.
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
-        _served.append(store)
+        store = _serve(host, 0)
         agents.set(KEY, str(store.port))
         port = store.port
     else:
         port = _found(agents, host)
     os.environ["MASTER_PORT"] = str(port)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+
+
+def agreed(name: str, decide: Callable[[], str]) -> str:
+    """Returns what the first process of the run decides, in each of its processes.
+
+    Those that Lightning starts inherit it; those of torchrun and srun ask the store at
+    `MASTER_PORT`, which the first of them serves, now or already.
+
+    Args:
+        name: of the decision, in capitals.
+        decide: is called in the first process only.
+
+    Raises:
+        ValueError: the first process cannot be reached.
+    """
+    env, key = os.environ, f"COUNTERPOINT_{name}"
+    if "TORCHELASTIC_RUN_ID" not in env:
+        is_child = int(env.get("LOCAL_RANK", "0")) > 0
+        if not is_child or key not in env:
+            env[key] = decide()
+        return env[key]
+    if env["WORLD_SIZE"] == "1":
+        return decide()
+    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    if env["RANK"] == "0":
+        choice = decide()
+        (_served[-1] if _served else _serve(host, port)).set(key, choice)
+        return choice
+    try:
+        limit = timedelta(seconds=SECONDS)
+        return TCPStore(host, port, is_master=False, timeout=limit).get(key).decode()
+    except RuntimeError as error:  # torch's errors of stores, that of time among them
+        raise ValueError(f"rank 0 at {host}:{port} does not answer: {error}") from None
+
+
+def _serve(host: str, port: int) -> Any:
+    # torch finds it in this process when it is told to serve one at this port.
+    store = TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
+    _served.append(store)
+    return store
 
 
 def _found(agents: TCPStore, host: str) -> int:

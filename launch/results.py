@@ -108,7 +108,7 @@ def result(
         "config": config,
         "seed": seed,
         "overrides": overrides,
-        "identity": trained.to_json(),
+        "identity": trained.trained_in(summary.get("precision")).to_json(),
         "commit": code,
         "machine": machine(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

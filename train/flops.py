@@ -14,7 +14,8 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 PARTS = ("image", "text", "image_projection", "text_projection")
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+# Of the products that measure a peak: sides, and how much longer one of twice the side may take (8
+# times the work, outside of caches, the first of its size).
+SMALLEST, LARGEST, GROWTH = 64, {"cuda": 8192, "cpu": 1024}, 24
 
 
 class Input(NamedTuple):
@@ -125,25 +129,60 @@ def on_meta(model: nn.Module) -> Any:
     return copy.deepcopy(model, memo)
 
 
-def measured_peak(device: torch.device, precision: str, seconds: float = 0.1) -> float:
-    """FLOP/s of one large matrix product: the fastest of those that fit into `seconds`.
+def measured_peak(device: torch.device, precision: str, seconds: float = 0.2) -> float:
+    """FLOP/s of a large matrix product: the fastest one that fits into `seconds`.
+
+    Sizes double as long as the next one surely fits, so that a device that is slow at a precision
+    costs no more than a fast one. The first product of all, which loads libraries, is not counted.
+    A processor is measured on one thread: where there is other work, several wait for one another.
 
     Args:
         device: this rank's.
         precision: Lightning's name of it, such as `bf16-mixed`.
-        seconds: to spend, after one product that does not count.
+        seconds: to spend.
     """
     dtype = next((d for name, d in DTYPES.items() if precision.startswith(name)), torch.float32)
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    best, end = float("inf"), None
-    while end is None or time.perf_counter() < end:
-        start = time.perf_counter()
-        torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        if end is None:
-            end = now + seconds
-        best = min(best, now - start)
-    return 2 * size**3 / best
+    size, best = SMALLEST, 0.0
+    with one_thread() as num_threads:
+        a, b = random_matrices(size, dtype, device)
+        product_seconds(a, b)
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            taken = product_seconds(a, b)
+            best = max(best, 2 * size**3 / taken)
+            if size < LARGEST.get(device.type, 1024) and GROWTH * taken < left:
+                size *= 2
+                a, b = random_matrices(size, dtype, device)
+    return best * (num_threads if device.type == "cpu" else 1)
+
+
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """Computes on one thread inside; yields how many there are outside."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield num_threads
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def random_matrices(
+    size: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Returns two square matrices of normal numbers, leaving torch's generator alone.
+
+    Random ones: a GPU multiplies constants faster, since they cost it less power.
+    """
+    made = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, generator=made, device=device).to(dtype) for _ in range(2))
+    return a, b
+
+
+def product_seconds(a: Tensor, b: Tensor) -> float:
+    """Returns how long a product of two matrices takes."""
+    start = time.perf_counter()
+    torch.mm(a, b)
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - start

@@ -36,6 +36,7 @@ def final_numbers(runs: list[Run]) -> dict[str, list[Row]]:
         Row("steps", "Steps", [f"{run.num_steps:,}" for run in runs]),
         Row("samples", "Pairs seen", [f"{run.num_samples:,}" for run in runs]),
         Row("seconds", "Time", [duration(run.seconds) for run in runs]),
+        Row("precision", "Precision", [str(precision_of(run)) for run in runs]),
         Row("state", "State", ["ended" if run.summary else "not ended" for run in runs]),
     ]
     sections = {
@@ -44,6 +45,11 @@ def final_numbers(runs: list[Run]) -> dict[str, list[Row]]:
         "Extent": extent,
     }
     return {title: rows for title, rows in sections.items() if rows}
+
+
+def precision_of(run: Run) -> str:
+    """Returns what the run's towers computed in; without a name it is Lightning's default."""
+    return (run.config.get("trainer") or {}).get("precision") or "32-true"
 
 
 def error_counts(runs: list[Run]) -> list[Row]:

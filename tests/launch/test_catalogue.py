@@ -46,7 +46,7 @@ def write_result(folder, seed, top1=(0.4, 0.3), run="clip", **changes):
         "config": "emoji_clip_short",
         "seed": seed,
         "overrides": {},
-        "identity": {"values": {"optim.lr": 1}, "chosen": []},
+        "identity": {"values": {"optim.lr": 1, "trainer.precision": "bf16-mixed"}, "chosen": []},
         "commit": {"revision": "0123456789abcdef", "dirty": False},
         "machine": {"cpu": "Abacus", "cores": 2, "accelerators": [], "python": "3", "torch": "2"},
         "date": f"2026-01-0{seed + 1}T10:00:00+00:00",
@@ -87,7 +87,7 @@ def test_mean_and_deviation_over_seeds(tmp_path):
         *["CLIP", "softmax", "short/clip", "`emoji_clip_short`"],
         f"{100 * mean:.1f}% ± {100 * deviation:.1f}%",
         *["50.0% ± 0.0%", "", "", "3", "40,000", "1 min 41 s"],
-        "2 cores, Abacus; 2026-01-01 to 2026-01-03; 01234567",
+        "2 cores, Abacus; bf16-mixed; 2026-01-01 to 2026-01-03; 01234567",
     ]
 
 

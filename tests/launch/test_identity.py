@@ -12,7 +12,11 @@ CONFIG = {
     "phases": {"train": {"samples": 100}},
     "trainer": {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "devices": 2},
 }
-CHOSEN = {"phases": {"train": {"samples": 100}}, "model": {"image": {"class_path": "A"}}}
+CHOSEN = {
+    "phases": {"train": {"samples": 100}},
+    "model": {"image": {"class_path": "A"}},
+    "trainer": {"precision": "bf16-mixed"},
+}
 
 
 def changed(**slots) -> Identity:
@@ -44,6 +48,23 @@ def test_what_is_trained_counts_even_where_it_is_a_default(slots):
     assert not changed(**slots).agrees(changed())
     assert not changed().agrees(changed(**slots))
     assert changed(**slots).digest != changed().digest
+
+
+def test_a_result_is_of_the_precision_it_was_trained_in():
+    def wanted(precision):
+        trainer = {"trainer": {"precision": precision}}
+        return Identity.of(CONFIG | trainer, {} if precision == "auto" else trainer)
+
+    auto, bf16, fp32 = wanted("auto"), wanted("bf16-mixed"), wanted("32-true")
+    assert not bf16.agrees(fp32) and not fp32.agrees(bf16)
+    results = {name: auto.trained_in(name) for name in ("bf16-mixed", "32-true")}
+    for name, result in results.items():
+        assert result.values["trainer.precision"] == name
+        # Whoever leaves it to the machine takes what other machines chose, or people named.
+        assert auto.agrees(result) and auto.agrees(bf16) and result.agrees(fp32)
+        # Whoever names one does not.
+        assert bf16.agrees(result) == (name == "bf16-mixed")
+    assert auto.trained_in(None) == auto
 
 
 def test_a_key_that_only_a_later_version_knows_counts_once_it_is_chosen():

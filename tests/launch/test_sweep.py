@@ -28,7 +28,7 @@ assert not run_dir.exists(), "left from an interrupted attempt"
 run_dir.mkdir(parents=True)
 final = {"emoji/heldout_twemoji/top1": 0.25 + seed / 64, "loss": float("nan")}
 summary = {"final": final, "steps": 10, "samples": 1280, "seconds": 2.04, "seed": seed}
-summary["cpu_seconds_last_process"] = 1.5
+summary |= {"cpu_seconds_last_process": 1.5, "precision": "32-true"}
 (run_dir / "summary.json").write_text(json.dumps(summary))
 """
 
@@ -97,7 +97,8 @@ def test_what_a_result_says(bench, monkeypatch):
     assert list(record) == [*keys.split(), "seconds", "cpu_seconds", "samples", "final"]
     assert record["cpu_seconds"] == 1.5
     assert record["overrides"] == {"phases.train.samples": 1280}
-    assert record["identity"] == {"values": {"config": "a", "changes": 1}, "chosen": []}
+    values = {"config": "a", "changes": 1, "trainer.precision": "32-true"}
+    assert record["identity"] == {"values": values, "chosen": []}
     assert (record["seconds"], record["samples"], record["seed"]) == (2.0, 1280, 4)
     # Not a number is no JSON; other tools read these files.
     assert record["final"] == {"emoji/heldout_twemoji/top1": 0.3125, "loss": None}

@@ -76,7 +76,12 @@ def config(manifest: Path, objective: str = "clip", steps: int = 40) -> dict:
     text = {"width": 16, "depth": 1, "num_heads": 2, "context_length": 8, "dropout": 0.1}
     return {
         "name": "tiny",
-        "trainer": {"accelerator": "cpu", "gradient_clip_val": 1.0, "log_every_n_steps": 1},
+        "trainer": {
+            "accelerator": "cpu",
+            "precision": "32-true",
+            "gradient_clip_val": 1.0,
+            "log_every_n_steps": 1,
+        },
         "data": {"manifest": str(manifest), "num_workers": 1, "lanes": 2, "block": 8},
         "model": {
             "embed_dim": 8,

@@ -14,6 +14,7 @@ from counterpoint.models.reducers.text import Truncate
 from counterpoint.models.shared import SharedImageTower, SharedTextTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
+from counterpoint.train import flops
 from counterpoint.train.flops import FlopMeter, measured_peak, on_meta
 
 N, CONTEXT = 12, 24
@@ -123,9 +124,50 @@ def test_the_copy_has_no_memory_and_the_model_stays():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_peak_is_a_speed():
-    peak = measured_peak(torch.device("cpu"), "bf16-mixed", 0.01)
-    assert 1e9 < peak < 1e15
+class Device:
+    """A clock, and products that take as long on it as on a device of this speed."""
+
+    def __init__(self, speed, first=0.0):
+        self.now, self.speed, self.first = 0.0, speed, first
+        self.sizes = []
+
+    def perf_counter(self):
+        return self.now
+
+    def product(self, a, b):
+        self.sizes.append(len(a))
+        is_new = self.sizes.count(len(a)) == 1
+        taken = 1e-5 + 2 * len(a) ** 3 / self.speed * (1.7 if is_new else 1)
+        self.now += taken + (self.first if len(self.sizes) == 1 else 0)
+        return taken
+
+
+@pytest.mark.parametrize("speed", [2e9, 4e9, 2e10, 3e11, 1e13, 8e14])
+def test_a_peak_takes_less_than_half_a_second_on_any_device(monkeypatch, speed):
+    device = Device(speed)
+    monkeypatch.setattr(flops.time, "perf_counter", device.perf_counter)
+    monkeypatch.setattr(flops, "product_seconds", device.product)
+    monkeypatch.setitem(flops.LARGEST, "cpu", flops.LARGEST["cuda"])
+    monkeypatch.setattr(flops, "random_matrices", lambda size, *rest: (range(size), range(size)))
+    peak = measured_peak(torch.device("cpu"), "bf16-mixed")
+    assert 0.1 < device.now < 0.5
+    assert 0.9 * speed < peak / torch.get_num_threads() <= speed
+    assert (max(device.sizes) < 512) == (speed < 1e10) and device.sizes[:2] == [64, 64]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_a_peak_is_measured_on_random_numbers_that_nobody_else_draws(monkeypatch, precision):
+    seen = []
+    monkeypatch.setattr(flops, "product_seconds", lambda a, b: seen.append((a, b)) or 1.0)
+    before = torch.get_rng_state(), torch.get_num_threads()
+    monkeypatch.setattr(flops.time, "perf_counter", iter([0.0, 0.0, 1.0]).__next__)
+    assert measured_peak(torch.device("cpu"), precision) > 0
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.get_num_threads() == before[1]
+    kinds = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "64-true": torch.float64}
+    for a, b in seen:
+        assert a.dtype == b.dtype == kinds[precision]
+        assert a.double().std() == pytest.approx(1, rel=0.1) and not torch.equal(a, b)
 
 
 class Curious(ImageTower):
