@@ -14,7 +14,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def gloo():
-    """Calls `gloo(world_size, fn, *args, timeout=60)`: results of fn(rank, world_size, *args)."""
+    """Calls `gloo(world_size, fn, *args)`: results of fn(rank, world_size, *args)."""
     pool = GlooPool()
     yield pool
     pool.close()

@@ -8,10 +8,11 @@
     def test_total(gloo):
         assert gloo(2, total, 10.0) == [torch.tensor(30.0)] * 2
 
-torch is imported once, by the process that forks the workers, and they live as long as the pool. A
-worker first imports what the test's module imports. Every call gets a process group of its own,
-of exactly `world_size` ranks, and the environment variables torchrun would set. A call that
-hangs is ended, and the workers it leaves in an unknown state are replaced at the next call.
+torch, and Lightning if the tests use it, are imported once, by the process that forks the workers,
+and they live as long as the pool. A worker first imports what the test's module imports. Every call
+gets a process group of its own, of exactly `world_size` ranks, and the environment variables
+torchrun would set. A call that hangs is ended after minutes, and the workers it leaves in an unknown
+state are replaced at the next call.
 """
 
 import os
@@ -29,7 +30,10 @@ from pathlib import Path
 from typing import Any
 
 NUM_WORKERS = 4
-START_SECONDS = 180.0  # importing torch on a busy machine
+HANG_SECONDS = 900.0  # for a call: a busy machine takes its time
+START_SECONDS = 900.0  # importing torch and Lightning
+STACK_SECONDS = 60.0  # a process that cannot say where it stands is stopped
+PRELOADED = ("lightning.pytorch", "transformers", "timm", "deepspeed")
 GRACE_SECONDS = 3.0  # how long the other ranks may take to notice that one has failed
 SETUP_TRIES = 3
 
@@ -49,12 +53,14 @@ class Nursery:
         self.log = folder / "nursery.log"
         self.control, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(START_SECONDS)
+        script = str(Path(__file__).with_name("worker.py"))
+        preloaded = [name for name in PRELOADED if name in sys.modules]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         if sys.platform == "linux":
             environment["GLOO_SOCKET_IFNAME"] = "lo"  # no look-up of the host's own name
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("worker.py")), str(child.fileno())],
+                [sys.executable, script, str(child.fileno()), *preloaded],
                 pass_fds=[child.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -107,9 +113,10 @@ class Worker:
 
     def where(self) -> str:
         """Returns the stack of the main thread of a process that does not answer."""
-        start = self.mark()
+        start, end = self.mark(), time.monotonic() + STACK_SECONDS
         os.kill(self.pid, signal.SIGUSR1)
-        time.sleep(0.3)
+        while "in <module>" not in self.tail(start) and time.monotonic() < end:
+            time.sleep(0.01)
         return self.tail(start)
 
     def kill(self) -> None:
@@ -143,18 +150,17 @@ class GlooPool:
         self._num_started = 0
         self._num_calls = 0
 
-    def __call__(self, world_size: int, fn: Callable, *args: Any, timeout: float = 60.0) -> list:
+    def __call__(self, world_size: int, fn: Callable, *args: Any) -> list:
         """Runs `fn` on `world_size` ranks and returns their results in the order of the ranks.
 
         Args:
             world_size: Number of ranks, 1 to 4.
             fn: A top-level function of a test file (or of counterpoint).
             args: Passed on to every rank; picklable, as must be the results.
-            timeout: Seconds for the call and for each of its collectives.
 
         Raises:
             WorkerError: A rank raised or died; the one that failed first is told.
-            WorkerTimeout: A rank did not answer within `timeout`.
+            WorkerTimeout: A rank did not answer within `HANG_SECONDS`.
         """
         if not 1 <= world_size <= NUM_WORKERS:
             raise ValueError(f"world_size {world_size}: the pool has 1 to {NUM_WORKERS} workers")
@@ -163,8 +169,8 @@ class GlooPool:
         for _ in range(SETUP_TRIES):
             workers = self._claim(world_size)
             marks = [worker.mark() for worker in workers]
-            self._send(workers, fn, args, timeout)
-            answers = self._collect(workers, time.monotonic() + timeout)
+            self._send(workers, fn, args)
+            answers = self._collect(workers, time.monotonic() + HANG_SECONDS)
             if not any(answer[0] == "setup" for answer in answers.values()):
                 break
             # Gloo could not connect the processes, which happens on busy machines. Some count a
@@ -184,7 +190,7 @@ class GlooPool:
                 + (f"\nprinted by rank {first}:\n{printed}" if printed else "")
             )
         if len(answers) < world_size:
-            raise self._hang(workers, answers, fn, timeout)
+            raise self._hang(workers, answers, fn)
         return [pickle.loads(answers[rank][1]) for rank in range(world_size)]
 
     def close(self) -> None:
@@ -209,7 +215,7 @@ class GlooPool:
             self._num_started += 1
         return self._workers[:num]
 
-    def _send(self, workers: list[Worker], fn: Callable, args: tuple, timeout: float) -> None:
+    def _send(self, workers: list[Worker], fn: Callable, args: tuple) -> None:
         self._num_calls += 1
         call = {
             "module": fn.__module__,
@@ -218,7 +224,8 @@ class GlooPool:
             "folders": sys.path,
             "rendezvous": str(Path(self._folder.name, f"rendezvous-{self._num_calls}")),
             "world_size": len(workers),
-            "timeout": timeout,
+            # Later than ours: a rank that hangs is to be found where it stands.
+            "timeout": 2 * HANG_SECONDS,
         }
         arguments, port = pickle.dumps(args), free_port()
         for rank, worker in enumerate(workers):
@@ -255,14 +262,14 @@ class GlooPool:
         return answers
 
     @staticmethod
-    def _hang(workers: list[Worker], answers: dict, fn: Callable, timeout: float) -> WorkerTimeout:
+    def _hang(workers: list[Worker], answers: dict, fn: Callable) -> WorkerTimeout:
         """Ends the ranks that did not answer; returns the error that tells where they stood."""
         stacks = {r: w.where() for r, w in enumerate(workers) if r not in answers}
         for rank in stacks:
             workers[rank].kill()
         waiting = [rank for rank, stack in stacks.items() if "distributed_c10d.py" in stack]
         stuck = [rank for rank in stacks if rank not in waiting] or waiting
-        lines = [f"{fn.__qualname__}: no answer from rank {stuck} within {timeout:g} s"]
+        lines = [f"{fn.__qualname__}: no answer from rank {stuck} within {HANG_SECONDS:g} s"]
         if waiting != stuck and waiting:
             lines.append(f"rank {waiting} waits in a collective")
         lines += [f"stack of rank {rank}:\n{stack}" for rank, stack in stacks.items()]

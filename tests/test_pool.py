@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.distributed as dist
+from waiting import until
 
+from . import pool
 from .pool import GlooPool, WorkerError, WorkerTimeout
 
 
@@ -63,7 +65,7 @@ def one_dies(rank, world_size):
 
 def one_sleeps(rank, world_size):
     if rank == 1:
-        time.sleep(600)
+        time.sleep(36000)
     dist.all_reduce(torch.zeros(1))
 
 
@@ -85,11 +87,11 @@ def test_classes_of_a_test_file_travel_both_ways(gloo):
 
 
 def test_workers_are_reused():
-    pool = GlooPool()  # none of whose workers has seen DeepSpeed: those keep their number of ranks
+    fresh = GlooPool()  # none of whose workers has seen DeepSpeed: those keep their number of ranks
     try:
-        assert pool(2, process) == pool(3, process)[:2]
+        assert fresh(2, process) == fresh(3, process)[:2]
     finally:
-        pool.close()
+        fresh.close()
 
 
 def test_calls_leave_nothing_behind(gloo):
@@ -124,14 +126,22 @@ def test_a_result_that_cannot_be_pickled_is_an_error(gloo):
         gloo(1, unpicklable)
 
 
-def test_a_hang_names_the_rank_and_the_place_and_the_pool_recovers(gloo):
+def test_a_hang_names_the_rank_and_the_place_and_the_pool_recovers(gloo, monkeypatch):
+    """Time is up once both ranks stand where they will stand for ever."""
     gloo(2, process)
-    started = time.monotonic()
-    with pytest.raises(WorkerTimeout) as caught:
-        gloo(2, one_sleeps, timeout=2)
-    assert time.monotonic() - started < 10
+
+    def stand(pipes, timeout):
+        waits, sleeps = gloo._workers[:2]
+        until(lambda: "distributed_c10d.py" in waits.where() and "in one_sleeps" in sleeps.where())
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "wait", stand)
+        with pytest.raises(WorkerTimeout) as caught:
+            gloo(2, one_sleeps)
     text = str(caught.value)
-    assert "no answer from rank [1] within 2 s" in text
+    assert f"no answer from rank [1] within {pool.HANG_SECONDS:g} s" in text
+    assert "rank [0] waits in a collective" in text
     assert "in one_sleeps" in text
     assert gloo(2, summed, 1)[0][0] == 3
 

@@ -1,7 +1,7 @@
 """Runs many small pieces of work in a child that may crash or hang.
 
 In: a function of a number that returns a word. Out: how often each word came up, the longest time
-and the largest memory that one piece took.
+and the largest memory that one piece took. A piece that never ends is ended after minutes.
 """
 
 import multiprocessing
@@ -11,10 +11,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from waiting import PATIENCE
+
 
 @dataclass(frozen=True)
 class Report:
-    """Counts of outcomes, CPU seconds of the slowest piece, its number, growth of memory in MiB."""
+    """Counts of outcomes, CPU seconds of the slowest piece and its number (to be printed, no test
+    judges by them), growth of memory in MiB."""
 
     outcomes: Counter
     seconds: float
@@ -40,7 +43,7 @@ def run_here(work: Callable[[int], str], count: int) -> Report:
     return Report(outcomes, longest, slowest, peak_memory() - before)
 
 
-def run_watched(work: Callable[[int], str], count: int, patience: float = 60) -> Report:
+def run_watched(work: Callable[[int], str], count: int, patience: float = PATIENCE) -> Report:
     """Does the same in a child; fails when it dies, or is silent on one piece for too long."""
     context = multiprocessing.get_context("fork")
     progress = context.Value("q", -1, lock=False)

@@ -1,6 +1,7 @@
 """The gloo workers' process: imports torch once, forks a worker whenever it is told to.
 
-In: over the socket whose descriptor is the first argument, `fork LOG` together with the descriptor
+The other arguments are modules that it imports as well. In: over the socket whose descriptor is the
+first argument, `fork LOG` together with the descriptor
 of the new worker's pipe (answer: its process id), or `status PID` (answer: its exit status, or
 `running`). A worker takes pairs of messages from its pipe: a call as a dict, then the pickled
 positional arguments (unpickled only once the function's module is loaded, since they may be of its
@@ -126,7 +127,7 @@ def serve(pipe: Connection) -> None:
         except EOFError:
             return
         answer = run_call(call, arguments)
-        if "deepspeed" in sys.modules:
+        if getattr(sys.modules.get("deepspeed.comm.comm"), "cdb", None) is not None:
             answer = (*answer, "deepspeed")
         sys.stdout.flush()
         pipe.send_bytes(pickle.dumps(answer))
@@ -161,6 +162,8 @@ def main() -> None:
     import torch.distributed
 
     torch.set_num_threads(1)
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
     control = socket.socket(fileno=int(sys.argv[1]))
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 4096, 1)

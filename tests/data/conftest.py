@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from counterpoint.data.index import index_shards
 
 # The same examples every time, however slow the machine is.
-settings.register_profile("data", deadline=None, derandomize=True)
+settings.register_profile(
+    "data", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("data")
 
 Members = list[tuple[str, bytes]]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hostile_http import serve
+from waiting import PATIENCE, until
 
 from counterpoint.data.cache import LocalStore, ShardCache
 from counterpoint.data.errors import SampleError
@@ -20,14 +21,14 @@ from counterpoint.data.remote import Transport
 FORK = multiprocessing.get_context("fork")
 
 
-def hasty(num_attempts: int = 6) -> Transport:
-    """For a server that stalls; a busy machine may look like one."""
-    return Transport(num_attempts, stall_timeout=0.4, first_delay=0.01)
+def hasty() -> Transport:
+    """For a server that stalls. A slow machine may look like one, hence the many attempts."""
+    return Transport(num_attempts=30, stall_timeout=1.0, first_delay=0.01)
 
 
 def patient(num_attempts: int = 6, **settings) -> Transport:
     """For a server that does not, where requests are counted."""
-    return Transport(num_attempts, stall_timeout=20.0, first_delay=0.01, **settings)
+    return Transport(num_attempts, stall_timeout=PATIENCE, first_delay=0.01, **settings)
 
 
 @pytest.fixture
@@ -58,6 +59,13 @@ def kept(folder: Path) -> set[str]:
     return {path.name.partition("-")[2] for path in folder.glob("*.tar")}
 
 
+def age(folder: Path, seconds: int = 100) -> None:
+    """Makes the last use of every shard in a cache longer ago."""
+    for path in folder.glob("*.tar"):
+        status = path.stat()
+        os.utime(path, ns=(status.st_atime_ns - seconds * 10**9, status.st_mtime_ns))
+
+
 def test_bytes_are_those_on_disk_while_shards_come_and_go(source, tmp_path):
     """Room for three of six: reading in turn fetches again, never more than fits, never wrongly."""
     local = ShardReader([str(path) for path in sorted(source.glob("*.tar"))])
@@ -81,7 +89,7 @@ def test_the_shard_used_longest_ago_goes_first(source, tmp_path, monkeypatch):
         reader = ShardReader(addresses(server), cache, num_bytes=sizes(source))
         first = reader.read(0, 0)
         for shard in (1, 2, 0, 3):
-            time.sleep(0.02)
+            age(tmp_path / "cache")
             reader.read(shard, 0)
         assert kept(tmp_path / "cache") == {"00000.tar", "00002.tar", "00003.tar"}
         assert reader.read(0, 0) == first
@@ -105,7 +113,7 @@ def test_processes_share_a_cache_and_fetch_each_shard_once(source, tmp_path):
         ]
         for worker in workers:
             worker.start()
-        keys = [results.get(timeout=60) for _ in workers]
+        keys = [results.get(timeout=PATIENCE) for _ in workers]
         for worker in workers:
             worker.join()
         assert keys == [[f"{number:09d}" for number in range(24)]] * 4
@@ -121,15 +129,11 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_broken(source, tmp_pat
         url, num_bytes = addresses(server)[0], sizes(source)[0]
 
         def fetch() -> None:
-            slow = Transport(1, stall_timeout=60.0)
-            ShardCache(folder, 1 << 30, slow).open(url, num_bytes)
+            ShardCache(folder, 1 << 30, patient(1)).open(url, num_bytes)
 
         victim = FORK.Process(target=fetch)
         victim.start()
-        deadline = time.monotonic() + 30
-        while not any(path.stat().st_size for path in folder.glob("*part*")):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: any(path.stat().st_size for path in folder.glob("*part*")), victim.is_alive)
         assert not list(folder.glob("*.tar"))
         store = ShardCache(folder, 1 << 30, hasty())
         assert list(folder.glob("*part*")), "what a living process writes is left alone"
@@ -248,7 +252,7 @@ def test_what_does_not_fit_is_said_with_the_size_needed(source, tmp_path):
         ShardCache(tmp_path / "cache", 0)
 
 
-def test_prefetching_waits_for_nobody_and_displaces_nothing_in_use(source, tmp_path, monkeypatch):
+def test_prefetching_waits_for_nobody_and_displaces_nothing_in_use(source, tmp_path):
     size = max(sizes(source))
     with serve(source) as server:
         urls, num_bytes = addresses(server), sizes(source)
@@ -256,8 +260,7 @@ def test_prefetching_waits_for_nobody_and_displaces_nothing_in_use(source, tmp_p
         assert cache.prefetch(urls[0], num_bytes[0]) and cache.prefetch(urls[1], num_bytes[1])
         assert not cache.prefetch(urls[2], num_bytes[2])
         assert kept(tmp_path / "cache") == {"00000.tar", "00001.tar"}
-        monkeypatch.setattr("counterpoint.data.cache.HOLD_SECONDS", 0.0)
-        time.sleep(0.02)
+        age(tmp_path / "cache")
         with locked(cache._beside(cache._path(urls[2], num_bytes[2], ""), "lock")):
             assert not cache.prefetch(urls[2], num_bytes[2])
         assert cache.prefetch(urls[2], num_bytes[2])
@@ -310,7 +313,7 @@ def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path):
 
 def read_at_random(urls, num_bytes, folder, max_bytes, seed, done) -> None:
     chance = random.Random(seed)
-    store = ShardCache(folder, max_bytes, hasty(12))
+    store = ShardCache(folder, max_bytes, hasty())
     reader = ShardReader(urls, store, max_open=2, num_bytes=num_bytes)
     for _ in range(150):
         shard, ordinal = chance.randrange(len(urls)), chance.randrange(4)
@@ -345,9 +348,9 @@ def test_crowds_deaths_and_a_hostile_server(source, tmp_path, seed):
             victim.join()
             victims.append(start(5 + len(victims)))
         for process in [*workers, *victims]:
-            process.join(120)
+            process.join(PATIENCE)
             assert process.exitcode == 0
-        assert {"0", "1", "2"} <= {str(done.get(timeout=5)) for _ in range(5)}
+        assert {"0", "1", "2"} <= {str(done.get(timeout=PATIENCE)) for _ in range(5)}
     ShardCache(folder, room)
     assert {path.suffix for path in folder.iterdir()} <= {".tar", ".index"}
     assert total(folder) <= room

@@ -7,7 +7,7 @@ Every one is decoded or refused under a cause, within a bound on time and memory
 import json
 import random
 import struct
-import time
+import zlib
 
 import numpy as np
 import pytest
@@ -19,16 +19,15 @@ from watched import run_here, run_watched
 from counterpoint.data.captions import FirstFound
 from counterpoint.data.decode import MAX_CAPTION, find_image, sample_key
 from counterpoint.data.errors import CAUSES, SampleError
-from counterpoint.data.picture import MAX_PIXELS, Picture
+from counterpoint.data.picture import MAX_PIXELS, Jpeg, Picture
 from counterpoint.data.tokenize import ClipTokenizer
-from counterpoint.data.vetting import MAX_SCANS, vet_picture
+from counterpoint.data.vetting import MAX_CHUNKS, MAX_SCANS, vet_picture
 
 # Pillow and libtiff say much about damaged files.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 # Of one member, whatever is in it, in MiB: the largest accepted WebP with transparency takes the
 # most.
-MAX_SECONDS = 30
 MAX_MEMORY = 2560
 
 
@@ -81,7 +80,7 @@ def fuzzed(number: int) -> str:
 def test_a_sample_of_damaged_members():
     report = run_here(fuzzed, 700)
     assert report.outcomes.keys() == {"read", "bad_image", "bad_text", "no_caption"}
-    assert report.seconds < MAX_SECONDS and report.memory < MAX_MEMORY
+    assert report.memory < MAX_MEMORY
 
 
 @pytest.mark.soak
@@ -90,7 +89,7 @@ def test_fifty_thousand_damaged_members():
     print(report)
     assert sum(report.outcomes.values()) == 50_000
     assert set(report.outcomes) <= {"read", "bad_image", "bad_text", "no_caption", "too_large"}
-    assert report.seconds < MAX_SECONDS and report.memory < MAX_MEMORY
+    assert report.memory < MAX_MEMORY
 
 
 @pytest.mark.soak
@@ -111,7 +110,7 @@ def test_the_largest_accepted_pictures(form):
     report = run_watched(lambda number: outcome({"__key__": "k", "jpg": data, "txt": TEXT}), 1)
     print(form, report)
     assert report.outcomes == {"read": 1}
-    assert report.seconds < MAX_SECONDS and report.memory < MAX_MEMORY
+    assert report.memory < MAX_MEMORY
 
 
 @pytest.mark.parametrize("number", range(len(PICTURES)))
@@ -180,14 +179,14 @@ def test_lines_are_no_pictures(size):
         read_picture(encoded(Image.new("RGB", size), "PNG"))
 
 
-def test_a_jpeg_of_endless_scans_is_refused_at_once():
+def test_a_jpeg_of_endless_scans_reaches_no_decoder(monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr(Jpeg, "_decode", lambda *args: pytest.fail("decoded"))
     data = encoded(Image.new("L", (2048, 2048), 128), "JPEG", progressive=True)
     scan, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
     bomb = data[:scan] + data[scan:end] * 5000 + data[end:]
-    start = time.process_time()
     with pytest.raises(SampleError, match=f"more than {MAX_SCANS} scans"):
         read_picture(bomb)
-    assert time.process_time() - start < 1
 
 
 def test_what_follows_a_jpeg_is_nobodys_business():
@@ -208,12 +207,15 @@ def test_other_formats_never_reach_a_decoder(form, monkeypatch):
         read_picture(data)
 
 
-def test_many_chunks_take_little_time():
+def test_many_chunks_are_not_all_read(monkeypatch):
+    read, crc32 = [], zlib.crc32
+    monkeypatch.setattr(
+        "counterpoint.data.vetting.zlib.crc32", lambda chunk: read.append(1) or crc32(chunk)
+    )
     empty = repaired_png(b"\x89PNG\r\n\x1a\n" + b"\0\0\0\0teXt\0\0\0\0" * 150_000)
-    start = time.process_time()
     with pytest.raises(SampleError, match="chunks"):
         vet_picture(empty)
-    assert time.process_time() - start < 2
+    assert len(read) == MAX_CHUNKS < 150_000
 
 
 SAMPLE = {"__key__": "k", "png": encoded(scene(), "PNG")}
@@ -255,13 +257,13 @@ def test_a_mark_at_the_beginning_is_no_part_of_the_text():
 
 
 @pytest.mark.parametrize("piece", ["amp;", "\u0301", "é", "<", "&", "\x01", " ", "Ã©", "&lt;"])
-def test_a_huge_text_takes_little_time(piece):
+def test_a_huge_text_is_cut_before_it_becomes_tokens(piece):
     """Undoing nested `&amp;amp;...` takes a minute for 64 kB when nothing bounds it."""
     text = ("&" + piece * 200_000).encode()[: 1 << 20]
-    start = time.process_time()
-    ids, _ = TOKENIZE([read_caption({"__key__": "k", "txt": text})], 77)
+    caption = read_caption({"__key__": "k", "txt": text})
+    assert 0 < len(caption) <= MAX_CAPTION
+    ids, _ = TOKENIZE([caption], 77)
     assert ids.shape == (1, 77)
-    assert time.process_time() - start < 10
 
 
 def test_numbers_without_a_range_are_refused_and_white_may_be_zero():

@@ -171,7 +171,7 @@ def test_a_refused_sidecar_is_none(shards, tmp_path, status):
     with serve(tmp_path) as server:
         url = f"{server.url}/00000.tar?signature=secret"
         server.refusals["/00000_stats.json"] = status
-        few = Transport(num_attempts=2, stall_timeout=20.0, first_delay=0.01)
+        few = Transport(num_attempts=2, stall_timeout=900.0, first_delay=0.01)
         manifest = index_shards([url], tmp_path / "m.parquet", transport=few)
         assert manifest.counts.tolist() == [7]
         assert server.asked["/00000_stats.json"] == 1
@@ -197,7 +197,7 @@ def test_a_folder_of_a_web_server_is_listed(shards, tmp_path):
 
 
 def hasty() -> Transport:
-    return Transport(num_attempts=6, stall_timeout=0.4, first_delay=0.01)
+    return Transport(num_attempts=30, stall_timeout=1.0, first_delay=0.01)
 
 
 def test_many_shards_are_counted_by_several_processes(make_tar, make_pairs, tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 import signal
-import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
+from waiting import PATIENCE, until
 
 from counterpoint.data.cache import ShardCache
 from counterpoint.data.index import index_shards
@@ -212,6 +213,14 @@ def test_bad_input_is_refused_before_training(manifest_file, shards, tmp_path):
         connected(manifest_file, **both).plan()
 
 
+def pending(pid: int) -> bool:
+    """Whether a signal has been sent to a process that has not reached it yet."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [line.split()[1] for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+    assert len(masks) == 2
+    return any(int(mask, 16) for mask in masks)
+
+
 def test_workers_outlive_a_stop_signal_but_not_their_loader(manifest_file):
     loader = connected(manifest_file, num_workers=2).train_dataloader()
     batches: Any = iter(loader.loader)
@@ -221,13 +230,13 @@ def test_workers_outlive_a_stop_signal_but_not_their_loader(manifest_file):
         os.kill(pid, signal.SIGINT)
     # From another process, as a scheduler's signal comes; the loader's own must end them.
     os.system(f"kill -TERM {' '.join(map(str, workers))}")
-    time.sleep(0.2)
+    until(lambda: not any(map(pending, workers)))
     assert len([*first, *batches]) == 8
     processes = list(batches._workers)
     assert all(process.is_alive() for process in processes)
     for process in processes:
         process.terminate()
-        process.join(timeout=10)
+        process.join(PATIENCE)
         assert process.exitcode == 0
 
 

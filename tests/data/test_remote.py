@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import time
 
 import pytest
 from hostile_http import FAULTS, serve
@@ -12,7 +11,14 @@ from counterpoint.data.remote import FetchError, NotThere, Transport, told
 
 
 def hasty(**changes) -> Transport:
-    settings = {"num_attempts": 8, "stall_timeout": 0.4, "first_delay": 0.01} | changes
+    """For a server that stalls. A slow machine may look like one, hence the many attempts."""
+    settings = {"num_attempts": 30, "stall_timeout": 1.0, "first_delay": 0.01} | changes
+    return Transport(**settings)
+
+
+def patient(**changes) -> Transport:
+    """For a server that does not, where requests or attempts are counted."""
+    settings = {"num_attempts": 8, "stall_timeout": 900.0, "first_delay": 0.01} | changes
     return Transport(**settings)
 
 
@@ -32,25 +38,27 @@ def test_each_fault_costs_an_attempt_and_nothing_else(source, tmp_path, fault, k
     content = (source / "0.tar").read_bytes()
     with serve(source, num_faults=2) as server:
         url, out = f"{server.url}/0.tar", tmp_path / "out.tar"
-        hasty().download(url, out, len(content) if known else 0)
+        transport = hasty() if fault == "stall" else patient()
+        transport.download(url, out, len(content) if known else 0)
         assert server.served[fault] == 2
+        if fault != "stall":
+            assert server.asked["/0.tar"] == 3
     assert out.read_bytes() == content
     assert sorted(os.listdir(tmp_path)) == ["out.tar", "source"]
 
 
-def test_a_server_that_never_recovers_is_given_up_soon(source, tmp_path, monkeypatch):
+def test_a_server_that_never_goes_on_is_given_up(source, tmp_path, monkeypatch):
     monkeypatch.setattr("hostile_http.FAULTS", ("stall",))
     with serve(source, num_faults=99) as server:
-        begin = time.monotonic()
+        # The server waits for half an hour: that this ends is the client's doing.
         with pytest.raises(FetchError, match=r"/0.tar' could not be read in 2 attempts: \w+"):
             hasty(num_attempts=2).download(f"{server.url}/0.tar", tmp_path / "out.tar", 5)
-        assert time.monotonic() - begin < 5
         assert server.asked["/0.tar"] == 2
     assert os.listdir(tmp_path) == ["source"]
 
 
 def test_what_does_not_exist_is_not_tried_again(source, tmp_path):
-    transport = hasty()
+    transport = patient()
     with serve(source) as server:
         url = f"{server.url}/none.tar?signature=secret"
         for call in (
@@ -69,14 +77,14 @@ def test_a_file_with_another_checksum_is_refused(source, tmp_path):
     digest = hashlib.sha256((source / "0.tar").read_bytes()).hexdigest()
     with serve(source) as server:
         url = f"{server.url}/0.tar"
-        hasty().download(url, tmp_path / "out.tar", sha256=digest)
+        patient().download(url, tmp_path / "out.tar", sha256=digest)
         with pytest.raises(FetchError, match="SHA-256 is not the one in the manifest"):
-            hasty(num_attempts=2).download(url, tmp_path / "other.tar", sha256="0" * 64)
+            patient(num_attempts=2).download(url, tmp_path / "other.tar", sha256="0" * 64)
 
 
 def test_a_driver_survives_a_fork(source, tmp_path):
     """The parent's event loop does not run in a loader worker."""
-    transport = hasty()
+    transport = patient()
     with serve(source) as server:
         transport.download(f"{server.url}/0.tar", tmp_path / "parent.tar")
         child = os.fork()
@@ -91,7 +99,7 @@ def test_a_driver_survives_a_fork(source, tmp_path):
         transport.download(f"{server.url}/0.tar", tmp_path / "again.tar")
     names = ("parent.tar", "child.tar", "again.tar")
     assert len({(tmp_path / name).read_bytes() for name in names}) == 1
-    assert pickle.loads(pickle.dumps(transport)).stall_timeout == 0.4
+    assert pickle.loads(pickle.dumps(transport)).stall_timeout == 900.0
 
 
 def test_missing_drivers_are_named():
@@ -123,7 +131,7 @@ def test_commands_run_only_when_enabled(source, tmp_path):
     url, out = f"pipe:cat {source}/0.tar | cat", tmp_path / "out.tar"
     with pytest.raises(ValueError, match=r"is a command, and running commands .* is not allowed"):
         hasty().download(url, out)
-    transport = hasty(allow_pipe=True, num_attempts=2)
+    transport = patient(allow_pipe=True, num_attempts=2)
     transport.download(url, out)
     assert out.read_bytes() == (source / "0.tar").read_bytes()
     for command in (
@@ -136,7 +144,8 @@ def test_commands_run_only_when_enabled(source, tmp_path):
     with pytest.raises(FetchError, match="do not end like a tar"):
         transport.download(f"pipe:head -c 1100 {source}/0.tar", tmp_path / "x.tar")
     with pytest.raises(FetchError, match=r"nothing arrived in 0.4 s"):
-        transport.download("pipe:sleep 60 | cat", tmp_path / "x.tar")
+        transport = hasty(allow_pipe=True, num_attempts=1, stall_timeout=0.4)
+        transport.download("pipe:sleep 3600 | cat", tmp_path / "x.tar")
     assert [path.name for path in tmp_path.glob("*.tar*")] == ["out.tar"]
 
 

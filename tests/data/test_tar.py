@@ -23,7 +23,6 @@ from counterpoint.data.members import build_index, open_index
 from counterpoint.data.tar import MAX_EXTENSION_BYTES, NoEndMark, TarDamage, walk_members
 
 NUM_SAMPLES = 6
-MAX_SECONDS = 10
 MAX_MEMORY = 256
 
 
@@ -126,7 +125,7 @@ def causes(report) -> set[str]:
 def test_a_sample_of_damaged_tars(tmp_path):
     report = run_here(lambda number: damaged(number, tmp_path), 150)
     assert {"read", "shard_truncated", "no_image", "no_caption"} <= causes(report)
-    assert report.seconds < MAX_SECONDS and report.memory < MAX_MEMORY
+    assert report.memory < MAX_MEMORY
 
 
 @pytest.mark.soak
@@ -135,7 +134,7 @@ def test_two_thousand_damaged_tars(tmp_path):
     print(report)
     assert sum(report.outcomes.values()) == 2000
     assert {"read", "shard_truncated", "no_image", "no_caption", "wrong_count"} <= causes(report)
-    assert report.seconds < MAX_SECONDS and report.memory < MAX_MEMORY
+    assert report.memory < MAX_MEMORY
 
 
 @pytest.mark.parametrize("form", ["gnu", "0.0", "0.1", "1.0"])

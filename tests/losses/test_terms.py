@@ -146,7 +146,7 @@ def joined(ranks, name, is_split, num_rows):
 
 def compare(gloo, jobs):
     world_size = len(jobs[0].splits)
-    results = gloo(world_size, ours, jobs, timeout=600)
+    results = gloo(world_size, ours, jobs)
     for number, job in enumerate(jobs):
         case, ranks = CASES[job.case], [result[number] for result in results]
         value, wanted = dense(job.case, job.exchange, job.splits, job.dtype)

@@ -229,7 +229,7 @@ def one():
 )
 def test_masks_losses_and_norms_are_the_same_for_any_split(gloo, one, world_size, name, chunks):
     dtype, exactness = (torch.float32, 1e-4) if "zero" in name else (torch.float64, 1e-9)
-    results = gloo(world_size, record, name, dtype, chunks, timeout=240)
+    results = gloo(world_size, record, name, dtype, chunks)
     losses, norms, kept = one[dtype]
     found = [torch.tensor(result[0], dtype=torch.float64) for result in results]
     assert torch.stack(found).mean(0).tolist() == pytest.approx(losses, rel=exactness)

@@ -142,8 +142,8 @@ def test_towers_without_layers_are_refused():
 @pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy(gloo, name, chunks):
-    want = gloo(2, record, name, chunks, False, timeout=240)
-    got = gloo(2, record, name, chunks, True, timeout=240)
+    want = gloo(2, record, name, chunks, False)
+    got = gloo(2, record, name, chunks, True)
     # FSDP2 hands a layer a view of its input, but not when a part is recomputed: a graph for each.
     graphs = 4 if name == "fsdp2" and chunks > 1 else 2
     for mine, theirs in zip(got, want, strict=True):

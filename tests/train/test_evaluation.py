@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from toy_evaluation import (
@@ -147,7 +147,7 @@ def test_the_nearest_is_found_by_the_objectives_own_distance():
     assert cosine.sum() != right.sum()  # else the test would not notice the wrong measure
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_ranks_equal_brute_force_with_ties(data):
     integers = st.integers(-2, 2)  # small integers tie often and are exact in float32

@@ -48,8 +48,8 @@ def run(rank, world_size, strategy, keep):
     ],
 )
 def test_losses_are_those_of_a_whole_teacher(gloo, strategy, keep):
-    want = gloo(2, run, strategy, "device", timeout=400)
-    got = gloo(2, run, strategy, keep, timeout=400)
+    want = gloo(2, run, strategy, "device")
+    got = gloo(2, run, strategy, keep)
     for (losses, here), (want_losses, size) in zip(got, want, strict=True):
         assert losses == want_losses and len(losses) == 3
         assert here == (size // 2 if keep == "sharded" else size)
@@ -136,10 +136,8 @@ def transformers_folder(folder):
 @pytest.mark.parametrize("keep", ["sharded", "host"])
 def test_models_of_other_libraries(gloo, tmp_path, layout, keep):
     layout(tmp_path)
-    whole = gloo(2, foreign, tmp_path, "device", timeout=400)
-    for (got, cut), (want, _) in zip(
-        gloo(2, foreign, tmp_path, keep, timeout=400), whole, strict=True
-    ):
+    whole = gloo(2, foreign, tmp_path, "device")
+    for (got, cut), (want, _) in zip(gloo(2, foreign, tmp_path, keep), whole, strict=True):
         for name in NEEDS:
             torch.testing.assert_close(got[name], want[name])
         assert (cut > 40) == (keep == "sharded")

@@ -47,8 +47,8 @@ def trace(rank, world_size, name, precision, steps=STEPS):
     ],
 )
 def test_mixed_precision_is_that_of_ddp(gloo, name):
-    want = gloo(2, trace, "ddp", "bf16-mixed", timeout=400)
-    got = gloo(2, trace, name, "bf16-mixed", timeout=400)
+    want = gloo(2, trace, "ddp", "bf16-mixed")
+    got = gloo(2, trace, name, "bf16-mixed")
     for (losses, norms, types, _), (want_losses, want_norms, *_) in zip(got, want, strict=True):
         assert losses[0] == pytest.approx(want_losses[0], rel=1e-6)
         assert norms[0] == pytest.approx(want_norms[0], rel=1e-5)
@@ -57,7 +57,7 @@ def test_mixed_precision_is_that_of_ddp(gloo, name):
         assert losses == pytest.approx(want_losses, rel=5e-3 if "zero" in name else 1e-5)
         assert types == {(torch.float32, torch.bfloat16)}
     assert {value.dtype for value in got[0][3].values()} == {torch.float32}  # saved by the first
-    exact = gloo(2, trace, "ddp", "32-true", timeout=400)[0][0]
+    exact = gloo(2, trace, "ddp", "32-true")[0][0]
     assert want[0][0] != exact and want[0][0] == pytest.approx(exact, rel=0.02)
 
 
@@ -68,8 +68,8 @@ def test_mixed_precision_is_that_of_ddp(gloo, name):
 )
 def test_16_bit_parameters_beside_fp32_ones(gloo, name, precision, dtype):
     steps = 30
-    exact = gloo(2, trace, "ddp", "32-true", steps, timeout=400)[0]
-    losses, norms, types, masters = gloo(2, trace, name, precision, steps, timeout=400)[0]
+    exact = gloo(2, trace, "ddp", "32-true", steps)[0]
+    losses, norms, types, masters = gloo(2, trace, name, precision, steps)[0]
     assert types == {(dtype, dtype)}
     # fp16 begins with a loss scale that is too large: those steps are left out.
     left_out = sum(not math.isfinite(norm) for norm in norms)

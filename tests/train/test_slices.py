@@ -92,7 +92,7 @@ def one(tmp_path_factory):
     ],
 )
 def test_runs_are_those_of_one_process(gloo, tmp_path, one, name, world_size):
-    results = gloo(world_size, run, name, tmp_path, timeout=240)
+    results = gloo(world_size, run, name, tmp_path)
     assert_same_course(results, one[0])
     assert [r[2] for r in results] == {2: [4, 3], 3: [3, 2, 2]}[world_size]
     # Each rank has the optimiser's state of its own rows, after a checkpoint too.
@@ -103,11 +103,11 @@ def test_runs_are_those_of_one_process(gloo, tmp_path, one, name, world_size):
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_a_run_goes_on_with_another_number_of_ranks(gloo, tmp_path, one, name):
-    gloo(2, run, name, tmp_path, data()[:CUT], timeout=240)
+    gloo(2, run, name, tmp_path, data()[:CUT])
     half = tmp_path / f"{name}-2.ckpt"
     for world_size, other in ((1, "auto"), (3, "fsdp2"), (3, "ddp")):
         to_come = data()[CUT:] + data()[:CUT]
-        results = gloo(world_size, run, other, tmp_path, to_come, half, timeout=240)
+        results = gloo(world_size, run, other, tmp_path, to_come, half)
         assert_same_course(results, [values[CUT:] for values in one[0][:2]])
         assert_same(saved(tmp_path / f"{other}-{world_size}.ckpt"), one[1])
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_an_ordinary_parameter_is_cut(gloo, tmp_path):
     trainer.save_checkpoint(tmp_path / "old.ckpt", weights_only=False)
     weights, optimizer = saved(tmp_path / "old.ckpt")
     moments = [s["exp_avg"] for s in optimizer["state"].values() if s["exp_avg"].shape == (C, 8)]
-    results = gloo(2, from_ordinary, tmp_path, timeout=240)
+    results = gloo(2, from_ordinary, tmp_path)
     assert [len(rows) for rows, _ in results] == [4, 3]
     assert torch.equal(torch.cat([rows for rows, _ in results]), weights[NAME])
     assert torch.equal(torch.cat([m for _, m in results]), moments[-1])
@@ -146,12 +146,12 @@ def refused(rank, world_size, name, optim, options, match):
 
 
 def test_what_would_take_rows_for_the_whole_is_refused(gloo):
-    (text,) = gloo(1, refused, "ddp", Timm("lamb"), {}, "needs whole tensors", timeout=240)
+    (text,) = gloo(1, refused, "ddp", Timm("lamb"), {}, "needs whole tensors")
     assert text.startswith("optim names timm's lamb") and NAME in text
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
 def test_zero_is_refused(gloo, name):
-    for text in gloo(2, refused, name, AdamW(), {}, "would take for copies", timeout=240):
+    for text in gloo(2, refused, name, AdamW(), {}, "would take for copies"):
         assert NAME in text and "trainer.strategy=ddp or fsdp2" in text

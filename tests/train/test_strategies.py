@@ -95,7 +95,7 @@ def compare(name, one, results, chunks, exactness):
 def test_gradients_losses_and_norms_are_those_of_one_process(gloo, name, world_size, all_chunks):
     dtype, exactness = EXACTNESS.get(name, (torch.float64, 1e-10))
     one = record(0, 1, "auto", dtype, 0.0, (1,))[1]
-    results = gloo(world_size, record, name, dtype, 0.0, all_chunks, timeout=900)
+    results = gloo(world_size, record, name, dtype, 0.0, all_chunks)
     for chunks in all_chunks:
         compare(name, one, results, chunks, exactness)
 
@@ -104,7 +104,7 @@ def test_gradients_losses_and_norms_are_those_of_one_process(gloo, name, world_s
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_dropout_is_that_of_each_chunk_in_forward_and_recomputation(gloo, name, all_chunks):
     dtype, exactness = EXACTNESS.get(name, (torch.float64, 1e-10))
-    results = gloo(2, record, name, dtype, 0.2, all_chunks, timeout=900)
+    results = gloo(2, record, name, dtype, 0.2, all_chunks)
     for chunks in all_chunks:
         one = record(0, 1, "auto", dtype, 0.2, (chunks,), Replayed)[chunks]
         compare(name, one, results, chunks, exactness)
@@ -152,7 +152,7 @@ def scales(rank, world_size, name, precision):
     "precision", ["32-true", pytest.param("bf16-true", marks=pytest.mark.soak)]
 )
 def test_a_scale_pushed_past_its_bound_leaves_it_at_once(gloo, name, precision):
-    for seen in gloo(1 if name == "auto" else 2, scales, name, precision, timeout=900):
+    for seen in gloo(1 if name == "auto" else 2, scales, name, precision):
         for values in zip(*seen, strict=True):
             assert values[:5] == pytest.approx([math.log(100)] * 5, abs=0.02)
             assert values[4] - values[5] > 0.05 and values[5] - values[6] > 0.05
@@ -171,7 +171,7 @@ def frozen(rank, world_size, name):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_frozen_tower_stays_as_it_is(gloo, name):
     _, one = frozen(0, 1, "auto")
-    before, after = gloo(2, frozen, name, timeout=900)[0]
+    before, after = gloo(2, frozen, name)[0]
     assert before.keys() == after.keys()
     for key, value in before.items():
         assert torch.equal(after[key], value) == key.startswith("model.image."), key

@@ -1,9 +1,11 @@
 """Who is blamed for a standstill."""
 
+import sys
 import threading
-import time
+from types import SimpleNamespace
 
 import pytest
+from waiting import until
 
 from counterpoint.train.watch import Standing, Watch, hung
 
@@ -27,29 +29,47 @@ def test_who_hangs(standings, silent, blamed):
     assert hung(standings, [rank in silent for rank in range(len(standings))]) == blamed
 
 
-def test_standing_still_is_measured_and_moving_is_not():
+def test_standing_still_is_measured_and_moving_is_not(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(
+        "counterpoint.train.watch.time", SimpleNamespace(monotonic=lambda: clock[0])
+    )
     watch = Watch(timeout=60.0)
-    inside, go_on, end = (threading.Event() for _ in range(3))
+    gates = [threading.Lock(), threading.Lock()]
+    for gate in gates:
+        gate.acquire()
 
-    def main():
-        inside.set()
-        go_on.wait()
-        end.wait()
+    def first():
+        gates[0].acquire()
 
-    thread = threading.Thread(target=main)
+    def second():
+        gates[1].acquire()
+
+    def stands_in(function) -> bool:
+        frame = sys._current_frames()[thread.ident]
+        return (frame.f_code, frame.f_lineno) == (
+            function.__code__,
+            function.__code__.co_firstlineno + 1,
+        )
+
+    thread = threading.Thread(target=lambda: (first(), second()))
     thread.start()
-    inside.wait()
-    watch._main = thread.ident
-    watch._look()
-    time.sleep(0.2)
-    assert watch._look().still >= 0.2
-    go_on.set()
-    while watch._look().still >= 0.2:
-        time.sleep(0.01)
-    watch._look()
-    time.sleep(0.1)
-    assert watch._look().still >= 0.1
-    watch._progress = (1, 0)
-    assert watch._look().still < 0.1
-    end.set()
-    thread.join()
+    try:
+        until(lambda: stands_in(first))
+        watch._main = thread.ident
+        assert watch._look().still == 0
+        clock[0] += 7
+        assert watch._look().still == 7
+        gates[0].release()
+        until(lambda: stands_in(second))
+        clock[0] += 5
+        assert watch._look().still == 0
+        clock[0] += 5
+        assert watch._look().still == 5
+        watch._progress = (1, 0)
+        assert watch._look().still == 0
+    finally:
+        for gate in gates:
+            if gate.locked():
+                gate.release()
+        thread.join()

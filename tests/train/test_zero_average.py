@@ -68,7 +68,7 @@ def online(name):
     [pytest.param(*case, marks=[] if case == QUICK else pytest.mark.soak) for case in CASES],
 )
 def test_average_follows_the_fp32_values(gloo, name, precision):
-    results = gloo(2, trace, name, precision, timeout=400)
+    results = gloo(2, trace, name, precision)
     (states, read), (_, other) = results
     averages = [key for key in states[0] if key.startswith("ema.") or ".target." in key]
     assert len(states) == STEPS + 1 and len(averages) > 20

@@ -86,7 +86,7 @@ def every(rank, world_size):
 def test_norms_and_weights_are_those_of_one_process(gloo):
     want = trajectory(0, 1, 0, False)
     assert all(torch.equal(a, b) for a, b in zip(want[1][1], want[2][1], strict=True))
-    for result in gloo(2, every, timeout=400):
+    for result in gloo(2, every):
         for case, trace in result.items():
             for (norms, weights), (want_norms, want_weights) in zip(trace, want, strict=True):
                 close = {"rtol": 1e-5, "msg": str(case), "equal_nan": True}

@@ -55,7 +55,7 @@ def traces(rank, world_size, name, clippers):
 def test_clippers_and_guard_do_the_same_in_every_strategy(gloo, name):
     clippers = [key for key in CLIPPERS if key != "agc" or not name.startswith("zero")]
     want = traces(0, 1, "auto", clippers)
-    results = gloo(2, traces, name, clippers, timeout=400)
+    results = gloo(2, traces, name, clippers)
     for key in clippers:
         close = {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True, "msg": key}
         norms, reports, weights, guard = want[key]
