@@ -11,8 +11,8 @@
 torch, and Lightning if the tests use it, are imported once, by the process that forks the workers,
 and they live as long as the pool. A worker first imports what the test's module imports. Every call
 gets a process group of its own, of exactly `world_size` ranks, and the environment variables
-torchrun would set. A call that hangs is ended after minutes, and the workers it leaves in an unknown
-state are replaced at the next call.
+torchrun would set. A call that hangs is ended after minutes, and the workers it leaves in an
+unknown state are replaced at the next call.
 """
 
 import os

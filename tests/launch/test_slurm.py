@@ -6,12 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import fake_slurm
 import pytest
 import tiny
+from progress import fence
+from waiting import until
 
 from counterpoint.data.index import index_shards
 from counterpoint.launch import env
@@ -175,21 +176,25 @@ def test_a_job_that_runs_out_of_time_or_dies_goes_on(manifest, tmp_path, number)
     """Two tasks over gloo; the same weights as two processes that were left alone."""
     environment = {**os.environ, **fake_slurm.install(tmp_path / "slurm")}
     # The tests' own modules (progress) must be found by the tasks as well.
-    runs = Path(__file__).resolve().parents[1] / "runs"
-    environment["PYTHONPATH"] = f"{runs}:{os.environ.get('PYTHONPATH', '')}"
+    tests = Path(__file__).resolve().parents[1]
+    environment["PYTHONPATH"] = f"{tests / 'runs'}:{tests}:{os.environ.get('PYTHONPATH', '')}"
     path, run_dir = run_file(tmp_path / "file", manifest), tmp_path / "run"
     job = [*("launch", "slurm", "--config", str(path), "--run_dir", str(run_dir), "--submit")]
     job += ["--gpus=0", "--tasks=2"]
     command = [sys.executable, "-m", "counterpoint.launch.cli", *job]
+    fence(tmp_path / "file" / "at", 12)
     submitted = subprocess.Popen(command, env=environment, cwd=tmp_path)
     at, tasks = tmp_path / "file" / "at.1", tmp_path / "slurm" / "tasks"
-    while not (at.exists() and int(at.read_text().split()[1]) >= 10):
-        assert submitted.poll() is None, log(run_dir)
-        time.sleep(0.02)
+    until(
+        lambda: at.exists() and int(at.read_text().split()[1]) >= 10,
+        lambda: submitted.poll() is None,
+        lambda: log(run_dir),
+    )
     for pid in map(
         int, tasks.read_text().split()[-1:] if number == 9 else tasks.read_text().split()
     ):
         os.kill(pid, number)
+    fence(tmp_path / "file" / "at", None)
     assert submitted.wait() == 0
     assert (tmp_path / "slurm" / "state").read_text() == "ENDED 0 1", log(run_dir)
     starts = [json.loads(line) for line in (run_dir / "starts.jsonl").read_text().splitlines()]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from waiting import PATIENCE, until
 
 from counterpoint.launch import claims, results
 from counterpoint.launch.catalogue import read_catalogue
@@ -154,8 +155,6 @@ def test_an_interrupted_attempt_starts_anew(bench):
 
 
 def test_a_termination_stops_the_run_and_gives_the_claim_back(bench, tmp_path):
-    import time
-
     bench.write(clip={"config": "a", "seeds": [0]})
     patient = tmp_path / "patient.py"
     patient.write_text(
@@ -163,7 +162,7 @@ def test_a_termination_stops_the_run_and_gives_the_claim_back(bench, tmp_path):
         f"mark = pathlib.Path({str(tmp_path)!r})\n"
         "signal.signal(signal.SIGTERM, lambda *_: ((mark / 'stopped').touch(), sys.exit(143)))\n"
         "(mark / 'started').touch()\n"
-        "time.sleep(60)\n"
+        "time.sleep(36000)\n"
     )
     driver = tmp_path / "driver.py"
     driver.write_text(
@@ -176,11 +175,9 @@ def test_a_termination_stops_the_run_and_gives_the_claim_back(bench, tmp_path):
         f"'--runs', {str(tmp_path / 'runs')!r}])\n"
     )
     with subprocess.Popen([sys.executable, str(driver)]) as process:
-        end = time.monotonic() + 60
-        while not (tmp_path / "started").exists() and time.monotonic() < end:
-            time.sleep(0.02)
+        until((tmp_path / "started").exists, lambda: process.poll() is None)
         process.terminate()
-        assert process.wait(60) == 143
+        assert process.wait(PATIENCE) == 143
     assert (tmp_path / "stopped").exists()
     assert list((bench.results / "tiny").iterdir()) == []
 
@@ -225,16 +222,12 @@ def test_the_claim_of_a_dead_process_is_taken_over(bench, monkeypatch):
 
 def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
     import os
-    import time
 
     monkeypatch.setattr(claims, "TOUCH_SECONDS", 0.01)
     path = tmp_path / "pair.claim"
     with claims.claimed(path):
         os.utime(path, (0, 0))
-        end = time.monotonic() + 5
-        while path.stat().st_mtime == 0 and time.monotonic() < end:
-            time.sleep(0.01)
-        assert path.stat().st_mtime > 0
+        until(lambda: path.stat().st_mtime > 0)
 
 
 @pytest.mark.parametrize(

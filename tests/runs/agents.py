@@ -10,11 +10,12 @@ import os
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from processes import PRELOAD
+from waiting import PATIENCE
+from waiting import until as waited
 
 CLONE_NEWUTS, CLONE_NEWNET = 0x04000000, 0x40000000
 
@@ -71,9 +72,9 @@ class Node:
         self.process = context.Process(target=agent, args=(argv, str(log), namespace, options))
         self.process.start()
 
-    def wait(self, timeout: float = 900.0) -> int:
+    def wait(self) -> int:
         """The agent's exit status."""
-        self.process.join(timeout)
+        self.process.join(PATIENCE)
         if self.process.is_alive():
             self.lose()
             raise AssertionError(f"the run hung:\n{self.text()[-3000:]}")
@@ -109,10 +110,6 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def until(condition, node: Node, timeout: float = 900.0) -> Any:
-    """Waits for something to be true; returns it."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert node.process.is_alive() and time.monotonic() < end, node.text()[-3000:]
-        time.sleep(0.01)
-    return found
+def until(condition, node: Node) -> Any:
+    """Waits for something to be true while the node's agent lives; returns it."""
+    return waited(condition, node.process.is_alive, lambda: node.text()[-3000:])

@@ -12,6 +12,8 @@ import time
 import traceback
 from pathlib import Path
 
+from waiting import PATIENCE
+
 PRELOAD = ["counterpoint.launch.fit", "counterpoint.launch.load", "timm", "transformers"]
 
 
@@ -55,15 +57,19 @@ class Run:
             process.start()
             self.processes.append(process)
 
+    def alive(self) -> bool:
+        """Whether every rank still runs."""
+        return all(process.is_alive() for process in self.processes)
+
     def signal(self, number: int, ranks: list[int] | None = None) -> None:
         """Sends a signal to some ranks (all by default)."""
         for rank, process in enumerate(self.processes):
             if ranks is None or rank in ranks:
                 os.kill(process.pid, number)
 
-    def wait(self, timeout: float = 120.0) -> list[int]:
+    def wait(self) -> list[int]:
         """Waits for the end; returns the exit status of each rank."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
         if any(process.is_alive() for process in self.processes):

@@ -1,4 +1,4 @@
-"""A callback that says how far each rank is, and may stand still."""
+"""A callback that says how far each rank is, and stands still where a test wants it to."""
 
 import os
 import signal
@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 import lightning.pytorch as pl
+from waiting import until
 
 
 class Progress(pl.Callback):
-    """Writes `pid step` to PATH.RANK before each step.
+    """Writes `pid step` to PATH.RANK before each step, and waits at a fence (see `fence`).
 
     Args:
         path: where, without the rank.
@@ -27,10 +28,35 @@ class Progress(pl.Callback):
         part = file.with_suffix(file.suffix + ".part")
         part.write_text(f"{os.getpid()} {trainer.global_step}")
         part.replace(file)
+        until(lambda: trainer.global_step < fenced(self.path))
         done = Path(f"{self.path}.hung")
         if (trainer.global_rank, trainer.global_step) == self.hang and not done.exists():
             done.touch()
             os.kill(os.getpid(), signal.SIGSTOP) if self.stopped else time.sleep(1e6)
+
+
+def fence(path: str | Path, step: int | None) -> None:
+    """Puts a fence before a step: no rank begins it or a later one until the fence is moved.
+
+    A test that does something to a run at a step does it before the fence, however slow the test or
+    fast the run. None takes the fence away.
+    """
+    file = Path(f"{path}.fence")
+    if step is None:
+        file.unlink(missing_ok=True)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".moved")
+    part.write_text(str(step))
+    part.replace(file)
+
+
+def fenced(path: str | Path) -> float:
+    """The step before which the fence stands."""
+    try:
+        return int(Path(f"{path}.fence").read_text())
+    except FileNotFoundError:
+        return float("inf")
 
 
 def where(path: str | Path, rank: int) -> tuple[int, int] | None:

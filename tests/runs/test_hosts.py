@@ -9,7 +9,7 @@ import pytest
 import test_faults
 from agents import Node, until
 from pool import free_port
-from progress import where
+from progress import fence, where
 from test_faults import assert_unharmed, starts
 
 from counterpoint.train.checkpoint import newest, step_of
@@ -82,7 +82,8 @@ def start(hosts: list[Host], number: int, arguments: list[str], log: Path, port:
 
 
 def test_a_node_is_lost_and_returns(hosts, written, whole, tmp_path):
-    arguments = [*written(tmp_path), "--watch.timeout=20"]
+    arguments = [*written(tmp_path), "--watch.timeout=60"]
+    fence(tmp_path / "at", 20)
     port = free_port()
     logs = [tmp_path / "log0", tmp_path / "log1"]
     nodes = [start(hosts, i, arguments, logs[i], port) for i in range(2)]
@@ -93,6 +94,7 @@ def test_a_node_is_lost_and_returns(hosts, written, whole, tmp_path):
     if hosts[1].name is not None:
         until(lambda: f"rank 1 ({hosts[1].name}) hangs" in nodes[0].text(), nodes[0])
     reached = step_of(newest(tmp_path / "run"))
+    fence(tmp_path / "at", None)
     hosts[1].plug("up")
     nodes[1] = start(hosts, 1, arguments, logs[1], port)
     assert [node.wait() for node in nodes] == [0, 0], [node.text()[-3000:] for node in nodes]
