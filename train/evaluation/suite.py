@@ -47,8 +47,8 @@ class Suite:
 def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
     """Reads a suite; no data is touched yet.
 
-    The suite is called as its file, or by its `name`, in which `{root}` is the folder where its paths
-    start.
+    The suite is called as its file, or by its `name`, in which `{root}` is the folder that relative
+    data paths start from.
 
     Relative data paths start from `data_root`, else from the suite's `root`. A relative `root`
     starts from the suite file's folder, or, for a packaged suite, from the working directory; so
