@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from counterpoint.data.schedule import Schedule
 from counterpoint.launch import config as run_config
 from counterpoint.train.clip.clipper import Clipper
+from counterpoint.train.clip.trainers import check_no_other
 from counterpoint.train.freeze import freeze
 from counterpoint.train.phases import Phases
 
@@ -56,6 +57,7 @@ def test_run(parser, path):
     assert config.name == path.stem
     with torch.device("meta"):
         parts = parser.instantiate(config)
+    check_no_other(parts.clip, parts.trainer.gradient_clip_val)
     phases = Phases(parts.phases)
     assert Schedule(phases.lengths).total_steps == phases.total_steps
     assert (parts.model.logit_bias is None) == (parts.objective.logit_bias_init is None)
