@@ -80,5 +80,5 @@ def block(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    os.environ["COLUMNS"] = "100"  # argparse would wrap at the width of whoever builds
+    os.environ["COLUMNS"] = "84"  # what a block on the page shows without scrolling
     main()
