@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .panels import Panel
+from .panels import Line, Panel
 
 NUM_COLOURS = 8
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
 NUM_POINTS = 400  # drawn per curve; more cannot be told apart at this size
+NUM_POINTS_A_PANEL = 1_200
 SMOOTHING = 15  # drawn points of a noisy curve averaged into its strong line
 
 # matplotlib wants real colours; these stand for CSS variables and are replaced in the output.
@@ -45,7 +46,7 @@ def draw(panel: Panel, prefix: str) -> str:
         figure = Figure(figsize=(5.4, 2.6), facecolor="none")
         axes = figure.add_axes((0.1, 0.165, 0.88, 0.8), facecolor="none")
         for line in panel.lines:
-            _plot(axes, panel, line)
+            _plot(axes, panel, line, min(NUM_POINTS, NUM_POINTS_A_PANEL // len(panel.lines)))
         _dress(axes, panel)
         out = io.StringIO()
         # Without a date and a creator the drawing is a function of the numbers alone.
@@ -80,10 +81,10 @@ def smooth(y: np.ndarray, width: int) -> np.ndarray:
     return np.where(finite, means, np.nan)
 
 
-def _plot(axes, panel: Panel, line) -> None:
+def _plot(axes, panel: Panel, line: Line, num_points: int) -> None:
     colour = SERIES[line.colour % NUM_COLOURS]
     dash = DASHES[line.colour // NUM_COLOURS % len(DASHES)]
-    x, y = thin(line.x, line.y, NUM_POINTS)
+    x, y = thin(line.x, line.y, num_points)
     if panel.grain == "sparse":
         mark = {"marker": "o", "markersize": 4 if len(x) <= 30 else 0}
         axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.8, clip_on=False, **mark)

@@ -1,7 +1,8 @@
 """Runs in, panels out: which curves share a picture, in which order and under which title.
 
 One run: curves of one kind share a panel (R@1, R@5 and R@10 of one direction). Several runs: one
-panel a metric and one colour a run, the same in every panel.
+panel a metric and one colour a run, the same in every panel. Of many runs the first choice is drawn:
+those that end best.
 """
 
 import re
@@ -9,8 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..means import WEIGHTED_BY
+from .repeats import constants, repeated
 from .runs import Run, is_share, show
 
+MANY = 5  # more runs than these are rows of a table, not columns
+NUM_DRAWN = 8  # of many runs; more colours cannot be told apart
 # What training logs, in the order a reader asks for it: title, what the numbers are, scale, grain.
 TRAINING = {
     "loss": ("Loss", "optimised value, mean over ranks", "linear", "noisy"),
@@ -21,21 +26,32 @@ TRAINING = {
     "flops_per_pair": ("Compute", "FLOPs a pair, forward and backward", "linear", "noisy"),
     "mfu": ("Utilisation", "the towers' FLOPs, of the device's peak", "share", "noisy"),
     "data_wait": ("Waiting for data", "share of the step's time", "share", "noisy"),
+    "peak_memory_gib": ("Peak memory", "GiB, of the rank that needs most", "linear", "exact"),
 }
-UNDRAWN = ("samples", "steps", "seconds")
+UNDRAWN = ("samples", "steps", "seconds", "epoch")
 RECALL = re.compile(r"(?P<direction>\w+?)_?recall@(?P<rank>\d+)")
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: what its legend says, where it goes, which colour it has."""
+    """One curve: what its legend says, where it goes, which colour it has, whose it is.
+
+    Attributes:
+        final: the number beside it, and `final_is` what that is: the last value, or the mean.
+        x: over the panel's axis.
+        steps: the same points in steps, which the page turns into other axes.
+        run: position of its run.
+    """
 
     label: str
     final: str
+    final_is: str
     x: np.ndarray
     y: np.ndarray
     colour: int
+    steps: np.ndarray
+    run: int
 
 
 @dataclass
@@ -58,13 +74,26 @@ def training_panels(runs: list[Run]) -> list[Panel]:
         titles |= {
             name: (f"Loss term: {name[5:]}", "raw value", "linear", "noisy") for name in terms
         }
-    found = [_by_run(runs, name, *titles[name]) for name in titles]
+    # A throughput that never changes is still looked for.
+    flat = {each.name for each in constants(runs, list(titles))} - {"loss", "pairs_per_s"}
+    found = [_by_run(runs, name, *titles[name]) for name in titles if name not in flat]
     return [panel for panel in found if panel.lines]
 
 
+def flat_metrics(runs: list[Run]) -> list[str]:
+    """`name value` of everything that was logged and never changed, so that none is hidden."""
+    left_out = {"loss", "pairs_per_s", *UNDRAWN, *evaluation_metrics(runs)}
+    names = [
+        name
+        for name in all_metrics(runs)
+        if name not in left_out and not name.startswith("errors/")
+    ]
+    return [f"{each.name} {each.text}" for each in constants(runs, names)]
+
+
 def evaluation_panels(runs: list[Run]) -> list[Panel]:
-    """Panels of zero-shot and retrieval results."""
-    metrics = evaluation_metrics(runs)
+    """Panels of zero-shot and retrieval results, equal ones once."""
+    metrics = distinct_metrics(runs)
     if len(runs) > 1:
         return [_by_run(runs, name, title_of(name), name, "share", "sparse") for name in metrics]
     groups: dict[tuple[str, str], list[str]] = {}
@@ -79,8 +108,34 @@ def other_panels(runs: list[Run]) -> list[Panel]:
     rest = [
         m for m in all_metrics(runs) if m not in shown and not m.startswith(("errors/", "loss/"))
     ]
-    found = [_by_run(runs, name, name, "", "linear", "noisy") for name in rest]
+    flat = {each.name for each in constants(runs, rest)}
+    found = [_by_run(runs, n, n, "", "linear", "noisy") for n in rest if n not in flat]
     return [panel for panel in found if panel.lines]
+
+
+def drawn_first(runs: list[Run]) -> list[int]:
+    """Positions of the runs to draw, best first where there are many; all of a few in order."""
+    if len(runs) <= MANY:
+        return list(range(len(runs)))
+    metric = chosen_by(runs)
+
+    def place(index: int) -> float:
+        value = runs[index].final.get(metric or "")
+        return -value if value is not None and value == value else np.inf
+
+    return sorted(range(len(runs)), key=place)[:NUM_DRAWN]
+
+
+def chosen_by(runs: list[Run]) -> str | None:
+    """The metric by which the best of many runs are found: the first evaluation result."""
+    return next(iter(evaluation_metrics(runs)), None)
+
+
+def distinct_metrics(runs: list[Run]) -> list[str]:
+    """Evaluation results without those that repeat another one in every row."""
+    metrics = evaluation_metrics(runs)
+    again = repeated(runs, metrics)
+    return [name for name in metrics if name not in again]
 
 
 def all_metrics(runs: list[Run]) -> list[str]:
@@ -149,12 +204,20 @@ def _sort_key(metric: str) -> list[tuple[int, int, str]]:
 def _by_run(runs: list[Run], metric: str, title: str, note: str, scale: str, grain: str) -> Panel:
     x_label, axis = _axis(runs)
     panel = Panel(title, note, x_label, scale, grain)
-    for colour, run in enumerate(runs):
+    first = drawn_first(runs)
+    for index, run in enumerate(runs):
         steps, values = run.series(metric)
         if len(steps):
-            final = show(metric, run.final.get(metric))
-            panel.lines.append(Line(run.name, final, axis(run, steps), values, colour))
+            colour = first.index(index) if index in first else index
+            line = (axis(run, steps), values, colour, steps, index)
+            panel.lines.append(Line(run.name, *_final(run, metric), *line))
     return panel
+
+
+def _final(run: Run, metric: str) -> tuple[str, str]:
+    if metric in WEIGHTED_BY and metric in run.means:
+        return show(metric, run.means[metric]), "mean"
+    return show(metric, run.final.get(metric)), "last"
 
 
 def _by_metric(run: Run, metrics: list[str], title: str, note: str) -> Panel:
@@ -162,8 +225,8 @@ def _by_metric(run: Run, metrics: list[str], title: str, note: str) -> Panel:
     panel = Panel(title, note, x_label, "share", "sparse")
     for colour, metric in enumerate(metrics):
         steps, values = run.series(metric)
-        final = show(metric, run.final.get(metric))
-        panel.lines.append(Line(_short(metric), final, axis(run, steps), values, colour))
+        line = (axis(run, steps), values, colour, steps, 0)
+        panel.lines.append(Line(_short(metric), *_final(run, metric), *line))
     return panel
 
 

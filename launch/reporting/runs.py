@@ -2,17 +2,20 @@
 
 A folder may belong to a run that still trains, was killed, or has ended: `summary.json` is
 optional, one that is older than the last row (the run went on) is passed over, and a last line of
-`metrics.jsonl` that was cut off in mid-write is left out.
+`metrics.jsonl` or `starts.jsonl` that was cut off in mid-write is left out.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+
+from ..means import WEIGHTED_BY, means, short_steps
 
 # A metric is shown as a percentage when its last part starts with one of these.
 SHARES = ("top1", "top5", "top10", "accuracy", "mean_per_class")
@@ -48,14 +51,32 @@ class Run:
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    loggers: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
         """Every number that was logged, in the order of its first appearance."""
         names = dict.fromkeys(key for row in self.rows for key in row)
         return [name for name in names if name not in ("step", "wall")]
 
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """Throughput and the like over the whole training time."""
+        return means(self.rows)
+
     @property
+    def facts(self) -> dict[str, Any]:
+        """Machine, model and data, as of the last start; `summary.json` where there is none."""
+        return self.starts[-1] if self.starts else self.summary
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes over the data so far, where its size is known."""
+        size = self.facts.get("epoch_size")
+        return self.num_samples / size if size else None
+
+    @cached_property
     def final(self) -> dict[str, float]:
         """The last value of every number; what `summary.json` says comes first."""
         last = {key: value for row in self.rows for key, value in row.items() if _number(value)}
@@ -79,9 +100,18 @@ class Run:
         """Pairs seen so far."""
         return int(self.summary.get("samples") or self.final.get("samples", 0))
 
+    @cached_property
+    def _short_steps(self) -> set[int]:
+        return short_steps(self.rows)
+
     def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (steps [n], values [n]) of one metric, rows without it left out."""
+        """Returns (steps [n], values [n]) of one metric, rows without it left out.
+
+        Rates of rows that cover a few steps only are left out, too: they would bend the curve.
+        """
         pairs = [(row["step"], row[metric]) for row in self.rows if _number(row.get(metric))]
+        if metric in WEIGHTED_BY:
+            pairs = [(step, value) for step, value in pairs if step not in self._short_steps]
         steps, values = zip(*pairs, strict=True) if pairs else ((), ())
         return np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
 
@@ -110,7 +140,7 @@ def read_run(folder: str | Path) -> Run:
             "name the folder that `counterpoint fit` wrote"
         )
     rows = _read_rows(file)
-    summary = _read_summary(folder / "summary.json")
+    summary = _read_json(folder / "summary.json")
     ended = summary.get("steps", math.inf)
     return Run(
         name=folder.resolve().name,
@@ -118,6 +148,8 @@ def read_run(folder: str | Path) -> Run:
         config=_read_config(folder / "config.yaml"),
         rows=rows,
         summary={} if any(row["step"] > ended for row in rows) else summary,
+        starts=_read_rows(folder / "starts.jsonl"),
+        loggers=_read_json(folder / "loggers.json"),
     )
 
 
@@ -136,7 +168,9 @@ def read_runs(folders: list[str]) -> list[Run]:
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if not file.is_file():
+        return rows
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -155,7 +189,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return (yaml.safe_load(file.read_text(encoding="utf-8")) or {}) if file.is_file() else {}
 
 
-def _read_summary(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 

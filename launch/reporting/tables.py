@@ -1,9 +1,11 @@
 """Runs in, the page's tables out: final numbers, sample errors, configuration."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .panels import evaluation_metrics, title_of
+from .repeats import repeated
 from .runs import Run, show
 
 LOWER_IS_BETTER = ("data_wait", "flops_per_pair")
@@ -13,36 +15,46 @@ INCOMPARABLE = ("loss", "logit_scale")
 
 @dataclass(frozen=True)
 class Row:
-    """One row: what it is, one text a run, and the positions of the best ones."""
+    """One row: what it is, one text a run, the positions of the best ones, and what to add."""
 
     name: str
     title: str
     cells: list[str]
     best: frozenset[int] = frozenset()
+    note: str = ""
 
 
 def final_numbers(runs: list[Run]) -> dict[str, list[Row]]:
-    """Returns the rows of the table of results by section, sections without rows left out."""
-    evaluation = evaluation_metrics(runs)
+    """Returns the rows of the table of results by section, sections without rows left out.
+
+    Rates are means over the run: the last row may cover a few steps only, and is never compared.
+    """
     training = [
         _row(runs, "loss", "Loss (last logged)"),
         _row(runs, "logit_scale", "Logit scale"),
-        _row(runs, "pairs_per_s", "Pairs per second"),
-        _row(runs, "flops_per_pair", "FLOPs per pair"),
-        _row(runs, "mfu", "Utilisation (MFU)"),
-        _row(runs, "data_wait", "Waiting for data"),
+        _mean_row(runs, "pairs_per_s", "Pairs per second, mean"),
+        _last_row(runs, "pairs_per_s", "Pairs per second, last row"),
+        _mean_row(runs, "flops_per_pair", "FLOPs per pair, mean"),
+        _mean_row(runs, "mfu", "Utilisation (MFU), mean"),
+        _last_row(runs, "mfu", "Utilisation (MFU), last row"),
+        _mean_row(runs, "data_wait", "Waiting for data, mean"),
+        _last_row(runs, "peak_memory_gib", "Peak memory, GiB"),
     ]
+    epochs = ["-" if run.epochs is None else f"{run.epochs:.4g}" for run in runs]
+    spent = [run.means.get("training_seconds") for run in runs]
     extent = [
         Row("steps", "Steps", [f"{run.num_steps:,}" for run in runs]),
         Row("samples", "Pairs seen", [f"{run.num_samples:,}" for run in runs]),
+        Row("epochs", "Epochs", epochs),
         Row("seconds", "Time", [duration(run.seconds) for run in runs]),
+        Row("training_seconds", "of it training", ["-" if s is None else duration(s) for s in spent]),
         Row("precision", "Precision", [str(precision_of(run)) for run in runs]),
         Row("state", "State", ["ended" if run.summary else "not ended" for run in runs]),
     ]
     sections = {
-        "Evaluation": [_row(runs, name, title_of(name)) for name in evaluation],
+        "Evaluation": _evaluation_rows(runs),
         "Training": [row for row in training if any(cell != "-" for cell in row.cells)],
-        "Extent": extent,
+        "Extent": [row for row in extent if any(cell != "-" for cell in row.cells)],
     }
     return {title: rows for title, rows in sections.items() if rows}
 
@@ -68,16 +80,28 @@ def error_counts(runs: list[Run]) -> list[Row]:
 
 def configuration(runs: list[Run]) -> dict[str, list[Row]]:
     """Returns one row per configured leaf by slot; with several runs, `best` marks differences."""
-    leaves = [dict(_flatten(run.config)) for run in runs]
+    leaves = [dict(flatten(run.config)) for run in runs]
     slots: dict[str, list[Row]] = {}
     for key in dict.fromkeys(key for each in leaves for key in each):
         slot, _, rest = key.partition(".")
-        cells = [_text(each[key]) if key in each else "-" for each in leaves]
+        cells = [text_of(each[key]) if key in each else "-" for each in leaves]
         differs = frozenset(range(len(runs))) if len(set(cells)) > 1 else frozenset()
         section = slot if rest else "run"
         slots.setdefault(section, []).append(Row(key, rest or slot, cells, differs))
     # Single values (seed, name) come first, then the slots as the run file has them.
     return dict(sorted(slots.items(), key=lambda item: item[0] != "run"))
+
+
+def chosen(runs: list[Run]) -> list[Row]:
+    """Returns the configured leaves that somebody chose, or in which several runs differ.
+
+    Empty where a run does not know what was chosen (an older version wrote its folder).
+    """
+    rows = [row for rows in configuration(runs).values() for row in rows]
+    if len(runs) > 1:
+        return [Row(row.name, row.name, row.cells) for row in rows if row.best]
+    names = set(runs[0].facts.get("chosen") or ())
+    return [Row(row.name, row.name, row.cells) for row in rows if row.name in names]
 
 
 def duration(seconds: float) -> str:
@@ -90,25 +114,51 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _row(runs: list[Run], metric: str, title: str) -> Row:
+def _evaluation_rows(runs: list[Run]) -> list[Row]:
+    metrics = evaluation_metrics(runs)
+    again = repeated(runs, metrics)
+    rows = []
+    for metric in metrics:
+        if metric not in again:
+            same = [title_of(other) for other, first in again.items() if first == metric]
+            note = f"the same: {'; '.join(same)}" if same else ""
+            rows.append(_row(runs, metric, title_of(metric), note))
+    return rows
+
+
+def _row(runs: list[Run], metric: str, title: str, note: str = "") -> Row:
+    return _compared(metric, title, [run.final.get(metric) for run in runs], note)
+
+
+def _mean_row(runs: list[Run], metric: str, title: str) -> Row:
+    return _compared(metric, title, [run.means.get(metric) for run in runs])
+
+
+def _last_row(runs: list[Run], metric: str, title: str) -> Row:
     values = [run.final.get(metric) for run in runs]
+    return Row(f"{metric}.last", title, [show(metric, value) for value in values])
+
+
+def _compared(metric: str, title: str, values: list[float | None], note: str = "") -> Row:
     known = [value for value in values if value is not None and value == value]
     best: frozenset[int] = frozenset()
     if len(set(known)) > 1 and metric not in INCOMPARABLE:
         target = min(known) if metric in LOWER_IS_BETTER else max(known)
         best = frozenset(i for i, value in enumerate(values) if value == target)
-    return Row(metric, title, [show(metric, value) for value in values], best)
+    return Row(metric, title, [show(metric, value) for value in values], best, note)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = ""):
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value) of every leaf; empty mappings are leaves."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Returns a configured value as a reader of the run file would write it."""
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -1,0 +1,101 @@
+"""Runs and panels in, the JSON out that the page's script draws from.
+
+Curves are thinned as those of the static figures are; every step array stands once.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .figures import thin
+from .overview import Column
+from .panels import Panel, drawn_first
+from .runs import Run
+
+NUM_POINTS = 400  # of a curve at most
+NUM_POINTS_A_PANEL = 8_000
+
+
+def embed(runs: list[Run], figures: dict[str, Panel], table: Sequence[Column]) -> str:
+    """Returns JSON that may stand inside of a `<script>` element.
+
+    Args:
+        runs: of the page.
+        figures: panels by the name that the page gives them.
+        table: columns of the table of runs.
+    """
+    steps: dict[tuple[float, ...], int] = {}
+    drawn = {
+        name: {
+            "grain": panel.grain,
+            "scale": panel.scale,
+            "lines": [_line(line, len(panel.lines), steps) for line in panel.lines],
+        }
+        for name, panel in figures.items()
+    }
+    by_pairs = any(panel.x_label == "pairs seen" for panel in figures.values())
+    content = {
+        "axis": "pairs" if by_pairs else "step",
+        "runs": [_run(run) for run in runs],
+        "drawn": drawn_first(runs),
+        "figures": drawn,
+        "steps": [list(each) for each in steps],
+        "columns": [
+            {
+                "title": column.title,
+                "kind": column.kind,
+                "share": column.share,
+                "cells": column.cells,
+                "values": [_rounded(value) for value in column.values],
+            }
+            for column in table
+        ],
+    }
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    # In HTML nothing but `<` could end the element or open a comment.
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _line(line: Any, num_lines: int, steps: dict[tuple[float, ...], int]) -> dict[str, Any]:
+    num_points = max(60, min(NUM_POINTS, NUM_POINTS_A_PANEL // num_lines))
+    x, y = thin(line.steps, line.y, num_points)
+    key = tuple(_rounded(float(value)) for value in x)
+    return {
+        "label": line.label,
+        "run": line.run,
+        "colour": line.colour,
+        "steps": steps.setdefault(key, len(steps)),  # type: ignore[arg-type] - steps are finite
+        "value": [_rounded(float(value)) for value in y],
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    """Steps beside pairs, epochs and seconds, from the run's beginning on."""
+    rows = sorted({int(row["step"]): row for row in run.rows if "wall" in row}.items())
+    if not rows:
+        return {"name": run.name, "step": [0], "pairs": None, "epochs": None, "seconds": None}
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), NUM_POINTS)).astype(int))
+    step = np.array([0, *(rows[i][0] for i in chosen)], dtype=float)
+    seconds = [0.0, *(float(rows[i][1]["wall"]) for i in chosen)]
+    pairs = run.samples_at(step)
+    size = run.facts.get("epoch_size")
+    return {
+        "name": run.name,
+        "step": [_rounded(float(value)) for value in step],
+        "pairs": None if pairs is None else [_rounded(float(value)) for value in pairs],
+        "epochs": [_rounded(float(n / size)) for n in pairs] if size and pairs is not None else None,
+        "seconds": [_rounded(value) for value in seconds],
+    }
+
+
+def _rounded(value: float | str | None) -> float | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else float(f"{value:.5g}")

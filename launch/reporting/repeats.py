@@ -1,0 +1,77 @@
+"""What a page need not show twice: measures that repeat others, and curves that never move.
+
+With balanced classes the mean recall of classes is top-1, and over the same names R@1 is, too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .runs import Run, show
+
+TOLERANCE = 1e-6  # a mean over classes and one over samples differ by rounding
+NUM_POINTS = 3  # fewer values may be equal by chance
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A metric that had one value in each run, as text."""
+
+    name: str
+    text: str
+
+
+def repeated(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, str]:
+    """Returns for each metric that always equals an earlier one of the list that earlier one.
+
+    They are equal in every row of every run. Where there are few rows, only measures of one task
+    are taken for the same.
+    """
+    found: dict[str, str] = {}
+    kept: list[str] = []
+    for metric in metrics:
+        original = next((other for other in kept if _are_equal(runs, metric, other)), None)
+        if original is None:
+            kept.append(metric)
+        else:
+            found[metric] = original
+    return found
+
+
+def constants(runs: Sequence[Run], metrics: Sequence[str]) -> list[Constant]:
+    """Returns the metrics that did not change in any run, with their value.
+
+    A metric of fewer than three values in every run is not among them.
+    """
+    found = []
+    for metric in metrics:
+        series = [run.series(metric)[1] for run in runs]
+        logged = [values for values in series if len(values)]
+        if not logged or max(map(len, logged)) < NUM_POINTS:
+            continue
+        if all((values == values[0]).all() for values in logged):
+            texts = [show(metric, float(values[0])) for values in logged]
+            found.append(Constant(metric, " / ".join(dict.fromkeys(texts))))
+    return found
+
+
+def _are_equal(runs: Sequence[Run], metric: str, other: str) -> bool:
+    num_points = 0
+    for run in runs:
+        steps, values = run.series(metric)
+        other_steps, other_values = run.series(other)
+        if not np.array_equal(steps, other_steps):
+            return False
+        if not np.allclose(values, other_values, rtol=0, atol=TOLERANCE, equal_nan=True):
+            return False
+        a, b = run.final.get(metric), run.final.get(other)
+        if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b)):
+            return False
+        num_points += len(np.unique(values))
+    is_one_task = metric.rsplit("/", 1)[0] == other.rsplit("/", 1)[0]
+    return num_points >= NUM_POINTS or is_one_task
+
+
+def _close(a: float, b: float) -> bool:
+    return a == b or abs(a - b) <= TOLERANCE or (a != a and b != b)
