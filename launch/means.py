@@ -46,7 +46,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def short_steps(rows: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Steps of the rows that cover less than half as many steps as the usual row.
+    """Steps of the rows that cover less than three quarters of the steps of the usual row.
 
     The last row of a run and the first one after a resume: their rates are of a few steps only.
     """
@@ -55,7 +55,7 @@ def short_steps(rows: Sequence[Mapping[str, Any]]) -> set[int]:
     if len(covered) < 2:
         return set()
     usual = statistics.median(covered)
-    return {step for step, num in zip(steps, covered, strict=True) if 2 * num < usual}
+    return {step for step, num in zip(steps, covered, strict=True) if 4 * num < 3 * usual}
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], float]]:

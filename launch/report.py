@@ -7,8 +7,11 @@ from pathlib import Path
 from .arguments import Arguments
 from .reporting.grid import Pairs, build_grid, pairs_of_run
 from .reporting.page import GridEntry, render
+from .reporting.panels import MANY
 from .reporting.runs import Run, read_runs
-from .reporting.tables import final_numbers
+from .reporting.tables import Row, final_numbers, short_title
+
+NUM_RESULTS = 3  # of many runs, on the screen
 
 
 def main(argv: list[str]) -> int:
@@ -34,14 +37,41 @@ def main(argv: list[str]) -> int:
 
 
 def final_lines(runs: list[Run]) -> list[str]:
-    """Returns the page's table of results as lines of text: one row a number, one column a run."""
-    rows = [row for section in final_numbers(runs).values() for row in section]
+    """Returns the page's table of results as lines of text: one row a number, one column a run.
+
+    Of many runs a line each, with the numbers that one looks for first.
+    """
+    numbers = final_numbers(runs)
+    if len(runs) > MANY:
+        return _lines_of_many(runs, numbers)
+    rows = [row for section in numbers.values() for row in section]
     table = [["", *(run.name for run in runs)], *([row.title, *row.cells] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join([f"{title:<{widths[0]}}", *map(str.rjust, cells, widths[1:])]).rstrip()
         for title, *cells in table
     ]
+
+
+def _lines_of_many(runs: list[Run], numbers: dict[str, list[Row]]) -> list[str]:
+    first = {"loss": "loss", "pairs_per_s": "pairs/s, mean", "samples": "pairs seen"}
+    rows = [(short_title(row.name), row) for row in numbers.get("Evaluation", [])[:NUM_RESULTS]]
+    rows += [
+        (first[row.name], row)
+        for section in ("Training", "Extent")
+        for row in numbers.get(section, [])
+        if row.name in first
+    ]
+    table = [["run", *(title for title, _ in rows), ""]]
+    for index, run in enumerate(runs):
+        state = "" if run.summary else "not ended"
+        table.append([run.name, *(row.cells[index] for _, row in rows), state])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join([f"{name:<{widths[0]}}", *map(str.rjust, cells, widths[1:])]).rstrip()
+        for name, *cells in table
+    ]
+    return [*lines, "(all numbers and settings are on the page)"]
 
 
 def write_report(
@@ -75,6 +105,11 @@ def write_report(
 def _grids(
     runs: list[Run], suite: str | None, pairs_of: Callable[[Path, str | None], Pairs]
 ) -> list[GridEntry]:
+    if suite is None and len(runs) > MANY:
+        reason = (
+            f"Images are shown for up to {MANY} runs; name a suite (--suite) to have them here."
+        )
+        return [GridEntry("", None, reason)]
     if suite == "none":
         return [GridEntry("", None, "No images were asked for (--suite none).")]
     entries = []

@@ -27,8 +27,11 @@ def _date(run: Run) -> str:
         return _minute(run.summary.get("date"))
     times = [_minute(start.get("time")) for start in run.starts]
     ended = _minute(run.summary.get("date"))
-    text = times[0] if ended in ("-", times[0]) else f"{times[0]} to {ended}"
-    return text + (f", {len(times)} starts" if len(times) > 1 else "")
+    day = times[0].partition(" ")[0]
+    if ended not in ("-", times[0]):
+        begun = times[0].removesuffix(" UTC")
+        times[0] = f"{begun} to {ended.removeprefix(day + ' ')}"
+    return times[0] + (f", {len(times)} starts" if len(times) > 1 else "")
 
 
 def _minute(time: Any) -> str:
@@ -86,10 +89,6 @@ def _data(run: Run) -> str:
     return f"{size:,} pairs" if size else "-"
 
 
-def _epochs(run: Run) -> str:
-    return "-" if run.epochs is None else f"{run.epochs:.4g}"
-
-
 def _precision(run: Run) -> str:
     precision = run.facts.get("precision") or (run.config.get("trainer") or {}).get("precision")
     asked = [start.get("precision_asked") for start in run.starts]
@@ -123,7 +122,6 @@ FACTS: list[tuple[str, str, Callable[[Run], str]]] = [
     ("precision", "Precision", _precision),
     ("parameters", "Parameters", _parameters),
     ("epoch_size", "Training set", _data),
-    ("epochs", "Epochs", _epochs),
     ("skipped", "Left out", _skipped),
     ("warnings", "Warnings", _warnings),
     ("code", "Commit", _code),

@@ -77,12 +77,18 @@ def _extents(runs: Sequence[Run]) -> Iterator[Column]:
         "pairs seen": (lambda run: run.num_samples, "{:,.0f}".format),
         "epochs": (lambda run: run.epochs, "{:.4g}".format),
         "time": (lambda run: run.seconds, duration),
+        "left out": (_left_out, "{:,.0f}".format),
     }
     for title, (value_of, text) in counted.items():
         values = [value_of(run) for run in runs]
         cells = ["-" if value is None else text(value) for value in values]
         yield Column(title, "extent", cells, list(values))
     yield _words("state", "extent", ("ended" if run.summary else "not ended" for run in runs))
+
+
+def _left_out(run: Run) -> float:
+    """Samples that could not be used."""
+    return sum(value for name, value in run.final.items() if name.startswith("errors/"))
 
 
 def _facts(runs: Sequence[Run]) -> Iterator[Column]:
@@ -108,7 +114,11 @@ def _words(title: str, kind: str, cells: Iterable[str]) -> Column:
 def _plain(value: Any) -> float | str | None:
     if value is None or isinstance(value, str):
         return value
-    return value if isinstance(value, int | float) and value is not True and value is not False else text_of(value)
+    return (
+        value
+        if isinstance(value, int | float) and value is not True and value is not False
+        else text_of(value)
+    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,15 +1,19 @@
 """Runs and their grids in, the text of one self-contained HTML page out."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from . import figures, panels, tables
+from . import about, figures, overview, panels, tables
 from .grid import Grid
+from .plot_data import embed
+from .repeats import repeated
 from .runs import Run
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "templates" / "report.html"
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 NUM_TILES = 8
+NUM_FOR_SCATTER = 3  # runs
 
 
 @dataclass(frozen=True)
@@ -26,29 +30,59 @@ def render(runs: list[Run], grids: list[GridEntry]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     numbered = itertools.count(1)
+    first = panels.drawn_first(runs)
+    figure_panels: dict[str, panels.Panel] = {}
 
-    def drawn(group: list[panels.Panel]) -> list[tuple[panels.Panel, str]]:
-        return [(panel, figures.draw(panel, f"figure{next(numbered)}")) for panel in group]
+    def drawn(group: list[panels.Panel]) -> list[tuple[panels.Panel, str, str]]:
+        made = []
+        for panel in group:
+            name = f"figure{next(numbered)}"
+            shown = [line for line in panel.lines if line.run in first]
+            static = figures.draw(replace(panel, lines=shown), name) if shown else ""
+            figure_panels[name] = panel
+            made.append((panel, static, name))
+        return made
 
     numbers = tables.final_numbers(runs)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    sections = {
+        "evaluation": drawn(panels.evaluation_panels(runs)),
+        "training": drawn(panels.training_panels(runs)),
+        "other": drawn(panels.other_panels(runs)),
+    }
+    table, same = overview.columns(runs) if len(runs) >= NUM_FOR_SCATTER else ([], [])
+    is_many = len(runs) > panels.MANY
+    return environment.get_template("report.html").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
         subtitle=_subtitle(runs),
         runs=runs,
+        is_many=is_many,
         tiles=_tiles(numbers) if len(runs) == 1 else [],
         numbers=numbers,
-        evaluation=drawn(panels.evaluation_panels(runs)),
-        training=drawn(panels.training_panels(runs)),
-        other=drawn(panels.other_panels(runs)),
+        origin=about.origin(runs),
+        table=table,
+        same=same,
+        drawn_first=first,
+        drawn_by=panels.chosen_by(runs),
+        again=_again(runs),
+        flat=panels.flat_metrics(runs),
         columns=[list(numbers.items())[:1], list(numbers.items())[1:]],
         swatch=_swatch,
         grids=grids,
         errors=tables.error_counts(runs),
+        chosen=tables.chosen(runs),
         configuration=tables.configuration(runs),
         versions=_versions(runs),
+        by_pairs=any(panel.x_label == "pairs seen" for panel in figure_panels.values()),
+        has_epochs=all(run.epochs is not None for run in runs),
+        data=embed(runs, figure_panels, table),
+        scripts=[(TEMPLATES / name).read_text("utf-8") for name in ("charts.js", "runs.js")],
+        **sections,
     )
 
 
@@ -60,10 +94,15 @@ def _swatch(colour: int) -> str:
 
 
 def _subtitle(runs: list[Run]) -> str:
+    if len(runs) > panels.MANY:
+        ended = sum(bool(run.summary) for run in runs)
+        return f"{ended} of {len(runs)} have ended"
     if len(runs) > 1:
         return ", ".join(run.name for run in runs)
     run = runs[0]
     parts = [f"{run.num_steps:,} steps", f"{run.num_samples:,} pairs"]
+    if run.epochs is not None:
+        parts.append(f"{run.epochs:.3g} epochs")
     parts.append(tables.duration(run.seconds))
     seed = run.summary.get("seed", run.config.get("seed"))
     if seed is not None:
@@ -74,17 +113,27 @@ def _subtitle(runs: list[Run]) -> str:
 
 
 def _tiles(numbers: dict[str, list[tables.Row]]) -> list[tables.Row]:
-    """The few numbers that one looks for first: results, then speed."""
+    """The few numbers that one looks for first: results, then speed as a mean over the run."""
     results = [
         row
         for row in numbers.get("Evaluation", [])
         if row.name.endswith(("/top1", "recall@1")) and row.cells[0] != "-"
     ]
-    speed = [row for row in numbers.get("Training", []) if row.name == "pairs_per_s"]
+    speed = [
+        replace(row, title=row.title.removesuffix(", mean"), note="mean over the run")
+        for row in numbers.get("Training", [])
+        if row.name in ("pairs_per_s", "mfu")
+    ]
     return [*results[: NUM_TILES - len(speed)], *speed]
 
 
+def _again(runs: list[Run]) -> list[str]:
+    """`a = b` of every evaluation result that is shown under another one's name."""
+    again = repeated(runs, panels.evaluation_metrics(runs))
+    return [f"{panels.title_of(one)} = {panels.title_of(other)}" for one, other in again.items()]
+
+
 def _versions(runs: list[Run]) -> str:
-    stated = [run.summary.get("versions") or {} for run in runs]
+    stated: list[dict[str, Any]] = [run.summary.get("versions") or {} for run in runs]
     same = stated[0] if all(each == stated[0] for each in stated) else {}
     return ", ".join(f"{name} {version}" for name, version in same.items())

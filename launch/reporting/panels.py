@@ -1,8 +1,8 @@
 """Runs in, panels out: which curves share a picture, in which order and under which title.
 
 One run: curves of one kind share a panel (R@1, R@5 and R@10 of one direction). Several runs: one
-panel a metric and one colour a run, the same in every panel. Of many runs the first choice is drawn:
-those that end best.
+panel a metric and one colour a run, the same in every panel. Of many runs those that end best are
+drawn at first.
 """
 
 import re
@@ -210,7 +210,8 @@ def _by_run(runs: list[Run], metric: str, title: str, note: str, scale: str, gra
         if len(steps):
             colour = first.index(index) if index in first else index
             line = (axis(run, steps), values, colour, steps, index)
-            panel.lines.append(Line(run.name, *_final(run, metric), *line))
+            label = run.name if len(runs) > 1 else title
+            panel.lines.append(Line(label, *_final(run, metric), *line))
     return panel
 
 

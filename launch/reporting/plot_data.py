@@ -88,7 +88,9 @@ def _run(run: Run) -> dict[str, Any]:
         "name": run.name,
         "step": [_rounded(float(value)) for value in step],
         "pairs": None if pairs is None else [_rounded(float(value)) for value in pairs],
-        "epochs": [_rounded(float(n / size)) for n in pairs] if size and pairs is not None else None,
+        "epochs": [_rounded(float(n / size)) for n in pairs]
+        if size and pairs is not None
+        else None,
         "seconds": [_rounded(value) for value in seconds],
     }
 
@@ -98,4 +100,4 @@ def _rounded(value: float | str | None) -> float | str | None:
         return value
     if not math.isfinite(value):
         return None
-    return int(value) if value == int(value) else float(f"{value:.5g}")
+    return int(value) if value == int(value) else float(f"{value:.6g}")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .panels import evaluation_metrics, title_of
+from .panels import MANY, evaluation_metrics, title_of
 from .repeats import repeated
 from .runs import Run, show
 
@@ -47,7 +47,9 @@ def final_numbers(runs: list[Run]) -> dict[str, list[Row]]:
         Row("samples", "Pairs seen", [f"{run.num_samples:,}" for run in runs]),
         Row("epochs", "Epochs", epochs),
         Row("seconds", "Time", [duration(run.seconds) for run in runs]),
-        Row("training_seconds", "of it training", ["-" if s is None else duration(s) for s in spent]),
+        Row(
+            "training_seconds", "of it training", ["-" if s is None else duration(s) for s in spent]
+        ),
         Row("precision", "Precision", [str(precision_of(run)) for run in runs]),
         Row("state", "State", ["ended" if run.summary else "not ended" for run in runs]),
     ]
@@ -65,7 +67,10 @@ def precision_of(run: Run) -> str:
 
 
 def error_counts(runs: list[Run]) -> list[Row]:
-    """Returns one row per (cause, source) that was logged, whether or not anything failed."""
+    """Returns one row per (cause, source) that was logged, whether or not anything failed.
+
+    Of many runs the sum alone; each one's is in the table of runs.
+    """
     names = dict.fromkeys(
         name for run in runs for name in [*run.metrics, *run.final] if name.startswith("errors/")
     )
@@ -74,6 +79,8 @@ def error_counts(runs: list[Run]) -> list[Row]:
         _, cause, *source = name.split("/")
         title = cause.replace("_", " ") + (f", source {'/'.join(source)}" if source else "")
         counts = [run.final.get(name) for run in runs]
+        if len(runs) > MANY:
+            counts = [sum(count for count in counts if count is not None)]
         rows.append(Row(name, title, ["-" if n is None else f"{n:,.0f}" for n in counts]))
     return rows
 
@@ -102,6 +109,12 @@ def chosen(runs: list[Run]) -> list[Row]:
         return [Row(row.name, row.name, row.cells) for row in rows if row.best]
     names = set(runs[0].facts.get("chosen") or ())
     return [Row(row.name, row.name, row.cells) for row in rows if row.name in names]
+
+
+def short_title(metric: str) -> str:
+    """Returns a metric's name without the suite's, in short: `heldout/top1`, `find/t2i@5`."""
+    name = metric.partition("/")[2]
+    return name.replace("text_to_image_recall", "t2i").replace("image_to_text_recall", "i2t")
 
 
 def duration(seconds: float) -> str:
@@ -166,5 +179,5 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.10g}"
     if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "empty"
+        return ", ".join(map(text_of, value)) or "empty"
     return str(value)

@@ -67,6 +67,7 @@ const report = (() => {
     return ticks(low, high, (high - low) / step, [1, 1.2, 1.8, 2, 2.16, 3, 3.6, 4.32, 5, 6, 7.2, 8.64, 10]);
   }
   function logTicks(low, high) {
+    if (high / low < 10) return ticks(low, high, 4).filter((v) => v >= low);
     const parts = high / low < 100 ? [1, 2, 5] : high / low < 1e4 ? [1, 3] : [1];
     const found = [];
     for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++)
@@ -124,7 +125,7 @@ const report = (() => {
       const seen = new IntersectionObserver((entries) => {
         if (!entries.some((entry) => entry.isIntersecting)) return;
         seen.disconnect();
-        new ResizeObserver(() => this.draw()).observe(this.box);
+        new ResizeObserver(() => requestAnimationFrame(() => this.draw())).observe(this.box);
       }, { rootMargin: "400px" });
       seen.observe(this.box);
       this.ready = false;

@@ -105,10 +105,14 @@
       const place = (v) => (v === null ? null : words ? words.indexOf(String(v)) : v);
       const pairs = runs.map((run, i) => ({ run, x: place(x.values[i]), y: y.values[i], word: x.cells[i] }))
         .filter((p) => finite(p.x) && finite(p.y) && (!logs.x.checked || words || p.x > 0) && (!logs.y.checked || p.y > 0));
-      const shape = (column, log) => (log ? "log" : column.share ? "share" : "linear");
-      const yAxis = report.makeAxis(pairs.map((p) => p.y), shape(y, logs.y.checked), height - 34, 8);
+      const yAxis = report.makeAxis(pairs.map((p) => p.y), logs.y.checked ? "log" : "linear", height - 34, 8);
       const xAxis = words ? report.makeAxis([-0.5, words.length - 0.5], "exact", 56, width - 30)
         : report.makeAxis(pairs.map((p) => p.x), logs.x.checked ? "log" : "linear", 56, width - 30);
+      const distinct = [...new Set(pairs.map((p) => p.x))].sort((a, b) => a - b);
+      if (!words && distinct.length <= 8) {
+        let last = -Infinity; // a value for each column of points, as long as its label has room
+        xAxis.ticks = distinct.filter((v) => xAxis.place(v) - last > 44 && ((last = xAxis.place(v)), true));
+      }
       const room = Math.max(6, Math.floor((width - 60) / (words?.length || 1) / 7));
       if (words) xAxis.ticks = words.map((_, i) => i).filter((_, i) => i % Math.ceil(words.length / 12) === 0);
       const xText = (v) => (!words ? number(v, x.share) : words[v].length > room ? `${words[v].slice(0, room - 1)}\u2026` : words[v]);
@@ -133,7 +137,8 @@
     xSelect.addEventListener("change", choose);
     [ySelect, logs.x, logs.y].forEach((each) => each.addEventListener("change", draw));
     choose();
-    new ResizeObserver(draw).observe(box);
+    new ResizeObserver(() => requestAnimationFrame(draw)).observe(box);
   }
+  document.querySelectorAll(".scripted").forEach((each) => (each.hidden = false));
   marks();
 })();

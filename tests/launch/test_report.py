@@ -7,57 +7,15 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import yaml
+from fake_runs import Page, fake_run
 
 from counterpoint.launch.report import main, write_report
 from counterpoint.launch.reporting.grid import Pairs, png
 from counterpoint.launch.reporting.panels import evaluation_panels, training_panels
 from counterpoint.launch.reporting.runs import read_run, read_runs
-
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-def fake_run(folder, num_steps=40, batch_size=32, seed=0, summary=True, evaluation=True):
-    """Writes a run folder as `fit` does; returns the last value of every metric."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    rows = []
-    for step in range(1, num_steps + 1):
-        rows.append({
-            "step": step, "wall": 0.5 * step, "loss": 5 / step + rng.random(),
-            "loss/contrastive": 5 / step, "logit_scale": 14.0 + step, "lr": 1e-3 / step,
-            "grad_norm": 1 + rng.random(), "pairs_per_s": 500 + rng.random(),
-            "data_wait": 0.01 * rng.random(), "samples": step * batch_size,
-            "clipped_steps": step // 2,
-            "errors/bad_image/default": step // 10, "errors/no_caption/left": 0,
-        })  # fmt: skip
-        if evaluation and step % 10 == 0:
-            score = 0.6 * step / num_steps
-            rows.append({
-                "step": step, "wall": 0.5 * step, "emoji/heldout_twemoji/top1": score + 0.01 * seed,
-                "emoji/heldout_openmoji/top1": 0.9 * score,
-                **{f"emoji/retrieval/text_to_image_recall@{k}": score * (1 + k / 30)
-                   for k in (10, 1, 5)},
-            })  # fmt: skip
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "metrics.jsonl").write_text(text)
-    config = {
-        "seed": seed,
-        "name": "<b>fake</b> & co",
-        "optim": {"lr": 1e-3, "betas": [0.9, 0.98]},
-        "phases": {"train": {"samples": num_steps * batch_size, "batch_size": batch_size}},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    final = {k: v for row in rows for k, v in row.items() if k not in ("step", "wall")}
-    if summary:
-        facts = {"final": final, "steps": num_steps, "samples": num_steps * batch_size}
-        facts |= {"seconds": 125.0, "seed": seed, "versions": {"torch": "2.0"}}
-        (folder / "summary.json").write_text(json.dumps(facts))
-    return final
 
 
 def fake_pairs(folder=None, suite=""):
@@ -68,48 +26,6 @@ def fake_pairs(folder=None, suite=""):
     picture = [np.full((3, 4, 4), 40 * i, dtype=np.uint8) for i in range(6)]
     names = ["one", "two", "<three>", "four"]
     return Pairs(names, picture.__getitem__, captions, features, [[0], [1], [2], [3]])
-
-
-class Page(HTMLParser):
-    """Tags with attributes, table cells by metric; complains about tags that do not match."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.text, self.tags, self.open, self.cells = text, [], [], {}
-        self.metric, self.in_cell, self.words, self.attributes = None, False, [], {}
-        self.feed(text)
-        self.close()
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.metric = dict(attrs).get("data-metric")
-        if tag == "td" and self.metric:
-            self.cells.setdefault(self.metric, []).append("")
-            self.attributes.setdefault(self.metric, []).append(dict(attrs))
-            self.in_cell = True
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-        if tag == "td":
-            self.in_cell = False
-            self.words.append(" ")
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.words.append(data)
-        if self.in_cell:
-            self.cells[self.metric][-1] += data
-
-    @property
-    def said(self):
-        return " ".join("".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +57,7 @@ def pages(single, several):
 def test_nothing_is_fetched(single, several):
     for page in pages(single, several):
         assert "http:" not in page.text and "https:" not in page.text
-        assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+        assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
         for tag, attributes in page.tags:
             for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
                 address = attributes.get(name)
@@ -170,7 +86,7 @@ def test_the_numbers_are_those_of_the_run(single):
     for name in shares:
         assert page.cells[name][1] == f"{100 * final[name]:.1f}%"
     assert page.cells["loss"][1] == f"{final['loss']:.4g}"
-    assert page.cells["data_wait"][1] == f"{100 * final['data_wait']:.1f}%"
+    assert page.cells["pairs_per_s.last"][1] == f"{final['pairs_per_s']:.4g}"
     assert page.cells["samples"][1] == "1,280"
     assert page.cells["seconds"][1] == "2 min 05 s"
     assert page.cells["errors/bad_image/default"] == ["bad image, source default", "4"]
@@ -206,13 +122,14 @@ def test_several_runs_side_by_side(several):
     shown = [f"{100 * final[name]:.1f}%" for final in finals[:2]]
     assert page.cells[name][1:] == [*shown, "-"]
     best = [a.get("class") for a in page.attributes[name]][1:]
-    assert best == [None, "best", None]
-    assert {a.get("class") for a in page.attributes["loss"]} == {None}
+    assert best == ["", "best", ""]
+    for never in ("loss", "pairs_per_s.last", "mfu.last"):
+        assert "best" not in {a.get("class") for a in page.attributes.get(never, [])}
     assert page.cells["state"][1:] == ["ended", "not ended", "ended"]
     # Folders of the same name are told apart; the batch sizes differ, so pairs are the axis.
     assert "a/run" in page.said and "b/run" in page.said
     assert "pairs seen" in page.said
-    assert "phases" in page.said and "train.batch_size 32 64 32" in page.said
+    assert "phases.train.batch_size 32 64 32" in page.said
 
 
 def test_pairs_are_the_axis_when_steps_differ_in_size(tmp_path):
@@ -229,6 +146,24 @@ def test_names_are_escaped(single):
     assert "<b>fake</b>" not in page.text
     assert "<b>fake</b> & co" in page.said
     assert "<three>" in page.said
+
+
+HOSTILE = "</script><script>alert(1)</script><!--<script>"
+
+
+def test_names_cannot_leave_the_pages_data(tmp_path):
+    for index in range(6):
+        folder = tmp_path / f"run{index} <script> & \u2028"
+        fake_run(folder, seed=index, name=f"{HOSTILE}{index}", metric=HOSTILE.replace("/", "|"))
+    folders = sorted(map(str, tmp_path.iterdir()))
+    page = Page(write_report(folders, tmp_path / "page.html", suite="none").read_text())
+    kinds = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
+    assert kinds == ["application/json", None, None]  # ours, and no other
+    data = page.data
+    assert [run["name"] for run in data["runs"]] == [folder.rsplit("/", 1)[1] for folder in folders]
+    titles = [column["title"] for column in data["columns"]]
+    assert "seed" in titles and "name" not in titles
+    assert any(HOSTILE.replace("/", "|") in title for title in titles)
 
 
 def test_the_grid_shows_the_best_images_and_marks_the_right_one(single):
