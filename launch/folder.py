@@ -147,7 +147,6 @@ def write_summary(
         **{name: round(seconds, 1) for name, seconds in spent.items()},
         "config_hash": Identity.of(resolved, {}).digest,
         "seed": resolved["seed"],
-        "precision": resolved["trainer"]["precision"],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **{name: start[name] for name in SUMMARISED},
         "versions": {"python": platform.python_version(), **_versions()},

@@ -18,6 +18,7 @@ def fake_run(
     evaluation=True,
     name="<b>fake</b> & co",
     metric="x",
+    trainer=None,
     **settings,
 ):
     """Writes a run folder as `fit` does; returns the last value of every metric."""
@@ -47,6 +48,7 @@ def fake_run(
     config = {
         "seed": seed,
         "name": name,
+        "trainer": trainer or {},
         "optim": {"lr": 1e-3, "betas": [0.9, 0.98]} | settings,
         "phases": {"train": {"samples": num_steps * batch_size, "batch_size": batch_size}},
     }

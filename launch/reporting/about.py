@@ -1,11 +1,14 @@
 """Runs in, rows out: when, where, with which code and on how much data each was made."""
 
+import re
 import shlex
 from collections.abc import Callable
 from typing import Any
 
 from .runs import Run
-from .tables import Row
+from .tables import Row, precision_of
+
+AUTO = re.compile(r"precision: \S+ \(auto: (.*)\)")
 
 
 def origin(runs: list[Run]) -> list[Row]:
@@ -90,9 +93,10 @@ def _data(run: Run) -> str:
 
 
 def _precision(run: Run) -> str:
-    precision = run.facts.get("precision") or (run.config.get("trainer") or {}).get("precision")
-    asked = [start.get("precision_asked") for start in run.starts]
-    return f"{precision or '-'}" + (", chosen by auto" if "auto" in asked else "")
+    log = run.folder / "log.txt"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    chosen = AUTO.search(text)
+    return precision_of(run) + (f", chosen by auto: {chosen[1]}" if chosen else "")
 
 
 def _skipped(run: Run) -> str:

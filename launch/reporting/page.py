@@ -64,7 +64,7 @@ def render(runs: list[Run], grids: list[GridEntry]) -> str:
         is_many=is_many,
         tiles=_tiles(numbers) if len(runs) == 1 else [],
         numbers=numbers,
-        origin=about.origin(runs),
+        origin=[row for row in about.origin(runs) if len(runs) == 1 or row.name != "precision"],
         table=table,
         same=same,
         drawn_first=first,

@@ -21,7 +21,6 @@ START = {
     "device": "cuda",
     "world_size": 16,
     "precision": "bf16-mixed",
-    "precision_asked": "auto",
     "parameters": {"image": 3_000_000, "text": 1_000_000, "total": 4_000_001, "trainable": 1_000},
     "epoch_size": 640,
     "chosen": ["phases", "phases.train", "phases.train.batch_size", "optim.lr"],
@@ -34,9 +33,12 @@ def add_start(folder, *changes):
 
 
 def test_where_a_run_came_from(tmp_path):
-    final = fake_run(tmp_path / "run")
+    final = fake_run(tmp_path / "run", trainer={"precision": "bf16-mixed"})
     add_start(tmp_path / "run", {}, {"step": 20})
-    (tmp_path / "run" / "log.txt").write_text("a.py:1: UserWarning: x\nfine\nb: FutureWarning: y\n")
+    (tmp_path / "run" / "log.txt").write_text(
+        "01:02:03  precision: bf16-mixed (auto: GPU X has it (in hardware))\n"
+        "a.py:1: UserWarning: x\nfine\nb: FutureWarning: y\n"
+    )
     (tmp_path / "run" / "log-rank3.txt").write_text("Traceback\n")
     (tmp_path / "run" / "loggers.json").write_text('{"wandb": "abc123"}')
     page = Page(write_report([str(tmp_path / "run")], suite="none").read_text())
@@ -45,7 +47,7 @@ def test_where_a_run_came_from(tmp_path):
         "Date 2026-11-30 01:02 UTC, 2 starts",
         "Machine 16 \u00d7 GPU X",
         "Host node7 and 1 more",
-        "Precision bf16-mixed, chosen by auto",
+        "Precision bf16-mixed, chosen by auto: GPU X has it (in hardware)",
         "Parameters 4 M (image 3 M, text 1 M), 1 k trainable",
         "Training set 640 pairs",
         "Commit 0123456789ab, changed (frozen/x.diff)",
@@ -63,7 +65,7 @@ def test_what_was_chosen_comes_first_and_the_rest_is_folded(tmp_path):
     add_start(tmp_path / "run")
     page = Page(write_report([str(tmp_path / "run")], suite="none").read_text())
     said = page.said
-    assert "2 of 6 values differ from their defaults." in said
+    assert "2 of 7 values differ from their defaults." in said
     assert said.index("phases.train.batch_size") < said.index("All values")
     (folded,) = [attributes for tag, attributes in page.tags if tag == "details"]
     assert "open" not in folded
