@@ -154,7 +154,8 @@ HOSTILE = "</script><script>alert(1)</script><!--<script>"
 def test_names_cannot_leave_the_pages_data(tmp_path):
     for index in range(6):
         folder = tmp_path / f"run{index} <script> & \u2028"
-        fake_run(folder, seed=index, name=f"{HOSTILE}{index}", metric=HOSTILE.replace("/", "|"))
+        own = {"name": f"{HOSTILE}{index}", "rule": f"{HOSTILE}{index}"}
+        fake_run(folder, seed=index, metric=HOSTILE.replace("/", "|"), **own)
     folders = sorted(map(str, tmp_path.iterdir()))
     page = Page(write_report(folders, tmp_path / "page.html", suite="none").read_text())
     kinds = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
@@ -163,6 +164,8 @@ def test_names_cannot_leave_the_pages_data(tmp_path):
     assert [run["name"] for run in data["runs"]] == [folder.rsplit("/", 1)[1] for folder in folders]
     titles = [column["title"] for column in data["columns"]]
     assert "seed" in titles and "name" not in titles
+    rules = data["columns"][titles.index("optim.rule")]["values"]
+    assert rules == [f"{HOSTILE}{index}" for index in range(6)]
     assert any(HOSTILE.replace("/", "|") in title for title in titles)
 
 
