@@ -1,6 +1,7 @@
 """`counterpoint report RUN_DIR...`: run folders in, one self-contained HTML page out."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,10 +31,25 @@ def main(argv: list[str]) -> int:
         help="suite whose held-out captions are shown (default: the run's own); none: no images",
     )
     options = parser.parse_args(argv)
-    out = write_report(options.runs, out=options.out, suite=options.suite)
-    print("\n".join(final_lines(read_runs(options.runs))))
+    folders = run_folders(options.runs)
+    out = write_report(folders, out=options.out, suite=options.suite)
+    print("\n".join(final_lines(read_runs(folders))))
     print(f"report: {out}")
     return 0
+
+
+def run_folders(named: list[str]) -> list[str]:
+    """Returns those of several paths that are run folders; `runs/*` may name others, which is said.
+
+    A single path, or none that is a run folder, is left to whoever reads it.
+    """
+    found = [path for path in named if Path(path, "metrics.jsonl").is_file()]
+    if not found:
+        return named
+    if left_out := [path for path in named if path not in found]:
+        what = "has" if len(left_out) == 1 else "have"
+        print(f"left out: {', '.join(left_out)} ({what} no metrics.jsonl)", file=sys.stderr)
+    return found
 
 
 def final_lines(runs: list[Run]) -> list[str]:
@@ -45,7 +61,10 @@ def final_lines(runs: list[Run]) -> list[str]:
     if len(runs) > MANY:
         return _lines_of_many(runs, numbers)
     rows = [row for section in numbers.values() for row in section]
-    table = [["", *(run.name for run in runs)], *([row.title, *row.cells] for row in rows)]
+    return _aligned([["", *(run.name for run in runs)], *([r.title, *r.cells] for r in rows)])
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join([f"{title:<{widths[0]}}", *map(str.rjust, cells, widths[1:])]).rstrip()
@@ -66,12 +85,7 @@ def _lines_of_many(runs: list[Run], numbers: dict[str, list[Row]]) -> list[str]:
     for index, run in enumerate(runs):
         state = "" if run.summary else "not ended"
         table.append([run.name, *(row.cells[index] for _, row in rows), state])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join([f"{name:<{widths[0]}}", *map(str.rjust, cells, widths[1:])]).rstrip()
-        for name, *cells in table
-    ]
-    return [*lines, "(all numbers and settings are on the page)"]
+    return [*_aligned(table), "(all numbers and settings are on the page)"]
 
 
 def write_report(

@@ -25,8 +25,8 @@ class Constant:
 def repeated(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, str]:
     """Returns for each metric that always equals an earlier one of the list that earlier one.
 
-    They are equal in every row of every run. Where there are few rows, only measures of one task
-    are taken for the same.
+    They are equal in every row of every run. Where there are few rows, only a mean over a task's
+    classes and one over its samples are taken for the same.
     """
     found: dict[str, str] = {}
     kept: list[str] = []
@@ -69,8 +69,12 @@ def _are_equal(runs: Sequence[Run], metric: str, other: str) -> bool:
         if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b)):
             return False
         num_points += len(np.unique(values))
-    is_one_task = metric.rsplit("/", 1)[0] == other.rsplit("/", 1)[0]
-    return num_points >= NUM_POINTS or is_one_task
+    return num_points >= NUM_POINTS or _is_mean_of_classes(metric, other)
+
+
+def _is_mean_of_classes(metric: str, other: str) -> bool:
+    (task, measure), (other_task, _) = metric.rsplit("/", 1), other.rsplit("/", 1)
+    return task == other_task and measure.startswith("mean_per_class")
 
 
 def _close(a: float, b: float) -> bool:

@@ -267,6 +267,19 @@ def test_the_command_prints_the_path(tmp_path, capsys):
     assert str(tmp_path / "p.html") in capsys.readouterr().out
 
 
+def test_what_is_no_run_folder_among_several_is_left_out_and_named(tmp_path, capsys):
+    for name in ("a", "b"):
+        fake_run(tmp_path / name)
+    (tmp_path / "sweep").mkdir()
+    named = [str(tmp_path / name) for name in ("a", "b", "sweep")]
+    assert main([*named, "--suite", "none"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].split() == ["a", "b"]
+    assert printed.err == f"left out: {tmp_path / 'sweep'} (has no metrics.jsonl)\n"
+    with pytest.raises(ValueError, match="is no run folder"):
+        main([named[2]])
+
+
 def test_the_command_starts_without_torch():
     code = "import sys, counterpoint.launch.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import torch
 
 from counterpoint.train.checkpoint import AtomicCheckpointIO, load, newest, step_of
 from counterpoint.train.groups import Groups, Tower
-from counterpoint.train.metrics import MetricsFile, average, read_rows
+from counterpoint.train.metrics import MetricsFile, average, highest, peak_memory, read_rows
 from counterpoint.train.optim import AdamW
 from counterpoint.train.resume import check_groups, check_resume
 
@@ -37,6 +37,19 @@ def mean_on(rank, world_size):
 
 def test_values_are_averaged_over_ranks(gloo):
     assert gloo(2, mean_on) == [[0.5, 2.0]] * 2
+
+
+def highest_on(rank, world_size):
+    return highest([2.5, 7.25, 1.0][rank], torch.device("cpu"))
+
+
+def test_the_rank_that_needs_most_memory_is_told(gloo, monkeypatch):
+    assert gloo(3, highest_on) == [7.25] * 3
+    assert highest(0.5, torch.device("cpu")) == 0.5
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    assert peak_memory(torch.device("cuda")) == 1.5
+    held = torch.ones(1 << 26)  # 256 MiB that are resident, since they were written
+    assert peak_memory(torch.device("cpu")) >= held.nbytes / 2**30
 
 
 def test_a_failed_write_leaves_the_last_checkpoint_alone(tmp_path, monkeypatch):

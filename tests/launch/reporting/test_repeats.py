@@ -42,8 +42,11 @@ def test_one_run_of_several_that_differs_keeps_a_measure(tmp_path):
 
 def test_few_values_are_equal_by_chance(tmp_path):
     run = read_run(write(tmp_path / "run", [values(0.25, 0.25, 0.25, 0.25)]))
-    # The same task measured twice is the same; another task is not.
+    # Both means of one task are the same; another task or direction is not.
     assert repeated([run], [TOP1, MEAN, RECALL, OTHER]) == {MEAN: TOP1}
+    back = RECALL.replace("image_to_text", "text_to_image")
+    young = read_run(write(tmp_path / "young", [{RECALL: 0.25, back: 0.25}]))
+    assert repeated([young], [RECALL, back]) == {}
 
 
 def test_the_page_names_what_it_leaves_out(tmp_path):
