@@ -26,8 +26,8 @@ if words[0] == "fit" and "--resume" not in words and "--print_config" not in wor
     words += ["--phases.train.warmup_samples", "16"]
     if any("clip_cc12m" in word for word in words):
         words += ["--model", "configs/model/vit_mini_96px.yaml"]
-if words[0] == "fit" and "--resume" in words and "--phases.train.samples" in words:
-    words[words.index("--phases.train.samples") + 1] = "96"
+if words[0] == "fit" and "--resume" in words:  # nobody stopped the run, so that it goes on longer
+    words += ["--phases.train.samples", "96"]
 if words[:2] == ["data", "emoji"]:
     words += ["--limit", "300", "--num-held-out", "20"]
 if "--holdout" in words:
