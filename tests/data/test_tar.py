@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import time
 import zlib
 
 import pytest
@@ -20,7 +19,13 @@ from watched import run_here, run_watched
 from counterpoint.data.decode import read_text
 from counterpoint.data.errors import CAUSES, SampleError
 from counterpoint.data.members import build_index, open_index
-from counterpoint.data.tar import MAX_EXTENSION_BYTES, NoEndMark, TarDamage, walk_members
+from counterpoint.data.tar import (
+    MAX_EXTENSION_BYTES,
+    NoEndMark,
+    TarDamage,
+    _pax_records,
+    walk_members,
+)
 
 NUM_SAMPLES = 6
 MAX_MEMORY = 256
@@ -224,15 +229,15 @@ def test_damage_ends_the_tar_where_it_stands(tmp_path, bad):
     assert index.keys == ["a"] and index.damaged == damage
 
 
-def test_extended_headers_take_little_time_and_memory(tmp_path):
+def test_extended_headers_are_read_once(tmp_path):
     """A mebibyte of useless records, three times."""
     useless = b"".join(record(b"%d" % number, b"") for number in range(90_000))[: 1 << 20]
     useless = useless[: useless.rindex(b"\n") + 1]
     path = tmp_path / "a.tar"
     path.write_bytes(extension(useless) * 3 + extension(record(b"path", b"x.txt")) + header())
-    start = time.process_time()
     assert [name for name, _, _ in walked(path)[0]] == ["x.txt"]
-    assert time.process_time() - start < 10
+    # More than a tar may hold: with the square of its length, this would take an hour.
+    assert _pax_records(useless * 16, 0) == {}
 
 
 def test_a_tar_without_end_mark_is_judged_by_its_last_sample(tmp_path, make_tar):

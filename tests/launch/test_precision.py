@@ -192,7 +192,7 @@ def disagreeing(rank, world_size, steps=2):
 
 
 def test_ranks_that_would_choose_differently_train_in_one_precision(gloo):
-    results = gloo(2, disagreeing, timeout=400)
+    results = gloo(2, disagreeing)
     assert [(precision, types) for precision, types, _ in results] == [
         ("bf16-mixed", {torch.bfloat16})
     ] * 2
