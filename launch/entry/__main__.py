@@ -2,6 +2,7 @@
 
 import sys
 
-from counterpoint.launch.cli import main
+# Relative to the package that this folder becomes, not to where it stands here.
+from .launch.cli import main  # pyright: ignore[reportMissingImports]
 
 sys.exit(main())

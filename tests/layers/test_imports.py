@@ -54,7 +54,7 @@ def declared() -> tuple[set[str], set[str]]:
         return {canonicalize_name(Requirement(line).name) for line in kept}
 
     extras = config["options.extras_require"]
-    optional = "".join(extras[name] for name in ("demo", "syntax", "curate"))
+    optional = "".join(extras[name] for name in extras if name not in ("dev", "docs"))
     return names(config["options"]["install_requires"]), names(optional)
 
 

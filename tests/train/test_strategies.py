@@ -100,8 +100,14 @@ def test_gradients_losses_and_norms_are_those_of_one_process(gloo, name, world_s
         compare(name, one, results, chunks, exactness)
 
 
+# Stage 3 gathers every parameter again and again; without dropout it is compared above.
+FAST = [
+    pytest.param(name, marks=pytest.mark.soak) if name == "zero3" else name for name in STRATEGIES
+]
+
+
 @pytest.mark.parametrize("all_chunks", SOME)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", FAST)
 def test_dropout_is_that_of_each_chunk_in_forward_and_recomputation(gloo, name, all_chunks):
     dtype, exactness = EXACTNESS.get(name, (torch.float64, 1e-10))
     results = gloo(2, record, name, dtype, 0.2, all_chunks)
