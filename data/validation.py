@@ -5,6 +5,8 @@ In: the manifest that `counterpoint data index --holdout` wrote. Out: an `ImageS
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 from .errors import SampleError
 from .picture import decode_image
@@ -15,22 +17,30 @@ class ValidationPairs(ShardSet):
     """The first usable pairs of held-out shards.
 
     A pair is usable if it has a caption and its image can be decoded, which is tried once, when the
-    set is indexed: an image that is damaged would else end the run at its first evaluation.
+    set is indexed: an image that is damaged would else end the run at its first evaluation. The
+    caption is the field `caption` of every pair.
 
     Args:
         manifest: Written by `counterpoint data index ... --holdout`.
-        captions: The field that has to hold text.
+        captions: Where captions are looked for, one place or several; the first that has text is
+            taken. `txt` and `json:caption` mean what they mean in `data.caption`.
         limit: How many pairs to use; shards behind them are not opened.
 
     Attributes:
         passed_over: Samples that are not usable, by cause.
     """
 
-    def __init__(self, manifest: str = "val.parquet", captions: str = "txt", limit: int = 5000):
+    def __init__(
+        self,
+        manifest: str = "val.parquet",
+        captions: str | list[str] | tuple[str, ...] = ("txt", "json:caption"),
+        limit: int = 5000,
+    ):
         super().__init__(manifest)
         if limit < 1:
             raise ValueError(f"limit: {limit} is not a number of pairs, such as 5000")
-        self.captions = captions
+        places = [captions] if isinstance(captions, str) else captions
+        self.captions = [place.removeprefix("json:") for place in places]
         self.limit = limit
         self.passed_over: Counter[str] = Counter()
 
@@ -59,27 +69,37 @@ class ValidationPairs(ShardSet):
         self.passed_over.clear()
         num_pairs = 0
         for item in super().walk():
-            if cause := self._flaw(item):
+            caption = self._caption(item)
+            if cause := _flaw(item, caption):
                 self.passed_over[cause] += 1
                 continue
-            yield item
+            yield replace(item, fields=item.fields | {"caption": caption})
             num_pairs += 1
             if num_pairs == self.limit:
                 return
         if not num_pairs:
             raise ValueError(
-                f"no sample of {self} can be used: {dict(self.passed_over)}; name the field that "
-                f"holds captions (now: {self.captions}) in a suite of your own"
+                f"no sample of {self} can be used: {dict(self.passed_over)}; where captions are "
+                f"looked for (now: {', '.join(self.captions)}) is named in the suite's file"
             )
 
-    def _flaw(self, item: Item) -> str | None:
-        found = item.get(self.captions) or ""
-        if not any(str(text).strip() for text in (found if isinstance(found, list) else [found])):
-            return "no_caption"
-        try:
-            with open(item.path, "rb") as file:
-                file.seek(item.offset)
-                decode_image(file.read(item.size))
-        except (SampleError, OSError):
-            return "bad_image"
+    def _caption(self, item: Item) -> Any:
+        """Returns the first of the fields that has text (a text or a list of them), or None."""
+        for name in self.captions:
+            found = item.get(name)
+            texts = found if isinstance(found, list) else [found]
+            if any(text is not None and str(text).strip() for text in texts):
+                return found
         return None
+
+
+def _flaw(item: Item, caption: Any) -> str | None:
+    if caption is None:
+        return "no_caption"
+    try:
+        with open(item.path, "rb") as file:
+            file.seek(item.offset)
+            decode_image(file.read(item.size))
+    except (SampleError, OSError):
+        return "bad_image"
+    return None

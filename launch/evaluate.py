@@ -96,7 +96,8 @@ def evaluate_run(
     if is_first_process():
         out = out or run_dir / "evaluation" / f"{tasks.name}-{step:08d}.json"
         write(out, {"suite": tasks.name, "step": step, "run": str(run_dir), "metrics": results})
-        print(table(results))
+        notes = dict.fromkeys(task.data.note for task in tasks.tasks.values())
+        print(*filter(None, notes), table(results), sep="\n")
         print(f"{run_dir}, step {step}: written to {out}")
     return results
 

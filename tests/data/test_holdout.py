@@ -1,6 +1,7 @@
 """Held-out shards: which, how many, never those to train on; and what is usable in them."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def flawed(tmp_path):
     with tarfile.open(tmp_path / "00000.tar", "w") as tar:
         for i in range(10):
             members = {"jpg": jpeg(i), "txt": f"caption {i}".encode()}
+            if i < 2:
+                members["json"] = json.dumps({"title": f"title {i}"}).encode()
             if i == 2:
                 del members["txt"]
             if i == 4:
@@ -113,12 +116,14 @@ def test_what_cannot_be_used_is_passed_over_and_counted(flawed):
     assert images.note == ("5 pairs of val.parquet, passed over: 1 bad_image, 2 no_caption")
     assert all(images.image(i).shape == (3, 40, 40) for i in range(5))
     assert len(pairs(flawed)) == 7
+    other = pairs(flawed, captions=["json:title", "txt"])
+    assert [item.get("caption") for item in other.items][:3] == ["title 0", "title 1", "caption 3"]
 
 
 def test_what_is_missing_is_named_with_its_command(flawed, tmp_path):
     with pytest.raises(ValueError, match=r"no .*nowhere/val\.parquet .* --holdout 5000"):
         len(pairs(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"no sample .*'no_caption': 10.*\(now: title\)"):
-        len(pairs(flawed, captions="title"))
+    with pytest.raises(ValueError, match=r"no sample .*'no_caption': 10.*\(now: title, alt\)"):
+        len(pairs(flawed, captions=["json:title", "alt"]))
     with pytest.raises(ValueError, match="limit: 0"):
         ValidationPairs(limit=0)
