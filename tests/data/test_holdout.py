@@ -123,7 +123,7 @@ def test_what_cannot_be_used_is_passed_over_and_counted(flawed):
 def test_what_is_missing_is_named_with_its_command(flawed, tmp_path):
     with pytest.raises(ValueError, match=r"no .*nowhere/val\.parquet .* --holdout 5000"):
         len(pairs(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"no sample .*'no_caption': 10.*\(now: title, alt\)"):
-        len(pairs(flawed, captions=["json:title", "alt"]))
+    with pytest.raises(ValueError, match=r"no sample .*'no_caption': 10.*\(now: heading, alt\)"):
+        len(pairs(flawed, captions=["json:heading", "alt"]))
     with pytest.raises(ValueError, match="limit: 0"):
         ValidationPairs(limit=0)
