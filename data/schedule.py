@@ -114,12 +114,18 @@ class Schedule:
             check_divides(size, world_size)
 
 
-def check_divides(batch_size: int, world_size: int) -> None:
-    """Raises a ValueError unless every rank gets the same number of samples."""
+def check_divides(batch_size: int, world_size: int, prefix: str = "") -> None:
+    """Raises a ValueError unless every rank gets the same number of samples.
+
+    Args:
+        batch_size: Of the global batch.
+        world_size: Number of ranks.
+        prefix: Of `batch_size` in the message, such as `phases.train.`.
+    """
     if batch_size % world_size:
         below = batch_size // world_size * world_size
         nearest = f"{below} or {below + world_size}" if below else f"{world_size}"
         raise ValueError(
-            f"batch_size={batch_size} (the global batch) does not divide by the world size "
+            f"{prefix}batch_size={batch_size} (the global batch) does not divide by the world size "
             f"{world_size}; use {nearest}, or another number of processes"
         )

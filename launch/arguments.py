@@ -9,6 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .diagnosis import check_words
+from .run_files import EXAMPLES, Written, read
+
+AUTO = "auto"
 # As in models.teacher.DTYPES (a test compares them).
 STORED = ("float32", "bfloat16", "float16")
 
@@ -138,6 +142,67 @@ def _safetensors(value: str) -> Path:
     return Path(value)
 
 
+def fit(argv: list[str]) -> tuple[Written, str | None]:
+    """Reads the arguments of `counterpoint fit`.
+
+    Returns:
+        What is written in files and as options, and what is to be resumed: a folder, `auto`, None.
+
+    Raises:
+        ValueError: nothing is named, a file is not there, or a word is not one of ours.
+    """
+    if not argv:
+        raise ValueError(f"name a run: {EXAMPLES} (counterpoint fit --help)")
+    argv, resume = take_option(argv, "--resume")
+    if resume is not None and resume != AUTO:
+        argv = ["--config", str(_config_of(resume)), *argv]
+        argv, run_dir = take_option(argv, "--run_dir")
+        if run_dir is not None and Path(run_dir).resolve() != Path(resume).resolve():
+            raise ValueError(
+                f"--resume {resume} goes on in that folder, and --run_dir is {run_dir}: leave it "
+                f"out; to keep {resume} as it is, resume a copy of the folder, or start a new run "
+                f"with --init_from {resume}"
+            )
+        argv = [*argv, "--run_dir", resume]
+    written = read(argv)
+    check_words(written)
+    return written, resume
+
+
+def _config_of(run_dir: str) -> Path:
+    path = Path(run_dir, "config.yaml")
+    if path.exists():
+        return path
+    file = Path(run_dir)
+    if file.suffix == ".ckpt" and file.is_file():
+        folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+        raise ValueError(
+            f"--resume takes a run's folder and goes on from its newest whole checkpoint: --resume "
+            f"{folder}; a new run starts from these weights with --init_from {run_dir}"
+        )
+    raise ValueError(
+        f"--resume {run_dir}: there is no run (no {path}); it takes a folder that `fit` wrote, or "
+        "auto with the command that started the run"
+    )
+
+
+def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
+    """Removes `name VALUE` or `name=VALUE` from the arguments and returns the value.
+
+    Raises:
+        ValueError: it stands there without a value.
+    """
+    for i, word in enumerate(argv):
+        if word == name:
+            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
+                hint = ": a run's folder, such as runs/NAME, or auto" if name == "--resume" else ""
+                raise ValueError(f"{name} needs a value{hint}")
+            return argv[:i] + argv[i + 2 :], argv[i + 1]
+        if word.startswith(name + "="):
+            return argv[:i] + argv[i + 1 :], word.split("=", 1)[1]
+    return argv, None
+
+
 def check_launcher(argv: list[str]) -> None:
     """Answers `launch` without a launcher, and refuses one that is not there.
 
@@ -168,8 +233,13 @@ def check(command: str, argv: list[str]) -> None:
     }
     if command in whole:
         whole[command]().parse_args(argv)
+    elif command == "fit":
+        fit(argv)
     elif command == "embed":
-        embed().parse_known_args(argv)
+        check_words(read(embed().parse_known_args(argv)[1]))
     elif command == "launch":
         check_launcher(argv)
-        slurm().parse_known_args(argv[1:])
+        options, rest = slurm().parse_known_args(argv[1:])
+        if take_option(rest, "--resume")[1] is not None:
+            raise ValueError("leave --resume out: a job always continues what its run_dir holds")
+        check_words(read(["--config", options.config, *rest]))

@@ -9,7 +9,7 @@ from ..data.schedule import Schedule
 from ..train.module import ContrastiveModule
 from ..train.optim import AdamW
 from ..train.phases import Phases, prepare_reducers
-from .config import shortened
+from .messages import shortened
 
 
 def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule, Any]:

@@ -47,19 +47,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"counterpoint: {unknown(command)}", file=sys.stderr)
         return 2
     from .arguments import check
-    from .errors import sentence
+    from .errors import is_first_to_say, sentence
     from .run_log import announce
-
-    announce(argv)
 
     try:
         check(command, argv[1:])
+        announce(argv)
         return importlib.import_module(COMMANDS[command][0]).main(argv[1:]) or 0
     except Exception as error:
         text = sentence(error)
         if text is None:
             raise
-        print(f"counterpoint {command}: {text}", file=sys.stderr)
+        if is_first_to_say(error):
+            print(f"counterpoint {command}: {text}", file=sys.stderr)
         return 2
 
 

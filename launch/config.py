@@ -7,7 +7,6 @@ refused.
 
 import inspect
 import pkgutil
-import re
 import typing
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,9 +32,12 @@ from ..train.optim import AdamW
 from ..train.phases import Phase
 from ..train.providers import EmaConfig
 from ..train.spikes import SpikeGuard, Spikes
+from .diagnosis import diagnose
 from .identity import Identity
 from .loggers import Logging
+from .messages import shortened
 from .precision import AUTO
+from .run_files import Written, read
 
 # The phases own the run's length, the data module owns the order, we own logs and checkpoints.
 OWNED: set[str | int] = {
@@ -65,8 +67,6 @@ OWNED: set[str | int] = {
 
 # What Lightning takes; `auto` is ours, and null is Lightning's own default, 32-true.
 PRECISIONS = Literal["auto"] | typing.get_type_hints(Trainer.__init__)["precision"]
-
-USELESS = ("Expected a <class", "Does not validate against any", "Expected a dot import path")
 
 
 @dataclass
@@ -166,45 +166,25 @@ def add_model(parser: ArgumentParser) -> None:
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """Parses; a mistake becomes one sentence.
+    """Reads the files that arguments name and parses all of it; a mistake becomes one sentence.
 
     Raises:
         ValueError: what the user wrote cannot be used.
     """
-    try:
-        return parser.parse_args(argv)
-    except ArgumentError as error:
-        raise ValueError(shortened(str(error))) from None
+    return parse_written(parser, read(argv))
 
 
-def shortened(message: str) -> str:
-    """Returns what the parser says about a value as one line.
+def parse_written(parser: ArgumentParser, written: Written) -> Namespace:
+    """Parses what was read already.
 
-    Of a value that may be of several types it lists what is wrong with it as each of these; that it
-    is of another type is of no use where it was meant to be this one.
+    Raises:
+        ValueError: a key or a value is not accepted.
     """
-    name = re.match(r"(?:Parser key \"([^\"]*)\":)?", message)[1]  # type: ignore[index]
-    reasons: list[str] = []
-    for line in message.splitlines():
-        text = line.strip()
-        if text.startswith("- "):
-            reasons.append(text[2:])
-        elif text.startswith(("Subtypes:", "Errors:", "Given value")):
-            continue
-        elif reasons:
-            reasons[-1] += f" {text}"
-    told = [reason for reason in reasons if not reason.startswith(USELESS)]
-    if told:
-        return (f"{name}: " if name else "") + "; ".join(dict.fromkeys(told))
-    types = re.search(r"Subtypes: \[(.*)\]", message)
-    given = re.search(r"Given value: (.*)", message, re.DOTALL)
-    if not types or not given or not name:
-        return " ".join(message.split())
-    accepted = re.sub(r"<class '(.*?)'>", r"\1", types[1]).replace("NoneType", "null")
-    return (
-        f"{name} is {' '.join(given[1].split())}; it takes one of {accepted} (a list as [a, b], a "
-        "class by the whole name of its class_path)"
-    )
+    try:
+        return parser.parse_args(written.words())
+    except ArgumentError as error:
+        found = diagnose(parser, written) or shortened(str(error))
+        raise ValueError(found) from None
 
 
 def plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from . import arguments
 from . import config as run_config
 from .build import build
 from .claims import claimed
-from .fit import with_found_configs
 from .providers import checked_teacher
 from .results import write_json
 
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> int:
             f"--variants {chosen.variants} and --batch_size {chosen.batch_size}: give 1 or more"
         )
     parser = run_config.make_parser()
-    config = run_config.parse(parser, with_found_configs(rest))
+    config = run_config.parse(parser, rest)
     module, parts = build(parser, config)
     module.resolved_config = run_config.plain(parser, config)
     if chosen.teacher not in (parts.teachers or {}):

@@ -2,7 +2,8 @@
 
 A `ValueError` raised by our own code is a message to the user (house rule: the offending value and
 the fix). The same type raised deep inside a library is a defect, and its trace is worth more than
-its text. A full disk is told in one sentence wherever it strikes.
+its text. Lightning has a type of its own for what the user has configured. A full disk is told in
+one sentence wherever it strikes.
 """
 
 import errno
@@ -10,6 +11,8 @@ import os
 import traceback
 from pathlib import Path
 
+# Lightning's, where processes begin to differ.
+TRAINING = "lightning/pytorch/trainer/"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,9 +26,28 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" ({error.filename})" if error.filename else ""
         return f"no space left on the disk{where}; free some and continue with `fit --resume`"
+    if any(kind.__name__ == "MisconfigurationException" for kind in type(error).__mro__):
+        return f"trainer: {' '.join(str(error).split())} (counterpoint fit --help trainer)"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, ValueError) and frames:
         raised_in = Path(frames[-1].filename).resolve()
         if raised_in.is_relative_to(ROOT) and ".venv" not in raised_in.parts:
             return str(error)
     return None
+
+
+def is_first_to_say(error: BaseException) -> bool:
+    """Tells whether this process is the one of its node that prints an error of them all.
+
+    Until training begins, all processes of a node do the same with the same files, so that each
+    meets the same mistake. What one meets in training may be its own. Processes that Lightning
+    starts are there only because the first one has come so far.
+    """
+    env = os.environ
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(TRAINING in frame.filename for frame in frames):
+        return True
+    under_srun = int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if "TORCHELASTIC_RUN_ID" not in env and not under_srun:
+        return True
+    return int(env.get("LOCAL_RANK", env.get("SLURM_LOCALID", "0"))) == 0

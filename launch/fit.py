@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from ..data.schedule import check_divides
 from ..models.image import ImageTower
 from ..models.inherit import inherit
 from ..models.two_tower import TwoTower
@@ -22,8 +23,11 @@ from ..train.control import StopOnSignal
 from ..train.module import ContrastiveModule
 from ..train.resume import check_groups, check_resume
 from ..train.rewind import RewindingCheckpoints
+from . import arguments
 from . import config as run_config
+from .arguments import AUTO
 from .build import build
+from .devices import world_size
 from .env import (
     choose_attention,
     is_first_process,
@@ -37,14 +41,11 @@ from .folder import freeze, is_finished, prepare_folder, write_summary
 from .identity import names
 from .load import load_run, weights_file
 from .loggers import Loggers
-from .paths import find_config
 from .precision import settle_precision
 from .provenance import facts
 from .providers import attach
 from .run_log import RunLog, keep_screen
 from .trainer import make_trainer, saves, trainer_arguments
-
-AUTO = "auto"
 
 
 def main(argv: list[str]) -> int:
@@ -60,20 +61,14 @@ def main(argv: list[str]) -> int:
 
 def start(argv: list[str]) -> int:
     """Parses the command line and trains, as `main` says."""
-    argv, resume = take_option(argv, "--resume")
-    if resume not in (None, AUTO):
-        argv, run_dir = take_option(argv, "--run_dir")
-        if run_dir is not None and Path(run_dir).resolve() != Path(resume).resolve():
-            raise ValueError(
-                f"--resume {resume} goes on in that folder, and --run_dir is {run_dir}: leave it "
-                f"out; to keep {resume} as it is, resume a copy of the folder, or start a new run "
-                f"with --init_from {resume}"
-            )
-        argv = ["--config", str(_config_of(resume)), *argv, "--run_dir", resume]
-    elif starts_again_by_itself():
+    written, resume = arguments.fit(argv)
+    if resume is None and starts_again_by_itself():
         resume = AUTO
     parser = run_config.make_parser()
-    config = run_config.parse(parser, with_found_configs(argv))
+    config = run_config.parse_written(parser, written)
+    num_processes = world_size(config.trainer, written.place)
+    for name, phase in config.phases.items():
+        check_divides(phase.batch_size, num_processes, f"phases.{name}.")
     fit_machine(config, resume)
     resolved = run_config.plain(parser, config)
     return fit(config, resolved, parser, resume)
@@ -88,24 +83,6 @@ def fit_machine(config: Any, resume: str | None) -> None:
     devices = str(config.trainer.devices)
     if under_torchrun() is None and config.trainer.accelerator == "cpu" and devices.isdigit():
         share_cores(int(devices))
-
-
-def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
-    """Removes `name VALUE` or `name=VALUE` from the arguments and returns the value."""
-    for i, word in enumerate(argv):
-        if word == name:
-            if i + 1 == len(argv):
-                raise ValueError(f"{name} needs a value")
-            return argv[:i] + argv[i + 2 :], argv[i + 1]
-        if word.startswith(name + "="):
-            return argv[:i] + argv[i + 1 :], word.split("=", 1)[1]
-    return argv, None
-
-
-def with_found_configs(argv: list[str]) -> list[str]:
-    """Replaces the name after `--config` by the path of the packaged run of that name."""
-    argv, name = take_option(argv, "--config")
-    return argv if name is None else ["--config", str(find_config(name)), *argv]
 
 
 def fit(config: Any, resolved: dict[str, Any], parser: Any, resume: str | Path | None) -> int:
@@ -252,11 +229,4 @@ def resumable(
         raise ValueError(
             f"{path} is past the end of a run of {end} steps; raise phases.NAME.samples"
         )
-    return path
-
-
-def _config_of(run_dir: str) -> Path:
-    path = Path(run_dir, "config.yaml")
-    if not path.exists():
-        raise ValueError(f"--resume {run_dir}: there is no run (no {path})")
     return path

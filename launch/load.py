@@ -25,6 +25,7 @@ from ..train import checkpoint as checkpoints
 from . import config as run_config
 from .build import instantiate
 from .env import say
+from .messages import shortened
 
 CONFIG = "config.yaml"
 # Of the data's slot: what turns a text and an image into the model's input in evaluation.
@@ -96,7 +97,7 @@ def build_slots(config: Mapping[str, Any], source: str) -> Any:
     try:
         parsed = parser.parse_object(chosen)
     except ArgumentError as error:
-        raise ValueError(f"{source}: {run_config.shortened(str(error))}") from None
+        raise ValueError(f"{source}: {shortened(str(error))}") from None
     return instantiate(parser, parsed)
 
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+NUM_SHOWN = 8  # names in a message
 
 
 def config_names(kind: str = "run") -> list[str]:
@@ -36,12 +37,41 @@ def packaged_config(name: str, kind: str = "run") -> Path:
     Raises:
         ValueError: there is none of that name.
     """
+    if found := _packaged(name, kind):
+        return found
+    raise ValueError(f"'{name}' is neither a file nor a packaged {kind}: {nearest(name, kind)}")
+
+
+def find_part(name: str, slot: str, place: str) -> Path:
+    """Finds the packaged file for a slot of a run by name.
+
+    Args:
+        name: with or without `.yaml`.
+        slot: folder of configs/.
+        place: where the name was written, for the message.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if found := _packaged(name, slot):
+        return found
+    if not config_names(slot):
+        raise ValueError(f"{slot} ({place}): '{name}' is no file; write its keys below `{slot}:`")
+    known = nearest(name, slot)
+    raise ValueError(f"{slot} ({place}): '{name}' is no file and no packaged {slot}: {known}")
+
+
+def nearest(name: str, kind: str) -> str:
+    """Returns which packaged file may be meant, and which others there are."""
     names = config_names(kind)
-    if name.removesuffix(".yaml") in names:
-        return CONFIGS / kind / f"{name.removesuffix('.yaml')}.yaml"
-    close = get_close_matches(Path(name).stem, names, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ValueError(
-        f"'{name}' is neither a file nor a packaged {kind} "
-        f"(those are: {', '.join(names) or 'none'}){hint}"
-    )
+    close = get_close_matches(Path(name).stem, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    if len(names) <= NUM_SHOWN:
+        return f"{hint}there are {', '.join(names) or 'none'}"
+    some = "" if close else f", such as {', '.join(names[:NUM_SHOWN])}"
+    return f"{hint}there are {len(names)}{some} (counterpoint fit --help {kind} lists them)"
+
+
+def _packaged(name: str, kind: str) -> Path | None:
+    stem = name.removesuffix(".yaml")
+    return CONFIGS / kind / f"{stem}.yaml" if stem in config_names(kind) else None

@@ -43,10 +43,9 @@ def identity(config: str, overrides: dict[str, Any]) -> Identity:
     """
     # Everything that can be configured is imported here, which takes seconds.
     from . import config as run_config
-    from .fit import with_found_configs
 
     parser = _parser()
-    argv = with_found_configs(["--config", config, *settings(overrides)])
+    argv = ["--config", config, *settings(overrides)]
     return run_config.identity(parser, run_config.parse(parser, argv))
 
 

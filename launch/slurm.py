@@ -23,7 +23,6 @@ from ..data.schedule import check_divides
 from . import config as run_config
 from .arguments import check_launcher
 from .arguments import slurm as slurm_options
-from .fit import take_option, with_found_configs
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "slurm.sbatch"
 
@@ -65,18 +64,15 @@ def checked(options: argparse.Namespace, overrides: list[str]) -> Any:
     Raises:
         ValueError: the run file, an override or an option of the job cannot work.
     """
-    if take_option(overrides, "--resume")[1] is not None:
-        raise ValueError("leave --resume out: a job always continues what its run_dir holds")
     for name, lowest in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("grace", 1)):
         if getattr(options, name) < lowest:
             raise ValueError(f"--{name} is {getattr(options, name)}; give at least {lowest}")
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", options.time):
         raise ValueError(f"--time is {options.time}; write it as 24:00:00, 2-12:00:00 or minutes")
     world_size = options.nodes * tasks(options)
-    argv = with_found_configs(["--config", options.config, *overrides])
-    config = run_config.parse(_run_parser(), argv)
-    for phase in config.phases.values():
-        check_divides(phase.batch_size, world_size)
+    config = run_config.parse(_run_parser(), ["--config", options.config, *overrides])
+    for name, phase in config.phases.items():
+        check_divides(phase.batch_size, world_size, f"phases.{name}.")
     if options.cache is not None and config.data.cache is None:
         raise ValueError(
             f"--cache {options.cache}: the run reads shards where they are; give it a data.cache "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from .scalars import Scalar
 from .similarity import Cosine, Metric, Similarity
 from .term import MODEL_SCALARS, Term
 from .weights import Weight
@@ -41,7 +42,7 @@ class Objective(nn.Module):
         weights: dict[str, float | Weight] | None = None,
         logit_scale_init: float = 1 / 0.07,
         logit_bias_init: float | None = None,
-        scalars: dict[str, nn.Module] | None = None,
+        scalars: dict[str, Scalar] | None = None,
     ):
         super().__init__()
         if not terms:
@@ -85,6 +86,12 @@ class Objective(nn.Module):
         report: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             values = term(features, batch)
+            if not isinstance(values, Mapping):
+                raise ValueError(
+                    f"objective.terms.{name}: {type(term).__name__} returns a "
+                    f"{type(values).__name__}; its forward has to return a dict of named scalars, "
+                    'such as {"loss": value}'
+                )
             weight = self.weight(name)
             parts += [weight * value for value in values.values()]
             for part, value in values.items():

@@ -102,14 +102,14 @@ SCALED = {"class_path": "TrainTransform", "init_args": {"scale": [0, 1]}}
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"caption": "txt"}, "data.caption is txt; it takes one of tuple[str, ...]"),
+        ({"caption": "txt"}, "run.yaml): is 'txt'; it takes a list of texts"),
         ({"caption": {"class_path": "WeightedChoice", "init_args": {"weights": {}}}}, "weights={}"),
         (
             {"caption": ["text"]},
             "no caption in text: none of 24 samples looked at, which have json",
         ),
         ({"sources": {"default": {"caption": ["json:a"]}}}, "json:key, json:caption; set"),
-        ({"sources": {"default": {"shar": 1}}}, "data.sources: Problem with"),
+        ({"sources": {"default": {"shar": 1}}}, "did you mean data.sources.default.share?"),
         ({"views": {"augmentation": {"transform": SCALED}}}, "scale=(0.0, 1.0) must be"),
         ({"views": {"a": {"transform": {"class_path": "EvalTransform"}, "size": 0}}}, "size=0"),
         (
