@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import fit_help
 from .diagnosis import check_words
-from .run_files import EXAMPLES, Written, read
+from .run_files import EXAMPLES, SLOTS, Written, read
 
 AUTO = "auto"
 # As in models.teacher.DTYPES (a test compares them).
@@ -151,6 +152,7 @@ def fit(argv: list[str]) -> tuple[Written, str | None]:
     Raises:
         ValueError: nothing is named, a file is not there, or a word is not one of ours.
     """
+    answer_help(argv)
     if not argv:
         raise ValueError(f"name a run: {EXAMPLES} (counterpoint fit --help)")
     argv, resume = take_option(argv, "--resume")
@@ -167,6 +169,43 @@ def fit(argv: list[str]) -> tuple[Written, str | None]:
     written = read(argv)
     check_words(written)
     return written, resume
+
+
+def answer_help(argv: list[str]) -> None:
+    """Prints the page, or what there is about a slot: `--help SLOT`, `--SLOT.help`, ....
+
+    Raises:
+        ValueError: there is no such slot.
+        SystemExit: help was asked for and printed.
+    """
+    for i, word in enumerate(argv):
+        name = word.partition("=")[0]
+        if name in ("-h", "--help"):
+            following = argv[i + 1 : i + 2] if "=" not in word else [word.partition("=")[2]]
+            topic = following[0] if following and not following[0].startswith("-") else ""
+        elif name.startswith("--") and name.endswith((".help", "-help")):
+            topic = name[2:].partition(".")[0]
+        else:
+            continue
+        print(_help(topic.partition(".")[0].removeprefix("--")))
+        raise SystemExit(0)
+
+
+def _help(topic: str) -> str:
+    if not topic:
+        return fit_help.page()
+    if topic in ("run", "runs", "config", "suite"):
+        return fit_help.packaged("suite" if topic == "suite" else "run")
+    if topic not in SLOTS:
+        close = get_close_matches(topic, SLOTS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(
+            f"--help {topic}: {hint}there is help about run, suite, and the slots "
+            f"{', '.join(SLOTS)}; `counterpoint fit --help` is one page about all"
+        )
+    from .slot_help import listing
+
+    return listing(topic)
 
 
 def _config_of(run_dir: str) -> Path:

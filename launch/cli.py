@@ -5,6 +5,7 @@ arguments have been looked at, so that help and mistakes need no seconds of impo
 """
 
 import importlib
+import os
 import sys
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -47,24 +48,27 @@ def main(argv: list[str] | None = None) -> int:
         print(f"counterpoint: {unknown(command)}", file=sys.stderr)
         return 2
     from .arguments import check
-    from .errors import is_first_to_say, sentence
+    from .errors import reports_for_its_node, sentence
     from .run_log import announce
 
     try:
         check(command, argv[1:])
         announce(argv)
         return importlib.import_module(COMMANDS[command][0]).main(argv[1:]) or 0
+    except BrokenPipeError:  # the reader of `--help | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         text = sentence(error)
         if text is None:
             raise
-        if is_first_to_say(error):
+        if reports_for_its_node(error):
             print(f"counterpoint {command}: {text}", file=sys.stderr)
         return 2
 
 
 def unknown(command: str) -> str:
-    """Returns what to say about a command that is not there."""
+    """Returns the sentence about a command that is not there."""
     close = get_close_matches(command, [*COMMANDS, *ALIASES], n=1)
     hint = f"; did you mean {ALIASES.get(close[0], close[0])}?" if close else ""
     return f"unknown command '{command}'; known: {', '.join(COMMANDS)}{hint}"

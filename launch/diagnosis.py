@@ -2,7 +2,7 @@
 
 In: what the user wrote, after the parser has refused it. Out: the first thing that is wrong with
 it. The parser's own message names neither the file nor, for a value that may be of several types,
-the key. What is not found here is said as the parser says it (`messages.shortened`).
+the key. Where nothing is found here, its message is shortened (`messages`).
 """
 
 import importlib
@@ -17,6 +17,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from . import signatures
+from .paths import config_names
 from .run_files import EXAMPLES, KEYS, NAMED, SLOTS, Written
 from .signatures import REQUIRED, Parameter
 from .vocabulary import PHASE_WORDS, TRAINER_WORDS, accepted_value, meaning
@@ -148,7 +149,7 @@ def check(kind: Any, value: Any, key: str) -> None:
 
 
 def refused(kind: Any, kinds: tuple[Any, ...], value: Any, key: str) -> str:
-    """Returns what to say about a value that is of none of the accepted types."""
+    """Returns the sentence about a value that is of none of the accepted types."""
     if meant := accepted_value(key, value):
         return f"is {shown(value)}; that is called {meant} here"
     bases = [one for one in kinds if signatures.is_class(one) and not signatures.is_closed(one)]
@@ -220,6 +221,10 @@ def resolve(bases: list[Any], name: str, key: str) -> Any:
     known = {n: kind for base in bases for n, kind in signatures.classes(base).items()}
     if "." not in name:
         found = known.get(name)
+        if found is None and name.lower() in config_names(key):
+            raise Fault(
+                key, f"there is no class '{name}'; did you mean the packaged {name.lower()}?"
+            )
         if found is None:
             raise Fault(key, f"there is no class '{name}'{_suggested(name, known)}")
         return found
@@ -267,7 +272,7 @@ def _suggested(name: str, known: Mapping[str, type]) -> str:
 def unknown(
     name: str, known: Iterable[str], group: str, keys: Mapping[str, Parameter] | None = None
 ) -> str:
-    """Returns what to say about a key that is not there."""
+    """Returns the sentence about a key that is not there."""
     known = list(known)
     same = {one.lower(): one for one in known}
     plain = name.lower().replace("-", "_")

@@ -36,7 +36,7 @@ def sentence(error: BaseException) -> str | None:
     return None
 
 
-def is_first_to_say(error: BaseException) -> bool:
+def reports_for_its_node(error: BaseException) -> bool:
     """Tells whether this process is the one of its node that prints an error of them all.
 
     Until training begins, all processes of a node do the same with the same files, so that each

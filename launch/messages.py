@@ -1,4 +1,4 @@
-"""What jsonargparse says about a value, as one line.
+"""The messages of jsonargparse, as one line.
 
 Its prose is taken apart here and nowhere else; it is what is left where `diagnosis` finds nothing,
 and for configurations that a program wrote.
@@ -11,7 +11,7 @@ USELESS = ("Expected a <class", "Does not validate against any", "Expected a dot
 
 
 def shortened(message: str) -> str:
-    """Returns what the parser says about a value as one line.
+    """Returns a message of the parser as one line.
 
     Of a value that may be of several types it lists what is wrong with it as each of these; that it
     is of another type is of no use where it was meant to be this one.

@@ -206,7 +206,7 @@ def _merge_file(found: Written, path: Path) -> None:
             _put(found, key, file)
             continue
         if value is None and key in GROUPS:
-            continue  # nothing stands below the slot's name: as it is when nobody names it
+            continue  # an empty slot has its defaults
         found.tree[key] = _merged(found.tree.get(key), value)
         for name in _leaves(key, value):
             found.files[name] = shown

@@ -22,6 +22,8 @@ from jsonargparse._link_arguments import ActionLink
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 PARTS = ("losses", "data", "models", "train")
+# Where the classes come from that are written as one value.
+VALUES = ("builtins", "datetime", "jsonargparse", "pathlib")
 REQUIRED = inspect.Parameter.empty
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -110,13 +112,10 @@ def items_of(kind: Any) -> Any:
 
 def is_class(kind: Any) -> bool:
     """Tells whether a value of this type is written with its arguments."""
-    if not inspect.isclass(kind) or kind.__module__ == "builtins":
+    # Python 3.10 takes list[int] for a class.
+    if not inspect.isclass(kind) or typing.get_origin(kind) is not None:
         return False
-    return (
-        kind not in (types.NoneType,)
-        and kind.__module__ not in ("datetime", "pathlib")
-        and (not kind.__module__.startswith("jsonargparse"))
-    )
+    return kind.__module__.partition(".")[0] not in VALUES
 
 
 def is_closed(kind: Any) -> bool:
@@ -135,14 +134,13 @@ def described(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return ", ".join(map(str, typing.get_args(kind)))
     if (inside := values_of(kind)) is not None:
-        return f"names with {described(inside)} each"
+        return f"names, each with {described(inside)}"
     if (inside := items_of(kind)) is not None:
         if is_class(inside):
             return "a list of such classes"
         return f"a list of {described(inside).removeprefix('a ')}s, such as [a, b]"
     if is_class(kind):
-        arguments = "keys of" if is_closed(kind) else "the class_path of a"
-        return f"{arguments} {kind.__name__}"
+        return f"{'keys of' if is_closed(kind) else 'a class of kind'} {kind.__name__}"
     name = getattr(kind, "__name__", str(kind))
     words = {"PositiveInt": "a whole number above 0", "PositiveFloat": "a number above 0"}
     return words.get(name, "a value of another kind" if kind is Any else name)
@@ -158,11 +156,9 @@ def _flat(kind: Any) -> list[Any]:
 
 
 def _flat_one(kind: Any) -> list[Any]:
-    return (
-        [part for member in members(kind) for part in _flat_one(member)]
-        if is_union(kind)
-        else [kind]
-    )
+    if not is_union(kind):
+        return [kind]
+    return [part for member in members(kind) for part in _flat_one(member)]
 
 
 @cache

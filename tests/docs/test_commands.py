@@ -110,7 +110,7 @@ def accept(words):
         return mock.patch.object(owner, function, run)
 
     ours, argparses = (stop_after(x, "parse_args") for x in (Arguments, argparse.ArgumentParser))
-    with ours, argparses, stop_after(run_config, "parse"):
+    with ours, argparses, stop_after(run_config, "parse_written"):
         return cli.main(words)
 
 

@@ -27,6 +27,16 @@ for call in calls:
 print("imported", *sys.modules)
 """
 ANSWERED = (
+    "fit --help",
+    "fit --config emoji_clip -h",
+    "fit --help run",
+    "fit --help modell",
+    "fit",
+    "fit --config emoji_clp",
+    "fit --config emoji_clip --lr 3",
+    "fit --config emoji_clip --optim lyon",
+    "fit --resume nowhere",
+    "embed --teacher t --out o --config emoji_clip --lr 3",
     "--help",
     "--version",
     "evaluate --help",
