@@ -5,10 +5,8 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from ..data.schedule import Schedule
 from ..train.module import ContrastiveModule
-from ..train.optim import AdamW
-from ..train.phases import Phases, prepare_reducers
+from ..train.phases import Phases, connect_data, prepare_reducers
 from .messages import shortened
 
 
@@ -27,18 +25,12 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
     parts = instantiate(parser, config)
     phases = Phases(parts.phases)
     prepare_reducers(phases, parts.model)
-    parts.data.connect(
-        schedule=Schedule(phases.lengths),
-        seed=config.seed,
-        image_size=parts.model.image_size,
-        context_length=parts.model.context_length,
-        word_reducers=[phase.word_reducer for phase in phases.named.values()],
-    )
+    connect_data(parts.data, parts.model, phases, config.seed)
     module = ContrastiveModule(
         parts.model,
         parts.objective,
-        parts.optim or AdamW(),
         phases,
+        parts.optim,
         config.seed,
         clip=parts.clip,
         guard=parts.guard,

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -57,8 +58,6 @@ OWNED: set[str | int] = {
     "use_distributed_sampler",
     "reload_dataloaders_every_n_epochs",
     "enable_checkpointing",
-    "enable_progress_bar",
-    "enable_model_summary",
     "default_root_dir",
     "enable_autolog_hparams",
     "model_registry",
@@ -67,6 +66,8 @@ OWNED: set[str | int] = {
 
 # What Lightning takes; `auto` is ours, and null is Lightning's own default, 32-true.
 PRECISIONS = Literal["auto"] | typing.get_type_hints(Trainer.__init__)["precision"]
+# Defaults of Lightning's that are enums of strings (Timer's interval) go into files as such.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, item: dumper.represent_data(item.value))
 
 
 @dataclass

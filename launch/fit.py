@@ -20,6 +20,7 @@ from ..models.weights import load_weights, read_weights
 from ..train import checkpoint as checkpoints
 from ..train.clip.trainers import check_no_other
 from ..train.control import StopOnSignal
+from ..train.early_stopping import ActOnMetrics
 from ..train.module import ContrastiveModule
 from ..train.resume import check_groups, check_resume
 from ..train.rewind import RewindingCheckpoints
@@ -175,19 +176,24 @@ def train(
         if stop.signum is None:
             return None
         step = saving.rewound_to
+    stopped_by = None
     if step < total_steps:
-        why = "a callback" if stop.signum is None else signal.Signals(stop.signum).name
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        acted = next(c for c in callbacks if isinstance(c, ActOnMetrics))
+        stopped_by = acted.stopped_by or "a callback"
+        why = stopped_by if stop.signum is None else signal.Signals(stop.signum).name
         say(
             f"stopped by {why} after step {step}; "
             f"continue with: counterpoint fit --resume {run_dir}"
         )
-        return 0 if stop.signum is None else 128 + stop.signum
+        if stop.signum is not None:
+            return 128 + stop.signum
     if is_first_process():
         spent = {
             "seconds_last_process": time.time() - started,
             "cpu_seconds_last_process": time.process_time() - used,
         }
-        write_summary(run_dir, resolved, module.phases, spent)
+        write_summary(run_dir, resolved, module.phases, step, spent, stopped_by)
     return 0
 
 

@@ -127,12 +127,26 @@ def is_finished(run_dir: Path, total_steps: int) -> bool:
 
 
 def write_summary(
-    run_dir: Path, resolved: dict[str, Any], phases: Phases, spent: dict[str, float]
+    run_dir: Path,
+    resolved: dict[str, Any],
+    phases: Phases,
+    step: int,
+    spent: dict[str, float],
+    stopped_by: str | None = None,
 ) -> None:
-    """Writes `summary.json`: last values, means over the run, and what produced them."""
+    """Writes `summary.json`: last values, means over the run, and what produced them.
+
+    Args:
+        run_dir: the run folder.
+        resolved: its configuration.
+        phases: of the run.
+        step: the last one.
+        spent: seconds by name.
+        stopped_by: the callback that ended the run before its time.
+    """
     rows = read_rows(run_dir / "metrics.jsonl")
     start = read_rows(run_dir / "starts.jsonl")[-1]
-    samples = phases.samples_before(phases.total_steps)
+    samples = phases.samples_before(step)
     final: dict[str, Any] = {}
     for row in rows:
         final |= {k: v for k, v in row.items() if k not in ("step", "wall")}
@@ -140,10 +154,11 @@ def write_summary(
         "name": resolved["name"],
         "final": final,
         "mean": means(rows),
-        "steps": phases.total_steps,
+        "steps": step,
+        **({} if stopped_by is None else {"stopped_by": stopped_by}),
         "samples": samples,
         "epochs": round(samples / start["epoch_size"], 4),
-        "seconds": round(max(row["wall"] for row in rows), 1),
+        "seconds": round(max((row["wall"] for row in rows), default=0.0), 1),
         **{name: round(seconds, 1) for name, seconds in spent.items()},
         "config_hash": Identity.of(resolved, {}).digest,
         "seed": resolved["seed"],

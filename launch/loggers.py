@@ -22,6 +22,7 @@ from lightning.pytorch.loggers.logger import Logger
 from ..train.files import write_whole
 from .env import is_first_process, say
 from .identity import leaves
+from .messages import shortened
 
 IDENTITIES = "loggers.json"
 Word = Literal["wandb", "tensorboard", "mlflow", "csv"]
@@ -207,8 +208,6 @@ def kind_of(spec: Mapping[str, Any]) -> str:
 
 
 def _parsed(spec: Mapping[str, Any], build: bool = False) -> Any:
-    from .config import shortened
-
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--logger", type=Logger)
     try:

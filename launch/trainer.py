@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from ..train import checkpoint as checkpoints
 from ..train.checkpoint import Checkpoints
 from ..train.control import StopOnSignal
+from ..train.early_stopping import ActOnMetrics
 from ..train.errors import CountErrors
 from ..train.evaluate import Evaluate
 from ..train.limits import at_least
@@ -20,6 +21,7 @@ from ..train.metrics import Metrics, MetricsFile
 from ..train.rewind import RewindingCheckpoints
 from ..train.strategies import strategy
 from ..train.watch import Watch
+from .callbacks import checked_callbacks, progress_bar
 from .env import cluster_plugins, under_torchrun
 from .progress import progress
 
@@ -74,15 +76,20 @@ def make_trainer(
     step = None if checkpoint is None else checkpoints.step_of(checkpoint)
     file = MetricsFile(run_dir / "metrics.jsonl", step)
     metrics = Metrics(parts.trainer.peak_tflops, parts.data.epoch_size)
+    callbacks = checked_callbacks(arguments.get("callbacks") or [], parts.evaluation, run_dir)
+    bar = progress_bar(arguments)
+    own_bar = [] if "enable_progress_bar" in arguments else progress(callbacks, metrics)
+    errors, evaluation = CountErrors(saving, run_dir / "skipped.json"), Evaluate(parts.evaluation)
     ours = {
         "logger": [*loggers, file],
         "callbacks": [
-            *(arguments.get("callbacks") or []),
+            *callbacks,
             stop,
-            CountErrors(saving, run_dir / "skipped.json"),
+            errors,
             metrics,
-            *progress(arguments.get("callbacks") or [], metrics),
-            Evaluate(parts.evaluation),
+            *own_bar,
+            evaluation,
+            ActOnMetrics(file, evaluation, errors),
             saving,
             *compilation(parts.trainer.compile),
             Watch(parts.watch.timeout),
@@ -97,9 +104,9 @@ def make_trainer(
         "use_distributed_sampler": False,
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 0,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
+        "enable_checkpointing": True,
+        "enable_progress_bar": bar,
+        "enable_model_summary": arguments.get("enable_model_summary", False),
         "enable_autolog_hparams": False,
         "default_root_dir": run_dir,
     }

@@ -77,7 +77,7 @@ def module(
     phases = Phases(
         {"train": Phase(num_steps * B, B, rate, schedule="constant", image_reducer=reducer)}
     )
-    made = kind(model, objective or Objective({"infonce": InfoNCE()}), AdamW(), phases, seed=0)
+    made = kind(model, objective or Objective({"infonce": InfoNCE()}), phases, AdamW(), seed=0)
     made.losses, made.norms, made.pieces = [], [], []
     return made.to(dtype)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ..models.weights import damage
@@ -44,6 +45,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write(checkpoint, Path(path))
         except OSError as error:
             self.failure = error
+            if not PATTERN.fullmatch(Path(path).name):  # a callback's, which nobody looks after
+                log_line(f"{path} could not be written ({error.strerror or error})", sys.stderr)
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
@@ -142,7 +145,7 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from error
 
 
-class Checkpoints(pl.Callback):
+class Checkpoints(Checkpoint):
     """Saves every `every_n_steps` steps, when the run stops, and at its end.
 
     What a stop leaves in between is there to go on from, until a later file is whole: it takes the
@@ -151,6 +154,9 @@ class Checkpoints(pl.Callback):
     A checkpoint that cannot be written is said, and the run goes on to the next one: what lacks
     room today may have it tomorrow, and to end would lose the steps since the last. The run ends
     after `max_failures` of them in a row, and if it is the last one.
+
+    It is a `Checkpoint` for Lightning, which calls these last and in order: a ModelCheckpoint of
+    the user's has acted on the same step before, and its state is in the file.
 
     Args:
         folder: where the files go.

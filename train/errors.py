@@ -47,10 +47,18 @@ class CountErrors(pl.Callback):
             or step == trainer.max_steps
             or trainer.should_stop
         ):
-            ledger = trainer.datamodule.ledger  # type: ignore[attr-defined]
-            for delta in self._control.gather(ledger.take_delta()):
-                ledger.merge(delta)
-            if trainer.is_global_zero and ledger.errors != self._written:
-                write_whole(self.path, json.dumps(ledger.table(), indent=1) + "\n")
-                self._written = ledger.errors
-            ledger.check()
+            self.count(trainer)
+
+    def count(self, trainer: pl.Trainer) -> None:
+        """Adds up what came since the last time (collective).
+
+        Raises:
+            ValueError: more samples were unusable than the budget allows.
+        """
+        ledger = trainer.datamodule.ledger  # type: ignore[attr-defined]
+        for delta in self._control.gather(ledger.take_delta()):
+            ledger.merge(delta)
+        if trainer.is_global_zero and ledger.errors != self._written:
+            write_whole(self.path, json.dumps(ledger.table(), indent=1) + "\n")
+            self._written = ledger.errors
+        ledger.check()

@@ -4,16 +4,19 @@ In: the run's evaluation settings. Out: a row of `SUITE/TASK/METRIC` values in e
 run goes on exactly as if it had not been evaluated.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping
 
 from .evaluation.run import evaluate, prepare
 from .evaluation.suite import Suite, load_suite
 from .limits import at_least
 from .metrics import log_row
 from .module import ContrastiveModule
-from .screen import log_line
+from .screen import log_beside_bar
 
 
 @dataclass
@@ -72,21 +75,53 @@ class Evaluate(pl.Callback):
         if self.suite is None:
             return
         if step % self.config.every_n_steps == 0 or step == trainer.max_steps:
-            assert isinstance(pl_module, ContrastiveModule)
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            values = evaluate(
-                pl_module.model,
-                self.suite,
-                data.tokenizer,
-                data.eval_transform,
-                device=pl_module.device,
-                precision=trainer.precision_plugin.forward_context,
-                batch_size=self.config.batch_size,
-                metric=pl_module.objective.metric(),
-            )
-            log_row(trainer, values, step)
+            with as_validation(trainer, pl_module, self):
+                values = self._evaluate(trainer, pl_module, self.suite)
+                log_row(trainer, values, step)
             if trainer.is_global_zero:
-                log_line(f"step {step}  {screen_line(values)}")
+                log_beside_bar(trainer, f"step {step}  {screen_line(values)}")
+
+    def _evaluate(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, suite: Suite
+    ) -> dict[str, float]:
+        assert isinstance(pl_module, ContrastiveModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return evaluate(
+            pl_module.model,
+            suite,
+            data.tokenizer,
+            data.eval_transform,
+            device=pl_module.device,
+            precision=trainer.precision_plugin.forward_context,
+            batch_size=self.config.batch_size,
+            metric=pl_module.objective.metric(),
+        )
+
+
+@contextmanager
+def as_validation(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, own: pl.Callback
+) -> Iterator[None]:
+    """Calls the other callbacks' validation hooks around an evaluation.
+
+    ModelCheckpoint saves in them, Optuna prunes, Ray reports. EarlyStopping's are called once for
+    each value that it monitors, which need not be one of an evaluation (`early_stopping`).
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    others = [c for c in callbacks if c is not own and not isinstance(c, EarlyStopping)]
+    trainer.validating = True
+    try:
+        for callback in others:
+            callback.on_validation_start(trainer, pl_module)
+        for callback in others:
+            callback.on_validation_epoch_start(trainer, pl_module)
+        yield
+        for callback in others:
+            callback.on_validation_epoch_end(trainer, pl_module)
+        for callback in others:
+            callback.on_validation_end(trainer, pl_module)
+    finally:
+        trainer.training = True
 
 
 def screen_line(values: dict[str, float]) -> str:

@@ -19,16 +19,24 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from .files import write_whole
 from .flops import FlopMeter, measured_peak
-from .module import ContrastiveModule
-from .screen import log_line
+from .module import ContrastiveModule, Reporter
+from .screen import log_beside_bar
+
+SHOWN = ("loss", "lr", "pairs_per_s")  # on a progress bar of Lightning's
 
 
 class MetricsFile(Logger):
     """Appends one JSON object a line, `{"step": ..., "wall": seconds, ...}`.
 
+    What others log through Lightning (a callback's `self.log`, LearningRateMonitor), which counts
+    steps from 0 and adds rows of its own, goes into the next row of the run.
+
     Args:
         path: of the file.
         resume_step: rows after this step are cut off; None: a new file.
+
+    Attributes:
+        steps: the step of each name's last value, the same on every rank.
     """
 
     def __init__(self, path: Path, resume_step: int | None):
@@ -36,6 +44,8 @@ class MetricsFile(Logger):
         self.path = path
         self._before = 0.0
         self._start = time.monotonic()
+        self._waiting: dict[str, float] = {}
+        self.steps: dict[str, int] = {}
         if rank_zero_only.rank == 0:
             rows = [] if resume_step is None else read_rows(path)
             kept = [row for row in rows if row["step"] <= (resume_step or 0)]
@@ -58,10 +68,25 @@ class MetricsFile(Logger):
         """Seconds of training, those before a resume included."""
         return self._before + time.monotonic() - self._start
 
-    @rank_zero_only
+    def log_row(self, values: dict[str, float], step: int) -> None:
+        """Appends one row, with what others have logged since the last."""
+        row = {**self._waiting, **values}
+        self._waiting = {}
+        self.steps |= dict.fromkeys(row, step)
+        self._append({"step": step, "wall": round(self.wall, 3), **row})
+
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Appends one row and hands it to the operating system at once."""
-        row = {"step": step, "wall": round(self.wall, 3)} | metrics
+        """Keeps what others log for the next row; their epoch is always 0 here."""
+        self._waiting |= {name: value for name, value in metrics.items() if name != "epoch"}
+
+    def finalize(self, status: str) -> None:
+        """Writes what came after the last row."""
+        if self._waiting:
+            self.log_row({}, max(self.steps.values(), default=0))
+
+    @rank_zero_only
+    def _append(self, row: dict[str, Any]) -> None:
+        """Hands a row to the operating system at once."""
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -82,12 +107,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def log_row(trainer: pl.Trainer, values: dict[str, float], step: int) -> None:
-    """Sends one row to every logger."""
+    """Sends one row to every logger, and to callbacks that read `trainer.callback_metrics`."""
     for logger in trainer.loggers:
-        logger.log_metrics(values, step)
+        if isinstance(logger, MetricsFile):
+            logger.log_row(values, step)
+        else:
+            logger.log_metrics(values, step)
+    tensors = {name: torch.tensor(float(value)) for name, value in values.items()}
+    trainer.callback_metrics.update(tensors)
+    trainer.logged_metrics.update(tensors)
+    trainer.progress_bar_metrics.update({name: values[name] for name in SHOWN if name in values})
 
 
-class Metrics(pl.Callback):
+class Metrics(Reporter):
     """Collects, averages and logs the training metrics every `trainer.log_every_n_steps`.
 
     Args:
@@ -147,7 +179,7 @@ class Metrics(pl.Callback):
             log_row(trainer, values, step)
             self.latest = values
             if trainer.is_global_zero:
-                log_line(screen_line(step, int(trainer.max_steps), values))
+                log_beside_bar(trainer, screen_line(step, int(trainer.max_steps), values))
             self._wait, self._busy, self._last_step = 0.0, 0.0, step
 
     def _training_values(self, module: ContrastiveModule, step: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from ..data.module import PairsDataModule
 from ..losses.objective import Objective
 from ..models.chunks import check_parts
 from ..models.teacher import FrozenTowers
@@ -20,7 +21,7 @@ from .clip.clipper import Clipper
 from .clip.trainers import trainers_clipper
 from .freeze import freeze
 from .optim import AdamW, named_parameters
-from .phases import Phases
+from .phases import Phase, Phases, connect_data, prepare_reducers
 from .placement import place
 from .providers import Ema, parameters_of, provided, scored, stored
 from .shares import LocalShares, Shares
@@ -29,8 +30,23 @@ from .spikes import Decision, SpikeGuard, mean_over_ranks, update_rms
 from .strategies import check_optimiser, check_slices, shard, shares_of
 
 
+class Reporter(pl.Callback):
+    """Logs what the module reports; in a trainer without one, the module logs it itself."""
+
+
 class ContrastiveModule(pl.LightningModule):
     """Model + objective + optimiser, driven by the phases.
+
+    `counterpoint fit` builds it from a run file; docs/python.md shows it in a Trainer of one's own.
+
+    Args:
+        model: the two towers.
+        objective: what is optimised.
+        phases: of the run by name, in order.
+        optim: makes the optimiser; None: AdamW with its defaults.
+        seed: of dropout and of what is drawn in a step.
+        clip: of gradients; None: the Trainer's `gradient_clip_val`.
+        guard: against steps that are not finite, and spikes.
 
     Attributes:
         report: detached values of the last step, this rank's share (mean over ranks = global).
@@ -52,18 +68,18 @@ class ContrastiveModule(pl.LightningModule):
         self,
         model: TwoTower,
         objective: Objective,
-        optim: AdamW,
-        phases: Phases,
-        seed: int,
+        phases: Phases | dict[str, Phase],
+        optim: AdamW | None = None,
+        seed: int = 0,
         clip: Clipper | None = None,
         guard: SpikeGuard | None = None,
     ):
         super().__init__()
-        freeze(model, optim.groups.frozen)  # before any strategy wraps it
+        self.optim = optim or AdamW()
+        freeze(model, self.optim.groups.frozen)  # before any strategy wraps it
         self.model = model
         self.objective = objective
-        self.optim = optim
-        self.phases = phases
+        self.phases = phases if isinstance(phases, Phases) else Phases(phases)
         self.seed = seed
         self.clip = clip
         self.guard = guard or SpikeGuard()
@@ -80,6 +96,32 @@ class ContrastiveModule(pl.LightningModule):
         self.source_loss: Tensor | None = None
         self._settings: list[dict[str, Any]] = []
         self._batch: dict[str, Tensor] = {}
+        self._logs_itself = False
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, **arguments: Any) -> Any:
+        """Loads a checkpoint of a module built in Python, given its arguments again.
+
+        Raises:
+            ValueError: the arguments are missing: a checkpoint holds tensors and plain values only.
+        """
+        if missing := {"model", "objective", "phases"} - arguments.keys():
+            raise ValueError(
+                f"a checkpoint holds no objects: give {', '.join(sorted(missing))} as well, or "
+                "load a folder of counterpoint fit with counterpoint.launch.load.load_run(RUN_DIR)"
+            )
+        # Lightning's own would cut and shard the model, which needs a trainer.
+        module = cls(**arguments)
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        return module
+
+    def setup(self, stage: str) -> None:
+        """Connects the data, where nobody has: a Trainer of one's own needs no further call."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PairsDataModule) and data.schedule is None:
+            prepare_reducers(self.phases, self.model)
+            connect_data(data, self.model, self.phases, self.seed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
@@ -102,16 +144,18 @@ class ContrastiveModule(pl.LightningModule):
         return features | stored(batch, needs, features)
 
     def transfer_batch_to_device(
-        self, batch: list[dict[str, Tensor]], device: torch.device, dataloader_idx: int
+        self,
+        batch: list[dict[str, Tensor]] | dict[str, Tensor],
+        device: torch.device,
+        dataloader_idx: int,
     ) -> Any:
         """Keeps captions' lengths on the host as well: trimming then waits for no device."""
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
         if device.type == "cpu":
             return moved
-        return [
-            there | {f"{name}.host": part[name] for name in part if name.endswith("_length")}
-            for part, there in zip(batch, moved, strict=True)
-        ]
+        if isinstance(batch, dict):  # of a loader of one's own
+            return moved | lengths_on_host(batch)
+        return [there | lengths_on_host(part) for part, there in zip(batch, moved, strict=True)]
 
     def configure_model(self) -> None:
         """Cuts what ranks keep rows of; shards the rest where the strategy leaves it to us (FSDP2).
@@ -149,6 +193,8 @@ class ContrastiveModule(pl.LightningModule):
             group.update(wanted)
         self.shares = shares_of(self.trainer.strategy)
         self.step_ended = time.monotonic()
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._logs_itself = not any(isinstance(callback, Reporter) for callback in callbacks)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seeds dropout and sets the learning rate; a later phase starts with new statistics.
@@ -200,6 +246,22 @@ class ContrastiveModule(pl.LightningModule):
             self.ema.update(self.model, self.objective, step, total_steps, self.shares)
         self.optim.after_step(self, self._batch)
         self._batch = {}
+        if self._logs_itself:
+            self._log_report()
+
+    def _log_report(self) -> None:
+        """Means over ranks, under the names of a run's metrics.jsonl, the Lightning way."""
+        step = self.global_step  # counted up when this step is over
+        if (step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        values = self.report | {
+            "logit_scale": self.shares.value(self.model.logit_scale).exp(),
+            "lr": torch.tensor(self.phases.learning_rate(step)),
+        }
+        if self.grad_norm is not None:
+            values["grad_norm"] = self.grad_norm
+        for name, value in values.items():
+            self.log(name, value.float(), prog_bar=name == "loss", sync_dist=True)
 
     def averaged(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Parameters of averages, each beside the one that it follows."""
@@ -258,6 +320,11 @@ class ContrastiveModule(pl.LightningModule):
     def _groups(self) -> list[dict[str, Any]]:
         """The optimiser's parameter groups (DeepSpeed's wrapper shows those of what it wraps)."""
         return self.trainer.optimizers[0].param_groups
+
+
+def lengths_on_host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The lengths of a batch's texts, under names that the device does not take."""
+    return {f"{name}.host": batch[name] for name in batch if name.endswith("_length")}
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+from ..data.module import PairsDataModule
+from ..data.schedule import Schedule
 from ..data.syntax import WordReducer
 from ..models.reducers.reduction import ImageReducer, Reduction, TextReducer
 from ..models.two_tower import TwoTower
@@ -152,6 +154,17 @@ def prepare_reducers(phases: Phases, model: TwoTower) -> None:
             reducer.keep(grid, torch.zeros(1, dtype=torch.int64), "image", reduction)
         except ValueError as error:
             raise ValueError(f"phases.{name}.image_reducer: {error}") from None
+
+
+def connect_data(data: PairsDataModule, model: TwoTower, phases: Phases, seed: int) -> None:
+    """Tells the data what the model and the phases decide."""
+    data.connect(
+        schedule=Schedule(phases.lengths),
+        seed=seed,
+        image_size=model.image_size,
+        context_length=model.context_length,
+        word_reducers=[phase.word_reducer for phase in phases.named.values()],
+    )
 
 
 def _check(name: str, phase: Phase) -> None:

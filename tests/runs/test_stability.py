@@ -219,4 +219,5 @@ def test_a_callback_that_ends_the_run_is_no_signal(train, capsys):
     run_dir = train(trainer={"callbacks": [timer]})
     assert "stopped by a callback after step 1; continue with" in capsys.readouterr().out
     assert step_of(newest(run_dir)) == 1
-    assert not (run_dir / "summary.json").exists()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["steps"], summary["stopped_by"]) == (1, "a callback")

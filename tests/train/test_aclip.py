@@ -73,7 +73,7 @@ def module(reducer, dtype=torch.float64, chunks=1, decay=0.7):
     phases = Phases({"train": phase})
     prepare_reducers(phases, model)
     objective = Objective(**built(yaml.safe_load(OBJECTIVE.read_text())))
-    made = Recorded(model, objective, AdamW(), phases, seed=0)
+    made = Recorded(model, objective, phases, AdamW(), seed=0)
     made.losses, made.norms, made.pieces = [], [], []
     made.ema = made.providers["ema"] = Ema(model, EmaConfig(decay, 1.0))
     for parameter in made.ema.model.image.parameters():

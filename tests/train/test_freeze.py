@@ -77,7 +77,7 @@ def test_a_copy_freezes_itself_not_the_original():
 def test_a_run_with_a_batch_norm_is_not_cut_into_parts():
     model = TwoTower(TimmTower("resnet10t", 32), ClipTextTower(8, 1, 1, 6, 50), 8, chunks=2)
     phases = Phases({"train": Phase(8, 4, 1e-3)})
-    made = ContrastiveModule(model, Objective({"infonce": InfoNCE()}), AdamW(), phases, seed=0)
+    made = ContrastiveModule(model, Objective({"infonce": InfoNCE()}), phases, AdamW(), seed=0)
     with pytest.raises(ValueError, match=r"model\.chunks is 2, and 'image\.trunk\."):
         made.configure_model()
 

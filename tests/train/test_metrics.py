@@ -29,6 +29,8 @@ def test_the_clock_is_read_when_the_device_is_done(monkeypatch, device, busy):
     trainer = SimpleNamespace(
         log_every_n_steps=2, max_steps=9, datamodule=data, loggers=[], is_global_zero=False
     )
+    for name in ("callback_metrics", "logged_metrics", "progress_bar_metrics"):
+        setattr(trainer, name, {})
     for trainer.global_step in (1, 2):
         made.step_ended = clock[0]
         clock[0] += 3.0  # the host queues a step

@@ -19,9 +19,27 @@ def test_rows_after_the_resumed_step_are_cut_and_the_clock_goes_on(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "wa')
     file = MetricsFile(path, resume_step=3)
     assert read_rows(path) == rows[:3]
-    file.log_metrics({"loss": 0.5}, 4)
+    file.log_row({"loss": 0.5}, 4)
     assert read_rows(path)[-1]["step"] == 4
     assert read_rows(path)[-1]["wall"] >= 30.0
+
+
+def test_what_others_log_goes_into_the_next_row(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl", resume_step=None)
+    file.log_metrics({"theirs": 1.0, "epoch": 0}, 3)  # Lightning counts from 0
+    assert read_rows(file.path) == []
+    file.log_row({"loss": 0.5}, 4)
+    file.log_row({"suite/task/top1": 0.2}, 4)
+    file.log_metrics({"theirs": 2.0}, 4)
+    file.finalize("success")
+    file.finalize("success")
+    rows = [{k: v for k, v in row.items() if k != "wall"} for row in read_rows(file.path)]
+    assert rows == [
+        {"step": 4, "theirs": 1.0, "loss": 0.5},
+        {"step": 4, "suite/task/top1": 0.2},
+        {"step": 4, "theirs": 2.0},
+    ]
+    assert file.steps == {"theirs": 4, "loss": 4, "suite/task/top1": 4}
 
 
 def test_a_new_run_starts_an_empty_file(tmp_path):
