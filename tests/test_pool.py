@@ -10,7 +10,7 @@ import torch.distributed as dist
 from waiting import until
 
 from . import pool
-from .pool import GlooPool, WorkerError, WorkerTimeout
+from .pool import WorkerError, WorkerTimeout
 
 
 @dataclass
@@ -86,12 +86,9 @@ def test_classes_of_a_test_file_travel_both_ways(gloo):
     assert results[1].tensor.tolist() == [2.0, 3.0]
 
 
-def test_workers_are_reused():
-    fresh = GlooPool()  # none of whose workers has seen DeepSpeed: those keep their number of ranks
-    try:
-        assert fresh(2, process) == fresh(3, process)[:2]
-    finally:
-        fresh.close()
+def test_workers_are_reused(gloo):
+    three = gloo(3, process)  # without those that DeepSpeed has bound to two ranks
+    assert gloo(3, process) == three and gloo(2, process) == three[:2]
 
 
 def test_calls_leave_nothing_behind(gloo):
