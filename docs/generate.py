@@ -1,18 +1,21 @@
 """Writes the pages under docs/reference/ that come from the code; `make docs` runs it.
 
-Out: `command_line.md` (what every command prints for --help), and in `api/` one page for each
-package with its modules, whose docstrings mkdocstrings renders. None of them is checked in.
-mkdocstrings reads the source without importing it, and looks for a folder called like the import
-package: links in build/docs/.
+Out: `command_line.md` (what every command prints for --help), `options.md` (every key of a run, and
+every class that may stand in it, by slot), and in `api/` one page for each package with its
+modules, whose docstrings mkdocstrings renders. None of them is checked in. mkdocstrings reads the
+source without importing it, and looks for a folder called like the import package: links in
+build/docs/.
 """
 
 import contextlib
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
 from counterpoint.launch import cli
+from counterpoint.launch.fit_help import ABOUT
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -27,6 +30,10 @@ PACKAGES = {
     "launch": "The commands and what a run consists of.",
     "launch.reporting": "The report page.",
 }
+INTRODUCTION = """Every key of a run file, by slot, with its type and default, and every class of
+Counterpoint that may stand there with its arguments. On the command line a key is written
+`--SLOT.KEY VALUE`; a class by its `class_path`, its arguments below `init_args`.
+`counterpoint fit --help SLOT` prints the same."""
 SUBCOMMANDS = {"launch": ["slurm"], "data": ["index", "emoji"]}
 
 
@@ -43,6 +50,7 @@ def main() -> None:
         page = REFERENCE / "api" / f"{package.replace('.', '_')}.md"
         page.write_text(api_page(package, text), encoding="utf-8")
     (REFERENCE / "command_line.md").write_text(command_line(), encoding="utf-8")
+    (REFERENCE / "options.md").write_text(options(), encoding="utf-8")
 
 
 def api_page(package: str, text: str) -> str:
@@ -66,11 +74,53 @@ def command_line() -> str:
     return "\n".join(lines) + "\n"
 
 
+def options() -> str:
+    """Returns the page of all keys and classes of a run."""
+    lines = ["# Options", "", INTRODUCTION]
+    for slot, text in ABOUT.items():
+        listing = printed("fit", "--help", slot).splitlines()
+        lines += ["", f"## `{slot}`", "", f"{text[0].upper()}{text[1:]}.", ""]
+        lines += as_lists(listing[1:-1])  # without the title and what else to ask for
+    return "\n".join(lines) + "\n"
+
+
+def as_lists(listing: list[str]) -> list[str]:
+    """Turns indented lines into Markdown: titles, keys or classes, keys of classes."""
+    lines, inside = [], ""  # of a class above, whose keys are one level deeper
+    for line in filter(str.strip, listing):
+        depth, text = len(line) - len(line.lstrip()), line.strip()
+        key = re.match(r"(\w+)(: | (?=\())(.*)", text)
+        if depth == 0:
+            inside = ""
+            lines += ["", f"### {text.rstrip(':')}", ""]
+        elif depth == 2:
+            inside = "    "
+            word, _, rest = text.partition(" ")
+            lines.append(f"- `{word.rstrip(':')}` {escaped(rest)}".rstrip())
+        elif key:
+            lines.append(f"{inside}- `{key[1]}`{key[2]}{escaped(key[3])}")
+        else:
+            lines.append(f"{inside}{escaped(text)}")
+    return lines
+
+
+def escaped(text: str) -> str:
+    """Returns text in which Markdown sees no markup but code."""
+    parts = re.split(r"(`+[^`]*`+)", text)
+    parts[::2] = [re.sub(r"([\\*_<>\[\]|])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
 def help_of(*command: str) -> str:
     """Returns what a command prints for --help."""
+    return printed(*command, "--help")
+
+
+def printed(*words: str) -> str:
+    """Returns what a command line prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        cli.main([*command, "--help"])
+        cli.main(list(words))
     return out.getvalue().rstrip()
 
 
