@@ -10,6 +10,7 @@ import pytest
 from doc_pages import DOCS, ROOT
 
 from counterpoint.launch import cli
+from counterpoint.launch.fit_help import ABOUT
 
 pytest.importorskip("zensical", reason="the site's tools need Python 3.11 (extra docs)")
 TREE = ("configs", "data", "launch", "losses", "models", "train")
@@ -41,6 +42,16 @@ def test_each_command_and_module_has_its_place(site):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if not path.stem.startswith("_") and "configs" not in module:
             assert f'id="counterpoint.{module}"' in rendered, module
+
+
+def test_every_slot_and_term_is_among_the_options(site):
+    options = (site / "reference" / "options.html").read_text()
+    assert all(f'id="{slot}"' in options for slot in ABOUT)
+    words = ("--phases.NAME.learning_rate", "counterpoint.train.clip.zclip.ZClip", "--model.chunks")
+    assert all(f"<code>{word}</code>" in options for word in words)
+    terms = re.findall(r"counterpoint[.]losses[.]\w+[.]\w+", options)
+    assert {"counterpoint.losses.siglip.SigLIP", "counterpoint.losses.infonce.InfoNCE"} <= {*terms}
+    assert "torch.nn" not in options
 
 
 def test_nothing_comes_from_the_network(site):
