@@ -87,8 +87,9 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any]) -> list[
     # their own, and the first graph that fits is always the same one.
     torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
     # (Torch 2.9 has no such setting and tries the one used last first.)
-    if hasattr(torch._C._dynamo.eval_frame, "_set_lru_cache"):
-        torch._C._dynamo.eval_frame._set_lru_cache(False)  # type: ignore[attr-defined]
+    eval_frame: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
+    if hasattr(eval_frame, "_set_lru_cache"):
+        eval_frame._set_lru_cache(False)
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
     functions: dict[type, Callable[..., Any]] = {}
