@@ -45,7 +45,9 @@ def settle_precision(trainer: Any, resumed: Path | None) -> None:
     """
     if trainer.precision != AUTO:
         if is_first_process() and (slow := slow_bf16(trainer.precision, trainer.accelerator)):
-            say(f"precision: {trainer.precision} is slow here, slower than {FULL}: {slow}")
+            is_kept = resumed is not None and precision_of(resumed) == trainer.precision
+            kept = ", as the run began," if is_kept else ""
+            say(f"precision: {trainer.precision}{kept} is slow here, slower than {FULL}: {slow}")
         return
     if trainer.num_nodes > 1 and under_torchrun() is None:
         raise ValueError(
@@ -66,11 +68,16 @@ def choose(accelerator: Any, resumed: Path | None) -> str:
         bf16 = fast_bf16(accelerator)
         say(f"precision: {MIXED if bf16.is_fast else FULL} (auto: {bf16.reason})")
         return MIXED if bf16.is_fast else FULL
-    config = yaml.safe_load((resumed / "config.yaml").read_bytes())
-    kept = config["trainer"].get("precision") or FULL
+    kept = precision_of(resumed)
     slow = slow_bf16(kept, accelerator)
-    say(f"precision: {kept}, as the run began" + (f", which is slow here: {slow}" if slow else ""))
-    return str(kept)
+    say(f"precision: {kept}, as the run began" + (f", is slow here: {slow}" if slow else ""))
+    return kept
+
+
+def precision_of(run_dir: Path) -> str:
+    """Returns what a run computes in, by its folder; null is Lightning's default."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_bytes())
+    return str(config["trainer"].get("precision") or FULL)
 
 
 def slow_bf16(precision: str | int | None, accelerator: Any) -> str | None:

@@ -159,6 +159,19 @@ def test_a_resumed_run_keeps_its_precision(monkeypatch, capsys, tmp_path, began,
     assert ("slow" in said) == (kept == "bf16-mixed" and times is SLOW)
 
 
+def test_a_resumed_run_whose_precision_is_slow_here(monkeypatch, capsys, tmp_path):
+    processor(monkeypatch, ())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"trainer": {"precision": "bf16-true"}}))
+    for named, word in (
+        ("bf16-true", "bf16-true, as the run began, is"),
+        ("bf16-mixed", "mixed is"),
+    ):
+        trainer = SimpleNamespace(precision=named, accelerator="cpu", num_nodes=1)
+        settle_precision(trainer, tmp_path)
+        assert trainer.precision == named
+        assert f"{word} slow here" in capsys.readouterr().out
+
+
 def test_nodes_that_cannot_agree_are_refused(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     trainer = SimpleNamespace(precision="auto", accelerator="cpu", num_nodes=2)
