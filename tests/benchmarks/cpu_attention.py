@@ -1,8 +1,8 @@
 """One training step with torch's fused CPU attention against plain matrix products.
 
 Run: `cd tests && OMP_NUM_THREADS=1 ../.venv/bin/python -m benchmarks.cpu_attention`, where bf16 is
-emulated with `--types float32`. Prints medians of paired rounds, in processor time, and a ratio; the
-two take turns, so that a noisy machine disturbs both alike.
+emulated with `--types float32`. Prints medians of paired rounds, in processor time, and a ratio;
+the two take turns, so that a noisy machine disturbs both alike.
 """
 
 import argparse
