@@ -25,6 +25,7 @@ PAGES = [page for page in pages() if page.suffix == ".md"]
 STANDS_FOR = {
     "RUN": "emoji_clip",
     "RUN_DIR": "runs/emoji_clip",
+    "SLOT": "data",
     "STORE": "store",
     "CLUSTERS": "clusters",
     "FILE.safetensors": "file.safetensors",
