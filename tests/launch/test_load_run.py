@@ -3,24 +3,16 @@
 import sys
 
 import pytest
+import tiny
 import torch
 import yaml
 from PIL import Image
-from tiny import config as small_config
 
 from counterpoint.launch import config as run_config
 from counterpoint.launch.build import build
 from counterpoint.launch.evaluate import evaluate_run
 from counterpoint.launch.load import load_run
 
-SUITE = """
-tasks:
-  colours:
-    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
-    init_args:
-      data: {class_path: counterpoint.data.suite.FolderSet, init_args: {path: pictures}}
-      templates: "{c}"
-"""
 # As an installation with wandb 0.31 wrote it; `entity` goes to wandb.init.
 WANDB = {
     "class_path": "lightning.pytorch.loggers.WandbLogger",
@@ -43,7 +35,7 @@ ELSEWHERE = {
 def trained(tmp_path_factory):
     """The module of a run, and the run's resolved configuration."""
     path = tmp_path_factory.mktemp("trained") / "run.yaml"
-    path.write_text(yaml.safe_dump(small_config(path.with_name("manifest.parquet"))))
+    path.write_text(yaml.safe_dump(tiny.config(path.with_name("manifest.parquet"))))
     parser = run_config.make_parser()
     parsed = run_config.parse(parser, ["--config", str(path)])
     return build(parser, parsed)[0], run_config.plain(parser, parsed)
@@ -79,7 +71,7 @@ def test_such_a_run_is_evaluated(run_dir, tmp_path, monkeypatch):
         path = tmp_path / "pictures" / name / "0.png"
         path.parent.mkdir(parents=True)
         Image.new("RGB", (20, 20), (255 * i, 0, 255 - 255 * i)).save(path)
-    (tmp_path / "mine.yaml").write_text(SUITE)
+    (tmp_path / "mine.yaml").write_text(tiny.COLOURS)
     found = evaluate_run(run_dir, str(tmp_path / "mine.yaml"))
     assert found["mine/colours/top1"] in (0.0, 0.5, 1.0)
     assert (run_dir / "evaluation/mine-00000003.json").exists()

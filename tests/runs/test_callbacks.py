@@ -11,15 +11,8 @@ from processes import fit
 
 from counterpoint.launch import cli
 from counterpoint.launch.fit import main
+from counterpoint.train.checkpoint import load
 
-SUITE = """
-tasks:
-  colours:
-    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
-    init_args:
-      data: {class_path: counterpoint.data.suite.FolderSet, init_args: {path: pictures}}
-      templates: "{c}"
-"""
 TOP1 = "mine/colours/top1"
 
 
@@ -31,7 +24,7 @@ def world(tmp_path_factory):
     assert cli.main(["data", "index", *map(str, shards), "--out", str(folder / "m.parquet")]) == 0
     (folder / "pictures/red").mkdir(parents=True)
     Image.new("RGB", (20, 20), (255, 0, 0)).save(folder / "pictures/red/0.png")
-    (folder / "mine.yaml").write_text(SUITE)
+    (folder / "mine.yaml").write_text(tiny.COLOURS)
     return folder
 
 
@@ -96,6 +89,9 @@ def test_early_stopping_acts_on_an_evaluation(run):
     run_dir = run(stopping, steps=10, log_every_n_steps=4)
     assert [row["step"] for row in rows(run_dir) if TOP1 in row] == [2, 4, 6]
     assert saved(run_dir) == [6]
+    # Samples since the last row of training are counted in it as well.
+    saved_data = load(run_dir / "checkpoints/step-00000006.ckpt")["PairsDataModule"]
+    assert sum(num for _, num in saved_data["ledger"]["samples"]) == 6 * 12
 
 
 @pytest.mark.soak
@@ -131,13 +127,13 @@ def test_model_checkpoint_saves_beside_ours_and_goes_on_after_a_resume(run):
     run_dir = run(best, steps | {"init_args": steps["init_args"] | {"dirpath": None}})
     assert saved(run_dir) == [6]
     assert saved(run_dir, "model_checkpoints") == [2, 3, 4, 6]
-    last = torch.load(run_dir / "checkpoints/step-00000006.ckpt", weights_only=True)
+    last = load(run_dir / "checkpoints/step-00000006.ckpt")
     states = [v for k, v in last["callbacks"].items() if TOP1 in k]
     # The evaluation of this step is known to it.
     assert [len(state["best_k_models"]) for state in states] == [2]
     main(["--resume", str(run_dir), f"--phases.train.samples={9 * 12}"])
     assert 9 in saved(run_dir, "model_checkpoints")
-    weights = torch.load(run_dir / "model_checkpoints/step=6.ckpt", weights_only=True)
+    weights = load(run_dir / "model_checkpoints/step=6.ckpt")
     name = "model.image_projection.weight"
     assert torch.equal(weights["state_dict"][name], last["state_dict"][name])
 

@@ -25,6 +25,17 @@ WORDS = [
 ]
 
 
+# A suite of one task, whose images lie in the folder `pictures` beside its file.
+COLOURS = """
+tasks:
+  colours:
+    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
+    init_args:
+      data: {class_path: counterpoint.data.suite.FolderSet, init_args: {path: pictures}}
+      templates: "{c}"
+"""
+
+
 def write_shards(folder: Path, num_shards: int = 3, per_shard: int = 17) -> list[Path]:
     """Writes shards as img2dataset does: KEY.png, KEY.txt, KEY.json."""
     folder.mkdir(parents=True, exist_ok=True)
