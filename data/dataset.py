@@ -37,6 +37,16 @@ class Order(Protocol):
         ...
 
 
+class InParts(Protocol):
+    """Batches of steps, each made in parts."""
+
+    def __len__(self) -> int: ...
+
+    def num_parts(self, step: int) -> int:
+        """Returns how many parts make up this rank's batch of a step."""
+        ...
+
+
 class StepDataset(Dataset):
     """Maps a step, or (step, part), to this rank's batch or a part of it.
 
@@ -71,14 +81,12 @@ class StepDataset(Dataset):
         self.plan = plan
         self.schedule = schedule
         self.loader = loader
-        self.tokenize = tokenize
-        self.context_length = context_length
+        self.readers = {"text": (tokenize, context_length), **(own or {})}
         self.rank = rank
         self.world_size = world_size
         self.part_rows = part_rows or max(1, PART_BYTES // loader.recipe.bytes_per_sample)
         self.prefetcher = prefetcher
         self.word_reducers = word_reducers
-        self.own = own or {}
 
     def __len__(self) -> int:
         return self.schedule.total_steps
@@ -138,22 +146,32 @@ class StepDataset(Dataset):
         }
 
     def tokenized(self, texts: dict[str, list[str]], shortened: WordReducer | None = None) -> Batch:
-        """Turns texts into ids and lengths, by batch entry.
+        """Turns texts into ids and lengths, by batch entry; see `tokenize_texts`."""
+        return tokenize_texts(texts, self.readers, shortened)
 
-        Args:
-            texts: Of each text entry; those that are the main caption in other ids are made here.
-            shortened: What is left of captions before they become tokens; None: all.
-        """
-        made: Batch = {}
-        for entry in {**texts, **self.own}:
-            captions = texts.get(entry, texts["text"])
-            if shortened is not None:
-                captions = [shortened(caption) for caption in captions]
-            tokenize, length = self.own.get(entry, (self.tokenize, self.context_length))
-            made[entry], made[f"{entry}_length"] = tokenize(captions, length)
-            if entry != "text":
-                made[f"{entry}.present"] = torch.tensor([bool(text) for text in captions])
-        return made
+
+def tokenize_texts(
+    texts: Mapping[str, list[str]],
+    readers: Mapping[str, tuple[TokenizeTexts, int]],
+    shortened: WordReducer | None = None,
+) -> Batch:
+    """Turns texts into ids and lengths, by batch entry.
+
+    Args:
+        texts: Of each text entry; those that are the main caption in other ids are made here.
+        readers: Tokenizer and context length by text entry; of `text`, for all others.
+        shortened: What is left of captions before they become tokens; None: all.
+    """
+    made: Batch = {}
+    for entry in {**texts, **readers}:
+        captions = texts.get(entry, texts["text"])
+        if shortened is not None:
+            captions = [shortened(caption) for caption in captions]
+        tokenize, length = readers.get(entry, readers["text"])
+        made[entry], made[f"{entry}_length"] = tokenize(captions, length)
+        if entry != "text":
+            made[f"{entry}.present"] = torch.tensor([bool(text) for text in captions])
+    return made
 
 
 class StepSampler(Sampler[tuple[int, int]]):
@@ -181,12 +199,12 @@ class StepLoader:
     from the stored step on and would otherwise end the epoch early and start over.
 
     Args:
-        loader: Over a `StepDataset`, through a `StepSampler`.
-        dataset: The same dataset.
-        first_step: The same first step.
+        loader: Yields all parts in order, from the first step on.
+        dataset: Tells the parts of each step.
+        first_step: Where the loader starts.
     """
 
-    def __init__(self, loader: DataLoader, dataset: StepDataset, first_step: int):
+    def __init__(self, loader: DataLoader, dataset: InParts, first_step: int):
         self.loader = loader
         self.dataset = dataset
         self.first_step = first_step

@@ -117,6 +117,10 @@ class ErrorLedger:
             rows = zip(*(column[bad].tolist() for column in columns), strict=True)
             self._new_errors.update(rows)
 
+    def count(self, rows: Tensor) -> None:
+        """Counts what was left out: rows (cause, source, shard), int64 [n, 3], on the CPU."""
+        self._new_errors.update(map(tuple, rows.tolist()))
+
     def take_delta(self) -> LedgerDelta:
         """Returns what `update` collected since the last call, and forgets it."""
         delta: LedgerDelta = {

@@ -1,41 +1,34 @@
-"""The data of a run as Lightning wants it.
+"""Image-text pairs from listed shards, every sample where a formula says.
 
 In: a manifest and the choices of the `data` slot; from `fit`, through `connect`, the schedule, the
 seed and the model's sizes. Out: the training loader, and one integer to resume from.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from .cache import ShardCache
-from .captions import CaptionPolicy, policy_of
-from .dataset import Batch, StepDataset, StepLoader, StepSampler, join
-from .errors import ErrorLedger
+from .captions import CaptionPolicy
+from .dataset import StepDataset, StepLoader, StepSampler
 from .first_look import check_captions
 from .manifest import Manifest
 from .mixed_plan import MixedPlan
 from .mixture import Mixture
+from .pairs import Pairs
 from .prefetch import Prefetcher
 from .reader import ShardReader
-from .recipe import Recipe, View
+from .recipe import View
 from .sample import SampleLoader
-from .schedule import Schedule
 from .selection import Selection, WeightPolicy
 from .sidecar import Sidecar, check_file_names
 from .sources import Source, check_names, explicit_shares
-from .syntax import WordReducer
 from .texts import Text
-from .tokenize import ClipTokenizer, Tokenizer
-from .transforms import EvalTransform, TrainTransform, Transform
+from .tokenize import Tokenizer
+from .transforms import Transform
 from .urls import shown
-from .workers import start_worker
 
 # Shards that a process keeps open: most systems allow 1,024 files.
 MAX_OPEN = 512
@@ -44,8 +37,8 @@ MAX_OPEN = 512
 STEPS_AHEAD = 256
 
 
-class PairsDataModule(LightningDataModule):
-    """Image-text pairs from WebDataset shards. `docs/data.md` describes every part.
+class PairsDataModule(Pairs):
+    """Image-text pairs from listed WebDataset shards. `docs/data.md` describes every part.
 
     Args:
         manifest: Path of the file that `counterpoint data index` wrote, or a list of such files.
@@ -73,10 +66,6 @@ class PairsDataModule(LightningDataModule):
         keep_weights: What their weights do; repeat samples by default.
         cache: Where copies of remote shards go.
         allow_pipe: Whether the commands of a manifest's `pipe:` addresses may run.
-
-    Attributes:
-        first_step: The step the training loader starts at.
-        seed, image_size, context_length, schedule, word_reducers: Set by `connect`.
     """
 
     def __init__(
@@ -103,43 +92,32 @@ class PairsDataModule(LightningDataModule):
         cache: ShardCache | None = None,
         allow_pipe: bool = False,
     ):
-        super().__init__()
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers}: give 0 (no loader processes) or more")
+        super().__init__(
+            tokenizer,
+            train_transform,
+            eval_transform,
+            num_workers,
+            key_field,
+            caption,
+            max_error_rate,
+            views,
+            texts,
+        )
         self.manifest_path = manifest
-        self.tokenizer: Tokenizer = ClipTokenizer() if tokenizer is None else tokenizer
-        self.train_transform = train_transform or TrainTransform()
-        self.eval_transform = eval_transform or EvalTransform()
-        self.num_workers = num_workers
         self.lanes = lanes
         self.block = block
-        self.key_field = key_field
-        self.caption = policy_of(caption)
-        self.max_error_rate = max_error_rate
         self.sources = sources or {}
         self.temperature = temperature
         self.same_as = same_as
         self.caption_same_as = caption_same_as
-        self.views = views or {}
-        self.texts = {
-            name: text if isinstance(text, Text) else Text(text)
-            for name, text in (texts or {}).items()
-        }
         self.sidecars = sidecars or {}
         self.keep = tuple(keep)
         self.keep_weights = keep_weights
         self.cache = cache
         if cache is not None and allow_pipe:
             cache.transport.allow_pipe = True
-        self.first_step = 0
-        self.schedule: Schedule | None = None
-        self.seed = 0
-        self.image_size = 0
-        self.context_length = 0
-        self.word_reducers: Sequence[WordReducer | None] = ()
         self._manifest: Manifest | None = None
         self._selection: Selection | None = None
-        self._ledger: ErrorLedger | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -160,6 +138,16 @@ class PairsDataModule(LightningDataModule):
         return self._selection
 
     @property
+    def source_names(self) -> list[str]:
+        """Those of the manifest."""
+        return self.manifest.sources
+
+    @property
+    def shard_urls(self) -> Sequence[str]:
+        """Those of the manifest."""
+        return self.manifest.urls
+
+    @property
     def epoch_size(self) -> int:
         """Samples of one pass over the data, those that weights repeat as often as they do."""
         if self.selection is None:
@@ -172,42 +160,6 @@ class PairsDataModule(LightningDataModule):
         if self.selection is None:
             return self.manifest.fingerprint
         return f"{self.manifest.fingerprint}-{self.selection.fingerprint}"
-
-    @property
-    def ledger(self) -> ErrorLedger:
-        """Counts of replaced samples; `train` feeds, merges and checks it."""
-        if self._ledger is None:
-            manifest = self.manifest
-            self._ledger = ErrorLedger(manifest.sources, self.max_error_rate, urls=manifest.urls)
-        return self._ledger
-
-    def reads(self, entry: str) -> tuple[Tokenizer, int]:
-        """Returns what turns a text entry (`text`, `text.NAME`) into ids, and how many."""
-        text = self.texts.get(entry.partition(".")[2], Text())
-        return text.tokenizer or self.tokenizer, text.context_length or self.context_length
-
-    def connect(
-        self,
-        schedule: Schedule,
-        seed: int,
-        image_size: int,
-        context_length: int,
-        word_reducers: Sequence[WordReducer | None] = (),
-    ) -> None:
-        """Takes what the other slots decide.
-
-        Args:
-            schedule: Steps to positions.
-            seed: Of the order and the augmentations.
-            image_size: Side in pixels.
-            context_length: Tokens a caption.
-            word_reducers: Of each phase; by default none.
-        """
-        self.schedule = schedule
-        self.seed = seed
-        self.image_size = image_size
-        self.context_length = context_length
-        self.word_reducers = word_reducers
 
     def check(self, num_nodes: int = 1) -> None:
         """Looks at everything that training will read, before it starts.
@@ -273,34 +225,6 @@ class PairsDataModule(LightningDataModule):
             shares,
         )
 
-    def recipe(self) -> Recipe:
-        """Returns what is made of every sample.
-
-        Raises:
-            ValueError: A view takes its augmentation from something that is not there.
-        """
-        main = View(self.train_transform, same_as=self.same_as)
-        views = {"image": main} | {f"image.{name}": view for name, view in self.views.items()}
-        names = self.manifest.sources
-        own = {name: self.sources.get(name, Source()) for name in names}
-        captions = {n: policy_of(s.caption) if s.caption else self.caption for n, s in own.items()}
-        texts = {
-            f"text.{name}": dict.fromkeys(names, policy_of(text.caption))
-            for name, text in self.texts.items()
-            if text.caption is not None
-        }
-        return Recipe(
-            seed=self.seed,
-            views={
-                name: replace(view, size=self.image_size if view.size is None else view.size)
-                for name, view in views.items()
-            },
-            texts={"text": captions} | texts,
-            key_fields={name: source.key_field or self.key_field for name, source in own.items()},
-            sidecars=self.sidecars,
-            caption_same_as=self.caption_same_as,
-        )
-
     def train_dataset(self, rank: int = 0, world_size: int = 1) -> StepDataset:
         """Returns the batches of one rank, by step."""
         if self.schedule is None:
@@ -322,7 +246,7 @@ class PairsDataModule(LightningDataModule):
             rank,
             world_size,
             word_reducers=self.word_reducers,
-            own={f"text.{name}": self.reads(f"text.{name}") for name in self.texts},
+            own=self.readers,
         )
         if self.cache is not None:
             dataset.prefetcher = Prefetcher(
@@ -341,45 +265,8 @@ class PairsDataModule(LightningDataModule):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         dataset = self.train_dataset(rank, world_size)
-        workers: dict[str, Any] = {}
-        if self.num_workers:
-            # Forked workers start at once and notice when a killed parent is gone. Those of a fork
-            # server, torch's newer default, import everything again and wait for ever.
-            workers = {
-                "persistent_workers": True,
-                "prefetch_factor": 4,
-                "multiprocessing_context": "fork",
-            }
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=StepSampler(dataset, self.first_step),
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=start_worker,
-            **workers,
-        )
+        loader = self.loader(dataset, sampler=StepSampler(dataset, self.first_step))
         return StepLoader(loader, dataset, self.first_step)
-
-    def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
-        """Counts replaced samples while the batch is still on the host."""
-        for part in batch:
-            self.ledger.update(part)
-        return batch
-
-    def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> Batch:
-        """Joins the parts where they are used."""
-        return join(batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the step to continue from, what is passed over, errors, what the data was."""
-        step = self.trainer.global_step if self.trainer else self.first_step
-        return {
-            "step": step,
-            "left_out": [] if self.schedule is None else list(self.schedule.left_out),
-            "ledger": self.ledger.state_dict(),
-            "fingerprint": self.fingerprint,
-        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from `state_dict`.
@@ -392,8 +279,4 @@ class PairsDataModule(LightningDataModule):
                 f"the manifest '{self.manifest_path}', with its keep-lists, lists other samples "
                 "than the run began with; resume with those, or start a new run with --init_from"
             )
-        self.first_step = int(state_dict["step"])
-        if self.schedule is not None:
-            left_out = state_dict.get("left_out", [])
-            self.schedule.left_out = [(int(step), int(samples)) for step, samples in left_out]
-        self.ledger.load_state_dict(state_dict["ledger"])
+        super().load_state_dict(state_dict)

@@ -5,23 +5,19 @@ comes from (seed, epoch, key, name of the view or text). A sample that cannot be
 a good one by a rule that depends on the manifest and the keep-list alone, and says why.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from .decode import find_image, sample_key
+from .decode import sample_key
 from .errors import SampleError
-from .hashing import text_hash
 from .manifest import Manifest
-from .picture import Picture, Pixels
-from .reader import RawSample, ShardReader
+from .reader import ShardReader
 from .recipe import Recipe
+from .render import Renderer, Sample, uniform
 from .selection import Selection
 from .urls import base_name
 
@@ -36,47 +32,10 @@ TRIES_IN_OTHER_SHARD = 4
 MAX_READ_BYTES = 64 << 20
 MAX_PENDING_BYTES = 16 << 20
 
-# Pixels of a picture that is not there.
-WHITE = 255
-
 # Shards whose names are remembered.
 MAX_KNOWN = 4096
 
 Place = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample: its views are decided on.
-
-    Attributes:
-        pictures: What its views are made of: its own picture under None, further ones that it has
-            under the member's name.
-        params: What each view's transform has drawn.
-        texts: Captions by batch entry; "" where there is none.
-        rows: Joined rows by batch entry.
-        key: Its identity.
-        status: `CAUSES` code of the sample that it replaces; 0 for none.
-        weight: From the keep-list.
-    """
-
-    pictures: dict[str | None, Picture]
-    params: dict[str, np.ndarray]
-    texts: dict[str, str]
-    rows: dict[str, Tensor]
-    key: int
-    status: int
-    weight: float
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the pixels that are kept."""
-        return sum(picture.num_bytes for picture in self.pictures.values())
-
-    @property
-    def file_bytes(self) -> int:
-        """Size of the files that are kept."""
-        return sum(picture.file_bytes for picture in self.pictures.values())
 
 
 class SampleLoader:
@@ -101,7 +60,7 @@ class SampleLoader:
         self.recipe = recipe
         self.selection = selection
         self.counts: np.ndarray = manifest.counts if selection is None else selection.counts
-        self._randomness = Randomness()
+        self.renderer = Renderer(recipe)
         # Of the shards in use: looking their names up takes as long as reading a sample.
         self._known: dict[int, tuple[str, str]] = {}
 
@@ -117,8 +76,7 @@ class SampleLoader:
             `weight` float32 [n] if the keep-list has any, joined rows; and the texts of each text
             entry.
         """
-        views = self.recipe.views
-        images = {name: new_images(len(places), view.side) for name, view in views.items()}
+        images = self.renderer.new_images(len(places))
         choices = [self._choices(*place) for place in places]
         samples: list[Sample] = []
         done = num_bytes = 0
@@ -128,21 +86,9 @@ class SampleLoader:
             if num_bytes > MAX_READ_BYTES or len(samples) == len(places):
                 self._finish(samples, choices, images, done)
                 done, num_bytes = len(samples), 0
-        batch: dict[str, Tensor] = dict(images)
-        for name, view in views.items():
-            if view.transform.columns:
-                params = np.stack([sample.params[name] for sample in samples])
-                batch[f"{name}.augmentation"] = torch.from_numpy(params)
-            if view.member is not None:
-                there = [view.member in sample.pictures for sample in samples]
-                batch[f"{name}.present"] = torch.tensor(there)
-        for name in samples[0].rows:
-            batch[name] = torch.stack([sample.rows[name] for sample in samples])
-        batch["key"] = torch.tensor([sample.key for sample in samples], dtype=torch.int64)
-        batch["status"] = torch.tensor([sample.status for sample in samples], dtype=torch.int64)
+        batch, texts = self.renderer.batch(samples, images)
         if self.selection is not None and self.selection.has_weights:
             batch["weight"] = torch.tensor([sample.weight for sample in samples])
-        texts = {name: [sample.texts[name] for sample in samples] for name in self.recipe.texts}
         return batch, texts
 
     def _finish(
@@ -162,7 +108,7 @@ class SampleLoader:
             num_bytes += samples[row].num_bytes
             if num_bytes > MAX_PENDING_BYTES or row + 1 == len(samples):
                 for ready in range(done, row + 1):
-                    self._transform(samples[ready], images, ready)
+                    self.renderer.transform(samples[ready], images, ready)
                 done, num_bytes = row + 1, 0
 
     def decode(self, epoch: int, shard: int, ordinal: int) -> Sample:
@@ -183,22 +129,13 @@ class SampleLoader:
                 yield self._read(epoch, *place, status)
             except SampleError as error:
                 status = status or error.code
-        pictures: dict[str | None, Picture] = {
-            None: Pixels(torch.full((3, 2, 2), WHITE, dtype=torch.uint8))
-        }
-        rows = self._joined(shard, epoch, 0)
-        params = self._draw(pictures, rows, epoch, 0)
-        yield Sample(pictures, params, dict.fromkeys(self.recipe.texts, ""), rows, 0, status, 1.0)
+        yield self.renderer.blank(epoch, self._joined(shard, epoch, 0), status)
 
     def _decoded(self, sample: Sample, others: Iterator[Sample]) -> Sample:
         """Decodes what the views need of a sample, or of the first of the others that is whole."""
         while True:
             try:
-                for name, view in self.recipe.views.items():
-                    picture = sample.pictures.get(view.member)
-                    if picture is not None:
-                        params = sample.params[name]
-                        picture.pixels(view.transform.factor(picture, view.side, params))
+                self.renderer.decode(sample)
                 return sample
             except SampleError as error:
                 # What was wrong first is what counts.
@@ -234,80 +171,7 @@ class SampleLoader:
         source, file = self._names(shard)
         key = sample_key(raw, source, file, self.recipe.key_fields[source])
         rows = self._joined(shard, epoch, key)
-        texts = {
-            name: self._text(raw, name, source, rows, epoch, key) for name in self.recipe.texts
-        }
-        pictures = self._pictures(raw)
-        params = self._draw(pictures, rows, epoch, key)
-        return Sample(pictures, params, texts, rows, key, status, weight)
-
-    def _pictures(self, raw: RawSample) -> dict[str | None, Picture]:
-        """Opens every picture that a view is of; all but the sample's own may be absent."""
-        pictures: dict[str | None, Picture] = {None: Picture.open(find_image(raw))}
-        for member in {view.member for view in self.recipe.views.values()} - {None}:
-            try:
-                data = find_image(raw, member)
-            except SampleError:
-                continue
-            pictures[member] = Picture.open(data)
-        return pictures
-
-    def _draw(
-        self,
-        pictures: Mapping[str | None, Picture],
-        rows: Mapping[str, Tensor],
-        epoch: int,
-        key: int,
-    ) -> dict[str, np.ndarray]:
-        """Decides on every view.
-
-        The epoch, the key and the view's name determine it: a sample comes up once an epoch.
-        """
-        params: dict[str, np.ndarray] = {}
-        for name, view in self.recipe.views.items():
-            # A picture that is not there draws as the sample's own: batches have a row for it.
-            picture = pictures.get(view.member, pictures[None])
-            found = view.replayed(params, rows)
-            if found is None:
-                rng = self._randomness.start(stream(self.recipe.seed, epoch, name), key)
-                others = [params[other] for other in view.transform.around]
-                found = view.transform.draw(picture.height, picture.width, rng, others)
-            params[name] = found
-        return params
-
-    def _transform(self, sample: Sample, images: Mapping[str, Tensor], row: int) -> None:
-        """Fills a row of each view."""
-        for name, view in self.recipe.views.items():
-            view_params = sample.params[name]
-            picture = sample.pictures.get(view.member)
-            if picture is None:
-                images[name][row] = WHITE
-            else:
-                images[name][row] = view.transform.apply(picture, view.side, view_params)
-        for picture in sample.pictures.values():
-            picture.forget()
-
-    def _text(
-        self,
-        raw: RawSample,
-        name: str,
-        source: str,
-        rows: Mapping[str, Tensor],
-        epoch: int,
-        key: int,
-    ) -> str:
-        policy = self.recipe.texts[name][source]
-        draw = uniform(self.recipe.seed, epoch, name, key)
-        stored = self.recipe.caption_same_as if name == "text" else None
-        if stored is not None and rows[f"{stored.partition('.')[0]}.present"]:
-            draw = float(rows[stored])
-        try:
-            return policy(raw, draw)
-        except SampleError as error:
-            # Only the main caption has to be there; batches mark which of the others are.
-            if name != "text" and error.cause == "no_caption":
-                return ""
-            raise
+        return self.renderer.prepare(raw, source, key, epoch, rows, status, weight)
 
     def _joined(self, shard: int, epoch: int, key: int) -> dict[str, Tensor]:
         """Returns the sidecars' rows of a sample by batch entry; zeros where there is none."""
@@ -327,44 +191,3 @@ class SampleLoader:
             source = self.manifest.sources[self.manifest.source_ids[shard]]
             names = self._known[shard] = source, base_name(self.manifest.urls[shard])
         return names
-
-
-def new_images(number: int, side: int) -> Tensor:
-    """Returns memory for pictures: uint8 [n, 3, side, side], channels last as they are decoded.
-
-    In a worker it is memory that the training process can read too: filled there, the batch is not
-    copied once more on its way. torch's own collation does the same.
-    """
-    shape = (number, side, side, 3)
-    if get_worker_info() is None:
-        images = torch.empty(shape, dtype=torch.uint8)
-    else:
-        storage = torch.UntypedStorage._new_shared(math.prod(shape))
-        images = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-    return images.permute(0, 3, 1, 2)
-
-
-class Randomness:
-    """One generator that starts over for every sample: a new one would take ten times as long."""
-
-    def __init__(self):
-        self._bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
-        self._generator = np.random.Generator(self._bits)
-        self._fresh = self._bits.state
-
-    def start(self, *words: int) -> np.random.Generator:
-        """Returns the generator as if just made from two signed 64-bit words; valid until next."""
-        self._fresh["state"]["key"] = np.array(words, dtype=np.int64).view(np.uint64)
-        self._bits.state = self._fresh
-        return self._generator
-
-
-@lru_cache(maxsize=64)
-def stream(seed: int, epoch: int, view: str) -> int:
-    """Returns the half of a view's randomness that is the same for a whole epoch."""
-    return text_hash(seed, epoch) if view == "image" else text_hash(seed, epoch, view)
-
-
-def uniform(*parts: object) -> float:
-    """Returns a number in [0, 1) that depends on the parts alone."""
-    return (text_hash(*parts) & ((1 << 53) - 1)) / (1 << 53)

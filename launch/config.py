@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, class_from_function
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Trainer
 
-from ..data.module import PairsDataModule
 from ..data.recipe import View
+from ..data.stream import make_pairs
+from ..data.stream_shards import Stream
 from ..losses.objective import Objective
 from ..models.teacher import Teacher
 from ..models.two_tower import TwoTower
@@ -143,7 +144,7 @@ def make_parser() -> ArgumentParser:
         type=Optional[PositiveFloat],  # noqa: UP045 - it is no class
         help="of one device in this precision, for mfu; none: what a matrix product reaches",
     )
-    parser.add_class_arguments(PairsDataModule, "data")
+    parser.add_class_arguments(class_from_function(make_pairs), "data")
     add_model(parser)
     # No default class: arguments of another one of the same names would begin with its defaults.
     parser.add_subclass_arguments(AdamW, "optim", required=False)
@@ -215,6 +216,7 @@ def without_defaults(parser: ArgumentParser, config: Namespace) -> dict[str, Any
     kinds = [(Phase, phase) for phase in chosen["phases"].values()]
     kinds += [(View, view) for view in (chosen.get("data", {}).get("views") or {}).values()]
     kinds += [(EmaConfig, chosen.get("ema")), (Spikes, (chosen.get("guard") or {}).get("spikes"))]
+    kinds.append((Stream, chosen.get("data", {}).get("stream")))
     for kind, values in kinds:
         _drop_defaults(values or {}, kind)
     _drop_all_defaults(chosen)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.dataset import Batch, StepDataset
 from ..data.manifest import Manifest
 from ..data.module import PairsDataModule
-from ..data.sample import uniform
+from ..data.render import uniform
 from ..data.sidecar import KEY, check_file_names, write_sidecar
 from ..data.urls import base_name
 from ..models.teacher import DTYPES, FrozenTowers
@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"the run file has no teacher '{chosen.teacher}'; it has {known}")
     towers, views = checked_teacher(module, parts, chosen.teacher)
     place(towers, torch.device(chosen.device))
+    if not isinstance(parts.data, PairsDataModule):
+        raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
     store = Store(chosen, towers, views, parts.data)
     store.open(about(module.resolved_config, chosen, store))
     store.write_all()

@@ -126,7 +126,9 @@ def train(
     arguments = trainer_arguments(parts.trainer)
     check_no_other(parts.clip, arguments.get("gradient_clip_val"))
     parts.data.check(int(arguments.get("num_nodes", 1)))
-    module.fingerprint, module.sources = parts.data.fingerprint, parts.data.manifest.sources
+    if parts.data.caveat:
+        say(parts.data.caveat)
+    module.fingerprint, module.sources = parts.data.fingerprint, parts.data.source_names
     total_steps = module.phases.total_steps
     checkpoint = None
     if resume is None and not (config.init_from or config.inherit_from):
@@ -163,11 +165,10 @@ def train(
     known = facts(module.model, parts.data, trainer, chosen)
     if is_first_process():
         freeze(run_dir, resolved, step, known)
-    samples = module.phases.samples_before(total_steps)
     say(
-        f"{config.name}: {total_steps} steps ({samples / known['epoch_size']:.1f} epochs of "
-        f"{known['epoch_size']:,} pairs), {known['parameters']['total'] / 1e6:.1f} M parameters, "
-        f"{known['precision']}, results in {run_dir}"
+        f"{config.name}: {total_steps} steps ({passes(module, known['epoch_size'])}), "
+        f"{known['parameters']['total'] / 1e6:.1f} M parameters, {known['precision']}, "
+        f"results in {run_dir}"
     )
     if step < total_steps:
         trainer.fit(module, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
@@ -195,6 +196,14 @@ def train(
         }
         write_summary(run_dir, resolved, module.phases, step, spent, stopped_by)
     return 0
+
+
+def passes(module: ContrastiveModule, epoch_size: int | None) -> str:
+    """How much a run sees: pairs, and epochs where the data have a size."""
+    samples = module.phases.samples_before(module.phases.total_steps)
+    if epoch_size is None:
+        return f"{samples:,} pairs"
+    return f"{samples / epoch_size:.1f} epochs of {epoch_size:,} pairs"
 
 
 def run_dir_of(config: Any) -> Path:

@@ -157,7 +157,7 @@ def write_summary(
         "steps": step,
         **({} if stopped_by is None else {"stopped_by": stopped_by}),
         "samples": samples,
-        "epochs": round(samples / start["epoch_size"], 4),
+        "epochs": round(samples / start["epoch_size"], 4) if start["epoch_size"] else None,
         "seconds": round(max((row["wall"] for row in rows), default=0.0), 1),
         **{name: round(seconds, 1) for name, seconds in spent.items()},
         "config_hash": Identity.of(resolved, {}).digest,

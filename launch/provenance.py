@@ -10,15 +10,13 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import nn
 
-from ..data.module import PairsDataModule
+from ..data.pairs import Pairs
 from ..models.two_tower import TwoTower
 from .identity import names
 from .results import machine
 
 
-def facts(
-    model: TwoTower, data: PairsDataModule, trainer: Trainer, chosen: dict[str, Any]
-) -> dict[str, Any]:
+def facts(model: TwoTower, data: Pairs, trainer: Trainer, chosen: dict[str, Any]) -> dict[str, Any]:
     """Returns what a start adds to the configuration.
 
     Args:

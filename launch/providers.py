@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..data.module import PairsDataModule
+from ..data.pairs import Pairs
 from ..data.recipe import View
 from ..data.tokenize import Tokenizer
 from ..losses.term import MODEL_SCALARS
@@ -99,7 +99,7 @@ def checked_teacher(
     return towers, needs
 
 
-def sizes_of(module: ContrastiveModule, data: PairsDataModule) -> dict[str, int | None]:
+def sizes_of(module: ContrastiveModule, data: Pairs) -> dict[str, int | None]:
     """Sides in pixels of the pictures that batches hold; None for texts."""
     sizes: dict[str, int | None] = {"image": module.model.image_size, "text": None}
     sizes |= {f"image.{n}": view.size or sizes["image"] for n, view in data.views.items()}
@@ -167,9 +167,7 @@ def _check_size(need: str, view: str, size: int | None, teacher: TwoTower) -> No
         )
 
 
-def _check_text(
-    need: str, teacher: Teacher, data: PairsDataModule, view: str, towers: TwoTower
-) -> None:
+def _check_text(need: str, teacher: Teacher, data: Pairs, view: str, towers: TwoTower) -> None:
     tokenizer, context_length = data.reads(view)
     if context_length > towers.context_length:
         raise ValueError(
@@ -187,7 +185,7 @@ def _check_text(
         )
 
 
-def _check_own_texts(needs: Iterable[str], data: PairsDataModule, context_length: int) -> None:
+def _check_own_texts(needs: Iterable[str], data: Pairs, context_length: int) -> None:
     """The student, and so its average, reads neither ids of another tokenizer nor longer texts."""
     for need in sorted(needs):
         entry = need.removeprefix("ema.").removesuffix(".raw")

@@ -104,7 +104,7 @@ def named_folders(file: str, config: Any) -> set[str]:
     if os.path.isfile(file):
         parts = texts(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
         paths += [file, *(os.path.join(os.path.dirname(file), part) for part in parts)]
-    manifests = config.data.manifest
+    manifests = config.data.manifest or []  # none of a stream
     for path in [manifests] if isinstance(manifests, str) else manifests:
         if os.path.exists(path):
             paths += [url for url in Manifest.load(path).urls if not is_remote(url)]

@@ -20,7 +20,7 @@ from counterpoint.train.phases import Phases
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
-EXAMPLES = ("mixture", "remote", "views")
+EXAMPLES = ("mixture", "remote", "stream", "views")
 SPARE_OPTIMISERS = ("adafactor", "lamb", "lion", "muon", "sophia_g", "stable_adamw")
 OPTIMISERS = (*SPARE_OPTIMISERS, "lit")
 # Of each kind of part one: reading a whole configuration again takes seconds.
@@ -135,7 +135,7 @@ def test_example_of_data(parser, name, tmp_path):
         data = parser.instantiate(config).data
     chosen = yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())
     resolved = run_config.plain(parser, config)
-    assert all(resolved["data"][key] for key in chosen)
+    assert all(resolved["data"][key] or value is None for key, value in chosen.items())
     assert set(data.views) == set(chosen.get("views", ()))
     run_config.save(resolved, tmp_path / "config.yaml")
     again = run_config.parse(parser, ["--config", str(tmp_path / "config.yaml")])

@@ -18,7 +18,7 @@ from counterpoint.data.index import index_shards
 from counterpoint.data.manifest import SCHEMA, Manifest
 from counterpoint.data.picture import Picture
 from counterpoint.data.recipe import View
-from counterpoint.data.sample import Randomness
+from counterpoint.data.render import Randomness
 from counterpoint.data.selection import LossWeights, Selection
 from counterpoint.data.sidecar import Sidecar, write_sidecar
 from counterpoint.data.transforms import EvalTransform, TrainTransform

@@ -34,7 +34,8 @@ def test_settings(parser, block, tmp_path):
     config = run_config.parse(parser, argv)
     parser.instantiate(config)
     chosen = yaml.safe_load(block)
-    assert all(run_config.plain(parser, config)["data"][key] for key in chosen)
+    resolved = run_config.plain(parser, config)["data"]
+    assert all(resolved[key] or value is None for key, value in chosen.items())
 
 
 @pytest.mark.parametrize("block", [text for kind, text in OBJECTIVES if kind == "yaml"])

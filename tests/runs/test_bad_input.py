@@ -173,6 +173,18 @@ def test_resume_refuses_to_become_another_run(tmp_path_factory, refused, option,
     assert word in refused("fit", "--resume", str(run_dir), option.replace("OTHER", str(other)))
 
 
+def test_a_streams_command_is_not_run_unasked(refused, tmp_path):
+    values = tiny.config(tmp_path / "none")
+    values["data"] = {"stream": {"urls": f"pipe:touch {tmp_path / 'touched'}"}}
+    argv = ["fit", "--config", str(tiny.write_config(tmp_path, values))]
+    assert "data.allow_pipe=true" in refused(*argv)
+    assert not (tmp_path / "touched").exists()
+    assert "data.lanes needs listed shards" in refused(*argv, "--data.lanes=3")
+    values["data"] = {"num_workers": 0}
+    argv = ["fit", "--config", str(tiny.write_config(tmp_path, values))]
+    assert "data.manifest is missing" in refused(*argv)
+
+
 def test_a_run_goes_on_in_its_own_folder(refused, stopped, tmp_path):
     run_dir = str(stopped[0])
     for other in (["--run_dir", str(tmp_path / "b")], [f"--run_dir={tmp_path / 'b'}"]):

@@ -1,0 +1,235 @@
+"""What image-text pairs are made into, wherever they come from.
+
+In: the choices of the `data` slot that hold for every source; from `fit`, through `connect`, the
+schedule, the seed and the model's sizes. Out: what Lightning asks of a data module, but for the
+batches themselves.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from .captions import CaptionPolicy, policy_of
+from .dataset import Batch, join
+from .errors import ErrorLedger
+from .recipe import Recipe, View
+from .schedule import Schedule
+from .sidecar import Sidecar
+from .sources import Source
+from .syntax import WordReducer
+from .texts import Text
+from .tokenize import ClipTokenizer, Tokenizer
+from .transforms import EvalTransform, TrainTransform, Transform
+from .workers import start_worker
+
+
+class Pairs(LightningDataModule, ABC):
+    """Image-text pairs in batches of steps.
+
+    Args:
+        tokenizer, train_transform, eval_transform, num_workers, key_field, caption, max_error_rate,
+            views, texts: as of `PairsDataModule`.
+
+    Attributes:
+        first_step: The step the training loader starts at.
+        seed, image_size, context_length, schedule, word_reducers: Set by `connect`.
+        sources: What differs in single sources, by name.
+        sidecars: Joined tensors by name.
+        same_as, caption_same_as: Entries that the main picture and caption are chosen by.
+        caveat: What the user is told when a run starts.
+    """
+
+    caveat = ""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        train_transform: Transform | None,
+        eval_transform: Transform | None,
+        num_workers: int,
+        key_field: str,
+        caption: tuple[str, ...] | CaptionPolicy,
+        max_error_rate: float,
+        views: dict[str, View] | None,
+        texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None,
+    ):
+        super().__init__()
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: give 0 (no loader processes) or more")
+        self.tokenizer: Tokenizer = ClipTokenizer() if tokenizer is None else tokenizer
+        self.train_transform = train_transform or TrainTransform()
+        self.eval_transform = eval_transform or EvalTransform()
+        self.num_workers = num_workers
+        self.key_field = key_field
+        self.caption = policy_of(caption)
+        self.max_error_rate = max_error_rate
+        self.views = views or {}
+        self.texts = {
+            name: text if isinstance(text, Text) else Text(text)
+            for name, text in (texts or {}).items()
+        }
+        self.sources: Mapping[str, Source] = {}
+        self.sidecars: Mapping[str, Sidecar] = {}
+        self.same_as: str | None = None
+        self.caption_same_as: str | None = None
+        self.first_step = 0
+        self.schedule: Schedule | None = None
+        self.seed = 0
+        self.image_size = 0
+        self.context_length = 0
+        self.word_reducers: Sequence[WordReducer | None] = ()
+        self._ledger: ErrorLedger | None = None
+
+    @property
+    @abstractmethod
+    def source_names(self) -> list[str]:
+        """Names of the sources, in the order of the batches' `source`."""
+
+    @property
+    @abstractmethod
+    def shard_urls(self) -> Sequence[str]:
+        """Addresses of the shards, in the order of the batches' `shard`."""
+
+    @property
+    @abstractmethod
+    def epoch_size(self) -> int | None:
+        """Samples of one pass over the data; None: nobody knows."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What the data is; a run that is resumed must find the same."""
+
+    @abstractmethod
+    def check(self, num_nodes: int = 1) -> None:
+        """Looks at everything that training will read, before it starts.
+
+        Args:
+            num_nodes: Machines that take part.
+
+        Raises:
+            ValueError: Something is missing, contradictory, or too small.
+        """
+
+    @property
+    def ledger(self) -> ErrorLedger:
+        """Counts of samples that could not be used; `train` feeds, merges and checks it."""
+        if self._ledger is None:
+            names, urls = self.source_names, self.shard_urls
+            self._ledger = ErrorLedger(names, self.max_error_rate, urls=urls)
+        return self._ledger
+
+    def reads(self, entry: str) -> tuple[Tokenizer, int]:
+        """Returns what turns a text entry (`text`, `text.NAME`) into ids, and how many."""
+        text = self.texts.get(entry.partition(".")[2], Text())
+        return text.tokenizer or self.tokenizer, text.context_length or self.context_length
+
+    @property
+    def readers(self) -> dict[str, tuple[Tokenizer, int]]:
+        """The same of every text entry, `text` first."""
+        return {entry: self.reads(entry) for entry in ("text", *(f"text.{n}" for n in self.texts))}
+
+    def connect(
+        self,
+        schedule: Schedule,
+        seed: int,
+        image_size: int,
+        context_length: int,
+        word_reducers: Sequence[WordReducer | None] = (),
+    ) -> None:
+        """Takes what the other slots decide.
+
+        Args:
+            schedule: Steps to positions.
+            seed: Of the order and the augmentations.
+            image_size: Side in pixels.
+            context_length: Tokens a caption.
+            word_reducers: Of each phase; by default none.
+        """
+        self.schedule = schedule
+        self.seed = seed
+        self.image_size = image_size
+        self.context_length = context_length
+        self.word_reducers = word_reducers
+
+    def recipe(self) -> Recipe:
+        """Returns what is made of every sample.
+
+        Raises:
+            ValueError: A view takes its augmentation from something that is not there.
+        """
+        main = View(self.train_transform, same_as=self.same_as)
+        views = {"image": main} | {f"image.{name}": view for name, view in self.views.items()}
+        names = self.source_names
+        own = {name: self.sources.get(name, Source()) for name in names}
+        captions = {n: policy_of(s.caption) if s.caption else self.caption for n, s in own.items()}
+        texts = {
+            f"text.{name}": dict.fromkeys(names, policy_of(text.caption))
+            for name, text in self.texts.items()
+            if text.caption is not None
+        }
+        return Recipe(
+            seed=self.seed,
+            views={
+                name: replace(view, size=self.image_size if view.size is None else view.size)
+                for name, view in views.items()
+            },
+            texts={"text": captions} | texts,
+            key_fields={name: source.key_field or self.key_field for name, source in own.items()},
+            sidecars=self.sidecars,
+            caption_same_as=self.caption_same_as,
+        )
+
+    def loader(self, dataset: Dataset, **options: Any) -> DataLoader:
+        """Returns the loader over what makes batches, or parts of them, one at a time."""
+        workers: dict[str, Any] = {}
+        if self.num_workers:
+            # Forked workers start at once and notice when a killed parent is gone. Those of a fork
+            # server, torch's newer default, import everything again and wait for ever.
+            workers = {
+                "persistent_workers": True,
+                "prefetch_factor": 4,
+                "multiprocessing_context": "fork",
+            }
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=start_worker,
+            **workers,
+            **options,
+        )
+
+    def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
+        """Counts samples that could not be used while the batch is still on the host."""
+        for part in batch:
+            self.ledger.update(part)
+        return batch
+
+    def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> Batch:
+        """Joins the parts where they are used."""
+        return join(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the step to continue from, what is passed over, errors, what the data was."""
+        step = self.trainer.global_step if self.trainer else self.first_step
+        return {
+            "step": step,
+            "left_out": [] if self.schedule is None else list(self.schedule.left_out),
+            "ledger": self.ledger.state_dict(),
+            "fingerprint": self.fingerprint,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from `state_dict`."""
+        self.first_step = int(state_dict["step"])
+        if self.schedule is not None:
+            left_out = state_dict.get("left_out", [])
+            self.schedule.left_out = [(int(step), int(samples)) for step, samples in left_out]
+        self.ledger.load_state_dict(state_dict["ledger"])

@@ -1,0 +1,267 @@
+"""What a recipe makes of raw samples.
+
+In: the members of samples, their keys and joined rows. Out: `Sample`s, whose views are decided on,
+then batch entries. What is random comes from (seed, epoch, key, name of the view or text). Whatever
+is wrong with a sample ends in a `SampleError`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from .decode import find_image
+from .errors import SampleError
+from .hashing import text_hash
+from .picture import Picture, Pixels
+from .reader import RawSample
+from .recipe import Recipe
+
+# Pixels of a picture that is not there.
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: its views are decided on.
+
+    Attributes:
+        pictures: What its views are made of: its own picture under None, further ones that it has
+            under the member's name.
+        params: What each view's transform has drawn.
+        texts: Captions by batch entry; "" where there is none.
+        rows: Joined rows by batch entry.
+        key: Its identity.
+        status: `CAUSES` code of the sample that it replaces; 0 for none.
+        weight: From the keep-list.
+    """
+
+    pictures: dict[str | None, Picture]
+    params: dict[str, np.ndarray]
+    texts: dict[str, str]
+    rows: dict[str, Tensor]
+    key: int
+    status: int
+    weight: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pixels that are kept."""
+        return sum(picture.num_bytes for picture in self.pictures.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the files that are kept."""
+        return sum(picture.file_bytes for picture in self.pictures.values())
+
+
+class Renderer:
+    """Makes samples and batches as a recipe says.
+
+    Args:
+        recipe: What to make.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self._randomness = Randomness()
+
+    def prepare(
+        self,
+        raw: RawSample,
+        source: str,
+        key: int,
+        epoch: int,
+        rows: Mapping[str, Tensor],
+        status: int = 0,
+        weight: float = 1.0,
+    ) -> Sample:
+        """Opens pictures, chooses texts and decides on views; no pixel is decoded yet.
+
+        Args:
+            raw: Its members.
+            source: Name of its source.
+            key: Its identity.
+            epoch: Draws of one sample differ from one epoch to the next.
+            rows: Joined rows by batch entry.
+            status: Why it stands where another one should.
+            weight: From the keep-list.
+
+        Raises:
+            SampleError: It cannot be used.
+        """
+        texts = {
+            name: self._text(raw, name, source, rows, epoch, key) for name in self.recipe.texts
+        }
+        pictures = self._pictures(raw)
+        params = self._draw(pictures, rows, epoch, key)
+        return Sample(pictures, params, texts, dict(rows), key, status, weight)
+
+    def blank(self, epoch: int, rows: Mapping[str, Tensor], status: int) -> Sample:
+        """Returns a white sample without texts."""
+        pictures: dict[str | None, Picture] = {
+            None: Pixels(torch.full((3, 2, 2), WHITE, dtype=torch.uint8))
+        }
+        params = self._draw(pictures, rows, epoch, 0)
+        texts = dict.fromkeys(self.recipe.texts, "")
+        return Sample(pictures, params, texts, dict(rows), 0, status, 1.0)
+
+    def decode(self, sample: Sample) -> None:
+        """Decodes what the views need of a sample; raises SampleError if it is damaged."""
+        for name, view in self.recipe.views.items():
+            picture = sample.pictures.get(view.member)
+            if picture is not None:
+                params = sample.params[name]
+                picture.pixels(view.transform.factor(picture, view.side, params))
+
+    def new_images(self, number: int) -> dict[str, Tensor]:
+        """Returns memory for every view of so many samples."""
+        return {name: new_images(number, view.side) for name, view in self.recipe.views.items()}
+
+    def transform(self, sample: Sample, images: Mapping[str, Tensor], row: int) -> None:
+        """Fills a row of each view from a decoded sample, and forgets its pixels."""
+        for name, view in self.recipe.views.items():
+            view_params = sample.params[name]
+            picture = sample.pictures.get(view.member)
+            if picture is None:
+                images[name][row] = WHITE
+            else:
+                images[name][row] = view.transform.apply(picture, view.side, view_params)
+        for picture in sample.pictures.values():
+            picture.forget()
+
+    def batch(
+        self, samples: Sequence[Sample], images: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Joins samples.
+
+        Args:
+            samples: Transformed ones.
+            images: Their rows of each view.
+
+        Returns:
+            Batch entries: each view uint8 [n, 3, size, size] and its augmentation float64 [n, p],
+            `present` bool [n] of views that samples may lack, `key` and `status` int64 [n], joined
+            rows; and the texts of each text entry.
+        """
+        batch: dict[str, Tensor] = dict(images)
+        for name, view in self.recipe.views.items():
+            if view.transform.columns:
+                params = np.stack([sample.params[name] for sample in samples])
+                batch[f"{name}.augmentation"] = torch.from_numpy(params)
+            if view.member is not None:
+                there = [view.member in sample.pictures for sample in samples]
+                batch[f"{name}.present"] = torch.tensor(there)
+        for name in samples[0].rows:
+            batch[name] = torch.stack([sample.rows[name] for sample in samples])
+        batch["key"] = torch.tensor([sample.key for sample in samples], dtype=torch.int64)
+        batch["status"] = torch.tensor([sample.status for sample in samples], dtype=torch.int64)
+        texts = {name: [sample.texts[name] for sample in samples] for name in self.recipe.texts}
+        return batch, texts
+
+    def _pictures(self, raw: RawSample) -> dict[str | None, Picture]:
+        """Opens every picture that a view is of; all but the sample's own may be absent."""
+        pictures: dict[str | None, Picture] = {None: opened(find_image(raw))}
+        for member in {view.member for view in self.recipe.views.values()} - {None}:
+            try:
+                data = find_image(raw, member)
+            except SampleError:
+                continue
+            pictures[member] = opened(data)
+        return pictures
+
+    def _draw(
+        self,
+        pictures: Mapping[str | None, Picture],
+        rows: Mapping[str, Tensor],
+        epoch: int,
+        key: int,
+    ) -> dict[str, np.ndarray]:
+        """Decides on every view.
+
+        The epoch, the key and the view's name determine it: a sample comes up once an epoch.
+        """
+        params: dict[str, np.ndarray] = {}
+        for name, view in self.recipe.views.items():
+            # A picture that is not there draws as the sample's own: batches have a row for it.
+            picture = pictures.get(view.member, pictures[None])
+            found = view.replayed(params, rows)
+            if found is None:
+                rng = self._randomness.start(stream(self.recipe.seed, epoch, name), key)
+                others = [params[other] for other in view.transform.around]
+                found = view.transform.draw(picture.height, picture.width, rng, others)
+            params[name] = found
+        return params
+
+    def _text(
+        self,
+        raw: RawSample,
+        name: str,
+        source: str,
+        rows: Mapping[str, Tensor],
+        epoch: int,
+        key: int,
+    ) -> str:
+        policy = self.recipe.texts[name][source]
+        draw = uniform(self.recipe.seed, epoch, name, key)
+        stored = self.recipe.caption_same_as if name == "text" else None
+        if stored is not None and rows[f"{stored.partition('.')[0]}.present"]:
+            draw = float(rows[stored])
+        try:
+            return policy(raw, draw)
+        except SampleError as error:
+            # Only the main caption has to be there; batches mark which of the others are.
+            if name != "text" and error.cause == "no_caption":
+                return ""
+            raise
+
+
+def opened(data: bytes | Picture) -> Picture:
+    """Returns what a file holds, if it is not opened already."""
+    return data if isinstance(data, Picture) else Picture.open(data)
+
+
+def new_images(number: int, side: int) -> Tensor:
+    """Returns memory for pictures: uint8 [n, 3, side, side], channels last as they are decoded.
+
+    In a worker it is memory that the training process can read too: filled there, the batch is not
+    copied once more on its way. torch's own collation does the same.
+    """
+    shape = (number, side, side, 3)
+    if get_worker_info() is None:
+        images = torch.empty(shape, dtype=torch.uint8)
+    else:
+        storage = torch.UntypedStorage._new_shared(math.prod(shape))
+        images = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    return images.permute(0, 3, 1, 2)
+
+
+class Randomness:
+    """One generator that starts over for every sample: a new one would take ten times as long."""
+
+    def __init__(self):
+        self._bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
+        self._generator = np.random.Generator(self._bits)
+        self._fresh = self._bits.state
+
+    def start(self, *words: int) -> np.random.Generator:
+        """Returns the generator as if just made from two signed 64-bit words; valid until next."""
+        self._fresh["state"]["key"] = np.array(words, dtype=np.int64).view(np.uint64)
+        self._bits.state = self._fresh
+        return self._generator
+
+
+@lru_cache(maxsize=64)
+def stream(seed: int, epoch: int, view: str) -> int:
+    """Returns the half of a view's randomness that is the same for a whole epoch."""
+    return text_hash(seed, epoch) if view == "image" else text_hash(seed, epoch, view)
+
+
+def uniform(*parts: object) -> float:
+    """Returns a number in [0, 1) that depends on the parts alone."""
+    return (text_hash(*parts) & ((1 << 53) - 1)) / (1 << 53)
