@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from webdataset import ShardWriter
+from webdataset.writer import ShardWriter
 
 from .emoji_draw import SIZE
 from .emoji_names import EmojiName
@@ -75,7 +75,7 @@ def write_tars(folder: Path, shards: Iterable[Iterable[Mapping[str, str | bytes]
             **header,
         ) as writer:
             for sample in samples:
-                writer.write(sample)
+                writer.write(dict(sample))
 
 
 def members(picture: Picture, split: str) -> dict[str, str | bytes]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import webdataset as wds
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.filters import detshuffle
 
 from .dataset import PART_BYTES, Batch, TokenizeTexts, tokenize_texts
 from .decode import IMAGE_EXTENSIONS, sample_key
@@ -167,7 +167,7 @@ class StreamDataset(IterableDataset):
         dataset = Shards(self.urls, stream, self.rank, self.world_size, seed, faults)
         if stream.shuffle:
             # Workers have other shards, or draw other ones, and so other samples.
-            dataset = dataset.compose(wds.detshuffle(stream.shuffle, stream.shuffle, seed))
+            dataset.append(detshuffle(stream.shuffle, stream.shuffle, seed))
         samples = dataset if stream.pipeline is None else stream.pipeline(dataset)
         while True:
             found = None

@@ -12,10 +12,11 @@ from itertools import islice
 from typing import Any, Protocol
 
 import torch
-import webdataset as wds
 from torch import Tensor
 from webdataset.cache import FileCache, StreamingOpen
+from webdataset.compat import WebDataset
 from webdataset.gopen import Pipe, gopen
+from webdataset.shardlists import split_by_worker
 
 from .errors import CAUSES, SampleError
 from .tar import BLOCK, TarDamage
@@ -31,7 +32,7 @@ COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 class Pipeline(Protocol):
     """Adds stages to a stream: `dataset.select(...)`, `dataset.decode("pil")`, ...."""
 
-    def __call__(self, dataset: wds.WebDataset) -> Iterable[dict[str, Any]]:
+    def __call__(self, dataset: WebDataset) -> Iterable[dict[str, Any]]:
         """Returns the stream with further stages."""
         ...
 
@@ -131,7 +132,7 @@ class Faults:
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
 
 
-class Shards(wds.WebDataset):
+class Shards(WebDataset):
     """webdataset's own, which also heeds the exit status of commands and tells shards apart.
 
     Args:
@@ -160,7 +161,7 @@ class Shards(wds.WebDataset):
             shardshuffle=len(urls) if is_shared and stream.shuffle_shards else False,
             detshuffle=True,
             nodesplitter=partial(deal, rank=rank, world_size=world_size) if is_shared else None,
-            workersplitter=wds.split_by_worker if is_shared else None,
+            workersplitter=split_by_worker if is_shared else None,
             empty_check=False,
             seed=seed,
         )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, class_from_function
-from jsonargparse.typing import PositiveFloat
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveFloat, class_from_function
 from lightning.pytorch import Trainer
 
 from ..data.recipe import View
@@ -216,7 +216,7 @@ def without_defaults(parser: ArgumentParser, config: Namespace) -> dict[str, Any
     kinds = [(Phase, phase) for phase in chosen["phases"].values()]
     kinds += [(View, view) for view in (chosen.get("data", {}).get("views") or {}).values()]
     kinds += [(EmaConfig, chosen.get("ema")), (Spikes, (chosen.get("guard") or {}).get("spikes"))]
-    kinds.append((Stream, chosen.get("data", {}).get("stream")))
+    kinds += [(Stream, chosen.get("data", {}).get("stream"))]
     for kind, values in kinds:
         _drop_defaults(values or {}, kind)
     _drop_all_defaults(chosen)

@@ -4,11 +4,14 @@
 `timm.optim.list_optimizers()` lists the names.
 """
 
+# timm's public names are imported names of its package.
+# pyright: reportPrivateImportUsage=false
+
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.optim import (
@@ -60,7 +63,9 @@ class Timm(AdamW):
         fallback: Sequence[str] | None = None,
     ):
         self.opt = check_name(opt)
-        self.args = {k: tuple(v) if isinstance(v, list) else v for k, v in (args or {}).items()}
+        self.args: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in (args or {}).items()
+        }
         self.fallback = fallback
         super().__init__(weight_decay=weight_decay, scalar_rate=scalar_rate, groups=groups)
         check_arguments(self.opt, self.args)
@@ -113,7 +118,8 @@ class Timm(AdamW):
             ValueError: it refuses a value, or what it needs is not here.
         """
         try:
-            return create_optimizer_v2(groups, self.opt, **{"lr": UNSET_RATE} | self.args)
+            options: dict[str, Any] = {"lr": UNSET_RATE, **self.args}
+            return create_optimizer_v2(groups, self.opt, **options)
         except (AssertionError, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"optim.opt '{self.opt}' cannot be made: {error}") from error
 
@@ -124,7 +130,7 @@ def check_name(opt: str) -> str:
     Raises:
         ValueError: timm does not know it, or it could not be used.
     """
-    names = list_optimizers()
+    names = cast(list[str], list_optimizers())
     name = opt.lower()
     if name not in names:
         near = difflib.get_close_matches(name.removeprefix("lookahead_"), names, n=4, cutoff=0.5)
