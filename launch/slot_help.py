@@ -10,6 +10,9 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
+from ..losses.heads import MLP
 from ..losses.term import Term
 from ..train.phases import Phase
 from . import signatures
@@ -18,6 +21,8 @@ from .fit_help import ABOUT, packaged
 from .signatures import REQUIRED, Parameter
 
 MAX_TYPE = 60
+# What the parser has about a slot without words of its own.
+GENERIC = "One or more arguments specifying"
 OURS = __name__.partition(".")[0]
 
 
@@ -25,8 +30,16 @@ def listing(slot: str) -> str:
     """Returns the keys of a slot and the classes that may stand there."""
     parts = [f"{slot}: {ABOUT[slot]}", packaged(slot), "Keys:\n" + "\n".join(_keys(slot))]
     kinds = [parameter.kind for parameter in _parameters(slot).values()]
+    listed: set[type] = set()
     for base in families(kinds):
-        parts.append(f"{_title(base)}:\n" + "\n".join(_class_lines(base)))
+        kinds_here = _members(base)
+        if new := [kind for kind in kinds_here if kind not in listed]:
+            lines = [line for kind in new for line in _class_lines(kind, base)]
+            lines += [f"  {kind.__name__} (above)" for kind in kinds_here if kind in listed]
+        else:
+            lines = ["  " + ", ".join(kind.__name__ for kind in kinds_here) + " (above)"]
+        listed |= set(kinds_here)
+        parts.append("\n".join([f"{base.__name__} ({_summary(base)}):", *lines]))
     more = "--print_config prints a whole configuration; docs/ explains how slots work together."
     return "\n\n".join([*filter(None, parts), more])
 
@@ -56,18 +69,15 @@ def families(kinds: list[Any]) -> list[type]:
         if typing.get_args(kind):
             queue += typing.get_args(kind)
             continue
-        if kind is not None and kind is _module():
-            kind = Term  # what else keeps a term's contract is the user's own
+        if kind is nn.Module:
+            # A term, or a head of one; what else keeps their contracts is the user's own.
+            queue += [Term, MLP]
         if not inspect.isclass(kind) or kind.__module__.partition(".")[0] != OURS or kind in found:
             continue
         found[kind] = None
         for one in _members(kind):
             queue += [parameter.kind for parameter in signatures.parameters(one).values()]
     return list(found)
-
-
-def _module() -> Any:
-    return Term.__mro__[1]
 
 
 def _members(base: type) -> list[type]:
@@ -77,17 +87,12 @@ def _members(base: type) -> list[type]:
     return sorted(own, key=lambda kind: (kind.__module__, kind.__name__))
 
 
-def _title(base: type) -> str:
-    return f"{base.__name__} ({_summary(base)})"
-
-
-def _class_lines(base: type) -> Iterator[str]:
-    for kind in _members(base):
-        if kind is not base or not signatures.is_closed(base):
-            yield f"  {kind.__module__}.{kind.__name__}"
-            yield f"      {_summary(kind)}"
-        for name, parameter in signatures.parameters(kind).items():
-            yield _line(f"      {name}", parameter)
+def _class_lines(kind: type, base: type) -> Iterator[str]:
+    if kind is not base or not signatures.is_closed(base):
+        yield f"  {kind.__module__}.{kind.__name__}"
+        yield f"      {_summary(kind)}"
+    for name, parameter in signatures.parameters(kind).items():
+        yield _line(f"      {name}", parameter)
 
 
 def _line(start: str, parameter: Parameter) -> str:
@@ -95,6 +100,7 @@ def _line(start: str, parameter: Parameter) -> str:
     kind = kind if len(kind) <= MAX_TYPE else f"{kind[:MAX_TYPE]}..."
     default = "required" if parameter.default is REQUIRED else f"default {_value(parameter)}"
     text = " ".join(parameter.text.split())
+    text = "" if text.startswith(GENERIC) else text
     facts = "; ".join(filter(None, [kind, default]))
     return f"{start}: {text} ({facts})" if text else f"{start} ({facts})"
 

@@ -90,6 +90,7 @@ def classes_in(folder: str, base: str) -> set[str]:
     [
         ("objective", "losses", "Term"),
         ("objective", "losses", "Scalar"),
+        ("objective", "losses", "MLP"),
         ("objective", "losses", "Similarity"),
         ("phases", "models", "ImageReducer"),
         ("phases", "models", "TextReducer"),
