@@ -138,9 +138,8 @@ def described(kind: Any) -> str:
     if (inside := items_of(kind)) is not None:
         if is_class(inside):
             return "a list of such classes"
-        return (
-            f"a list of {described(inside).partition(',')[0].removeprefix('a ')}s, such as [a, b]"
-        )
+        one = described(inside).partition(", such as")[0].removeprefix("a ")
+        return f"a list of {one}s, such as [a, b]"
     if is_class(kind):
         return f"{'keys of' if is_closed(kind) else 'a class of kind'} {kind.__name__}"
     name = getattr(kind, "__name__", str(kind))

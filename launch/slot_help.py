@@ -32,13 +32,14 @@ def listing(slot: str) -> str:
     kinds = [parameter.kind for parameter in _parameters(slot).values()]
     listed: set[type] = set()
     for base in families(kinds):
-        kinds_here = _members(base)
-        if new := [kind for kind in kinds_here if kind not in listed]:
-            lines = [line for kind in new for line in _class_lines(kind, base)]
-            lines += [f"  {kind.__name__} (above)" for kind in kinds_here if kind in listed]
-        else:
-            lines = ["  " + ", ".join(kind.__name__ for kind in kinds_here) + " (above)"]
-        listed |= set(kinds_here)
+        members = _members(base)
+        if not members:
+            continue
+        new = [kind for kind in members if kind not in listed]
+        lines = [line for kind in new for line in _class_lines(kind, base)]
+        if above := [kind.__name__ for kind in members if kind in listed]:
+            lines.append(f"  as above: {', '.join(above)}")
+        listed |= set(members)
         parts.append("\n".join([f"{base.__name__} ({_summary(base)}):", *lines]))
     more = "--print_config prints a whole configuration; docs/ explains how slots work together."
     return "\n\n".join([*filter(None, parts), more])
