@@ -32,8 +32,8 @@ class Pairs(LightningDataModule, ABC):
     """Image-text pairs in batches of steps.
 
     Args:
-        tokenizer, train_transform, eval_transform, num_workers, key_field, caption, max_error_rate,
-            views, texts: as of `PairsDataModule`.
+        tokenizer, train_transform, eval_transform, num_workers: As of `PairsDataModule`.
+        key_field, caption, max_error_rate, views, texts: As of `PairsDataModule`.
 
     Attributes:
         first_step: The step the training loader starts at.
