@@ -25,7 +25,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("phases.train.batch_size", REQUIRED, "pairs of the global batch, over all processes"),
         ("phases.train.learning_rate", REQUIRED, "at the peak"),
         ("phases.train.warmup_samples", "0", "pairs of linear warm-up"),
-        ("phases.train.schedule", "cosine", "or constant, rsqrt"),
+        ("phases.train.schedule", "cosine", "after the warm-up: cosine, constant, rsqrt"),
         ("phases.train.image_reducer", "null", "leaves out patches, or makes images smaller"),
     ],
     "Data": [
@@ -54,13 +54,11 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("checkpoint.every_n_steps", "1000", "steps between checkpoints"),
         ("checkpoint.keep", "3", "how many of them stay; 0: all"),
         ("evaluation.suite", "null", "zero-shot and retrieval tasks: a name or a file"),
-        (
-            "evaluation.every_n_steps",
-            "1000000000",
-            "steps between evaluations, the last apart",
-        ),
+        ("evaluation.every_n_steps", "1000000000", "steps between evaluations"),
     ],
 }
+# Defaults that read badly as they are.
+IN_WORDS = {"1000000000": "only after the last step"}
 ABOUT = {
     "trainer": "device, precision, strategy, loggers, callbacks",
     "data": "shards, captions, tokenizer, transforms, views, mixture",
@@ -115,7 +113,7 @@ def page() -> str:
     for title, rows in OPTIONS.items():
         lines += ["", title]
         for key, default, text in rows:
-            shown = "" if default == REQUIRED else f" ({default})"
+            shown = "" if default == REQUIRED else f" ({IN_WORDS.get(default, default)})"
             lines.append(f"  --{key:<{WIDTH}}  {text}{shown}")
     slots = []
     for slot in SLOTS:
