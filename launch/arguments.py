@@ -120,7 +120,8 @@ def slurm() -> Arguments:
     made.add_argument("--nodes", type=int, default=1)
     made.add_argument("--gpus", type=int, default=8, help="per node (8); 0: none")
     made.add_argument("--tasks", type=int, help="ranks per node (one a GPU)")
-    made.add_argument("--cpus", type=int, default=8, help="per task, loader workers included (8)")
+    made.add_argument("--cpus", type=int, help="per task (one, and one a loader worker)")
+    made.add_argument("--mem", help="of a node, such as 200G; 0: all (the cluster's default)")
     made.add_argument("--time", default="24:00:00", help="limit of one start (24:00:00)")
     made.add_argument("--partition")
     made.add_argument("--account")
@@ -129,6 +130,13 @@ def slurm() -> Arguments:
     )
     made.add_argument("--grace", type=int, default=180, help="seconds to save before the limit")
     made.add_argument("--venv", help="virtual environment to activate on the nodes")
+    made.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="of shell before that, e.g. --setup 'module load cuda' --setup 'conda activate clip'",
+    )
     made.add_argument("--container", help="image: FILE.sif for Apptainer, else for srun (Pyxis)")
     made.add_argument("--interface", help="network between the nodes, for NCCL and gloo: ib0")
     made.add_argument("--cache", help="folder of remote shards on a disk of each node")

@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
     if options.cache is not None:
         overrides.append(f"--data.cache.init_args.folder={options.cache}")
     named = [] if options.container is None else named_folders(options.config, config)
+    if options.cpus is None:
+        options.cpus = config.data.num_workers + 1
     text = render(options, config.name, run_dir, overrides, named)
     path = options.out or run_dir / "job.sbatch"
     if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -65,8 +67,9 @@ def checked(options: argparse.Namespace, overrides: list[str]) -> Any:
         ValueError: the run file, an override or an option of the job cannot work.
     """
     for name, lowest in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("grace", 1)):
-        if getattr(options, name) < lowest:
-            raise ValueError(f"--{name} is {getattr(options, name)}; give at least {lowest}")
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name} is {value}; give at least {lowest}")
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", options.time):
         raise ValueError(f"--time is {options.time}; write it as 24:00:00, 2-12:00:00 or minutes")
     world_size = options.nodes * tasks(options)
@@ -174,8 +177,9 @@ def render(
     }
     lines = []
     for line in TEMPLATE.read_text(encoding="utf-8").splitlines():
-        if "@{option}" in line:
-            lines += [line.replace("@{option}", option) for option in options.sbatch]
+        # Options that may be given several times: a line each.
+        if repeated := re.search(r"@\{(sbatch|setup)\}", line):
+            lines += [line.replace(repeated[0], text) for text in getattr(options, repeated[1])]
             continue
         template = Template(line)
         if all(values[key] is not None for key in re.findall(r"@\{(\w+)\}", line)):

@@ -46,22 +46,26 @@ def test_a_script_says_what_was_asked_and_is_bash(manifest, tmp_path, monkeypatc
     path = run_file(tmp_path / "a b", manifest)
     options = ["--nodes=2", "--gpus=3", "--time=2-12:00:00", "--partition=gpu", "--grace=90"]
     options += ["--sbatch=--qos=high", "--sbatch=--exclusive", "--interface=ib0", "--venv=.venv"]
-    overrides = ["--optim.weight_decay=0.5", "--name", "it's"]
+    options += ["--mem=200G", "--setup=module load cuda", "--setup=echo 'it'\\''s set' >&2"]
+    overrides = ["--optim.weight_decay=0.5", "--name", "it's", "--data.num_workers=3"]
     argv = ["launch", "slurm", "--config", str(path), *options, *overrides]
     assert main([*argv, "--run_dir=runs/one"]) == 0
     file = tmp_path / "runs" / "one" / "job.sbatch"
     text = file.read_text()
     assert directives(text) == {
         *("--job-name=it-s", "--nodes=2", "--ntasks-per-node=3", "--gpus-per-node=3"),
-        *("--cpus-per-task=8", "--time=2-12:00:00", "--partition=gpu", "--qos=high"),
+        *("--cpus-per-task=4", "--mem=200G"),  # three loader workers, see below
+        *("--time=2-12:00:00", "--partition=gpu", "--qos=high"),
         *("--exclusive", f"--output={file.parent}/slurm-%j.log", "--open-mode=append"),
         *("--signal=USR1@90", "--requeue"),
     }
     assert "@{" not in text and "NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0" in text
-    assert f"source {tmp_path}/.venv/bin/activate" in text
+    environment = text[text.index("# --- Environment") :].splitlines()[1:4]
+    assert environment[:2] == ["module load cuda", "echo 'it'\\''s set' >&2"]
+    assert environment[2] == f"source {tmp_path}/.venv/bin/activate"
     # What bash makes of the last command, with srun as a program that shows its words.
     subprocess.run(["bash", "-n", file], check=True)
-    show = "srun() { printf '%s\\n' \"$@\"; }; squeue() { :; }; source() { :; }\n"
+    show = "srun() { printf '%s\\n' \"$@\"; }; squeue() { :; }; source() { :; }; module() { :; }\n"
     show += "SLURM_CPUS_PER_TASK=16\n"  # sbatch may be told another number than the script's
     done = subprocess.run(["bash", "-c", show + text], capture_output=True, text=True)
     assert done.stdout.splitlines() == [
