@@ -23,7 +23,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="folders that `fit` wrote")
     parser.add_argument(
-        "--out", metavar="FILE", help="default: report.html in the run's (the first one's) folder"
+        "--out",
+        metavar="FILE",
+        help="default: report.html in the run's folder; of several, comparison.html in the first's",
     )
     parser.add_argument(
         "--suite",
@@ -98,7 +100,8 @@ def write_report(
 
     Args:
         folders: run folders, finished or not.
-        out: the file; by default `report.html` in the first folder.
+        out: the file; by default `report.html` in the run's folder, `comparison.html` in the first
+            one's of several, whose own report stays.
         suite: a suite's name or file; None: the run's own; "none": no images.
         pairs_of: (run folder, suite) -> held-out captions and images with their features;
             raises ValueError with a sentence when there are none.
@@ -107,7 +110,8 @@ def write_report(
         ValueError: a folder is no run folder, or matplotlib is missing.
     """
     runs = read_runs([str(folder) for folder in folders])
-    out = Path(out) if out is not None else runs[0].folder / "report.html"
+    usual = "report.html" if len(runs) == 1 else "comparison.html"
+    out = Path(out) if out is not None else runs[0].folder / usual
     text = render(runs, _grids(runs, suite, pairs_of))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}")

@@ -24,4 +24,4 @@ def test_the_numbers_and_then_the_path_are_printed(tmp_path, capsys):
     assert lines[0].split() == ["one", "two"]
     assert [line.split()[-2:] for line in lines if "top" in line.lower()] == [["62.5%", "-"]]
     assert [line.split()[-2:] for line in lines if line.startswith("Loss")] == [["1.5", "0.25"]]
-    assert lines[-1] == f"report: {tmp_path / 'one' / 'report.html'}"
+    assert lines[-1] == f"report: {tmp_path / 'one' / 'comparison.html'}"
