@@ -182,13 +182,15 @@ def train(
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         acted = next(c for c in callbacks if isinstance(c, ActOnMetrics))
         stopped_by = acted.stopped_by or "a callback"
-        why = stopped_by if stop.signum is None else signal.Signals(stop.signum).name
+        # A signal that comes with the step at which the run ends anyway changes nothing.
+        signum = stop.signum if acted.stopped_by is None else None
+        why = stopped_by if signum is None else signal.Signals(signum).name
         say(
             f"stopped by {why} after step {step}; "
             f"continue with: counterpoint fit --resume {run_dir}"
         )
-        if stop.signum is not None:
-            return 128 + stop.signum
+        if signum is not None:
+            return 128 + signum
     if is_first_process():
         spent = {
             "seconds_last_process": time.time() - started,

@@ -131,7 +131,10 @@ class Copied(io.TextIOBase):
         """Writes to both."""
         self._line += text
         *lines, self._line = self._line.split("\n")
-        shown = (CONTROL.sub("", line).rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
+        # A bar overwrites its line for hours: only what it looks like in the end is kept.
+        end = "\r" * self._line.endswith("\r")
+        self._line = _last(self._line) + end
+        shown = (CONTROL.sub("", _last(line)) for line in lines)
         if kept := "".join(f"{line}\n" for line in shown):
             self.log.write(kept)
         return self.screen.write(text)
@@ -152,6 +155,11 @@ class Copied(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         """The screen's."""
         return self._encoding
+
+
+def _last(line: str) -> str:
+    """What is seen of a line that was overwritten in place."""
+    return line.rstrip("\r").rpartition("\r")[2]
 
 
 def _handlers_on(stream: TextIO) -> Iterator[logging.StreamHandler]:

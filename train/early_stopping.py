@@ -77,13 +77,16 @@ class ActOnMetrics(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
     ) -> None:
-        if not isinstance(callback, EarlyStopping) or trainer.should_stop:
+        if not isinstance(callback, EarlyStopping):
             return
+        # A run that is stopped for another reason has to know this value when it goes on.
+        stops, trainer.should_stop = trainer.should_stop, False
         # One of the two looks, by `check_on_train_epoch_end`; here they mean the same.
         callback.on_train_epoch_end(trainer, pl_module)
         callback.on_validation_end(trainer, pl_module)
-        if trainer.should_stop:
+        if trainer.should_stop and self.stopped_by is None:
             self.stopped_by = f"EarlyStopping ({callback.stopping_reason_message})"
+        trainer.should_stop |= stops
 
     def _evaluated(self, callback: EarlyStopping | ModelCheckpoint) -> bool:
         """Whether the name is one of the suite's."""

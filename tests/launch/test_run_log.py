@@ -151,3 +151,19 @@ def test_a_start_prints_at_once(capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     announce(["fit", "--config", "x"])
     assert capsys.readouterr().out == ""
+
+
+def test_a_bar_that_never_ends_its_line_takes_no_memory(tmp_path, monkeypatch):
+    use_terminal(monkeypatch)
+    with RunLog() as log:
+        keep_screen(tmp_path, step=0)
+        copied = run_log.Copied(Terminal(), log)
+        sizes = []
+        for step in range(100):
+            copied.write(f"\r{step:3d} " + "#" * 20)
+            sizes.append(len(copied._line))
+        assert len(set(sizes)) == 1
+        copied.write("\r")
+        copied.write("done\r")
+        copied.write("\n")
+    assert lines_of(tmp_path / "log.txt") == ["done"]

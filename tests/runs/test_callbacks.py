@@ -1,7 +1,10 @@
 """Lightning's callbacks in a run: those that need metrics get them, the others are refused."""
 
 import json
+import os
+import signal
 
+import lightning.pytorch as pl
 import pytest
 import tiny
 import torch
@@ -28,11 +31,21 @@ def world(tmp_path_factory):
     return folder
 
 
+class Signal(pl.Callback):
+    """Sends SIGTERM before a step; the run stops after the step."""
+
+    step = None
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.fixture
 def run(world, tmp_path):
     """Trains for a few steps with callbacks; returns the run folder."""
 
-    def start(*callbacks, steps=6, evaluate=2, ranks=1, **trainer):
+    def start(*callbacks, steps=6, evaluate=2, ranks=1, status=0, **trainer):
         values = tiny.config(world / "m.parquet", steps=steps)
         values["data"]["num_workers"] = 0
         values["trainer"] |= {"logger": False, "peak_tflops": 1.0, "callbacks": list(callbacks)}
@@ -43,7 +56,7 @@ def run(world, tmp_path):
             values["evaluation"] = suite
         words = ["--config", str(tiny.write_config(tmp_path, values)), *where]
         if ranks == 1:
-            assert main(words) == 0
+            assert main(words) == status
         else:
             fit(words, ranks, tmp_path / "log")
         return tmp_path / "run"
@@ -92,6 +105,21 @@ def test_early_stopping_acts_on_an_evaluation(run):
     # Samples since the last row of training are counted in it as well.
     saved_data = load(run_dir / "checkpoints/step-00000006.ckpt")["PairsDataModule"]
     assert sum(num for _, num in saved_data["ledger"]["samples"]) == 6 * 12
+
+
+@pytest.mark.parametrize("signalled", [2, 3])
+def test_early_stopping_knows_the_value_of_the_step_at_which_a_signal_stops(run, signalled):
+    # A run that nobody disturbs ends after step 4: of `max` the first loss stays best.
+    Signal.step = signalled
+    stopping = callback("EarlyStopping", monitor="loss", mode="max", patience=3)
+    run_dir = run(stopping, {"class_path": f"{__name__}.Signal"}, status={2: 143, 3: 0}[signalled])
+    if signalled == 2:
+        assert saved(run_dir) == [3]
+        Signal.step = None
+        assert main(["--resume", str(run_dir)]) == 0
+    assert saved(run_dir)[-1] == 4
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["stopped_by"].startswith("EarlyStopping (Monitored metric loss")
 
 
 @pytest.mark.soak
