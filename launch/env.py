@@ -20,6 +20,7 @@ from ..train.screen import log_line
 from .rendezvous import use_own_store
 
 OF_SRUN = "slurm-"  # what the name of a run of srun's tasks begins with
+_shared = ""  # the number of threads that this process has given itself
 
 
 def is_first_process() -> bool:
@@ -69,10 +70,12 @@ def share_cores(num_processes: int) -> None:
     Args:
         num_processes: of this run on this machine.
     """
+    global _shared
     threads = num_threads(num_processes)
-    if "OMP_NUM_THREADS" not in os.environ and threads < torch.get_num_threads():
+    is_open = os.environ.get("OMP_NUM_THREADS", _shared) == _shared
+    if is_open and threads < torch.get_num_threads():
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Lightning sets its own number
+        os.environ["OMP_NUM_THREADS"] = _shared = str(threads)  # else Lightning sets its own number
 
 
 def num_threads(num_processes: int) -> int:

@@ -91,8 +91,10 @@ def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, 
         "packages": keep(run_dir, "\n".join(packages()) + "\n", "txt"),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(TOLD)},
     }
-    with open(run_dir / "starts.jsonl", "a") as file:
-        file.write(json.dumps(start) + "\n")
+    # Not appended: half a line, of a full disk, would be joined with the next start's.
+    starts = run_dir / "starts.jsonl"
+    before = starts.read_text() if starts.exists() else ""
+    write_whole(starts, before + json.dumps(start) + "\n")
 
 
 def packages() -> list[str]:

@@ -185,9 +185,13 @@ def restore(logger: CSVLogger, step: int) -> None:
         warnings.simplefilter("ignore")  # that it deletes the file
         _ = logger.experiment
     for row in rows:
-        at = int(row.pop("step"))
+        try:
+            at = int(row.pop("step"))
+            values = {k: float(v) for k, v in row.items() if v}
+        except (TypeError, ValueError):  # the last line, cut by a kill
+            break
         if at <= step:
-            logger.log_metrics({k: float(v) for k, v in row.items() if v}, at)
+            logger.log_metrics(values, at)
     if rows:
         logger.save()
 

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from ..data.module import PairsDataModule
+from ..data.pairs import Pairs
 from ..losses.objective import Objective
 from ..models.chunks import check_parts
 from ..models.teacher import FrozenTowers
@@ -119,7 +119,7 @@ class ContrastiveModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Connects the data, where nobody has: a Trainer of one's own needs no further call."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, PairsDataModule) and data.schedule is None:
+        if isinstance(data, Pairs) and data.schedule is None:
             prepare_reducers(self.phases, self.model)
             connect_data(data, self.model, self.phases, self.seed)
 

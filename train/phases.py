@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ..data.module import PairsDataModule
+from ..data.pairs import Pairs
 from ..data.schedule import Schedule
 from ..data.syntax import WordReducer
 from ..models.reducers.reduction import ImageReducer, Reduction, TextReducer
@@ -156,7 +156,7 @@ def prepare_reducers(phases: Phases, model: TwoTower) -> None:
             raise ValueError(f"phases.{name}.image_reducer: {error}") from None
 
 
-def connect_data(data: PairsDataModule, model: TwoTower, phases: Phases, seed: int) -> None:
+def connect_data(data: Pairs, model: TwoTower, phases: Phases, seed: int) -> None:
     """Tells the data what the model and the phases decide."""
     data.connect(
         schedule=Schedule(phases.lengths),

@@ -58,6 +58,15 @@ def test_a_trainer_of_ones_own(folder):
     assert not torch.equal(before, names["module"].model.image_projection.weight)
 
 
+def test_a_stream_in_a_trainer_of_ones_own(folder):
+    stream = 'StreamingPairs(Stream("pairs/*.tar", shuffle=4), num_workers=0)'
+    imports = "from counterpoint.data.stream import Stream, StreamingPairs\n"
+    listed = 'PairsDataModule("train.parquet", num_workers=0)'
+    assert listed in BLOCKS[0]
+    names = run(imports + BLOCKS[0].replace(listed, stream))
+    assert names["trainer"].global_step == 8
+
+
 def test_a_run_is_loaded(folder):
     values = tiny.config(folder / "train.parquet", steps=2)
     values["data"]["num_workers"] = 0

@@ -28,8 +28,9 @@ def eight_cores(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(env, "cpu_quota", lambda: None)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     found = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1] if found else 8)
+    monkeypatch.setattr(env, "_shared", "")
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     return found
 
@@ -40,9 +41,17 @@ def test_processes_share_the_cores(monkeypatch, eight_cores):
     assert eight_cores == [] and "OMP_NUM_THREADS" not in os.environ
     share_cores(2)
     assert eight_cores == [4] and os.environ.pop("OMP_NUM_THREADS") == "4"
+    eight_cores.clear()
     monkeypatch.setattr(env, "cpu_quota", lambda: 2.5)
     share_cores(1)
-    assert eight_cores == [4, 3] and os.environ.pop("OMP_NUM_THREADS") == "3"
+    assert eight_cores == [3] and os.environ.pop("OMP_NUM_THREADS") == "3"
+
+
+def test_processes_share_what_a_container_may_use(monkeypatch, eight_cores):
+    monkeypatch.setattr(env, "cpu_quota", lambda: 4)
+    share_cores(1)  # before it is known how many processes the run has
+    share_cores(2)
+    assert eight_cores == [4, 2] and os.environ.pop("OMP_NUM_THREADS") == "2"
 
 
 def test_what_the_user_or_the_scheduler_says_about_threads_holds(monkeypatch, eight_cores):

@@ -155,3 +155,19 @@ def test_what_the_user_chose_stays(tmp_path):
         ("mine", 0),
         ("mine", 1),
     ]
+
+
+@pytest.mark.parametrize("num_cut", [4, 8, 9])  # within the last value, behind the first, within it
+def test_a_file_cut_by_a_kill_stops_no_resume(tmp_path, num_cut):
+    logger = Loggers("csv", "x", tmp_path, resumes=False).start({}, 0)[0]
+    for step in (1, 2, 3):
+        logger.log_metrics({"loss": 1.5, "z": 2.25}, step)
+    logger.save()
+    path = tmp_path / "csv/metrics.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True))[:-num_cut])
+    Loggers("csv", "x", tmp_path, resumes=True).start({}, 2)
+    rows = list(csv.DictReader(path.open()))
+    assert [(row["loss"], int(row["step"]), row["z"]) for row in rows] == [
+        ("1.5", 1, "2.25"),
+        ("1.5", 2, "2.25"),
+    ]
