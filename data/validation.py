@@ -4,7 +4,7 @@ In: the manifest that `counterpoint data index --holdout` wrote. Out: an `ImageS
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,10 @@ class ValidationPairs(ShardSet):
                 "without: --evaluation.suite null"
             )
         return super().paths()
+
+    def shared_with(self, shards: Iterable[str]) -> int:
+        """Counts the shards that are among others, too, by their addresses."""
+        return len(set(self.paths()).intersection(shards))
 
     def walk(self) -> Iterator[Item]:
         """Yields the usable pairs in the order of the shards and of their members."""

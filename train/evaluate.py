@@ -4,6 +4,7 @@ In: the run's evaluation settings. Out: a row of `SUITE/TASK/METRIC` values in e
 run goes on exactly as if it had not been evaluated.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 
+from ..data.validation import ValidationPairs
 from .evaluation.run import evaluate, prepare
 from .evaluation.suite import Suite, load_suite
 from .limits import at_least
 from .metrics import log_row
 from .module import ContrastiveModule
-from .screen import log_beside_bar
+from .screen import log_beside_bar, log_line
 
 
 @dataclass
@@ -65,7 +67,15 @@ class Evaluate(pl.Callback):
             found = prepare(self.suite, trainer.world_size)
             for images in found if trainer.is_global_zero else ():
                 if images.note:
-                    print(f"{self.suite.name}: {images.note}", flush=True)
+                    log_line(f"{self.suite.name}: {images.note}")
+                shards = trainer.datamodule.shard_urls  # type: ignore[attr-defined]
+                if isinstance(images, ValidationPairs) and (seen := images.shared_with(shards)):
+                    log_line(
+                        f"{self.suite.name}: {seen} shards of {images.urls[0]} are trained on as "
+                        "well, so what is measured there says nothing about new pairs; index with "
+                        "--holdout again",
+                        sys.stderr,
+                    )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object

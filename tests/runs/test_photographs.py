@@ -8,7 +8,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import save_file
-from tiny import write_shards
+from tiny import config, write_config, write_shards
 
 from counterpoint.launch import cli
 from counterpoint.launch.paths import packaged_config
@@ -35,6 +35,19 @@ def train(run, *options):
     assert cli.main(["fit", "--config", run, *FEW, *changes, *options]) == 0
     with open(f"runs/{run}/metrics.jsonl") as file:
         return [json.loads(line) for line in file]
+
+
+def test_validation_on_what_is_trained_on_is_named(project, capfd):
+    """Indexing again without a holdout leaves the old val.parquet beside."""
+    values = config(project / "train.parquet", steps=2)
+    values["data"]["num_workers"] = 0
+    values["evaluation"] = {"suite": "validation"}
+    fit = ["fit", "--config", str(write_config(project, values)), "--run_dir"]
+    assert cli.main([*fit, "runs/a"]) == 0
+    assert "are trained on" not in capfd.readouterr().err
+    assert cli.main(["data", "index", "pairs", "--out", "train.parquet"]) == 0
+    assert cli.main([*fit, "runs/b"]) == 0
+    assert "1 shards of val.parquet are trained on as well" in capfd.readouterr().err
 
 
 @pytest.mark.soak
