@@ -169,6 +169,12 @@ class StreamDataset(IterableDataset):
             # Workers have other shards, or draw other ones, and so other samples.
             dataset.append(detshuffle(stream.shuffle, stream.shuffle, seed))
         samples = dataset if stream.pipeline is None else stream.pipeline(dataset)
+        if isinstance(samples, Iterator):
+            raise ValueError(
+                "data.stream.pipeline returns a generator, which ends with the first pass over the "
+                "shards; return the dataset with a further stage: dataset.compose(STAGE), where "
+                "STAGE is a generator function of samples"
+            )
         while True:
             found = None
             for found in samples:

@@ -252,6 +252,7 @@ def test_ones_own_stages(write):
     [
         (lambda dataset: dataset.to_tuple("png", "txt"), "yields a tuple; it must yield samples"),
         (lambda dataset: dataset.select(lambda sample: False), "no sample in a whole pass"),
+        (lambda dataset: iter(dataset), r"returns a generator.*dataset\.compose\(STAGE\)"),
         (lambda dataset: dataset.decode("torchrgb"), "member 'png' a Tensor; leave its bytes"),
     ],
 )
