@@ -156,8 +156,9 @@ class Loggers:
             ours["tracking_uri"] = env.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
         elif kind in ("TensorBoardLogger", "CSVLogger", "CometLogger"):
             ours = {"name": self.name}
-        if kind == "TensorBoardLogger" and step:
-            ours["purge_step"] = step + 1
+        if kind == "TensorBoardLogger":
+            # From 0: a start that was killed before its first checkpoint has left events.
+            ours["purge_step"] = step + 1 if step else 0
         if key in self.identities and not spec.get("init_args", {}).get("version"):
             ours[KNOWN[kind][0]] = self.identities[key]
         chosen = dict(spec.get("init_args") or {})

@@ -171,3 +171,15 @@ def test_a_file_cut_by_a_kill_stops_no_resume(tmp_path, num_cut):
         ("1.5", 1, "2.25"),
         ("1.5", 2, "2.25"),
     ]
+
+
+def test_events_of_a_start_that_left_no_checkpoint_are_gone(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for value, steps in ((1.0, 5), (2.0, 3)):
+        (logger,) = Loggers("tensorboard", "x", tmp_path, resumes=False).start({}, 0)
+        for step in range(1, steps + 1):
+            logger.log_metrics({"loss": value}, step)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(1, 2.0), (2, 2.0), (3, 2.0)]
