@@ -24,9 +24,19 @@ from .vocabulary import PHASE_WORDS, TRAINER_WORDS, accepted_value, meaning
 
 NUM_SHOWN = 10  # names in a message
 CLASS_NAME = re.compile(r"(\w+\.)+\w+|[A-Z]\w+")
+NEEDED = ("samples", "batch_size", "learning_rate")  # of a phase
 HINTS = {
     "data.manifest": "--data.manifest FILE.parquet (`counterpoint data index` writes it)",
     "phases": "phases: {train: {samples: ..., batch_size: ..., learning_rate: ...}}",
+}
+# What a number in the place of a slot is meant to be.
+NUMBERS = {
+    "clip": "the largest norm of a gradient is trainer.gradient_clip_val",
+    "ema": "the decay of the average is ema.decay",
+    "evaluation": "steps between evaluations are evaluation.every_n_steps",
+    "checkpoint": "steps between checkpoints are checkpoint.every_n_steps",
+    "optim": meaning("lr"),
+    "phases": meaning("epochs"),
 }
 
 
@@ -42,6 +52,7 @@ def diagnose(parser: ArgumentParser, written: Written) -> str | None:
     """Returns the first mistake of a configuration, or None if all seems right."""
     tree = written.whole()
     try:
+        _check_new_phases(written.tree.get("phases"), tree.get("phases"))
         for option in written.options:
             if option.value is None and option.key.partition(".")[0] in tree:
                 raise Fault(option.key, "it needs a value")
@@ -49,6 +60,18 @@ def diagnose(parser: ArgumentParser, written: Written) -> str | None:
     except Fault as fault:
         return _sentence(fault, written, tree)
     return None
+
+
+def _check_new_phases(filed: Any, phases: Any) -> None:
+    """Refuses a phase that only options name and that lacks something: its name is misspelt."""
+    if not isinstance(filed, Mapping) or not isinstance(phases, Mapping):
+        return
+    for name in phases.keys() - filed.keys():
+        given = phases[name] if isinstance(phases[name], Mapping) else {}
+        if missing := [key for key in NEEDED if key not in given]:
+            text = f"the run has no phase {name}, it has {listed(sorted(filed))}"
+            key = ".".join(["phases", name, *given][:3])
+            raise Fault(key, f"{text} (a new one lacks {listed(missing)})")
 
 
 def _sentence(fault: Fault, written: Written, tree: Mapping[str, Any]) -> str:
@@ -88,7 +111,10 @@ def check_words(written: Written) -> None:
             if name not in KEYS:
                 raise Fault(str(name), unknown(str(name), KEYS, ""))
             if name in SLOTS and isinstance(tree[name], int | float | list):
-                text = f"is {shown(tree[name])}; write its keys below `{name}:`, or name a file"
+                fix = f"write its keys below `{name}:`, or name a file"
+                if not isinstance(tree[name], list):
+                    fix = NUMBERS.get(name, fix)
+                text = f"is {shown(tree[name])}; {fix}"
                 raise Fault(name, text)
         _check_bare(tree.get("trainer"), "trainer", TRAINER_WORDS)
         phases = tree.get("phases")
@@ -158,6 +184,9 @@ def refused(kind: Any, kinds: tuple[Any, ...], value: Any, key: str) -> str:
         # One of these raises: what is wrong with the name, or the argument that is missing.
         check_arguments(resolve(bases, str(value), key), {}, f"{key}.init_args")
     accepted = signatures.described(kind)
+    lists = [one for one in kinds if signatures.items_of(one) is not None]
+    if isinstance(value, str) and any(signatures.accepts(one, [value]) for one in lists):
+        return f"is {shown(value)}; write it as a list: [{value}]"
     if isinstance(value, str) and (words := accepted.split(", ")) and len(words) > 2:
         close = get_close_matches(value, [word.split(" or ")[0] for word in words], n=1)
         accepted = f"{accepted} (did you mean {close[0]}?)" if close else accepted
@@ -191,6 +220,8 @@ def check_class(bases: list[Any], value: Mapping[str, Any], key: str) -> None:
     if not isinstance(arguments, Mapping):
         raise Fault(f"{key}.init_args", f"is {shown(arguments)}; it takes the class's arguments")
     check_arguments(kind, arguments, f"{key}.init_args")
+    if "." not in name and kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        raise Fault(f"{key}.class_path", f"write its whole name: {kind.__module__}.{name}")
 
 
 def check_arguments(kind: Any, values: Mapping[str, Any], key: str) -> None:

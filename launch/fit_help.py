@@ -31,7 +31,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     "Data": [
         ("data.manifest", REQUIRED, ".parquet file that `counterpoint data index` writes"),
         ("data.num_workers", "2", "loader processes of each training process"),
-        ("data.caption", "[txt]", "where captions are: an extension, or json:FIELD"),
+        ("data.caption", "[txt]", "where captions are: a list of extensions and json:FIELD"),
     ],
     "Model": [
         ("model.embed_dim", "512", "width of the common space"),
@@ -85,7 +85,7 @@ one. Options override its keys.
 
   counterpoint fit --config emoji_clip
   counterpoint fit --config emoji_clip --phases.train.learning_rate 5e-4 --seed 1
-  counterpoint fit --config emoji_clip --objective siglip --optim lion --clip zclip
+  counterpoint fit --config emoji_clip --objective siglip --optim lion
   counterpoint fit --config clip_cc3m --data.manifest train.parquet --trainer.devices 8
   counterpoint fit --resume runs/emoji_clip --phases.train.samples 300000
 

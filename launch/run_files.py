@@ -31,6 +31,8 @@ GROUPS = ("trainer", "data", "model", "objective", "guard", "evaluation", "check
 CLASSES = ("optim", "clip")
 # What a class and its arguments are written with.
 NAMED = frozenset({"class_path", "init_args", "dict_kwargs"})
+# Classes below names of the user's own: the parser takes such a value whole, not by its keys.
+NAMES = ("teachers.", "objective.terms.", "objective.weights.", "objective.scalars.")
 # Options without a value.
 FLAGS = ("--print_config", "--help", "-h")
 COMMAND_LINE = "on the command line"
@@ -70,10 +72,16 @@ class Written:
 
     def words(self) -> list[str]:
         """Returns the arguments for the parser: all files as one, and the options."""
-        if not self.files:
-            return [option.word for option in self.options]
-        text = yaml.dump(self.tree, Dumper=_Quoted, sort_keys=False, width=float("inf"))
-        return ["--config", text, *(option.word for option in self.options)]
+        tree, options = copy.deepcopy(self.tree), []
+        for option in self.options:
+            if option.value is not None and option.name.startswith(NAMES):
+                _set(tree, option.key.split("."), value_of(option.value))
+            else:
+                options.append(option.word)
+        if not tree:
+            return options
+        text = yaml.dump(tree, Dumper=_Quoted, sort_keys=False, width=float("inf"))
+        return ["--config", text, *options]
 
     def place(self, key: str) -> str:
         """Returns where a key was written: `in FILE`, or on the command line; "" if nowhere."""
@@ -181,6 +189,8 @@ def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
         if "class_path" in tree and below not in NAMED:
             tree = tree.setdefault("init_args", {})
     old = tree.get(last)
+    if last == "class_path" and old not in (None, value):
+        tree.pop("init_args", None)  # the arguments of another class
     if isinstance(old, dict) and "class_path" in old and isinstance(value, str):
         value = {"class_path": value}
     tree[last] = _merged(old, value)

@@ -23,7 +23,7 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 PARTS = ("losses", "data", "models", "train")
 # Where the classes come from that are written as one value.
-VALUES = ("builtins", "datetime", "jsonargparse", "pathlib")
+VALUES = ("builtins", "datetime", "jsonargparse", "pathlib", "typing")
 REQUIRED = inspect.Parameter.empty
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -130,11 +130,15 @@ def described(kind: Any) -> str:
     if kind in (None, types.NoneType):
         return "null"
     if is_union(kind):
-        return " or ".join(dict.fromkeys(described(member) for member in _flat(kind)))
+        parts = _flat(kind)
+        of_these = any(is_union(items_of(part)) for part in parts)
+        rest = [part for part in parts if not is_union(items_of(part))]
+        words = [described(part) for part in rest] + ["a list of these"] * of_these
+        return " or ".join(dict.fromkeys(words))
     if typing.get_origin(kind) is Literal:
         return ", ".join(map(str, typing.get_args(kind)))
     if (inside := values_of(kind)) is not None:
-        return f"names, each with {described(inside)}"
+        return "keys and values" if inside is Any else f"names, each with {described(inside)}"
     if (inside := items_of(kind)) is not None:
         if is_class(inside):
             return "a list of such classes"

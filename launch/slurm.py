@@ -57,6 +57,8 @@ def main(argv: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     print(f"{path}: {options.nodes} x {tasks(options)} tasks")
+    if not options.submit:
+        print(f"read it, then submit it: sbatch {shlex.quote(str(path))}")
     return submit(path) if options.submit else 0
 
 

@@ -13,6 +13,9 @@ from counterpoint.data.index import index_shards
 from counterpoint.launch import config as run_config
 from counterpoint.launch import run_files, signatures, vocabulary
 from counterpoint.launch.cli import main
+from counterpoint.launch.diagnosis import Fault, check_class
+from counterpoint.launch.run_files import Written, read, split
+from counterpoint.models.teacher import Teacher
 from counterpoint.train.optim_sophia import SophiaG
 from counterpoint.train.phases import Phase
 
@@ -115,8 +118,12 @@ MORE = [
     (run("--clip zclp"), CLI, "clip", "did you mean zclip"),
     (run("--optim SophiaF"), CLI, "optim", "did you mean counterpoint.train.optim_sophia.SophiaG?"),
     (run("--optim Lion"), CLI, "optim", "did you mean the packaged lion?"),
+    (run("--ema 0.999"), CLI, "ema ", "is ema.decay"),
+    (run("--clip 1.0"), CLI, "clip ", "is trainer.gradient_clip_val"),
     (run("--guard none"), CLI, "guard", "'none' is no file; write its keys below `guard:`"),
-    (run("--trainer.logger wandbb"), CLI, "trainer.logger", "did you mean wandb?"),
+    (run("--trainer.logger wandbb"), CLI, "or a list of these (did you mean wandb?)"),
+    (run("--data.caption json:title"), CLI, "data.caption", "write it as a list: [json:title]"),
+    (run("--phases.warm.samples 9"), CLI, "phases.warm.samples", "no phase warm, it has train"),
     (run("--trainer.precision fp32"), CLI, "trainer.precision", "called 32-true here"),
     (run("--precision bf16-mixed"), CLI, "precision ", "the precision is trainer.precision"),
     (run("--batch_size 64"), CLI, "batch_size ", "is phases.train.batch_size"),
@@ -235,6 +242,26 @@ def test_a_term_of_ones_own(refused, project, monkeypatch, name, parts):
     text = refused(run(f"--objective.terms.mine.class_path my_terms.{name}"))
     sys.modules.pop("my_terms")
     assert [part for part in parts if part not in text] == [], text
+
+
+def test_a_short_name_that_the_parser_refuses_is_given_whole():
+    value = {"class_path": "OpenClip", "init_args": {"source": "x"}}
+    with pytest.raises(Fault, match="write its whole name"):
+        check_class([Teacher], value, "teachers.a")
+
+
+def test_a_class_below_a_name_of_ones_own_is_written_by_keys(tmp_path):
+    (tmp_path / "run.yaml").write_text("name: a")
+    start = f"--config {tmp_path / 'run.yaml'} --run_dir out"
+    own = {"class_path": "counterpoint.models.foreign.OpenClip", "init_args": {"source": "x"}}
+    by_keys = "--teachers.a.class_path counterpoint.models.foreign.OpenClip --teachers.a.source x"
+    assert read(f"{start} {by_keys}".split()).whole()["teachers"] == {"a": own}
+    words = read(f"{start} {by_keys}".split()).words()
+    assert yaml.safe_load(words[1])["teachers"] == {"a": own} and "--run_dir=out" in words
+    other = "--objective.terms.infonce.class_path counterpoint.losses.siglip.SigLIP"
+    tree = {"objective": {"terms": {"infonce": TERM | {"init_args": {"views": ["image"]}}}}}
+    changed = yaml.safe_load(Written(tree, [*split([*other.split()])]).words()[1])
+    assert list(changed["objective"]["terms"]["infonce"]) == ["class_path"]
 
 
 def test_a_file_that_is_no_yaml(refused, project):
