@@ -23,6 +23,7 @@ from .signatures import REQUIRED, Parameter
 from .vocabulary import PHASE_WORDS, TRAINER_WORDS, accepted_value, meaning
 
 NUM_SHOWN = 10  # names in a message
+TIMM = "counterpoint.train.optim_timm"
 CLASS_NAME = re.compile(r"(\w+\.)+\w+|[A-Z]\w+")
 NEEDED = ("samples", "batch_size", "learning_rate")  # of a phase
 HINTS = {
@@ -265,9 +266,13 @@ def resolve(bases: list[Any], name: str, key: str) -> Any:
     except ImportError as error:
         raise Fault(key, _not_imported(name, module, error, known)) from None
     if found is None:
-        own = [n for n, one in inspect.getmembers(importlib.import_module(module), inspect.isclass)]
+        # Not those that the module imports, which may be of another kind.
+        members = inspect.getmembers(importlib.import_module(module), inspect.isclass)
+        own = [n for n, one in members if one.__module__ == module]
         close = get_close_matches(short, own, n=1, cutoff=0.5)
         hint = f"; did you mean {module}.{close[0]}?" if close else _suggested(short, known)
+        if module == TIMM:
+            hint = f"; name timm's optimisers by {TIMM}.Timm with init_args: {{opt: NAME}}"
         raise Fault(key, f"{module} has no class '{short}'{hint}")
     wanted = tuple(base for base in bases if inspect.isclass(base))
     if inspect.isclass(found) and not issubclass(found, wanted):

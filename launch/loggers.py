@@ -188,7 +188,7 @@ def restore(logger: CSVLogger, step: int) -> None:
     for row in rows:
         try:
             at = int(row.pop("step"))
-            values = {k: float(v) for k, v in row.items() if v}
+            values: dict[str, Any] = {k: float(v) for k, v in row.items() if v}
         except (TypeError, ValueError):  # the last line, cut by a kill
             break
         if at <= step:

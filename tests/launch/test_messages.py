@@ -117,6 +117,10 @@ MORE = [
     (run("--optim lyon"), CLI, "optim", "did you mean lion"),
     (run("--clip zclp"), CLI, "clip", "did you mean zclip"),
     (run("--optim SophiaF"), CLI, "optim", "did you mean counterpoint.train.optim_sophia.SophiaG?"),
+    (
+        run("--optim counterpoint.train.optim_timm.Lion"),
+        *(CLI, "optim", "has no class 'Lion'; name timm's optimisers by counterpoint.train."),
+    ),
     (run("--optim Lion"), CLI, "optim", "did you mean the packaged lion?"),
     (run("--ema 0.999"), CLI, "ema ", "is ema.decay"),
     (run("--clip 1.0"), CLI, "clip ", "is trainer.gradient_clip_val"),
