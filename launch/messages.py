@@ -17,6 +17,9 @@ def shortened(message: str) -> str:
     is of another type is of no use where it was meant to be this one.
     """
     name = re.match(r"(?:Parser key \"([^\"]*)\":)?", message)[1]  # type: ignore[index]
+    if lost := re.search(r"No module named '(\w+)", message):
+        fix = f"put the folder that holds {lost[1]}.py into PYTHONPATH, or install it"
+        return (f"{name}: " if name else "") + f"there is no module '{lost[1]}': {fix}"
     reasons: list[str] = []
     for line in message.splitlines():
         text = line.strip()

@@ -11,7 +11,7 @@ import yaml
 
 from counterpoint.data.index import index_shards
 from counterpoint.launch import config as run_config
-from counterpoint.launch import run_files, signatures, vocabulary
+from counterpoint.launch import messages, run_files, signatures, vocabulary
 from counterpoint.launch.cli import main
 from counterpoint.launch.diagnosis import Fault, check_class
 from counterpoint.launch.run_files import Written, read, split
@@ -266,6 +266,12 @@ def test_a_class_below_a_name_of_ones_own_is_written_by_keys(tmp_path):
     tree = {"objective": {"terms": {"infonce": TERM | {"init_args": {"views": ["image"]}}}}}
     changed = yaml.safe_load(Written(tree, [*split([*other.split()])]).words()[1])
     assert list(changed["objective"]["terms"]["infonce"]) == ["class_path"]
+
+
+def test_a_module_that_a_saved_run_needs():
+    prose = "Parser key \"objective.terms\": Problem with given class_path 'mine.X': "
+    text = messages.shortened(f"{prose}No module named 'mine'")
+    assert text.startswith("objective.terms: there is no module 'mine': put the folder that holds")
 
 
 def test_a_file_that_is_no_yaml(refused, project):
