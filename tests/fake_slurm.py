@@ -54,7 +54,8 @@ def sbatch(argv: list[str]) -> int:
 
 def srun(argv: list[str]) -> int:
     """Starts the tasks; ends all when one fails; returns the highest exit status."""
-    assert argv[:2] == ["--kill-on-bad-exit=1", "--cpus-per-task=8"], argv
+    cpus = os.environ["SLURM_CPUS_PER_TASK"]
+    assert cpus and argv[:2] == ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}"], argv
     count = int(os.environ["SLURM_NTASKS"])
     nodes = int(os.environ["SLURM_NNODES"])
     here = count // nodes
