@@ -51,7 +51,9 @@ def test_every_slot_and_term_is_among_the_options(site):
     assert all(f"<code>{word}</code>" in options for word in words)
     terms = re.findall(r"counterpoint[.]losses[.]\w+[.]\w+", options)
     assert {"counterpoint.losses.siglip.SigLIP", "counterpoint.losses.infonce.InfoNCE"} <= {*terms}
-    assert "torch.nn" not in options
+    classes = re.findall(r"<li><code>([\w.]+)</code>", options)
+    assert "counterpoint.losses.heads.UnitMLP" in classes
+    assert not [name for name in classes if name.startswith("torch.")]
 
 
 def test_nothing_comes_from_the_network(site):

@@ -102,7 +102,7 @@ SCALED = {"class_path": "TrainTransform", "init_args": {"scale": [0, 1]}}
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"caption": "txt"}, "run.yaml): is 'txt'; it takes a list of texts"),
+        ({"caption": "txt"}, "run.yaml): is 'txt'; write it as a list: [txt]"),
         ({"caption": {"class_path": "WeightedChoice", "init_args": {"weights": {}}}}, "weights={}"),
         (
             {"caption": ["text"]},
