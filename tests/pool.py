@@ -115,7 +115,7 @@ class Worker:
         """Returns the stack of the main thread of a process that does not answer."""
         start, end = self.mark(), time.monotonic() + STACK_SECONDS
         os.kill(self.pid, signal.SIGUSR1)
-        while "in <module>" not in self.tail(start) and time.monotonic() < end:
+        while "in <module>" not in self.tail(start) and self.alive and time.monotonic() < end:
             time.sleep(0.01)
         return self.tail(start)
 

@@ -1,6 +1,7 @@
 """The gloo pool itself: results, isolation, failures, deaths, hangs and recovery."""
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 
@@ -69,6 +70,11 @@ def one_sleeps(rank, world_size):
     dist.all_reduce(torch.zeros(1))
 
 
+def handlers_restored(rank, world_size):
+    """As Lightning's Trainer does at its end."""
+    signal.signal(signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+
+
 def unpicklable(rank, world_size):
     return lambda: rank
 
@@ -130,7 +136,7 @@ def test_a_result_that_cannot_be_pickled_is_an_error(gloo):
 
 def test_a_hang_names_the_rank_and_the_place_and_the_pool_recovers(gloo, monkeypatch):
     """Time is up once both ranks stand where they will stand for ever."""
-    gloo(2, process)
+    gloo(2, handlers_restored)
 
     answered = pool.wait
 

@@ -108,6 +108,10 @@ def run_call(call: dict, arguments: bytes) -> tuple[str, Any, float]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        # Code that saves and restores signal handlers, as Lightning's Trainer does, removes this
+        # one: Python does not see a handler that is registered in C.
+        faulthandler.unregister(signal.SIGUSR1)
+        faulthandler.register(signal.SIGUSR1, all_threads=False)
 
 
 def exit_with_parent() -> None:
