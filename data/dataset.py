@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from .prefetch import Prefetcher
+from .order.steps import Schedule
 from .sample import SampleLoader
-from .schedule import Schedule
-from .syntax import WordReducer
+from .shards.prefetch import Prefetcher
+from .text.syntax import WordReducer
 from .workers import Refusal, refusal
 
 Batch = dict[str, Tensor]

@@ -10,24 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from .cache import ShardCache
-from .captions import CaptionPolicy
+from .caption_check import check_captions
 from .dataset import StepDataset, StepLoader, StepSampler
-from .first_look import check_captions
-from .manifest import Manifest
-from .mixed_plan import MixedPlan
-from .mixture import Mixture
+from .images.transforms import Transform
+from .order.mixed_plan import MixedPlan
+from .order.mixture import Mixture
+from .order.selection import Selection, WeightPolicy
 from .pairs import Pairs
-from .prefetch import Prefetcher
-from .reader import ShardReader
 from .recipe import View
 from .sample import SampleLoader
-from .selection import Selection, WeightPolicy
+from .shards.cache import ShardCache
+from .shards.manifest import Manifest
+from .shards.prefetch import Prefetcher
+from .shards.reader import ShardReader
 from .sidecar import Sidecar, check_file_names
 from .sources import Source, check_names, explicit_shares
+from .text.captions import CaptionPolicy
+from .text.tokenize import Tokenizer
 from .texts import Text
-from .tokenize import Tokenizer
-from .transforms import Transform
 from .urls import shown
 
 # Shards that a process keeps open: most systems allow 1,024 files.

@@ -14,17 +14,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from .captions import CaptionPolicy, policy_of
 from .dataset import Batch, join
 from .errors import ErrorLedger
+from .images.transforms import EvalTransform, TrainTransform, Transform
+from .order.steps import Schedule
 from .recipe import Recipe, View
-from .schedule import Schedule
 from .sidecar import Sidecar
 from .sources import Source
-from .syntax import WordReducer
+from .text.captions import CaptionPolicy, policy_of
+from .text.syntax import WordReducer
+from .text.tokenize import ClipTokenizer, Tokenizer
 from .texts import Text
-from .tokenize import ClipTokenizer, Tokenizer
-from .transforms import EvalTransform, TrainTransform, Transform
 from .workers import start_worker
 
 

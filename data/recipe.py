@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from .captions import CaptionPolicy
+from .images.transforms import TrainTransform, Transform
 from .sidecar import Sidecar
-from .transforms import TrainTransform, Transform
+from .text.captions import CaptionPolicy
 
 
 @dataclass(frozen=True)

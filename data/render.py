@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from .decode import find_image
 from .errors import SampleError
 from .hashing import text_hash
-from .picture import Picture, Pixels
-from .reader import RawSample
+from .images.decode import Picture, Pixels
 from .recipe import Recipe
+from .shards.fields import find_image
+from .shards.reader import RawSample
 
 # Pixels of a picture that is not there.
 WHITE = 255

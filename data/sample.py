@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decode import sample_key
 from .errors import SampleError
-from .manifest import Manifest
-from .reader import ShardReader
+from .order.selection import Selection
 from .recipe import Recipe
 from .render import Renderer, Sample, uniform
-from .selection import Selection
+from .shards.fields import sample_key
+from .shards.manifest import Manifest
+from .shards.reader import ShardReader
 from .urls import base_name
 
 # Replacements are looked for near by first: the shard is open. Bad samples come in runs, so a few

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .manifest import Manifest
+from .shards.manifest import Manifest
 from .urls import base_name
 
 KEY = "key"

@@ -7,7 +7,7 @@ and a key field for each source.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .captions import CaptionPolicy
+from .text.captions import CaptionPolicy
 
 
 @dataclass(frozen=True)

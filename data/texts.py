@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from .captions import CaptionPolicy
-from .tokenize import Tokenizer
+from .text.captions import CaptionPolicy
+from .text.tokenize import Tokenizer
 
 
 @dataclass(frozen=True)

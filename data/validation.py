@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from .errors import SampleError
-from .picture import decode_image
-from .suite import Item, ShardSet
+from .image_sets import Item, ShardSet
+from .images.decode import decode_image
 
 
 class ValidationPairs(ShardSet):

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 from counterpoint.launch import cli
-from counterpoint.launch.fit_help import ABOUT
+from counterpoint.launch.config.fit_help import ABOUT
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"

@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import fit_help
-from .diagnosis import check_words
-from .run_files import EXAMPLES, SLOTS, Written, read
+from .config import fit_help
+from .config.diagnosis import check_words
+from .config.run_files import EXAMPLES, SLOTS, Written, read
 
 AUTO = "auto"
 # As in models.teacher.DTYPES (a test compares them).
@@ -211,7 +211,7 @@ def _help(topic: str) -> str:
             f"--help {topic}: {hint}there is help about run, suite, and the slots "
             f"{', '.join(SLOTS)}; `counterpoint fit --help` is one page about all"
         )
-    from .slot_help import listing
+    from .config.slot_help import listing
 
     return listing(topic)
 

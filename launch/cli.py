@@ -11,16 +11,31 @@ from difflib import get_close_matches
 from importlib.metadata import version
 
 COMMANDS = {
-    "fit": ("counterpoint.launch.fit", "train, or continue a run with --resume"),
-    "evaluate": ("counterpoint.launch.evaluate", "evaluate a run on a suite of tasks"),
-    "embed": ("counterpoint.launch.embed", "store a teacher's embeddings beside the shards"),
-    "cluster": ("counterpoint.launch.cluster", "put stored embeddings into clusters"),
-    "export": ("counterpoint.launch.export", "write a run's weights as one safetensors file"),
-    "report": ("counterpoint.launch.report", "write one HTML page about one or more runs"),
-    "sweep": ("counterpoint.launch.sweep", "run (config, seed) pairs and render the results"),
-    "launch": ("counterpoint.launch.slurm", "write (and submit) the job script of a SLURM cluster"),
-    "data": ("counterpoint.launch.data", "build the emoji shards, index shards to a manifest"),
-    "init": ("counterpoint.launch.init", "copy the configs into a project of your own"),
+    "fit": ("counterpoint.launch.commands.fit", "train, or continue a run with --resume"),
+    "evaluate": ("counterpoint.launch.commands.evaluate", "evaluate a run on a suite of tasks"),
+    "embed": (
+        "counterpoint.launch.commands.embed",
+        "store a teacher's embeddings beside the shards",
+    ),
+    "cluster": ("counterpoint.launch.commands.cluster", "put stored embeddings into clusters"),
+    "export": (
+        "counterpoint.launch.commands.export",
+        "write a run's weights as one safetensors file",
+    ),
+    "report": ("counterpoint.launch.commands.report", "write one HTML page about one or more runs"),
+    "sweep": (
+        "counterpoint.launch.commands.sweep",
+        "run (config, seed) pairs and render the results",
+    ),
+    "launch": (
+        "counterpoint.launch.commands.slurm",
+        "write (and submit) the job script of a SLURM cluster",
+    ),
+    "data": (
+        "counterpoint.launch.commands.data",
+        "build the emoji shards, index shards to a manifest",
+    ),
+    "init": ("counterpoint.launch.commands.init", "copy the configs into a project of your own"),
 }
 # What other programs call them.
 ALIASES = {"train": "fit", "resume": "fit", "eval": "evaluate", "test": "evaluate"}
@@ -49,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from .arguments import check
     from .errors import reports_for_its_node, sentence
-    from .run_log import announce
+    from .run.run_log import announce
 
     try:
         check(command, argv[1:])

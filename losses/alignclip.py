@@ -18,12 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .exchange import Exchange
-from .pairing import TILE_BYTES, Below, Distance
-from .pairs import row_sums
+from .components.caption_embeddings import Semantics, Stored
+from .distributed.exchange import Exchange
+from .kernels.pairing import TILE_BYTES, Below, Distance
+from .kernels.reductions import row_sums
 from .pairwise import Pairwise
 from .scalars import Scalar
-from .semantics import Semantics, Stored
 
 
 class Negatives(ABC):

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .exchange import share
-from .term import Term, full_precision, need
+from .base import Term, full_precision, need
+from .distributed.exchange import share
 
 
 class BYOL(Term):

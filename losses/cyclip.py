@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .exchange import total
-from .term import Term, full_precision, need
+from .base import Term, full_precision, need
+from .distributed.exchange import total
 
 
 class CrossModalConsistency(Term):

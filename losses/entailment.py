@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .exchange import share
-from .lorentz import hyperboloid
-from .similarity import Scalars, smallest
-from .term import Term, full_precision, need
+from .base import Term, full_precision, need
+from .components.lorentz import hyperboloid
+from .components.similarity import Scalars, smallest
+from .distributed.exchange import share
 
 
 class Cone(nn.Module):

@@ -11,13 +11,13 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from .drawn import Drawn, drawn
-from .exchange import Detached, Exchange, Reinserted, share, total
-from .pairing import TILE_BYTES, Pairing
-from .pairs import softmax_sums
+from .components.similarity import Cosine, Similarity
+from .distributed.exchange import Detached, Exchange, Reinserted, share, total
+from .kernels.label_sampling import Drawn, drawn
+from .kernels.pairing import TILE_BYTES, Pairing
+from .kernels.reductions import softmax_sums
 from .pairwise import Pairwise
 from .scalars import Scalar
-from .similarity import Cosine, Similarity
 
 
 class InfoNCE(Pairwise):

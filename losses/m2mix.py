@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .exchange import Exchange, total
-from .pairing import TILE_BYTES
-from .pairs import row_sums
+from .base import need
+from .distributed.exchange import Exchange, total
+from .kernels.pairing import TILE_BYTES
+from .kernels.reductions import row_sums
 from .pairwise import Pairwise
 from .scalars import Fixed, Scalar
-from .term import need
 
 
 class M2Mix(Pairwise):

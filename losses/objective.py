@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from .base import MODEL_SCALARS, Term
+from .components.similarity import Cosine, Metric, Similarity
 from .scalars import Scalar
-from .similarity import Cosine, Metric, Similarity
-from .term import MODEL_SCALARS, Term
-from .weights import Weight
+from .weight_schedules import Weight
 
 
 class Objective(nn.Module):
@@ -57,7 +57,7 @@ class Objective(nn.Module):
             if not hasattr(term, "needs"):
                 raise ValueError(
                     f"objective.terms.{name} is a {type(term).__name__}, which declares no `needs`:"
-                    " derive it from counterpoint.losses.term.Term"
+                    " derive it from counterpoint.losses.base.Term"
                 )
         self.terms = nn.ModuleDict(terms)
         self.scalars = nn.ModuleDict(scalars or {})

@@ -11,10 +11,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from .exchange import AllGather, Exchange, share
-from .pairing import TILE_BYTES, Pairing
+from .base import Term, full_precision, need
+from .distributed.exchange import AllGather, Exchange, share
+from .kernels.pairing import TILE_BYTES, Pairing
 from .scalars import Scalar
-from .term import Term, full_precision, need
 
 
 class Pairwise(Term):

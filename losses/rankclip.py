@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from .listwise import Side, listwise_losses
+from .kernels.list_mle import Side, listwise_losses
 from .pairwise import Pairwise
 
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from .exchange import Exchange
-from .pairing import TILE_BYTES
-from .pairs import softplus_sums
+from .components.similarity import Cosine, Similarity
+from .distributed.exchange import Exchange
+from .kernels.pairing import TILE_BYTES
+from .kernels.reductions import softplus_sums
 from .pairwise import Pairwise
 from .scalars import Scalar
-from .similarity import Cosine, Similarity
 
 
 class SigLIP(Pairwise):

@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .exchange import Exchange
-from .pairing import TILE_BYTES
-from .pairs import row_sums, softmax_sums
+from .base import full_precision
+from .distributed.exchange import Exchange
+from .kernels.pairing import TILE_BYTES
+from .kernels.reductions import row_sums, softmax_sums
 from .pairwise import Pairwise
 from .scalars import Fixed, Scalar
-from .term import full_precision
 
 
 class SimCLR(Pairwise):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from . import chunks as parts
 from .image import ImageTower
-from .reducers.reduction import Reduction
+from .reducers.base import Reduction
 from .text import TextTower
 
 MAX_LOGIT_SCALE = 100.0

@@ -150,7 +150,7 @@ def advice(weights: Iterable[str]) -> str:
             "trained with"
         )
     layout, teacher = FOREIGN[found]
-    use = f" (as a teacher it can be used: counterpoint.models.foreign.{teacher})"
+    use = f" (as a teacher it can be used: counterpoint.models.teachers.foreign.{teacher})"
     return (
         f"by its names ({found}...) it is {layout}, and only weights of counterpoint's own names, "
         "from its runs and from `counterpoint export`, can be loaded here" + use * bool(teacher)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .pool import GlooPool
+from .helpers.pool import GlooPool
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

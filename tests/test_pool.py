@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from waiting import until
 
-from . import pool
-from .pool import WorkerError, WorkerTimeout
+from .helpers import pool
+from .helpers.pool import WorkerError, WorkerTimeout
 
 
 @dataclass

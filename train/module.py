@@ -15,19 +15,25 @@ from torch import Tensor, nn
 from ..data.pairs import Pairs
 from ..losses.objective import Objective
 from ..models.chunks import check_parts
-from ..models.teacher import FrozenTowers
+from ..models.teachers.frozen import FrozenTowers
 from ..models.two_tower import TwoTower
-from .clip.clipper import Clipper
 from .clip.trainers import trainers_clipper
-from .freeze import freeze
-from .optim import AdamW, named_parameters
+from .features import Ema, parameters_of, provided, scored, stored
+from .grad_clip.base import Clipper
+from .optim.adamw import AdamW, named_parameters
+from .optim.freeze import freeze
 from .phases import Phase, Phases, connect_data, prepare_reducers
-from .placement import place
-from .providers import Ema, parameters_of, provided, scored, stored
-from .shares import LocalShares, Shares
-from .slices import check_elementwise, cut_slices, cut_states, cut_weights, put_together
-from .spikes import Decision, SpikeGuard, mean_over_ranks, update_rms
-from .strategies import check_optimiser, check_slices, shard, shares_of
+from .spike_guard import Decision, SpikeGuard, mean_over_ranks, update_rms
+from .strategies.fsdp2 import check_optimiser, check_slices, shard, shares_of
+from .strategies.row_shards import (
+    check_elementwise,
+    cut_slices,
+    cut_states,
+    cut_weights,
+    put_together,
+)
+from .strategies.sharded_tensors import LocalShares, Shares
+from .strategies.teacher_placement import place
 
 
 class Reporter(pl.Callback):
@@ -108,7 +114,7 @@ class ContrastiveModule(pl.LightningModule):
         if missing := {"model", "objective", "phases"} - arguments.keys():
             raise ValueError(
                 f"a checkpoint holds no objects: give {', '.join(sorted(missing))} as well, or "
-                "load a folder of counterpoint fit with counterpoint.launch.load.load_run(RUN_DIR)"
+                "load a folder of counterpoint fit with counterpoint.launch.run.load.load_run(RUN_DIR)"
             )
         # Lightning's own would cut and shard the model, which needs a trainer.
         module = cls(**arguments)

@@ -12,13 +12,13 @@ from typing import Literal
 
 import torch
 
+from ..data.order.steps import Schedule
 from ..data.pairs import Pairs
-from ..data.schedule import Schedule
-from ..data.syntax import WordReducer
-from ..models.reducers.reduction import ImageReducer, Reduction, TextReducer
+from ..data.text.syntax import WordReducer
+from ..models.reducers.base import ImageReducer, Reduction, TextReducer
 from ..models.two_tower import TwoTower
-from . import schedules
-from .limits import at_least
+from . import lr_schedules as schedules
+from .checks import at_least
 
 
 @dataclass

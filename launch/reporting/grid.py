@@ -119,10 +119,10 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
     import torch
 
     from ...train.evaluation.encode import Encoder
+    from ...train.evaluation.evaluate import untouched
     from ...train.evaluation.retrieval import Retrieval
-    from ...train.evaluation.run import untouched
     from ...train.evaluation.suite import load_suite
-    from ..load import load_run
+    from ..run.load import load_run
 
     run = load_run(run_dir)
     evaluation = run.config.get("evaluation") or {}

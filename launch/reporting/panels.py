@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..means import WEIGHTED_BY
+from ..run.means import WEIGHTED_BY
 from .repeats import constants, repeated
 from .runs import Run, is_share, show
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..means import WEIGHTED_BY, means, short_steps
+from ..run.means import WEIGHTED_BY, means, short_steps
 
 # A metric is shown as a percentage when its last part starts with one of these.
 SHARES = ("top1", "top5", "top10", "accuracy", "mean_per_class")

@@ -4,7 +4,7 @@ In: a crop that the averaged tower sees whole, and the augmentation parameters o
 the views cut from the same picture. Out: a score for every patch of every view, and the indices of
 the patches with the highest. Yang et al., "Attentive Mask CLIP" (2023), section 3.
 
-`train/providers.py` owns the averaged tower: it lets it run, and puts the scores into
+`train/features.py` owns the averaged tower: it lets it run, and puts the scores into
 `Reduction.scores` before the trained towers run.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..image import ImageTower
-from .reduction import ImageReducer, Reduction
+from .base import ImageReducer, Reduction
 
 # Of `NAME.augmentation`: where in the picture a view lies, and how it is turned.
 PLACE = ("top", "left", "rows", "columns", "flip", "angle", "right", "down")
@@ -196,7 +196,7 @@ def to_picture(place: Float[Tensor, "n 8"]) -> Float[Tensor, "n 3 3"]:
     top, left, rows, columns, flip, angle, right, down = place.double().unbind(1)
     cosine, sine, side = angle.deg2rad().cos(), angle.deg2rad().sin(), 1 - 2 * flip
     right, down, none, one = 2 * right, 2 * down, torch.zeros_like(top), torch.ones_like(top)
-    # As in data/pixels.py: mirrored, rotated counter-clockwise, then shifted.
+    # As in data/images/pixels.py: mirrored, rotated counter-clockwise, then shifted.
     turned = [
         [side * cosine, -side * sine, side * (sine * down - cosine * right)],
         [sine, cosine, -sine * right - cosine * down],

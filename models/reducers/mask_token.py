@@ -10,7 +10,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ..image import ImageTower
-from .reduction import ImageReducer, Reduction
+from .base import ImageReducer, Reduction
 
 
 class MaskTokens(ImageReducer):

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from counterpoint.launch.cli import main as counterpoint
-from counterpoint.launch.results import commit, machine, write_json
+from counterpoint.launch.experiments.results import commit, machine, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT, PICTURE = ROOT / "docs/results/bad_window.json", ROOT / "docs/images/bad_window.svg"

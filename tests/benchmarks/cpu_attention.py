@@ -18,7 +18,7 @@ from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.train.optim import AdamW
+from counterpoint.train.optim.adamw import AdamW
 
 ROUNDS = 9
 BACKENDS = {"fused": SDPBackend.FLASH_ATTENTION, "products": SDPBackend.MATH}

@@ -17,18 +17,18 @@ import torch
 from benchmarks.train_step import make_batches
 
 from counterpoint.data.dataset import join
-from counterpoint.launch.env import prepare
+from counterpoint.launch.run.env import prepare
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
-from counterpoint.models.reducers.image import RandomPatches
-from counterpoint.models.reducers.text import Truncate
+from counterpoint.models.reducers.patches import RandomPatches
+from counterpoint.models.reducers.tokens import Truncate
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.train.compilation import Compile
-from counterpoint.train.metrics import Metrics
+from counterpoint.train.callbacks.compile import Compile
+from counterpoint.train.callbacks.metrics import Metrics
 from counterpoint.train.module import ContrastiveModule
-from counterpoint.train.optim import AdamW
+from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases
 
 SIZE, WARM, MEASURED = 224, 10, 20

@@ -34,11 +34,11 @@ import torch
 from benchmarks.photos import make_shards
 from PIL import Image
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.images.decode import Picture
+from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.data.module import PairsDataModule
-from counterpoint.data.picture import Picture
-from counterpoint.data.schedule import Schedule
-from counterpoint.data.transforms import TrainTransform
+from counterpoint.data.order.steps import Schedule
+from counterpoint.data.shards.index import index_shards
 
 SIZE, BATCH, CONTEXT, WORKERS, PREFETCH = 224, 64, 77, 2, 4
 SCALE, RATIO = (0.9, 1.0), (3 / 4, 4 / 3)  # open_clip's augmentation by default

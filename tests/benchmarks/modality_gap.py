@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from counterpoint.launch.env import prepare
-from counterpoint.launch.load import load_run
-from counterpoint.losses.similarity import Dot, Metric
+from counterpoint.launch.run.env import prepare
+from counterpoint.launch.run.load import load_run
+from counterpoint.losses.components.similarity import Dot, Metric
 from counterpoint.train.evaluation.encode import Encoder
+from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.retrieval import Retrieval
-from counterpoint.train.evaluation.run import evaluate
 from counterpoint.train.evaluation.suite import Suite, load_suite
 
 COLUMNS = {

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from open_clip.loss import ClipLoss
 
-from counterpoint.losses.exchange import AllGather, Ring
+from counterpoint.losses.distributed.exchange import AllGather, Ring
 from counterpoint.losses.infonce import InfoNCE
 
 from .pair_losses import DIM, features

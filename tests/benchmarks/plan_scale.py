@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from counterpoint.data.manifest import SCHEMA, Manifest
-from counterpoint.data.mixed_plan import MixedPlan
-from counterpoint.data.schedule import Schedule
-from counterpoint.data.selection import Selection
+from counterpoint.data.order.mixed_plan import MixedPlan
+from counterpoint.data.order.selection import Selection
+from counterpoint.data.order.steps import Schedule
+from counterpoint.data.shards.manifest import SCHEMA, Manifest
 
 NUM_SHARDS, PER_SHARD = 500_000, 10_000
 BATCH, WORLD_SIZE, LANES = 32_768, 64, 64

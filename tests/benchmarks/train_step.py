@@ -29,17 +29,17 @@ from open_clip_train.train import train_one_epoch
 from timm.models.vision_transformer import _convert_openai_clip
 from torch import Tensor
 
-from counterpoint.launch.env import quieten
+from counterpoint.launch.run.env import quieten
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
-from counterpoint.models.reducers.image import RandomPatches, Resize
-from counterpoint.models.reducers.reduction import ImageReducer, TextReducer
-from counterpoint.models.reducers.text import Truncate
+from counterpoint.models.reducers.base import ImageReducer, TextReducer
+from counterpoint.models.reducers.patches import RandomPatches, Resize
+from counterpoint.models.reducers.tokens import Truncate
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
-from counterpoint.train.optim import AdamW
+from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases
 
 SIZE, WIDTH, CONTEXT, VOCABULARY = 112, 192, 77, 49408

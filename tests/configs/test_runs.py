@@ -10,11 +10,11 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from counterpoint.data.schedule import Schedule
-from counterpoint.launch import config as run_config
-from counterpoint.train.clip.clipper import Clipper
+from counterpoint.data.order.steps import Schedule
+from counterpoint.launch.config import parser as run_config
 from counterpoint.train.clip.trainers import check_no_other
-from counterpoint.train.freeze import freeze
+from counterpoint.train.grad_clip.base import Clipper
+from counterpoint.train.optim.freeze import freeze
 from counterpoint.train.phases import Phases
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

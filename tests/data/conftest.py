@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.shards.index import index_shards
 
 # The same examples every time, however slow the machine is.
 settings.register_profile(

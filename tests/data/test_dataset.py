@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 
 from counterpoint.data.dataset import StepDataset, StepLoader, StepSampler, join
 from counterpoint.data.errors import CAUSES
-from counterpoint.data.index import index_shards
-from counterpoint.data.plan import Plan
-from counterpoint.data.schedule import Schedule
-from counterpoint.data.syntax import WordReducer
-from counterpoint.data.tokenize import ClipTokenizer
-from counterpoint.data.transforms import TrainTransform
+from counterpoint.data.images.transforms import TrainTransform
+from counterpoint.data.order.plan import Plan
+from counterpoint.data.order.steps import Schedule
+from counterpoint.data.shards.index import index_shards
+from counterpoint.data.text.syntax import WordReducer
+from counterpoint.data.text.tokenize import ClipTokenizer
 from counterpoint.data.workers import start_worker
 
 

@@ -16,12 +16,12 @@ from fuzzing import damage, encoded, good_pictures, repaired_png, scene
 from PIL import Image
 from watched import run_here, run_watched
 
-from counterpoint.data.captions import FirstFound
-from counterpoint.data.decode import MAX_CAPTION, find_image, sample_key
 from counterpoint.data.errors import CAUSES, SampleError
-from counterpoint.data.picture import MAX_PIXELS, Jpeg, Picture
-from counterpoint.data.tokenize import ClipTokenizer
-from counterpoint.data.vetting import MAX_CHUNKS, MAX_SCANS, vet_picture
+from counterpoint.data.images.decode import MAX_PIXELS, Jpeg, Picture
+from counterpoint.data.images.header_checks import MAX_CHUNKS, MAX_SCANS, vet_picture
+from counterpoint.data.shards.fields import MAX_CAPTION, find_image, sample_key
+from counterpoint.data.text.captions import FirstFound
+from counterpoint.data.text.tokenize import ClipTokenizer
 
 # Pillow and libtiff say much about damaged files.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,15 +12,15 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from waiting import PATIENCE, until
 
-from counterpoint.data.cache import ShardCache
-from counterpoint.data.index import index_shards
-from counterpoint.data.manifest import SCHEMA, Manifest
+from counterpoint.data.images.transforms import EvalTransform, TrainTransform
 from counterpoint.data.module import PairsDataModule
-from counterpoint.data.schedule import Schedule
+from counterpoint.data.order.steps import Schedule
+from counterpoint.data.shards.cache import ShardCache
+from counterpoint.data.shards.index import index_shards
+from counterpoint.data.shards.manifest import SCHEMA, Manifest
 from counterpoint.data.sidecar import Sidecar, write_sidecar
 from counterpoint.data.sources import Source
 from counterpoint.data.texts import Text
-from counterpoint.data.transforms import EvalTransform, TrainTransform
 
 
 @pytest.fixture
@@ -72,12 +72,12 @@ def test_the_cache_needs_room_for_what_is_copied(manifest_file, shards, tmp_path
 def test_a_run_file_can_choose_every_part(manifest_file):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PairsDataModule, "data")
-    transforms = "counterpoint.data.transforms"
+    transforms = "counterpoint.data.images.transforms"
     config = parser.parse_object(
         {
             "data": {
                 "manifest": manifest_file,
-                "tokenizer": {"class_path": "counterpoint.data.tokenize.ClipTokenizer"},
+                "tokenizer": {"class_path": "counterpoint.data.text.tokenize.ClipTokenizer"},
                 "train_transform": {
                     "class_path": f"{transforms}.TrainTransform",
                     "init_args": {"scale": [0.6, 1.0], "rotate": 10},

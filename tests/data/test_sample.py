@@ -12,16 +12,16 @@ import torch
 from recipes import loader, recipe
 
 from counterpoint.data import sample as module
-from counterpoint.data.captions import FirstFound, WeightedChoice
 from counterpoint.data.errors import CAUSES
-from counterpoint.data.index import index_shards
-from counterpoint.data.manifest import SCHEMA, Manifest
-from counterpoint.data.picture import Picture
+from counterpoint.data.images.decode import Picture
+from counterpoint.data.images.transforms import EvalTransform, TrainTransform
+from counterpoint.data.order.selection import LossWeights, Selection
 from counterpoint.data.recipe import View
 from counterpoint.data.render import Randomness
-from counterpoint.data.selection import LossWeights, Selection
+from counterpoint.data.shards.index import index_shards
+from counterpoint.data.shards.manifest import SCHEMA, Manifest
 from counterpoint.data.sidecar import Sidecar, write_sidecar
-from counterpoint.data.transforms import EvalTransform, TrainTransform
+from counterpoint.data.text.captions import FirstFound, WeightedChoice
 
 FULL = TrainTransform(flip=0.5, rotate=10, brightness=0.2, contrast=0.2, saturation=0.2, erase=0.2)
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from counterpoint.data.manifest import SCHEMA, Manifest
+from counterpoint.data.shards.manifest import SCHEMA, Manifest
 from counterpoint.data.sidecar import Sidecar, check_file_names, write_sidecar
 
 

@@ -16,9 +16,10 @@ import pytest
 import yaml
 from doc_pages import ROOT, blocks, command_lines, counterpoint, inline, name, pages
 
-from counterpoint.launch import cli, paths
-from counterpoint.launch import config as run_config
+from counterpoint.launch import cli
 from counterpoint.launch.arguments import Arguments
+from counterpoint.launch.config import packaged as paths
+from counterpoint.launch.config import parser as run_config
 
 PAGES = [page for page in pages() if page.suffix == ".md"]
 # What stands for something else: a word of a command line, or a part of one.

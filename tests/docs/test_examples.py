@@ -8,10 +8,10 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.shards.index import index_shards
 from counterpoint.data.sidecar import Sidecar
-from counterpoint.launch import config as run_config
-from counterpoint.launch.paths import config_names
+from counterpoint.launch.config import parser as run_config
+from counterpoint.launch.config.packaged import config_names
 from counterpoint.train.evaluation.suite import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from counterpoint.launch import cli
-from counterpoint.launch.fit import main
+from counterpoint.launch.commands.fit import main
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/python.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -60,7 +60,7 @@ def test_a_trainer_of_ones_own(folder):
 
 def test_a_stream_in_a_trainer_of_ones_own(folder):
     stream = 'StreamingPairs(Stream("pairs/*.tar", shuffle=4), num_workers=0)'
-    imports = "from counterpoint.data.stream import Stream, StreamingPairs\n"
+    imports = "from counterpoint.data.stream.module import Stream, StreamingPairs\n"
     listed = 'PairsDataModule("train.parquet", num_workers=0)'
     assert listed in BLOCKS[0]
     names = run(imports + BLOCKS[0].replace(listed, stream))

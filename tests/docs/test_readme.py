@@ -8,7 +8,7 @@ import textwrap
 from doc_pages import ROOT, blocks
 
 from counterpoint.launch.cli import COMMANDS
-from counterpoint.launch.paths import find_config
+from counterpoint.launch.config.packaged import find_config
 from counterpoint.train.module import ContrastiveModule
 
 PAGE = ROOT / "README.md"

@@ -10,7 +10,7 @@ import pytest
 from doc_pages import DOCS, ROOT
 
 from counterpoint.launch import cli
-from counterpoint.launch.fit_help import ABOUT
+from counterpoint.launch.config.fit_help import ABOUT
 
 pytest.importorskip("zensical", reason="the site's tools need Python 3.11 (extra docs)")
 TREE = ("configs", "data", "launch", "losses", "models", "train")
@@ -47,12 +47,16 @@ def test_each_command_and_module_has_its_place(site):
 def test_every_slot_and_term_is_among_the_options(site):
     options = (site / "reference" / "options.html").read_text()
     assert all(f'id="{slot}"' in options for slot in ABOUT)
-    words = ("--phases.NAME.learning_rate", "counterpoint.train.clip.zclip.ZClip", "--model.chunks")
+    words = (
+        "--phases.NAME.learning_rate",
+        "counterpoint.train.grad_clip.zclip.ZClip",
+        "--model.chunks",
+    )
     assert all(f"<code>{word}</code>" in options for word in words)
     terms = re.findall(r"counterpoint[.]losses[.]\w+[.]\w+", options)
     assert {"counterpoint.losses.siglip.SigLIP", "counterpoint.losses.infonce.InfoNCE"} <= {*terms}
     classes = re.findall(r"<li><code>([\w.]+)</code>", options)
-    assert "counterpoint.losses.heads.UnitMLP" in classes
+    assert "counterpoint.losses.components.heads.UnitMLP" in classes
     assert not [name for name in classes if name.startswith("torch.")]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from counterpoint.launch import arguments
 from counterpoint.launch.cli import main
-from counterpoint.models.teacher import DTYPES
+from counterpoint.models.teachers.frozen import DTYPES
 
 # Imports that take seconds each.
 HEAVY = ("torch", "lightning", "transformers", "timm", "open_clip", "pyarrow")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from counterpoint.launch import config as run_config
-from counterpoint.launch import fit_help, signatures, slot_help
 from counterpoint.launch.cli import main
-from counterpoint.launch.diagnosis import check_words
-from counterpoint.launch.run_files import SLOTS, read
+from counterpoint.launch.config import fit_help, signatures, slot_help
+from counterpoint.launch.config import parser as run_config
+from counterpoint.launch.config.diagnosis import check_words
+from counterpoint.launch.config.run_files import SLOTS, read
 from counterpoint.train.phases import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +137,7 @@ def test_ways_to_ask_for_a_slot(words, capsys):
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config", "emoji_clip", *words.split()])
     assert end.value.code == 0
-    assert "counterpoint.train.clip.zclip.ZClip" in capsys.readouterr().out
+    assert "counterpoint.train.grad_clip.zclip.ZClip" in capsys.readouterr().out
 
 
 def test_a_slot_that_is_not_there(capsys):

@@ -8,10 +8,10 @@ import torch
 import yaml
 from PIL import Image
 
-from counterpoint.launch import config as run_config
-from counterpoint.launch.build import build
-from counterpoint.launch.evaluate import evaluate_run
-from counterpoint.launch.load import load_run
+from counterpoint.launch.commands.evaluate import evaluate_run
+from counterpoint.launch.config import parser as run_config
+from counterpoint.launch.run.build import build
+from counterpoint.launch.run.load import load_run
 
 # As an installation with wandb 0.31 wrote it; `entity` goes to wandb.init.
 WANDB = {
@@ -80,7 +80,7 @@ def test_such_a_run_is_evaluated(run_dir, tmp_path, monkeypatch):
 def test_choices_of_the_run_are_kept(trained, tmp_path):
     state, config = trained[0].state_dict(), yaml.safe_load(yaml.safe_dump(trained[1]))
     config["data"]["eval_transform"] = {
-        "class_path": "counterpoint.data.transforms.EvalTransform",
+        "class_path": "counterpoint.data.images.transforms.EvalTransform",
         "init_args": {"resize": "squash"},
     }
     config["objective"]["logit_scale_init"] = 3.0

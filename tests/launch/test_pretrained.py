@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.shards.index import index_shards
 from counterpoint.launch import cli
-from counterpoint.launch.load import load_run
+from counterpoint.launch.run.load import load_run
 
 
 def test_weights_are_asked_for_at_the_first_start_only(tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from counterpoint.losses.alignclip import Removed, Separation
-from counterpoint.losses.semantics import SharedWords
+from counterpoint.losses.components.caption_embeddings import SharedWords
 
 
 def features(b=5):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from counterpoint.losses.byol import BYOL
-from counterpoint.losses.heads import MLP
+from counterpoint.losses.components.heads import MLP
 
 PAIRS = [("image.a.raw", "ema.image.b.raw"), ("image.b.raw", "ema.image.a.raw")]
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from counterpoint.losses.cloob import CLOOB, InfoLOOB
-from counterpoint.losses.margin import Margin
 from counterpoint.losses.objective import Objective
+from counterpoint.losses.positive_cosine import Margin
 
 
 @pytest.mark.parametrize("make", [InfoLOOB, CLOOB, lambda **k: CLOOB("all", **k)])

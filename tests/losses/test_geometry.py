@@ -8,12 +8,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
+from counterpoint.losses.components.lorentz import (
+    LorentzDistance,
+    LorentzInner,
+    LorentzSquaredDistance,
+)
+from counterpoint.losses.components.similarity import Arc, Distance, Dot, SquaredDistance
 from counterpoint.losses.entailment import Entailment, EuclideanCone, HyperbolicCone
 from counterpoint.losses.infonce import InfoNCE
-from counterpoint.losses.lorentz import LorentzDistance, LorentzInner, LorentzSquaredDistance
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.scalars import Positive
-from counterpoint.losses.similarity import Arc, Distance, Dot, SquaredDistance
 
 SIMILARITIES = [
     Arc, Dot, Distance, SquaredDistance, LorentzInner, LorentzDistance, LorentzSquaredDistance

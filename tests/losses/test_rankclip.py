@@ -8,9 +8,9 @@ import torch
 from memory_use import kept_bytes, largest_tensor
 from torch.nn import functional as F
 
-from counterpoint.losses.exchange import Detached
-from counterpoint.losses.listwise import Side, listwise_losses
-from counterpoint.losses.pairing import Pairing
+from counterpoint.losses.distributed.exchange import Detached
+from counterpoint.losses.kernels.list_mle import Side, listwise_losses
+from counterpoint.losses.kernels.pairing import Pairing
 from counterpoint.losses.rankclip import CrossModalRanking, InModalRanking
 
 ONE = torch.ones(1, dtype=torch.float64)

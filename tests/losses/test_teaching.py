@@ -5,19 +5,19 @@ import torch
 from memory_use import kept_bytes, largest_tensor
 from torch.nn import functional as F
 
-from counterpoint.losses.augmented import Augmented
-from counterpoint.losses.auxiliary import Auxiliary
-from counterpoint.losses.distill import SoftContrastive
-from counterpoint.losses.exchange import Detached
-from counterpoint.losses.gradients import GradientMatching
-from counterpoint.losses.heads import MLP, UnitMLP
-from counterpoint.losses.interactive import Interactive
+from counterpoint.losses.components.heads import MLP, UnitMLP
+from counterpoint.losses.distillation.augmented_features import Augmented
+from counterpoint.losses.distillation.feature_regression import Regression, squared
+from counterpoint.losses.distillation.gradient_matching import GradientMatching
+from counterpoint.losses.distillation.interactive import Interactive
+from counterpoint.losses.distillation.soft_contrastive import SoftContrastive
+from counterpoint.losses.distillation.soft_siglip import SoftSigLIP
+from counterpoint.losses.distillation.standardized_logits import Standardised
+from counterpoint.losses.distributed.exchange import Detached
 from counterpoint.losses.objective import Objective
-from counterpoint.losses.regression import Regression, squared
-from counterpoint.losses.soft_siglip import SoftSigLIP
-from counterpoint.losses.standardised import Standardised
-from counterpoint.train.groups import kind_of
-from counterpoint.train.optim import named_parameters
+from counterpoint.losses.wrappers.projected import Auxiliary
+from counterpoint.train.optim.adamw import named_parameters
+from counterpoint.train.optim.param_groups import kind_of
 
 T = "teacher.large"
 SCALARS = {"logit_scale": 20.0, "logit_bias": -5.0}

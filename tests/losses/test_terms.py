@@ -15,8 +15,8 @@ import torch
 from term_case import all_cases, normal
 
 import counterpoint.losses
-from counterpoint.losses.exchange import AllGather, Local, Reinserted, Ring
-from counterpoint.losses.term import Term
+from counterpoint.losses.base import Term
+from counterpoint.losses.distributed.exchange import AllGather, Local, Reinserted, Ring
 
 CASES = all_cases()
 EXCHANGES = {"all_gather": AllGather, "ring": Ring, "local": Local, "reinserted": Reinserted}
@@ -218,8 +218,10 @@ def test_every_exchange_tile_and_precision(gloo, world_size, name):
 
 def terms_of_the_package():
     found = set()
-    for file in Path(counterpoint.losses.__path__[0]).glob("*.py"):
-        module = importlib.import_module(f"counterpoint.losses.{file.stem}")
+    folder = Path(counterpoint.losses.__path__[0])
+    for file in folder.rglob("*.py"):
+        name = ".".join(file.relative_to(folder).with_suffix("").parts)
+        module = importlib.import_module(f"counterpoint.losses.{name}")
         for _, kind in inspect.getmembers(module, inspect.isclass):
             is_own = kind.__module__ == module.__name__ and issubclass(kind, Term)
             if is_own and not inspect.isabstract(kind):

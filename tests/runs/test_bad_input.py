@@ -8,7 +8,7 @@ import pytest
 import tiny
 from processes import Run, fit
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
 
 
@@ -162,7 +162,7 @@ def test_a_run_folder_is_never_overwritten(tmp_path, pairs, refused):
         ("--data.manifest=OTHER", "the data behind data.manifest"),
         ("--data.temperature=2", "data.temperature: None -> 2"),
         (
-            "--optim={class_path: counterpoint.train.optim_timm.Timm, init_args: {opt: lion}}",
+            "--optim={class_path: counterpoint.train.optim.timm_optimizers.Timm, init_args: {opt: lion}}",
             "train.optim.AdamW -> counterpoint.train",
         ),
         ("--optim={class_path: AdamW, init_args: {groups: {image: {rate: 0.5}}}}", "optim makes"),

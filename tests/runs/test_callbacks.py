@@ -13,8 +13,8 @@ from PIL import Image
 from processes import fit
 
 from counterpoint.launch import cli
-from counterpoint.launch.fit import main
-from counterpoint.train.checkpoint import load
+from counterpoint.launch.commands.fit import main
+from counterpoint.train.checkpointing.checkpoint import load
 
 TOP1 = "mine/colours/top1"
 

@@ -6,8 +6,8 @@ import pytest
 from processes import fit
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
-from counterpoint.train.checkpoint import load, newest
+from counterpoint.data.shards.index import index_shards
+from counterpoint.train.checkpointing.checkpoint import load, newest
 
 STEPS = 6
 

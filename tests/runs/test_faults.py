@@ -16,8 +16,14 @@ from progress import fence, where
 from tiny import config, write_config, write_shards
 from waiting import until as waited
 
-from counterpoint.data.index import index_shards
-from counterpoint.train.checkpoint import checkpoints_in, load, newest, newest_whole, step_of
+from counterpoint.data.shards.index import index_shards
+from counterpoint.train.checkpointing.checkpoint import (
+    checkpoints_in,
+    load,
+    newest,
+    newest_whole,
+    step_of,
+)
 
 STEPS, EVERY = 40, 6
 

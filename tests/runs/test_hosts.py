@@ -12,7 +12,7 @@ from pool import free_port
 from progress import fence, where
 from test_faults import assert_unharmed, starts
 
-from counterpoint.train.checkpoint import newest, step_of
+from counterpoint.train.checkpointing.checkpoint import newest, step_of
 
 pytestmark = pytest.mark.soak
 written, whole = test_faults.written, test_faults.whole

@@ -8,8 +8,8 @@ import pytest
 from mixed import SHARES, run_file, write_sources
 from processes import fit
 
-from counterpoint.data.manifest import Manifest
-from counterpoint.data.mixed_plan import MixedPlan
+from counterpoint.data.order.mixed_plan import MixedPlan
+from counterpoint.data.shards.manifest import Manifest
 
 
 @pytest.fixture

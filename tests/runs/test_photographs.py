@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tiny import config, write_config, write_shards
 
 from counterpoint.launch import cli
-from counterpoint.launch.paths import packaged_config
+from counterpoint.launch.config.packaged import packaged_config
 
 FEW = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--data.num_workers=0")
 RUNS = ("clip_cpu", "clip_cc3m", "clip_400m", "siglip", "flip", "clipa", "lit")

@@ -8,7 +8,7 @@ import yaml
 from processes import fit
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.shards.index import index_shards
 
 STEPS = 6
 

@@ -9,13 +9,13 @@ import torch
 from processes import Run, fit
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
-from counterpoint.launch import config as run_config
-from counterpoint.launch.build import build
-from counterpoint.train.checkpoint import load, newest
+from counterpoint.data.shards.index import index_shards
+from counterpoint.launch.config import parser as run_config
+from counterpoint.launch.run.build import build
+from counterpoint.train.checkpointing.checkpoint import load, newest
 
 STEPS = 6
-HEAD = "counterpoint.losses.heads.MLP"
+HEAD = "counterpoint.losses.components.heads.MLP"
 TERMS = {
     "byol": {
         "class_path": "counterpoint.losses.byol.BYOL",
@@ -26,7 +26,7 @@ TERMS = {
         },
     },
     "mimicry": {
-        "class_path": "counterpoint.losses.regression.Regression",
+        "class_path": "counterpoint.losses.distillation.feature_regression.Regression",
         "init_args": {"feature": "text", "target": "teacher.start.text"},
     },
 }
@@ -46,7 +46,7 @@ def values(tmp_path):
     values["objective"]["terms"] |= TERMS
     return values | {
         "init_from": str(tmp_path / "start.safetensors"),
-        "teachers": {"start": {"class_path": "counterpoint.models.teacher.Frozen"}},
+        "teachers": {"start": {"class_path": "counterpoint.models.teachers.frozen.Frozen"}},
         "ema": {"decay": 0.8, "final_decay": 1.0},
     }
 

@@ -12,11 +12,11 @@ from processes import fit
 from test_resume import flat
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
-from counterpoint.train.checkpoint import load, newest
+from counterpoint.data.shards.index import index_shards
+from counterpoint.train.checkpointing.checkpoint import load, newest
 
 OBJECTIVE = Path(__file__).resolve().parents[2] / "configs" / "objective" / "aclip.yaml"
-IMAGE = "counterpoint.models.reducers.image."
+IMAGE = "counterpoint.models.reducers.patches."
 RANDOM = {"class_path": f"{IMAGE}RandomPatches", "init_args": {"drop": 0.5}}
 # By name: that is how the run file's phases are written, and so their order.
 REDUCERS = {
@@ -41,11 +41,11 @@ def settings(folder: Path, manifest: Path) -> dict:
         "objective": yaml.safe_load(OBJECTIVE.read_text()),
         "ema": {"decay": 0.8, "final_decay": 1.0},
         "optim": {
-            "class_path": "counterpoint.train.optim.AdamW",
+            "class_path": "counterpoint.train.optim.adamw.AdamW",
             "init_args": {"groups": {"frozen": ["image.trunk.patch_embed.*"]}},
         },
         "clip": {
-            "class_path": "counterpoint.train.clip.autoclip.AutoClip",
+            "class_path": "counterpoint.train.grad_clip.autoclip.AutoClip",
             "init_args": {"window": 6},
         },
         "checkpoint": {"every_n_steps": 1, "keep": 99},
@@ -58,12 +58,12 @@ def settings(folder: Path, manifest: Path) -> dict:
     values["model"]["image"]["init_args"]["model_args"] = sizes | {"patch_size": 4}
     crop = {"class_path": "TrainTransform", "init_args": {"scale": [0.3, 0.8], "flip": 0.5}}
     around = {
-        "class_path": "counterpoint.data.enclosing.EnclosingCrop",
+        "class_path": "counterpoint.data.images.enclosing_crop.EnclosingCrop",
         "init_args": {"around": ["image", "image.other"]},
     }
     values["data"]["train_transform"] = crop
     values["data"]["views"] = {"other": {"transform": crop}, "whole": {"transform": around}}
-    texts = {"class_path": "counterpoint.models.reducers.text.RandomTokens", "init_args": {}}
+    texts = {"class_path": "counterpoint.models.reducers.tokens.RandomTokens", "init_args": {}}
     texts["init_args"]["num_tokens"] = 4
     path = str(folder / "masks")
     values["phases"] = {}

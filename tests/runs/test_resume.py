@@ -13,8 +13,8 @@ from recorder import read
 from tiny import config, write_config, write_shards
 from waiting import until
 
-from counterpoint.data.index import index_shards
-from counterpoint.train.checkpoint import load, newest
+from counterpoint.data.shards.index import index_shards
+from counterpoint.train.checkpointing.checkpoint import load, newest
 
 STEPS = 40
 

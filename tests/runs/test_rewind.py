@@ -13,12 +13,12 @@ from recorder import read
 from test_resume import flat, kill_at
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
-from counterpoint.launch.build import build
+from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
-from counterpoint.launch.config import make_parser, parse
-from counterpoint.train.checkpoint import checkpoints_in, load, newest, step_of
-from counterpoint.train.control import StopOnSignal
+from counterpoint.launch.config.parser import make_parser, parse
+from counterpoint.launch.run.build import build
+from counterpoint.train.callbacks.stop import StopOnSignal
+from counterpoint.train.checkpointing.checkpoint import checkpoints_in, load, newest, step_of
 
 STEPS, BATCH = 24, 12
 BAD = range(13, 16)  # steps, on the first way
@@ -53,7 +53,7 @@ def arguments(folder: Path, manifest: Path, bad=BAD, factor=1e4, **changes) -> l
     values |= {
         "checkpoint": {"every_n_steps": 4, "keep": 9},
         "guard": {"max_nonfinite": 3, "spikes": SPIKES | changes.pop("spikes", {})},
-        "clip": {"class_path": "counterpoint.train.clip.autoclip.AutoClip"},
+        "clip": {"class_path": "counterpoint.train.grad_clip.autoclip.AutoClip"},
         "ema": {"decay": 0.9},
     } | changes
     values["trainer"]["gradient_clip_val"] = None

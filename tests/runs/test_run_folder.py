@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
-from counterpoint.launch.results import commit
+from counterpoint.launch.experiments.results import commit
 
 BATCH = 12
 

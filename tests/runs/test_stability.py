@@ -12,14 +12,14 @@ from jsonargparse import ArgumentParser
 from poison import Poison
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
-from counterpoint.launch import config as run_config
+from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
-from counterpoint.launch.env import prepare
-from counterpoint.launch.fit import fit
-from counterpoint.train.checkpoint import load, newest, step_of
-from counterpoint.train.clip.clipper import Clipper
-from counterpoint.train.optim import AdamW
+from counterpoint.launch.commands.fit import fit
+from counterpoint.launch.config import parser as run_config
+from counterpoint.launch.run.env import prepare
+from counterpoint.train.checkpointing.checkpoint import load, newest, step_of
+from counterpoint.train.grad_clip.base import Clipper
+from counterpoint.train.optim.adamw import AdamW
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CLIPS = sorted((CONFIGS / "clip").glob("*.yaml"))
@@ -195,7 +195,7 @@ def test_too_many_nans_in_a_row_end_the_run(base, tmp_path):
 
 
 def test_curvature_is_estimated_every_so_often(train):
-    optim = {"class_path": "counterpoint.train.optim_sophia.SophiaG", "init_args": {"every": 2}}
+    optim = {"class_path": "counterpoint.train.optim.sophia.SophiaG", "init_args": {"every": 2}}
     run_dir = train(
         steps=5,
         optim=optim,

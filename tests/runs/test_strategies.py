@@ -10,11 +10,11 @@ import yaml
 from processes import fit
 from tiny import config, write_config, write_shards
 
-from counterpoint.data.index import index_shards
+from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
-from counterpoint.launch.load import load_run
+from counterpoint.launch.run.load import load_run
 from counterpoint.models.weights import load_weights, read_weights
-from counterpoint.train.checkpoint import load, newest
+from counterpoint.train.checkpointing.checkpoint import load, newest
 
 STRATEGIES = tuple(
     pytest.param(name, marks=pytest.mark.soak)
@@ -173,7 +173,7 @@ def test_sampled_curvature_is_that_of_one_process(
 def sophia(arguments, folder: Path) -> list[str]:
     """The same run with Sophia-G."""
     values = yaml.safe_load(Path(arguments[1]).read_text())
-    values["optim"] = {"class_path": "counterpoint.train.optim_sophia.SophiaG"}
+    values["optim"] = {"class_path": "counterpoint.train.optim.sophia.SophiaG"}
     values["optim"]["init_args"] = {"every": 1}
     folder = folder / "sophia"
     folder.mkdir(exist_ok=True)

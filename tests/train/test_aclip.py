@@ -18,19 +18,19 @@ import yaml
 from small_run import CONTEXT, Recorded, train
 from torch.nn import functional as F
 
-from counterpoint.data.enclosing import EnclosingCrop
-from counterpoint.data.picture import Pixels
-from counterpoint.data.transforms import TrainTransform
+from counterpoint.data.images.decode import Pixels
+from counterpoint.data.images.enclosing_crop import EnclosingCrop
+from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.attentive import AttentivePatches
-from counterpoint.models.reducers.image import RandomPatches
 from counterpoint.models.reducers.mask_token import MaskTokens
+from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.train.optim import AdamW
+from counterpoint.train.features import Ema, EmaConfig, check_scores, scored
+from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases, prepare_reducers
-from counterpoint.train.providers import Ema, EmaConfig, check_scores, scored
 
 OBJECTIVE = Path(__file__).resolve().parents[2] / "configs" / "objective" / "aclip.yaml"
 B, STEPS, SIDE, PATCH = 8, 3, 16, 4

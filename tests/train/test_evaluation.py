@@ -22,12 +22,12 @@ from toy_evaluation import (
 )
 
 import counterpoint.configs
+from counterpoint.losses.components.similarity import Distance
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
-from counterpoint.losses.similarity import Distance
 from counterpoint.train.evaluation.encode import ByteCache, Encoder
+from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.ranks import ranks, recall_at
-from counterpoint.train.evaluation.run import evaluate
 from counterpoint.train.evaluation.suite import Suite
 from counterpoint.train.evaluation.zeroshot import ZeroShot
 

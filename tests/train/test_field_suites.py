@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from counterpoint.train.evaluation.run import evaluate
+from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.suite import load_suite
 
 NUMBERS = 1100
@@ -190,7 +190,7 @@ def test_what_a_suite_imports_has_to_exist(tmp_path):
     suite = tmp_path / "mine.yaml"
     suite.write_text(
         "tasks:\n  t:\n    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot\n"
-        "    init_args: {data: {class_path: counterpoint.data.suite.FolderSet, init_args: "
+        "    init_args: {data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: "
         "{path: x}}, classes: {import: open_clip.IMAGENET_CLASSES}}\n"
     )
     with pytest.raises(ValueError, match=r"classes: import open_clip\.IMAGENET_CLASSES cannot be"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_run import Recorded, batches, module, train
 
-from counterpoint.models.teacher import FrozenTowers
-from counterpoint.train.placement import place
+from counterpoint.models.teachers.frozen import FrozenTowers
+from counterpoint.train.strategies.teacher_placement import place
 
 pytestmark = pytest.mark.gpu
 NEEDS = ("image", "text", "logit_scale")

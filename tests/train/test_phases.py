@@ -5,9 +5,9 @@ import math
 import pytest
 
 from counterpoint.models.image import TimmTower
-from counterpoint.models.reducers.image import RandomPatches, Resize
-from counterpoint.models.reducers.reduction import Reduction
-from counterpoint.models.reducers.text import Truncate
+from counterpoint.models.reducers.base import Reduction
+from counterpoint.models.reducers.patches import RandomPatches, Resize
+from counterpoint.models.reducers.tokens import Truncate
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.phases import Phase, Phases, prepare_reducers

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_run import Recorded, module, train
 
-from counterpoint.train.optim import AdamW
+from counterpoint.train.optim.adamw import AdamW
 
 STEPS = 4
 

@@ -6,11 +6,17 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from counterpoint.train.checkpoint import AtomicCheckpointIO, load, newest, step_of
-from counterpoint.train.groups import Groups, Tower
-from counterpoint.train.metrics import MetricsFile, average, highest, peak_memory, read_rows
-from counterpoint.train.optim import AdamW
-from counterpoint.train.resume import check_groups, check_resume
+from counterpoint.train.callbacks.metrics import (
+    MetricsFile,
+    average,
+    highest,
+    peak_memory,
+    read_rows,
+)
+from counterpoint.train.checkpointing.checkpoint import AtomicCheckpointIO, load, newest, step_of
+from counterpoint.train.checkpointing.resume_checks import check_groups, check_resume
+from counterpoint.train.optim.adamw import AdamW
+from counterpoint.train.optim.param_groups import Groups, Tower
 
 
 def test_rows_after_the_resumed_step_are_cut_and_the_clock_goes_on(tmp_path):
@@ -186,7 +192,7 @@ def test_what_a_later_version_adds_may_be_missing():
 def optim(kind="AdamW", **arguments):
     groups = {"image": {"rate": 1.0, "weight_decay": None}, "no_decay": [], "frozen": []}
     return {
-        "class_path": f"counterpoint.train.optim.{kind}",
+        "class_path": f"counterpoint.train.optim.adamw.{kind}",
         "init_args": {"groups": groups} | arguments,
     }
 

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 import counterpoint.configs
-from counterpoint.train.evaluation.run import evaluate, prepare
+from counterpoint.train.evaluation.evaluate import evaluate, prepare
 from counterpoint.train.evaluation.suite import load_suite
 
 SUITES = sorted((Path(counterpoint.configs.__path__[0]) / "suite").glob("*.yaml"))
-SETS = "counterpoint.data.suite"
+SETS = "counterpoint.data.image_sets"
 TASKS = "counterpoint.train.evaluation"
 DATA = {"class_path": f"{SETS}.FolderSet", "init_args": {"path": "d"}}
 ZERO = f"{TASKS}.zeroshot.ZeroShot"

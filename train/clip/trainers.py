@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..shares import Shares
-from .clipper import Clipped, Clipper
-from .norm import Norm
+from ..grad_clip.base import Clipped, Clipper
+from ..grad_clip.fixed import Norm
+from ..strategies.sharded_tensors import Shares
 from .value import Value
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..shares import Shares
-from .clipper import Clipped, Clipper
+from ..grad_clip.base import Clipped, Clipper
+from ..strategies.sharded_tensors import Shares
 
 
 class Value(Clipper):

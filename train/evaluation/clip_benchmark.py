@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...data.suite import ImageSet
+from ...data.image_sets import ImageSet
 from .encode import Encoder
 from .retrieval import Retrieval
 from .task import Task

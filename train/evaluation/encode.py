@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data.errors import SampleError
-from ...data.suite import ImageSet
-from ...losses.similarity import Metric
+from ...data.image_sets import ImageSet
+from ...losses.components.similarity import Metric
 
 Encode = Callable[..., Tensor]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.suite import ImageSet
+from ...data.image_sets import ImageSet
 from .encode import Encoder
 from .ranks import ranks, recall_at
 from .task import Task

@@ -5,7 +5,7 @@
       pets:
         class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
         init_args:
-          data: {class_path: counterpoint.data.suite.FolderSet, init_args: {path: pets}}
+          data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: {path: pets}}
           templates: ["a photo of a {c}.", "a drawing of a {c}."]
 
 In: the name of a packaged suite or a file. Out: a `Suite`. Equal `data` entries become one image
@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from ...data.suite import ImageSet
+from ...data.image_sets import ImageSet
 from .encode import ByteCache
 from .task import Task
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.suite import ImageSet
+from ...data.image_sets import ImageSet
 from .encode import Encoder
 
 
@@ -29,7 +29,7 @@ class Task(ABC):
         if not isinstance(data, ImageSet):
             raise ValueError(
                 f"data: {data!r} is not an image set; give a class_path such as "
-                "counterpoint.data.suite.ShardSet with its init_args"
+                "counterpoint.data.image_sets.ShardSet with its init_args"
             )
         if where is not None and not isinstance(where, Mapping):
             raise ValueError(f"where: {where!r} is not a mapping of fields to values")

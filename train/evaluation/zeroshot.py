@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.suite import ImageSet
+from ...data.image_sets import ImageSet
 from .encode import Encoder
 from .ranks import ranks, recall_at
 from .task import Task

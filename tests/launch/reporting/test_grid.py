@@ -77,7 +77,7 @@ def test_the_captions_and_images_of_a_suite(tmp_path, monkeypatch):
     import torch
     from PIL import Image
 
-    from counterpoint.launch import load
+    from counterpoint.launch.run import load
 
     colours = {"a red": (255, 0, 0), "b green": (0, 255, 0), "c blue": (0, 0, 255)}
     for folder in ("one", "two"):
@@ -87,7 +87,7 @@ def test_the_captions_and_images_of_a_suite(tmp_path, monkeypatch):
             (tmp_path / "data" / folder / f"{name}.txt").write_text(name)
     (tmp_path / "suite.yaml").write_text(
         "tasks: {find: {class_path: counterpoint.train.evaluation.retrieval.Retrieval, init_args: "
-        "{data: {class_path: counterpoint.data.suite.FolderSet, init_args: {path: data}}}}}"
+        "{data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: {path: data}}}}}"
     )
 
     class Data:

@@ -6,7 +6,7 @@ import re
 import pytest
 from fake_runs import Page, fake_run
 
-from counterpoint.launch.report import final_lines, write_report
+from counterpoint.launch.commands.report import final_lines, write_report
 from counterpoint.launch.reporting.overview import columns
 from counterpoint.launch.reporting.page import TEMPLATES
 from counterpoint.launch.reporting.panels import MANY, NUM_DRAWN

@@ -5,7 +5,7 @@ import json
 import pytest
 from fake_runs import Page
 
-from counterpoint.launch.report import write_report
+from counterpoint.launch.commands.report import write_report
 from counterpoint.launch.reporting.panels import evaluation_panels
 from counterpoint.launch.reporting.repeats import constants, repeated
 from counterpoint.launch.reporting.runs import read_run, read_runs

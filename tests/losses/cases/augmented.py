@@ -3,8 +3,8 @@
 import torch
 from term_case import Case, pairs, unit
 
-from counterpoint.losses.augmented import Augmented
-from counterpoint.losses.heads import UnitMLP
+from counterpoint.losses.components.heads import UnitMLP
+from counterpoint.losses.distillation.augmented_features import Augmented
 from counterpoint.losses.scalars import Temperature
 
 NAMES = ("teacher.large.image", "teacher.large.text")

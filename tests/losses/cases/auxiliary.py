@@ -3,10 +3,10 @@
 from term_case import Case, normal
 from torch.nn import functional as F
 
-from counterpoint.losses.auxiliary import Auxiliary
-from counterpoint.losses.distill import SoftContrastive
-from counterpoint.losses.heads import MLP
+from counterpoint.losses.components.heads import MLP
+from counterpoint.losses.distillation.soft_contrastive import SoftContrastive
 from counterpoint.losses.scalars import Temperature
+from counterpoint.losses.wrappers.projected import Auxiliary
 
 NAMES = ("teacher.large.image", "teacher.large.text")
 

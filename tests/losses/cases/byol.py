@@ -5,7 +5,7 @@ from term_case import Case, normal
 from torch.nn import functional as F
 
 from counterpoint.losses.byol import BYOL
-from counterpoint.losses.heads import MLP
+from counterpoint.losses.components.heads import MLP
 
 PAIRS = [
     ("image.a.raw", "ema.image.b.raw"),

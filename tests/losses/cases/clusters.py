@@ -3,9 +3,13 @@
 import torch
 from term_case import Case, unit
 
-from counterpoint.losses.clusters import ArcMargin, ClusterDiscrimination, CosMargin
+from counterpoint.losses.distillation.cluster_discrimination import (
+    ArcMargin,
+    ClusterDiscrimination,
+    CosMargin,
+)
+from counterpoint.losses.distillation.sharded_clusters import ShardedClusters
 from counterpoint.losses.scalars import Temperature
-from counterpoint.losses.sharded_clusters import ShardedClusters
 
 CLUSTER = torch.tensor([3, 0, -1, 5, 3, 5, 1, -1, 0])
 

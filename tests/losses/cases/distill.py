@@ -3,7 +3,7 @@
 import torch
 from term_case import Case, pairs, unit
 
-from counterpoint.losses.distill import SoftContrastive
+from counterpoint.losses.distillation.soft_contrastive import SoftContrastive
 from counterpoint.losses.scalars import Fixed
 
 TEACHERS = ("teacher.large", "teacher.wide")

@@ -3,10 +3,14 @@
 import torch
 from term_case import Case, normal, pairs
 
+from counterpoint.losses.components.lorentz import (
+    LorentzDistance,
+    LorentzInner,
+    LorentzSquaredDistance,
+)
+from counterpoint.losses.components.similarity import Arc, Distance, Dot, SquaredDistance
 from counterpoint.losses.infonce import InfoNCE
-from counterpoint.losses.lorentz import LorentzDistance, LorentzInner, LorentzSquaredDistance
 from counterpoint.losses.siglip import SigLIP
-from counterpoint.losses.similarity import Arc, Distance, Dot, SquaredDistance
 
 SCALARS = {"logit_scale": 3.0, "alpha_image": 0.5, "alpha_text": 0.3, "curvature": 0.7}
 

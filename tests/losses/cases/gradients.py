@@ -4,8 +4,8 @@ import torch
 from term_case import Case, pairs, unit
 from torch.nn import functional as F
 
-from counterpoint.losses.gradients import GradientMatching
-from counterpoint.losses.heads import UnitMLP
+from counterpoint.losses.components.heads import UnitMLP
+from counterpoint.losses.distillation.gradient_matching import GradientMatching
 
 TEACHER = "teacher.large"
 NAMES = (f"{TEACHER}.image", f"{TEACHER}.text", f"{TEACHER}.logit_scale")

@@ -3,7 +3,7 @@
 import torch
 from term_case import Case, unit
 
-from counterpoint.losses.inmodal import InModal
+from counterpoint.losses.cleanclip import InModal
 
 NAMES = ("image", "image.strong_1", "text", "text.augmented")
 

@@ -4,8 +4,8 @@ import torch
 from term_case import Case, pairs, unit
 from torch.nn import functional as F
 
-from counterpoint.losses.heads import UnitMLP
-from counterpoint.losses.interactive import Interactive
+from counterpoint.losses.components.heads import UnitMLP
+from counterpoint.losses.distillation.interactive import Interactive
 from counterpoint.losses.scalars import Temperature
 
 NAMES = ("teacher.large.image", "teacher.large.text")

@@ -2,7 +2,7 @@
 
 from term_case import Case
 
-from counterpoint.losses.margin import Margin
+from counterpoint.losses.positive_cosine import Margin
 
 
 def formula(features, batch, term):

@@ -4,9 +4,9 @@ import torch
 from term_case import Case, normal, pairs
 from torch.nn import functional as F
 
+from counterpoint.losses.components.similarity import SquaredDistance
 from counterpoint.losses.infonce import InfoNCE
-from counterpoint.losses.matryoshka import Matryoshka
-from counterpoint.losses.similarity import SquaredDistance
+from counterpoint.losses.wrappers.matryoshka import Matryoshka
 
 
 def cross_entropy(logits):

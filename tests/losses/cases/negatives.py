@@ -3,7 +3,7 @@
 import torch
 from term_case import Case, pairs, unit
 
-from counterpoint.losses.negatives import NegCLIP, TripletCLIP
+from counterpoint.losses.negclip import NegCLIP, TripletCLIP
 
 
 def inputs(generator, b):

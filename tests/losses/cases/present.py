@@ -3,8 +3,8 @@
 import torch
 from term_case import Case, pairs, unit
 
-from counterpoint.losses.distill import SoftContrastive
-from counterpoint.losses.present import Present
+from counterpoint.losses.distillation.soft_contrastive import SoftContrastive
+from counterpoint.losses.wrappers.masked import Present
 
 HAS_TEACHER = torch.tensor([1, 1, 0, 0, 1, 1, 0, 0, 0], dtype=torch.bool)
 NAMES = ("teacher.image", "teacher.text")

@@ -3,8 +3,8 @@
 import torch
 from term_case import Case, normal
 
-from counterpoint.losses import noise
-from counterpoint.losses.refine import HyCD, RaFA
+from counterpoint.losses.distillation.clip_refine import HyCD, RaFA
+from counterpoint.losses.kernels import keyed_random as noise
 
 STUDENT = ("image.raw", "text.raw")
 TEACHER = tuple(f"teacher.start.{name}" for name in STUDENT)
@@ -17,7 +17,7 @@ def inputs(generator, b):
 
 def rafa(features, batch, term):
     x, y = (features[name] for name in STUDENT)
-    # That the numbers are normal is for tests/losses/test_noise.py. The first step is number 1.
+    # That the numbers are normal is for tests/losses/kernels/test_keyed_random.py. The first step is number 1.
     z = noise.normal(batch["key"], 7, term.seed, 1)
     return (((x - z) ** 2).mean() + ((y - z) ** 2).mean()).to(x.dtype)
 

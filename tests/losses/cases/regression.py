@@ -5,8 +5,8 @@ import functools
 import torch
 from term_case import Case, normal
 
-from counterpoint.losses.heads import MLP, UnitMLP
-from counterpoint.losses.regression import Regression, smooth_l1, squared
+from counterpoint.losses.components.heads import MLP, UnitMLP
+from counterpoint.losses.distillation.feature_regression import Regression, smooth_l1, squared
 
 TARGET = "teacher.big.image"
 HAS_TARGET = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0, 0], dtype=torch.bool)

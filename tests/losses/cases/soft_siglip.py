@@ -3,7 +3,7 @@
 import torch
 from term_case import Case, pairs, unit
 
-from counterpoint.losses.soft_siglip import SoftSigLIP
+from counterpoint.losses.distillation.soft_siglip import SoftSigLIP
 
 TEACHERS = ("teacher.large", "teacher.wide")
 

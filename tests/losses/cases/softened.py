@@ -3,8 +3,8 @@
 import torch
 from term_case import Case, pairs
 
-from counterpoint.losses.softened import ByNeighbours, Softened
-from counterpoint.losses.weights import Ramp
+from counterpoint.losses.lightclip import ByNeighbours, Softened
+from counterpoint.losses.weight_schedules import Ramp
 
 AMOUNT = {"even": 0.2, "progressive": 0.075, "by_neighbours": 0.4}
 

@@ -3,7 +3,7 @@
 import torch
 from term_case import Case, pairs, unit
 
-from counterpoint.losses.standardised import Standardised
+from counterpoint.losses.distillation.standardized_logits import Standardised
 
 TEACHERS = ("teacher.large", "teacher.wide")
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from timm.models.vision_transformer import ResPostBlock
 
-from counterpoint.data.picture import Pixels
-from counterpoint.data.transforms import TrainTransform
+from counterpoint.data.images.decode import Pixels
+from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.attentive import PLACE, AttentivePatches, attended, moved
-from counterpoint.models.reducers.image import Resize
+from counterpoint.models.reducers.base import Reduction
 from counterpoint.models.reducers.mask_token import MaskTokens
-from counterpoint.models.reducers.reduction import Reduction
+from counterpoint.models.reducers.patches import Resize
 
 KEYS = torch.arange(6)
 

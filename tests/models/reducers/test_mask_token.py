@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from counterpoint.models.image import TimmTower
-from counterpoint.models.reducers.image import RandomPatches, Resize
+from counterpoint.models.reducers.base import ImageReducer, Reduction
 from counterpoint.models.reducers.mask_token import MaskTokens
-from counterpoint.models.reducers.reduction import ImageReducer, Reduction
+from counterpoint.models.reducers.patches import RandomPatches, Resize
 from counterpoint.models.shared import SharedImageTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower

@@ -1,0 +1,77 @@
+"""A look at some samples before training starts.
+
+In: the shards, a reader, where captions are looked for. Out: nothing, or a sentence: with a
+misspelt caption field every sample would be replaced, which the error budget sees only later.
+"""
+
+import contextlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from .errors import SampleError
+from .shards.fields import read_json
+from .shards.manifest import Manifest, is_remote
+from .shards.reader import RawSample, ShardReader
+from .text.captions import CaptionPolicy
+
+# Looked at in each source, evenly spread; the first one with a caption is enough.
+NUM_SHARDS = 8
+NUM_SAMPLES = 8
+MAX_LISTED = 12
+
+
+def check_captions(
+    manifest: Manifest, reader: ShardReader, captions: Mapping[str, CaptionPolicy]
+) -> None:
+    """Looks for a caption in every source; shards of other machines are not fetched for it.
+
+    Args:
+        manifest: The shards.
+        reader: Their bytes.
+        captions: The caption policy of each source that is read.
+
+    Raises:
+        ValueError: A source has samples, and none of those looked at has a caption.
+    """
+    for source, policy in captions.items():
+        number = manifest.sources.index(source)
+        here = np.flatnonzero((manifest.source_ids == number) & (manifest.counts > 0))
+        empty: list[RawSample] = []
+        for shard, ordinal in _spread(here, manifest.counts):
+            if is_remote(manifest.urls[shard]):
+                continue
+            try:
+                raw = reader.read(shard, ordinal)
+                policy(raw, 0.0)
+            except SampleError as error:
+                if error.cause == "no_caption":
+                    empty.append(raw)
+                    continue
+            # It has a caption, or it cannot be read, which says nothing about captions.
+            empty.clear()
+            break
+        if empty:
+            raise ValueError(
+                f"the source '{source}' has no caption in {', '.join(policy.fields)}: "
+                f"none of {len(empty)} samples looked at, which have {_contents(empty[0])}; set "
+                "data.caption, or the caption of this source in data.sources, to where it is"
+            )
+
+
+def _spread(shards: np.ndarray, counts: np.ndarray) -> list[tuple[int, int]]:
+    """Returns some (shard, ordinal), evenly spread, the first ones first."""
+
+    def some(length: int, most: int) -> list[int]:
+        return np.unique(np.linspace(0, length - 1, min(length, most)).astype(np.int64)).tolist()
+
+    chosen = [int(shards[i]) for i in some(len(shards), NUM_SHARDS)]
+    return [(shard, at) for shard in chosen for at in some(int(counts[shard]), NUM_SAMPLES)]
+
+
+def _contents(sample: RawSample) -> str:
+    """Lists the places where the texts of a sample might be."""
+    names = sorted(sample.keys() - {"__key__"})
+    with contextlib.suppress(SampleError):
+        names += [f"json:{name}" for name in read_json(sample, "json")]
+    return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")

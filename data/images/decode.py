@@ -1,0 +1,241 @@
+"""A picture's bytes to pixels: the size first, the pixels when it is known how many are needed.
+
+In: the bytes of one image file. Out: a `Picture`, of which only the header has been read, then its
+pixels, uint8 RGB [3, h, w]. A JPEG is also to be had at 1/2, 1/4 and 1/8 of its size, straight from
+its frequencies, which saves most of the work after decoding. Whatever is wrong with the bytes ends
+in a `SampleError` with the cause `bad_image`.
+"""
+
+import io
+import re
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import SampleError
+from .header_checks import vet_picture
+
+try:
+    import simplejpeg
+except ImportError:  # Pillow decodes to the same pixels, in one and a half times the time.
+    simplejpeg = None
+
+# Above this, where Pillow begins to warn, a picture is taken for an attack or a mistake.
+MAX_PIXELS = 89_000_000
+# Scaled until the shorter side fits, a line of one pixel would fill the memory.
+MAX_ASPECT = 200
+FACTORS = (1, 2, 4, 8)
+# Below this side, two of libjpeg's scales can give the same number of pixels.
+MIN_SCALED_SIDE = 64
+ORDINARY = ("YCbCr", "RGB", "Gray")
+# libjpeg fills what is missing with grey and only warns; Pillow does not pass the warning on. Up to
+# four stray bytes between segments, and odd markers, are in files that all viewers show undamaged;
+# more are what is left over where a wrong bit has shifted the rest of the picture.
+MISSING = re.compile("Premature end|Corrupt JPEG data: (?![0-4] extraneous bytes)")
+
+
+class Picture(ABC):
+    """One picture.
+
+    Attributes:
+        height: In pixels.
+        width: In pixels.
+        factors: The divisors of its size at which it can be decoded.
+    """
+
+    factors: tuple[int, ...] = (1,)
+
+    def __init__(self, height: int, width: int, data: bytes = b""):
+        self.height = height
+        self.width = width
+        self._data: bytes | None = data
+        self._decoded: dict[int, Tensor] = {}
+
+    @staticmethod
+    def open(data: bytes) -> "Picture":
+        """Reads the header of an image file.
+
+        Raises:
+            SampleError: It is not a picture, or one of more than `MAX_PIXELS`, or a mere line.
+        """
+        form = vet_picture(data)
+        header = _jpeg_header(data) if form == "JPEG" else None
+        try:
+            picture = Jpeg(data, *header) if header else PillowPicture(data, form)
+        # Decoders raise nearly anything on damaged bytes (SyntaxError, struct.error, IndexError).
+        except Exception as error:
+            raise _bad_image(error) from error
+        # A few bytes can declare any size.
+        if picture.height * picture.width > MAX_PIXELS:
+            size = f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}"
+            raise SampleError("bad_image", size)
+        if max(picture.height, picture.width) > MAX_ASPECT * min(picture.height, picture.width):
+            raise SampleError("bad_image", f"{picture.width} x {picture.height} pixels: a line")
+        return picture
+
+    def pixels(self, factor: int = 1) -> Tensor:
+        """Returns uint8 RGB [3, ceil(height / factor), ceil(width / factor)], channels last.
+
+        Transparent parts show white; palettes, CMYK, grey and 16-bit pictures are converted; of an
+        animation the first frame is taken; an EXIF orientation is ignored, as other CLIP trainers
+        do. The pixels are kept for further calls and must not be written to.
+
+        Args:
+            factor: One of `factors`.
+
+        Raises:
+            SampleError: The data are damaged or incomplete.
+        """
+        assert factor in self.factors, (factor, self.factors)
+        assert self._data is not None, "this picture has been forgotten"
+        if factor not in self._decoded:
+            try:
+                pixels = self._decode(factor)
+            except Exception as error:
+                raise _bad_image(error) from error
+            self._decoded[factor] = torch.from_numpy(pixels).permute(2, 0, 1)
+        return self._decoded[factor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the pixels that are kept."""
+        return sum(pixels.numel() for pixels in self._decoded.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file, which is kept until the picture is forgotten."""
+        return len(self._data or b"")
+
+    def forget(self) -> None:
+        """Lets go of the pixels and of the file, for good."""
+        self._decoded.clear()
+        self._data = None
+
+    @abstractmethod
+    def _decode(self, factor: int) -> np.ndarray:
+        """Returns uint8 RGB [h, w, 3]; may raise anything."""
+
+
+class Pixels(Picture):
+    """Pixels that are there already, as a picture.
+
+    Args:
+        image: uint8 [3, h, w].
+    """
+
+    def __init__(self, image: Tensor):
+        _, height, width = image.shape
+        super().__init__(height, width)
+        self._decoded[1] = image
+
+    def _decode(self, factor: int) -> np.ndarray:
+        raise AssertionError("there is no file to decode")
+
+
+class Jpeg(Picture):
+    """A JPEG, decoded by libjpeg-turbo without Pillow if it is an ordinary one."""
+
+    def __init__(self, data: bytes, height: int, width: int, colours: str):
+        super().__init__(height, width, data)
+        self.colours = "RGB" if colours in ORDINARY else "CMYK"
+        if colours in ORDINARY and min(height, width) >= MIN_SCALED_SIDE:
+            self.factors = FACTORS
+
+    def _decode(self, factor: int) -> np.ndarray:
+        assert simplejpeg is not None and self._data is not None
+        # Lower bounds of the size and of the divisor leave no other scale than this one.
+        rows, columns = -(-self.height // factor), -(-self.width // factor)
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                self._data, self.colours, min_height=rows, min_width=columns, min_factor=factor
+            )
+        except ValueError as error:
+            if MISSING.match(str(error)):
+                raise
+            return _reduced(_pillow_pixels(self._data), factor)
+        if self.colours == "CMYK":
+            # libjpeg found it whole; the conversion is Pillow's.
+            return _pillow_pixels(self._data)
+        assert pixels.shape == (rows, columns, 3), (pixels.shape, rows, columns)
+        return pixels
+
+
+class PillowPicture(Picture):
+    """Any other picture."""
+
+    def __init__(self, data: bytes, form: str):
+        image = Image.open(io.BytesIO(data), formats=(form,))
+        super().__init__(image.height, image.width, data)
+        self._form = form
+        # Pillow reads the pixels when they are asked for; an open WebP has room for them already.
+        self._image = None if form == "WEBP" else image
+
+    def _decode(self, factor: int) -> np.ndarray:
+        assert self._data is not None
+        image = self._image or Image.open(io.BytesIO(self._data), formats=(self._form,))
+        pixels = np.array(on_white(image))
+        # Pillow would keep pixels of its own beside these.
+        self._image = None
+        return pixels
+
+    def forget(self) -> None:
+        super().forget()
+        self._image = None
+
+
+def decode_image(data: bytes) -> Tensor:
+    """Decodes a whole picture to uint8 RGB [3, H, W] (channels last in memory).
+
+    Raises:
+        SampleError: The cause is `bad_image`.
+    """
+    return Picture.open(data).pixels()
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
+    """Returns height, width and colours of a JPEG; None for what Pillow has to see to."""
+    if simplejpeg is None:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):
+        # Damaged, or of a kind that it has no name for.
+        return None
+    return int(height), int(width), str(colours)
+
+
+def _pillow_pixels(data: bytes) -> np.ndarray:
+    return np.array(on_white(Image.open(io.BytesIO(data), formats=("JPEG",))))
+
+
+def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Averages squares of `factor` pixels."""
+    return pixels if factor == 1 else np.array(Image.fromarray(pixels).reduce(factor))
+
+
+def _bad_image(error: Exception) -> SampleError:
+    return SampleError("bad_image", f"{type(error).__name__}: {error}")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Converts any mode to RGB; transparent parts show white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Pillow clips 16 bits to 255 where it should scale.
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        # In a TIFF, 0 may stand for white; Pillow minds it with 8 bits only.
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # pyright: ignore
+        return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
+    if image.mode in ("I", "F"):
+        # Measurements rather than pictures: nothing says which number is white.
+        raise ValueError(f"pixels of mode {image.mode} have no known range")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        # Each copy of the largest picture takes 350 MB.
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(canvas, layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,327 @@
+"""The work of compiling keep-lists: three passes over memory-mapped files.
+
+In: parquet files in any order. Out: `offsets.npy` int64 [shards + 1], `indices.npy` int32 [kept],
+ascending within a shard, `weights.npy` float32 [kept] where weights are handed on, and a
+`fingerprint`. Memory holds a batch, a span of shards and some numbers a shard.
+
+Counting first and then placing every row where its shard's rows belong sorts a list of any size
+without holding it.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..hashing import mix, seeded
+from ..shards.manifest import Manifest
+from ..urls import shown
+
+ROWS_A_BATCH = 1 << 18
+# Samples sorted at once (and at least one shard): some 100 MB.
+ROWS_A_SPAN = 1 << 21
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class WeightPolicy(Protocol):
+    """What a sample's weight does."""
+
+    keeps_weights: bool
+
+    def times(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Returns how often each sample comes in an epoch, int64 [n].
+
+        Args:
+            weights: float64 [n], 0 or more.
+            draws: A fixed number of each sample, float64 [n], evenly spread over [0, 1).
+        """
+        ...
+
+
+def compile_lists(
+    paths: Sequence[Path], manifest: Manifest, folder: Path, policy: WeightPolicy, seed: int
+) -> None:
+    """Writes the arrays.
+
+    Args:
+        paths: Keep-lists.
+        manifest: Names and counts of the shards.
+        folder: Where the arrays go; empty.
+        policy: What weights do.
+        seed: Of the samples' draws.
+
+    Raises:
+        ValueError: See `Selection.compile`.
+    """
+    lists = KeepLists(paths, manifest)
+    offsets = lists.count()
+    if not offsets[-1]:
+        raise ValueError(f"the keep-lists {_quoted(paths)} keep no sample; check what wrote them")
+    indices = create(folder / "indices.npy", np.int32, int(offsets[-1]))
+    has_weights = lists.has_weights
+    weights = create(folder / "weights.npy", np.float32, int(offsets[-1])) if has_weights else None
+    lists.place(offsets, indices, weights)
+    for span in _spans(offsets):
+        lists.sort(span, offsets, indices, weights)
+    if weights is not None and not policy.keeps_weights:
+        offsets, indices = _repeat(folder, offsets, indices, weights, lists.names, policy, seed)
+        weights = None
+    np.save(folder / "offsets.npy", offsets)
+    state = hashlib.sha256(offsets.astype("<i8").tobytes())
+    for array in (indices, weights):
+        if array is not None:
+            array.flush()
+            for first in range(0, len(array), ROWS_A_SPAN):
+                state.update(array[first : first + ROWS_A_SPAN].tobytes())
+    (folder / "fingerprint").write_text(state.hexdigest()[:32])
+
+
+class KeepLists:
+    """Parquet files that name samples of a manifest's shards.
+
+    Args:
+        paths: The files.
+        manifest: The shards.
+
+    Attributes:
+        names: File name of each shard.
+        has_weights: Whether every list has a `weight`.
+    """
+
+    def __init__(self, paths: Sequence[Path], manifest: Manifest):
+        self.paths = paths
+        self.manifest = manifest
+        self.names = manifest.urls.names()
+        self._shards: dict[str, list[int]] = {}
+        for shard, name in enumerate(self.names):
+            self._shards.setdefault(name, []).append(shard)
+        self._found: dict[str, int] = {}
+        weighted = ["weight" in _open(path).schema_arrow.names for path in paths]
+        self.has_weights = all(weighted)
+        if any(weighted) and not all(weighted):
+            without = paths[weighted.index(False)]
+            raise ValueError(
+                f"the keep-list '{without}' has no column weight, others have; give all of them "
+                "one, or none"
+            )
+
+    def count(self) -> np.ndarray:
+        """Checks every row and returns where each shard's rows start, int64 [shards + 1]."""
+        totals = np.zeros(len(self.names), dtype=np.int64)
+        for path in self.paths:
+            for shards, indices, weights in self._rows(path):
+                self._check(path, shards, indices, weights)
+                totals += np.bincount(shards, minlength=len(totals))
+        return np.concatenate([[0], np.cumsum(totals)])
+
+    def place(self, offsets: np.ndarray, indices: np.ndarray, weights: np.ndarray | None) -> None:
+        """Writes every row among the rows of its shard."""
+        free = offsets[:-1].copy()
+        for path in self.paths:
+            for shards, found, weight in self._rows(path):
+                order = np.argsort(shards, kind="stable")
+                groups, firsts, sizes = np.unique(
+                    shards[order], return_index=True, return_counts=True
+                )
+                at = np.arange(len(order)) + np.repeat(free[groups] - firsts, sizes)
+                free[groups] += sizes
+                indices[at] = found[order]
+                if weights is not None:
+                    weights[at] = weight[order]
+        assert np.array_equal(free, offsets[1:]), "a keep-list changed while it was read"
+
+    def sort(
+        self,
+        span: tuple[int, int],
+        offsets: np.ndarray,
+        indices: np.ndarray,
+        weights: np.ndarray | None,
+    ) -> None:
+        """Sorts the rows of each shard of a span in place, and refuses duplicates."""
+        rows = slice(offsets[span[0]], offsets[span[1]])
+        shards = np.repeat(np.arange(*span), np.diff(offsets[span[0] : span[1] + 1]))
+        keys = shards << 32 | indices[rows]
+        if (keys[1:] <= keys[:-1]).any():
+            order = np.argsort(keys)
+            keys = keys[order]
+            indices[rows] = indices[rows][order]
+            if weights is not None:
+                weights[rows] = weights[rows][order]
+        twice = np.flatnonzero(keys[1:] == keys[:-1])
+        if len(twice):
+            shard, index = divmod(int(keys[twice[0]]), 1 << 32)
+            raise ValueError(
+                f"the keep-lists {_quoted(self.paths)} name sample {index} of the shard "
+                f"'{shown(self.manifest.urls[shard])}' twice; keep one row and give it a weight "
+                "of 2"
+            )
+
+    def _rows(self, path: Path) -> Iterator[Rows]:
+        """Yields shards int64, indices int64 and weights float64 of a file, batch by batch."""
+        columns = ["shard", "index"] + ["weight"] * self.has_weights
+        # Without the read-ahead of whole row groups, memory stays at a batch and its pages.
+        file = _open(path, pre_buffer=False)
+        for batch in file.iter_batches(ROWS_A_BATCH, columns=columns):
+            if any(column.null_count for column in batch.columns):
+                raise ValueError(f"the keep-list '{path}' has empty cells; fill or drop these rows")
+            named = batch.column("shard")
+            if not isinstance(named, pa.DictionaryArray):
+                named = named.dictionary_encode()
+            texts = named.dictionary.to_pylist()
+            for name in set(texts).difference(self._found):
+                self._found[name] = self._find(name, path)
+            known = np.fromiter(map(self._found.__getitem__, texts), np.int64, len(texts))
+            shards = known[named.indices.to_numpy()]
+            indices = pc.cast(batch.column("index"), pa.int64()).to_numpy()
+            weights = np.ones(len(shards))
+            if self.has_weights:
+                weights = pc.cast(batch.column("weight"), pa.float64()).to_numpy()
+            yield shards, indices, weights
+
+    def _find(self, name: str, path: Path) -> int:
+        """Returns the shard whose address ends in `name`, at a slash."""
+        same = self._shards.get(name.rpartition("/")[2], [])
+        urls = self.manifest.urls
+        if "/" in name:
+            same = [
+                s
+                for s in same
+                if name in (urls[s], shown(urls[s])) or shown(urls[s]).endswith("/" + name)
+            ]
+        if len(same) > 1:
+            raise ValueError(
+                f"the keep-list '{path}' names the shard '{name}', and the manifest has "
+                f"{len(same)} of that name ('{shown(urls[same[0]])}', '{shown(urls[same[1]])}'); "
+                "write the address of the one that is meant"
+            )
+        if not same:
+            raise ValueError(
+                f"the keep-list '{path}' names the shard '{name}', which the manifest does not "
+                f"have; its shards are named like '{self.names[0]}'"
+            )
+        return same[0]
+
+    def _check(
+        self, path: Path, shards: np.ndarray, indices: np.ndarray, weights: np.ndarray
+    ) -> None:
+        """Raises a ValueError for the first row that cannot be."""
+        outside = np.flatnonzero((indices < 0) | (indices >= self.manifest.counts[shards]))
+        if len(outside):
+            shard, index = int(shards[outside[0]]), int(indices[outside[0]])
+            raise ValueError(
+                f"the keep-list '{path}' names sample {index} of the shard "
+                f"'{shown(self.manifest.urls[shard])}', which has "
+                f"{self.manifest.counts[shard]} (the first is 0); write the list for these shards"
+            )
+        wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        if len(wrong):
+            raise ValueError(
+                f"the keep-list '{path}' has the weight {weights[wrong[0]]}; weights are 0 or more"
+            )
+
+
+def create(path: Path, dtype: Any, length: int) -> np.memmap:
+    """Creates a memory-mapped array; a full disk is an error here, not a crash when writing."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            raise ValueError(
+                f"the folder '{path.parent}' cannot take the {array.nbytes} bytes of a compiled "
+                f"keep-list ({error.strerror}); make room, or choose another folder"
+            ) from error
+    return array
+
+
+def _spans(offsets: np.ndarray) -> list[tuple[int, int]]:
+    """Cuts the shards into spans (first, one past the last) of about `ROWS_A_SPAN` rows."""
+    goals = np.arange(ROWS_A_SPAN, offsets[-1] + ROWS_A_SPAN, ROWS_A_SPAN)
+    ends = np.unique(np.searchsorted(offsets, goals).clip(1, len(offsets) - 1))
+    ends[-1] = len(offsets) - 1
+    return list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+
+
+def _repeat(
+    folder: Path,
+    offsets: np.ndarray,
+    indices: np.ndarray,
+    weights: np.ndarray,
+    names: Sequence[str],
+    policy: WeightPolicy,
+    seed: int,
+) -> tuple[np.ndarray, np.memmap]:
+    """Replaces the arrays by those with every index as often as its weight says."""
+    keys = np.concatenate([seeded(seed, "keep", name) for name in names])
+
+    def times(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = slice(offsets[first], offsets[last])
+        found = np.asarray(indices[rows])
+        own = np.repeat(keys[first:last], np.diff(offsets[first : last + 1]))
+        draws = (mix(found, own) >> np.uint64(11)) / float(1 << 53)
+        return found, policy.times(weights[rows].astype(np.float64), draws)
+
+    ends = np.zeros_like(offsets)
+    for first, last in _spans(offsets):
+        sums = np.concatenate([[0], np.cumsum(times(first, last)[1])])
+        ends[first + 1 : last + 1] = (
+            ends[first] + sums[offsets[first + 1 : last + 1] - offsets[first]]
+        )
+    if not ends[-1]:
+        raise ValueError("the weights of the keep-lists round to no sample at all; raise them")
+    repeated = create(folder / "repeated.npy", np.int32, int(ends[-1]))
+    for first, last in _spans(offsets):
+        repeated[ends[first] : ends[last]] = np.repeat(*times(first, last))
+    os.replace(folder / "repeated.npy", folder / "indices.npy")
+    os.unlink(folder / "weights.npy")
+    return ends, repeated
+
+
+def _quoted(paths: Sequence[Path]) -> str:
+    return ", ".join(f"'{path}'" for path in paths)
+
+
+def _open(path: Path, **options: Any) -> pq.ParquetFile:
+    """Opens a keep-list, or says why it is none."""
+    try:
+        file = pq.ParquetFile(path, **options)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"the keep-list '{path}' is not a parquet file; write one with the columns shard and "
+            "index"
+        ) from error
+    schema = file.schema_arrow
+    missing = [name for name in ("shard", "index") if name not in schema.names]
+    if missing:
+        raise ValueError(
+            f"the keep-list '{path}' has no column {' and no column '.join(missing)}; it needs "
+            "shard (the tar's file name) and index (the sample's number in it)"
+        )
+    named = schema.field("shard").type
+    named = named.value_type if pa.types.is_dictionary(named) else named
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not any(is_text(named) for is_text in texts):
+        raise ValueError(
+            f"the column shard of the keep-list '{path}' is {named}; it holds the file names of "
+            "tars, such as 00000.tar"
+        )
+    if not pa.types.is_integer(schema.field("index").type):
+        raise ValueError(
+            f"the column index of the keep-list '{path}' is {schema.field('index').type}; it holds "
+            "whole numbers, the first sample of a tar is 0"
+        )
+    if "weight" in schema.names:
+        kind = schema.field("weight").type
+        if pa.types.is_string(kind) or pa.types.is_nested(kind):
+            raise ValueError(
+                f"the column weight of the keep-list '{path}' is {kind}; it holds "
+                "numbers, 0 or more"
+            )
+    return file

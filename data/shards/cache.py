@@ -1,0 +1,327 @@
+"""Where a shard's bytes are on this machine.
+
+In: an address. Out: an open local file. `LocalStore` opens files as they are; `ShardCache` keeps
+copies of remote shards in a folder of bounded size that all processes of the machine share: each
+shard is fetched once, whoever needs it first.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import SampleError
+from ..urls import base_name, scheme, shown
+from .cache_space import Room
+from .locks import locked, tried
+from .members import open_index
+from .transport import FetchError, Transport, full_disk, is_disk_full
+
+# How often a shard in use is marked as such, and how long the mark protects it from prefetching.
+TOUCH_SECONDS = 5.0
+HOLD_SECONDS = 60.0
+WAIT_SECONDS = 0.1
+
+
+class OpenShard:
+    """A local file, open for reading; closed with the object.
+
+    Attributes:
+        path: Where the file is, or was when it was opened.
+        descriptor: Stays readable even if the file is removed.
+    """
+
+    def __init__(self, path: str, descriptor: int):
+        self.path = path
+        self.descriptor = descriptor
+
+    def __del__(self):
+        os.close(self.descriptor)
+
+    def touch(self) -> None:
+        """Tells that the shard is in use."""
+
+    def is_removed(self) -> bool:
+        """Tells whether the store has removed the file since."""
+        return False
+
+
+class CachedShard(OpenShard):
+    """A shard in a cache: one that is in use is among the last to be removed."""
+
+    def __init__(self, path: str, descriptor: int):
+        super().__init__(path, descriptor)
+        self._touched = 0.0
+
+    def touch(self) -> None:
+        now = time.monotonic()
+        if now - self._touched > TOUCH_SECONDS:
+            self._touched = now
+            mark_used(self.descriptor)
+
+    def is_removed(self) -> bool:
+        return os.fstat(self.descriptor).st_nlink == 0
+
+
+class Store(Protocol):
+    """What a reader gets its files from."""
+
+    def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
+        """Opens a shard; size and checksum, where known, are those of the manifest.
+
+        Raises:
+            SampleError: The shard cannot be had.
+        """
+        ...
+
+
+class LocalStore:
+    """Shards that are files of this machine."""
+
+    def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
+        """See `Store`."""
+        if scheme(url):
+            raise ValueError(
+                f"the shard '{shown(url)}' is not a local file; give the data a cache folder "
+                "(ShardCache), or copy the shards to a local folder and index them there"
+            )
+        return open_local(url)
+
+
+class ShardCache:
+    """A bounded folder of remote shards, shared by the processes of a machine.
+
+    Local paths are opened where they are. Of shards that cannot be fetched a mark is left, so that
+    no process tries again before `quarantine_seconds` have passed or another run begins.
+
+    Args:
+        folder: The cache, on a disk of this machine; made when it does not exist.
+        max_bytes: Limit of what is kept there; 500e9 may be written, too.
+        transport: Fetches.
+        quarantine_seconds: How long a shard that could not be fetched is not tried again.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        max_bytes: float,
+        transport: Transport | None = None,
+        quarantine_seconds: float = 900.0,
+    ):
+        if max_bytes < 1:
+            raise ValueError(f"a cache of {max_bytes:g} bytes holds no shard; give it more")
+        self.folder = Path(folder).resolve()
+        self.max_bytes = int(max_bytes)
+        self.transport = transport or Transport()
+        self.quarantine_seconds = quarantine_seconds
+        self.started = time.time()
+        self.room = Room(self.folder, self.max_bytes)
+        self._ready = False
+
+    def _make(self) -> None:
+        """Makes the folder when it is first needed: a run can be evaluated where it is not."""
+        if self._ready:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder / "room.lock"):
+                self.room.sweep()
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._ready = True
+
+    def _unusable(self, error: OSError) -> ValueError:
+        return ValueError(
+            f"the cache folder '{self.folder}' cannot be used ({error}); name a folder on a "
+            "disk of this machine that can be written"
+        )
+
+    def require(self, num_shards: int, num_bytes: int) -> None:
+        """Raises a ValueError when the shards in use at one time do not fit.
+
+        Args:
+            num_shards: What the plan states as a machine's working set.
+            num_bytes: Their bytes together.
+        """
+        self._make()
+        if num_bytes > self.max_bytes:
+            raise ValueError(
+                f"the cache of {self.max_bytes} bytes in '{self.folder}' is too small: the order "
+                f"of samples needs {num_shards} shards at hand on each machine, {num_bytes} bytes; "
+                "give it that much, or use fewer lanes or a smaller block"
+            )
+        _, taken = self.room.contents()
+        free = shutil.disk_usage(self.folder).free
+        if num_bytes > free + taken:
+            raise ValueError(
+                f"the disk of the cache folder '{self.folder}' has {free + taken} bytes for it, "
+                f"and the order of samples needs {num_shards} shards at hand, {num_bytes} bytes; "
+                "free space there, or name a folder on a larger disk"
+            )
+
+    def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
+        """See `Store`; fetches the shard if need be, or waits for the process that does.
+
+        Raises:
+            SampleError: The shard cannot be read, now or before (`shard_missing`).
+            ValueError: The disk is full, the cache is smaller than the shard, the driver is missing
+                or commands are not allowed.
+        """
+        if not scheme(url):
+            return open_local(url)
+        self._make()
+        with self._telling(url, num_bytes):
+            return self._opened(url, num_bytes, sha256)
+
+    def _opened(self, url: str, num_bytes: int, sha256: str) -> OpenShard:
+        path = self._path(url, num_bytes, sha256)
+        shard = open_cached(path, num_bytes)
+        if shard is None:
+            self._check_quarantine(path)
+            with locked(self._beside(path, "lock")) as lock:
+                shard = open_cached(path, num_bytes)
+                if shard is None:
+                    self._check_quarantine(path)
+                    self._check_fits(url, num_bytes)
+                    while not self.room.reserve(lock, num_bytes, float("inf")):
+                        # Others are fetching; what they fetch can be removed once it is complete.
+                        time.sleep(WAIT_SECONDS)
+                    shard = self._fetch(url, path, lock, num_bytes, sha256)
+        shard.touch()
+        return shard
+
+    def prefetch(self, url: str, num_bytes: int = 0, sha256: str = "") -> bool:
+        """Fetches a shard that will be needed, or marks it as in use if it is there.
+
+        Nothing that is in use makes room for it, and nobody is waited for.
+
+        Returns:
+            Whether there is nothing left to do: False while another process fetches the shard or
+            there is no room yet.
+
+        Raises:
+            ValueError: As `open` does.
+        """
+        if not scheme(url):
+            return True
+        self._make()
+        with self._telling(url, num_bytes):
+            return self._prefetched(url, num_bytes, sha256)
+
+    def _prefetched(self, url: str, num_bytes: int, sha256: str) -> bool:
+        path = self._path(url, num_bytes, sha256)
+        with contextlib.suppress(FileNotFoundError):
+            mark_used(path)
+            return True
+        if self._quarantined(path):
+            return True
+        with tried(self._beside(path, "lock")) as lock:
+            if lock is None:
+                return False
+            if path.exists() or self._quarantined(path):
+                return True
+            self._check_fits(url, num_bytes)
+            if not self.room.reserve(lock, num_bytes, time.time() - HOLD_SECONDS):
+                return False
+            with contextlib.suppress(SampleError):
+                self._fetch(url, path, lock, num_bytes, sha256)
+        return True
+
+    def _fetch(self, url: str, path: Path, lock: int, num_bytes: int, sha256: str) -> OpenShard:
+        """Fetches a shard whose lock is held and whose room is reserved."""
+        # Whoever had the lock before may have been killed.
+        self.room.remove(f"{path.name}.part-")
+        part = self._beside(path, f"part-{os.getpid()}")
+        try:
+            self.transport.download(url, part, num_bytes, sha256)
+            if not num_bytes:
+                # Only now is it known how much room it takes.
+                self.room.reserve(lock, 0, float("inf"))
+            # Opened before it can be removed again, and its members listed once for all processes.
+            shard = CachedShard(str(path), os.open(part, os.O_RDONLY))
+            open_index(shard.path, shard.descriptor)
+            os.replace(part, path)
+        except FetchError as error:
+            self._beside(path, "bad").write_text(str(error), encoding="utf-8")
+            raise SampleError("shard_missing", str(error)) from error
+        finally:
+            part.unlink(missing_ok=True)
+        return shard
+
+    def _path(self, url: str, num_bytes: int, sha256: str) -> Path:
+        """Returns where a shard is kept; one that was written anew is another shard."""
+        words = f"{url}\0{num_bytes}\0{sha256}".encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(words, digest_size=12).hexdigest()
+        kept = "".join(c if c.isalnum() or c in "-_." else "_" for c in base_name(url))
+        name = kept.removesuffix(".tar").encode("ascii", "replace").decode().replace("?", "_")
+        return self.folder / f"{digest}-{name[-80:]}.tar"
+
+    def _beside(self, path: Path, kind: str) -> Path:
+        return path.with_name(f"{path.name}.{kind}")
+
+    def _quarantined(self, path: Path) -> str:
+        """Returns why a shard is not tried at present, "" if it is."""
+        mark = self._beside(path, "bad")
+        try:
+            since = mark.stat().st_mtime
+            reason = mark.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        # A mark from before this run counts no more: whoever starts again has repaired something.
+        if since < self.started - 1 or since < time.time() - self.quarantine_seconds:
+            mark.unlink(missing_ok=True)
+            return ""
+        return reason
+
+    def _check_quarantine(self, path: Path) -> None:
+        reason = self._quarantined(path)
+        if reason:
+            raise SampleError("shard_missing", reason)
+
+    def _check_fits(self, url: str, num_bytes: int) -> None:
+        if num_bytes > self.max_bytes:
+            raise ValueError(
+                f"the shard '{shown(url)}' has {num_bytes} bytes, more than the whole cache of "
+                f"{self.max_bytes} bytes in '{self.folder}'; give it room for the shards in use"
+            )
+
+    @contextlib.contextmanager
+    def _telling(self, url: str, num_bytes: int) -> Iterator[None]:
+        """Turns what is wrong with the disk into a sentence."""
+        try:
+            yield
+        except OSError as error:
+            if not is_disk_full(error):
+                raise self._unusable(error) from error
+            raise full_disk(self.folder, url, num_bytes) from error
+
+
+def open_local(path: str) -> OpenShard:
+    """Opens a file of this machine; raises SampleError."""
+    try:
+        return OpenShard(path, os.open(path, os.O_RDONLY))
+    except OSError as error:
+        raise SampleError("shard_missing", f"'{path}': {error.strerror}") from error
+
+
+def open_cached(path: Path, num_bytes: int) -> OpenShard | None:
+    """Opens a shard of the cache; None if it is not there or not what it should be."""
+    try:
+        shard = CachedShard(str(path), os.open(path, os.O_RDONLY))
+    except FileNotFoundError:
+        return None
+    if num_bytes and os.fstat(shard.descriptor).st_size != num_bytes:
+        return None
+    return shard
+
+
+def mark_used(file: int | Path) -> None:
+    """Sets the time of the last use of a file; raises FileNotFoundError."""
+    modified = os.stat(file).st_mtime_ns
+    # Another user's file cannot be marked: it is removed earlier, nothing else.
+    with contextlib.suppress(PermissionError):
+        os.utime(file, ns=(time.time_ns(), modified))

@@ -1,0 +1,77 @@
+"""SHA-256 of every shard into a manifest that exists: whoever fetches shards can check them.
+
+In: a manifest file. Out: the same file with the column `sha256` filled. A shard of another machine
+is fetched to a temporary folder and removed again.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..urls import scheme
+from .transport import FetchError, Transport
+
+BLOCK = 1 << 20
+
+
+def store_checksums(
+    path: str | os.PathLike[str],
+    progress: Callable[[int, int], None] | None = None,
+    transport: Transport | None = None,
+) -> None:
+    """Reads every shard of a manifest once and stores its checksum.
+
+    Args:
+        path: the manifest; it is replaced whole, or not at all.
+        progress: called with (shards done, shards in all) after each shard.
+        transport: fetches what lies on other machines.
+
+    Raises:
+        ValueError: a shard is missing.
+    """
+    path = Path(path)
+    table = pq.read_table(path)
+    urls = table["url"].to_pylist()
+    digests = []
+    for done, url in enumerate(urls, start=1):
+        if scheme(url):
+            digests.append(remote_digest(url, transport or Transport()))
+        else:
+            shard = path.parent / url  # an absolute url stays as it is
+            if not shard.is_file():
+                raise ValueError(
+                    f"{path} lists the shard {shard}, which does not exist; index again"
+                )
+            digests.append(digest(shard))
+        if progress:
+            progress(done, len(urls))
+    column = table.schema.get_field_index("sha256")
+    table = table.set_column(column, "sha256", pa.array(digests, pa.string()))
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    pq.write_table(table, partial)
+    partial.replace(path)
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            state.update(block)
+    return state.hexdigest()
+
+
+def remote_digest(url: str, transport: Transport) -> str:
+    """Returns the SHA-256 of a file of another machine; raises ValueError when it is not there."""
+    with tempfile.TemporaryDirectory(prefix="counterpoint-checksum-") as folder:
+        copy = Path(folder, "shard.tar")
+        try:
+            transport.download(url, copy)
+        except FetchError as error:
+            raise ValueError(f"{error}; check the address, or leave the shard out") from error
+        return digest(copy)

@@ -1,0 +1,254 @@
+"""Shard files to a manifest.
+
+In: brace patterns, globs, folders, paths, addresses of other machines, lists of these. Out: a
+saved `Manifest`. Counts come from the `NAME_stats.json` that img2dataset leaves beside each shard;
+without it the headers are walked once (which also makes the index the reader needs), for which a
+remote shard is fetched to a temporary folder and removed again.
+"""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+
+from ..urls import find_shards, scheme, shown, sidecar
+from .fields import IMAGE_EXTENSIONS, caption_member
+from .manifest import SCHEMA, Manifest
+from .members import TarDamage, open_index, split_name, walk_members
+from .transport import FetchError, Refused, Transport
+
+# How many headers are looked at when the count is known and only the layout is in question.
+NUM_PROBED = 64
+# Names such as `img.0001.jpg` make every number an extension.
+MAX_LISTED = 8
+# Walking fewer local shards than this takes less time than starting processes for it.
+MANY_SHARDS = 64
+# Shards handed to the workers at one time, so that their bookkeeping stays small.
+SLICE = 4096
+
+Measure = Callable[[str, int], tuple[int, int]]
+
+
+def index_shards(
+    urls: Sequence[str] | Mapping[str, Sequence[str]],
+    out: str | os.PathLike[str],
+    source: str = "default",
+    progress: Callable[[int, int], None] | None = None,
+    caption: Sequence[str] = ("txt",),
+    transport: Transport | None = None,
+    num_workers: int = 8,
+) -> Manifest:
+    """Indexes shards and writes the manifest.
+
+    Args:
+        urls: Brace patterns (`{00000..00041}`), globs, folders, paths, addresses, `@FILE` lists; or
+            these by the name of their source.
+        out: The manifest file to write; shards below its folder are listed relative to it.
+        source: Name of the source that the shards belong to, when `urls` names none.
+        progress: Called with (shards done, shards in all) after each shard.
+        caption: Caption fields that the shards are expected to have.
+        transport: Fetches what lies on other machines.
+        num_workers: Threads for remote shards, processes for many local ones.
+
+    Raises:
+        ValueError: No or missing shards, a damaged tar, or one without pictures or captions.
+    """
+    transport = transport or Transport()
+    sources = urls if isinstance(urls, Mapping) else {source: urls}
+    found = [
+        (name, url, num_bytes)
+        for name, patterns in sources.items()
+        for url, num_bytes in find_shards(patterns, transport.listing).items()
+    ]
+    for kind in {scheme(url): url for _, url, _ in found if scheme(url)}.values():
+        transport.require(kind)
+    folder = Path(out).parent.resolve()
+    rows: dict[str, list] = {name: [] for name in SCHEMA.names}
+    with tempfile.TemporaryDirectory(prefix="counterpoint-index-") as scratch:
+        measure = functools.partial(
+            measure_shard, caption=caption, transport=transport, scratch=Path(scratch)
+        )
+        measured = _measured([item[1:] for item in found], measure, num_workers)
+        for done, ((name, url, _), (count, num_bytes)) in enumerate(
+            zip(found, measured, strict=True), start=1
+        ):
+            rows["source"].append(name)
+            rows["url"].append(_listed_url(url, folder))
+            rows["num_samples"].append(count)
+            rows["num_bytes"].append(num_bytes)
+            rows["sha256"].append("")
+            if progress:
+                progress(done, len(found))
+    if not sum(rows["num_samples"]):
+        raise ValueError(f"the {len(found)} shards ({shown(found[0][1])}, ...) hold no samples")
+    manifest = Manifest(pa.table(rows, schema=SCHEMA), folder)
+    manifest.save(out)
+    return manifest
+
+
+def _listed_url(url: str, folder: Path) -> str:
+    """Returns a shard's address as the manifest in `folder` writes it."""
+    if scheme(url):
+        return url
+    # A shard that is a link keeps its own name: Hugging Face's cache calls the files by checksums.
+    absolute = Path(url).parent.resolve() / Path(url).name
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+
+
+def _measured(
+    shards: Sequence[tuple[str, int]], measure: Measure, num_workers: int
+) -> Iterator[tuple[int, int]]:
+    """Yields (samples, bytes) of each shard in order, several at a time."""
+    if any(scheme(url) for url, _ in shards):
+        executor: Executor = ThreadPoolExecutor(num_workers)
+        chunk = 1
+    elif len(shards) >= MANY_SHARDS and num_workers > 1:
+        executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("fork"))
+        chunk = 16
+    else:
+        yield from (measure(url, num_bytes) for url, num_bytes in shards)
+        return
+    with executor:
+        for first in range(0, len(shards), SLICE):
+            urls, sizes = zip(*shards[first : first + SLICE], strict=True)
+            try:
+                yield from executor.map(measure, urls, sizes, chunksize=chunk)
+            except BaseException:
+                executor.shutdown(cancel_futures=True)
+                raise
+
+
+def measure_shard(
+    url: str, num_bytes: int, caption: Sequence[str], transport: Transport, scratch: Path
+) -> tuple[int, int]:
+    """Returns the samples and bytes of one shard.
+
+    Args:
+        url: Its path or address.
+        num_bytes: Its size if a listing told it, else 0.
+        caption: Caption fields that it is expected to have.
+        transport: Fetches it, or what lies beside it, from another machine.
+        scratch: Folder for a copy.
+
+    Raises:
+        ValueError: It cannot be read, is damaged, or has no pictures or captions.
+    """
+    if not scheme(url):
+        return count_samples(url, caption), os.path.getsize(url)
+    try:
+        stated = _remote_count(url, transport)
+        if stated is not None:
+            return stated, num_bytes or transport.num_bytes(url)
+        descriptor, name = tempfile.mkstemp(suffix=".tar", dir=scratch)
+        os.close(descriptor)
+        path = Path(name)
+        try:
+            transport.download(url, path, num_bytes)
+            return count_samples(name, caption, shown(url)), path.stat().st_size
+        finally:
+            for leftover in (path, path.with_name(f"{path.name}.index")):
+                leftover.unlink(missing_ok=True)
+    except FetchError as error:
+        raise ValueError(
+            f"a shard cannot be indexed: {error}; check the address, or leave it out"
+        ) from error
+
+
+def _remote_count(url: str, transport: Transport) -> int | None:
+    if scheme(url) == "pipe":
+        return None
+    try:
+        return _stated_count(transport.content(sidecar(url)))
+    except Refused:
+        # Stores without permission to list, and signatures of other addresses, answer 403 or 401
+        # for what is not there.
+        return None
+
+
+def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") -> int:
+    """Returns the number of samples in a shard, from its sidecar or by walking the headers.
+
+    Args:
+        path: A tar on this machine.
+        caption: Caption fields that it is expected to have.
+        name: What messages call it; the path without it.
+
+    Raises:
+        ValueError: The tar is damaged, its sidecar disagrees, or pictures or captions are missing.
+    """
+    name = name or path
+    stated = _sidecar_count(path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if stated is not None and _looks_whole(descriptor, caption):
+            return stated
+        index = open_index(path, descriptor)
+    finally:
+        os.close(descriptor)
+    if index.damaged:
+        raise ValueError(
+            f"the shard '{name}' is cut off or damaged ({index.damaged}); fetch it again or leave "
+            "it out"
+        )
+    if stated is not None and stated != len(index):
+        raise ValueError(
+            f"the shard '{name}' holds {len(index)} samples, its _stats.json says {stated}; fetch "
+            "it again, or remove the _stats.json to trust the tar"
+        )
+    present = {index.extensions[kind] for kind in set(index.kinds.tolist())}
+    if len(index) and not present.intersection(IMAGE_EXTENSIONS):
+        raise ValueError(
+            f"the shard '{name}' has no pictures (found: {_listed(present)}); its members must be "
+            "named KEY.jpg, KEY.png or KEY.webp"
+        )
+    if len(index) and not present.intersection(map(caption_member, caption)):
+        raise ValueError(
+            f"the shard '{name}' has no captions in {_listed(caption)} (found: "
+            f"{_listed(present)}); name the caption members KEY.txt, or set the "
+            "caption field (`--caption json:NAME`)"
+        )
+    return len(index)
+
+
+def _listed(names: Sequence[str] | set[str]) -> str:
+    shown = [f".{name}" for name in sorted(names)[:MAX_LISTED]]
+    return ", ".join([*shown, "..."] if len(names) > MAX_LISTED else shown) or "nothing"
+
+
+def _sidecar_count(path: str) -> int | None:
+    """Returns `successes` of img2dataset's statistics beside a shard, None without them."""
+    try:
+        with open(sidecar(path), "rb") as file:
+            return _stated_count(file.read())
+    except OSError:
+        return None
+
+
+def _stated_count(statistics: bytes) -> int | None:
+    try:
+        successes = json.loads(statistics)["successes"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return successes if isinstance(successes, int) and successes >= 0 else None
+
+
+def _looks_whole(descriptor: int, caption: Sequence[str]) -> bool:
+    """Tells whether a tar has its end mark and its first samples pictures and captions."""
+    num_bytes = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, 1024, max(0, num_bytes - 1024))
+    if len(tail) < 1024 or any(tail):
+        return False
+    try:
+        members = list(itertools.islice(walk_members(descriptor, num_bytes), NUM_PROBED))
+    except TarDamage:
+        return False
+    present = {split[1] for name, _, _ in members if (split := split_name(name))}
+    wanted = {caption_member(field) for field in caption}
+    return bool(present & wanted and present.intersection(IMAGE_EXTENSIONS))

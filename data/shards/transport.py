@@ -1,0 +1,300 @@
+"""Files of other machines, copied whole to this one.
+
+In: an address (http, s3, gs, hf, ...: whatever fsspec has a driver for, or a command). Out: a local
+file that is complete, or an error in one sentence. A server that drops, stalls, truncates or is
+overloaded costs time: every attempt starts anew, after a growing pause, and none waits for ever.
+"""
+
+import errno
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..urls import scheme, shown, without_secrets
+from .transfer import Incomplete, check, copy_output, watched
+
+Result = TypeVar("Result")
+
+MAX_DELAY = 30.0
+# Answers of a web server that may differ at the next attempt; so may those from 500 on.
+PASSING_STATUS = (408, 425, 429)
+PACKAGES = {
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "hf": "huggingface_hub",
+    "abfs": "adlfs",
+    "az": "adlfs",
+}
+
+# By process, protocol and settings. Drivers are never let go: collecting one that was inherited
+# from the parent of a fork waits a second for an event loop that only the parent has, and then
+# closes connections that are the parent's.
+_systems: dict[tuple[int, str, float, str], Any] = {}
+
+
+def _forget_parent() -> None:
+    """Lets fsspec make its own lock and event loop in a forked process.
+
+    A thread of the parent may have held the lock; it does not exist here to release it.
+    """
+    if "fsspec.asyn" in sys.modules:
+        sys.modules["fsspec.asyn"].reset_lock()
+
+
+os.register_at_fork(after_in_child=_forget_parent)
+
+
+class FetchError(Exception):
+    """A remote file cannot be read, now or at all; the message says which and why."""
+
+
+class Refused(FetchError):
+    """The server answers, and will not give the file: asking again is pointless."""
+
+
+class NotThere(Refused):
+    """The server has no such file."""
+
+
+class Transport:
+    """Fetches and lists files of other machines.
+
+    Args:
+        num_attempts: How often a file is tried.
+        stall_timeout: Seconds without progress after which an attempt is given up.
+        first_delay: Pause in seconds before the second attempt; it doubles from one to the next.
+        options: What fsspec's drivers take, by protocol: `{"s3": {"anon": True}}`.
+        allow_pipe: Whether the commands of `pipe:` addresses may run. They come from the manifest,
+            which has to be trusted like a program then.
+    """
+
+    def __init__(
+        self,
+        num_attempts: int = 6,
+        stall_timeout: float = 60.0,
+        first_delay: float = 0.5,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        allow_pipe: bool = False,
+    ):
+        if num_attempts < 1 or stall_timeout <= 0 or first_delay < 0:
+            raise ValueError(
+                f"num_attempts={num_attempts}, stall_timeout={stall_timeout:g}, "
+                f"first_delay={first_delay:g}: give at least 1 attempt, a time-out above 0 and a "
+                "delay of 0 or more"
+            )
+        self.num_attempts = num_attempts
+        self.stall_timeout = stall_timeout
+        self.first_delay = first_delay
+        self.options = dict(options or {})
+        self.allow_pipe = allow_pipe
+
+    def require(self, url: str) -> None:
+        """Raises a ValueError unless an address can be fetched by what is installed and allowed."""
+        if scheme(url) != "pipe":
+            self._system(url)
+        elif not self.allow_pipe:
+            raise ValueError(
+                f"'{shown(url)}' is a command, and running commands from a manifest is not "
+                "allowed by default; if you trust it, set data.allow_pipe=true (and give "
+                "--allow_pipe to `counterpoint data index`), or name files or addresses instead"
+            )
+
+    def download(self, url: str, path: Path, num_bytes: int = 0, sha256: str = "") -> None:
+        """Copies a remote file; `path` appears whole, on the disk, or not at all.
+
+        Args:
+            url: The address.
+            path: The file to make. Files `PATH-*` beside it exist meanwhile.
+            num_bytes: Its size; 0 if it is not known.
+            sha256: Its checksum; "" if it is not known.
+
+        Raises:
+            FetchError: The file cannot be read completely, however often it is tried.
+            ValueError: The disk is full, the driver is missing, or commands are not allowed.
+        """
+        self.require(url)
+        try:
+            self._retried(url, lambda: self._attempt(url, path, num_bytes, sha256))
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise full_disk(path.parent, url, num_bytes) from error
+
+    def num_bytes(self, url: str) -> int:
+        """Returns the size of a remote file, 0 if it is not told; raises FetchError."""
+        if scheme(url) == "pipe":
+            return 0
+        system = self._system(url)
+        info = self._retried(url, lambda: watched(lambda: system.info(url), self.stall_timeout))
+        return int(info.get("size") or 0)
+
+    def content(self, url: str) -> bytes:
+        """Returns a small remote file; raises FetchError."""
+        system = self._system(url)
+        return self._retried(url, lambda: watched(lambda: system.cat_file(url), self.stall_timeout))
+
+    def listing(self, pattern: str) -> dict[str, int]:
+        """Returns the addresses that fit a glob, sorted, with their bytes (0: unknown).
+
+        Raises:
+            ValueError: The listing cannot be read, or its driver is missing.
+        """
+        system = self._system(pattern)
+        # A listing comes in many small answers, none of which can be seen here.
+        patience = 20 * self.stall_timeout
+        try:
+            found = self._retried(
+                pattern, lambda: watched(lambda: system.glob(pattern, detail=True), patience)
+            )
+        except NotThere:
+            return {}
+        except FetchError as error:
+            raise ValueError(f"{error}; check the address, or name the shards") from error
+        sizes = {
+            system.unstrip_protocol(name): int(info.get("size") or 0)
+            for name, info in found.items()
+            if info.get("type") != "directory"
+        }
+        return dict(sorted(sizes.items()))
+
+    def _attempt(self, url: str, path: Path, num_bytes: int, sha256: str) -> None:
+        # Every attempt has its own file: one that was given up may still write to its.
+        part = path.with_name(f"{path.name}-{time.monotonic_ns()}")
+        try:
+            if scheme(url) == "pipe":
+                copy_output(url, part, self.stall_timeout)
+            else:
+                self._copy(url, part)
+            check(part, num_bytes, sha256)
+            descriptor = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _copy(self, url: str, part: Path) -> None:
+        from fsspec.callbacks import Callback
+
+        system, seen = self._system(url), Callback()
+        watched(
+            lambda: system.get_file(system._strip_protocol(url), str(part), callback=seen),
+            self.stall_timeout,
+            part,
+        )
+        if seen.size and part.stat().st_size != seen.size:
+            raise Incomplete(f"{part.stat().st_size} of {seen.size} bytes arrived")
+
+    def _retried(self, url: str, call: Callable[[], Result]) -> Result:
+        """Calls until it works, an error is final, or the attempts are used up."""
+        # Python's own generator may be seeded alike in every process; these pauses must differ.
+        chance = random.SystemRandom()
+        error: Exception = Incomplete("never tried")
+        for attempt in range(self.num_attempts):
+            if attempt:
+                delay = min(MAX_DELAY, self.first_delay * 2 ** (attempt - 1))
+                time.sleep(delay * chance.uniform(0.5, 1))
+            try:
+                return call()
+            except Exception as caught:
+                error = caught
+                if is_disk_full(error):
+                    raise
+                if is_missing(error):
+                    raise NotThere(f"'{shown(url)}' does not exist") from error
+                if is_final(error):
+                    raise Refused(f"'{shown(url)}' cannot be read: {told(error)}") from error
+        raise FetchError(
+            f"'{shown(url)}' could not be read in {self.num_attempts} attempts: {told(error)}"
+        ) from error
+
+    def _system(self, url: str) -> Any:
+        """Returns fsspec's driver for an address: one a process, since none survives a fork."""
+        protocol = scheme(url)
+        settings = (self.stall_timeout, repr(self.options.get(protocol)))
+        key = (os.getpid(), protocol, *settings)
+        if key not in _systems:
+            _systems.setdefault(key, self._new_system(protocol, url))
+        return _systems[key]
+
+    def _new_system(self, protocol: str, url: str) -> Any:
+        import fsspec
+
+        try:
+            options = {**self._defaults(protocol), **self.options.get(protocol, {})}
+            return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+        except ImportError as error:
+            package = PACKAGES.get(protocol, f"that fsspec names ({error})")
+            raise ValueError(
+                f"'{shown(url)}' needs the Python package {package}; install it with pip"
+            ) from error
+        except ValueError as error:
+            reason = without_secrets(str(error))
+            raise ValueError(f"'{shown(url)}' cannot be fetched: {reason}") from error
+
+    def _defaults(self, protocol: str) -> dict[str, Any]:
+        """Returns the settings that keep a driver's own connections from waiting for ever."""
+        seconds = self.stall_timeout
+        if protocol in ("http", "https"):
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
+            headers = {"Accept-Encoding": "identity"}
+            return {"client_kwargs": {"timeout": timeout, "headers": headers, "trust_env": True}}
+        if protocol == "s3":
+            return {"config_kwargs": {"connect_timeout": seconds, "read_timeout": seconds}}
+        return {}
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Tells whether an error, or what caused it, is a full disk or a used-up quota."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full_disk(folder: Path, url: str, num_bytes: int) -> ValueError:
+    """Returns the error for a disk without room for a shard."""
+    size = f" ({num_bytes} bytes)" if num_bytes else ""
+    return ValueError(
+        f"the disk of '{folder}' is full: '{shown(url)}'{size} does not fit; free space "
+        "there, or name a folder on a larger disk"
+    )
+
+
+def is_missing(error: Exception) -> bool:
+    """Tells whether a server said that there is no such file."""
+    # fsspec reports any failure to learn a size as a missing file, and the reason as its cause.
+    cause = error.__cause__
+    return isinstance(error, FileNotFoundError) and (
+        cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404
+    )
+
+
+def is_final(error: Exception) -> bool:
+    """Tells whether trying again is pointless."""
+    status = getattr(error.__cause__ or error, "status", None)
+    if isinstance(status, int) and 400 <= status < 500:
+        return status not in PASSING_STATUS
+    return isinstance(error, PermissionError)
+
+
+def told(error: Exception) -> str:
+    """Returns an error in a few words."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    status = getattr(error, "status", None)
+    if isinstance(status, int) and status:
+        return f"the server answers {status}"
+    text = without_secrets(str(error).splitlines()[0])[:200] if str(error) else ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

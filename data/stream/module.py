@@ -1,0 +1,214 @@
+"""Image-text pairs from sources that can be neither indexed nor cached.
+
+In: addresses that webdataset opens, and the choices of the `data` slot that do not need a list of
+shards. Out: a data module whose batches are like those of listed shards, without the promises about
+their order: it keeps no place in the stream.
+"""
+
+import inspect
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from webdataset.gopen import gopen_schemes
+
+from ..dataset import Batch, StepLoader
+from ..images.transforms import Transform
+from ..module import PairsDataModule
+from ..pairs import Pairs
+from ..recipe import View
+from ..text.captions import CaptionPolicy
+from ..text.tokenize import Tokenizer
+from ..texts import Text
+from ..urls import find_shards, scheme, shown
+from .dataset import StreamDataset
+from .shards import Stream
+
+# Programs that webdataset calls.
+PROGRAMS = {"http": "curl", "https": "curl", "hf": "curl", "gs": "gsutil"}
+
+
+class StreamingPairs(Pairs):
+    """Image-text pairs from a stream of WebDataset shards.
+
+    Every rank gets batches of equal size at every step, for as long as the run lasts; the stream
+    never ends. Samples that cannot be used are left out and counted.
+
+    Args:
+        stream: The shards, and how they are mixed.
+        tokenizer, train_transform, eval_transform, key_field, caption, views, texts: As of
+            `PairsDataModule`.
+        num_workers: Loader processes a rank, each of which reads shards of its own.
+        max_error_rate: Samples that may be left out, per sample used, before the run stops.
+        allow_pipe: Whether `pipe:` addresses may run.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        tokenizer: Tokenizer | None = None,
+        train_transform: Transform | None = None,
+        eval_transform: Transform | None = None,
+        num_workers: int = 2,
+        key_field: str = "key",
+        caption: tuple[str, ...] | CaptionPolicy = ("txt",),
+        max_error_rate: float = 0.01,
+        views: dict[str, View] | None = None,
+        texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
+        allow_pipe: bool = False,
+    ):
+        super().__init__(
+            tokenizer,
+            train_transform,
+            eval_transform,
+            num_workers,
+            key_field,
+            caption,
+            max_error_rate,
+            views,
+            texts,
+        )
+        self.stream = stream
+        self.allow_pipe = allow_pipe
+
+    @property
+    def caveat(self) -> str:  # type: ignore[override]
+        """What is given up."""
+        return (
+            f"data.stream reads {len(self.shard_urls)} shards as they come: which samples a step "
+            "sees cannot be repeated, and a resumed run goes on at its step with a new stream"
+        )
+
+    @property
+    def source_names(self) -> list[str]:
+        """The one."""
+        return [self.stream.source]
+
+    @cached_property
+    def shard_urls(self) -> Sequence[str]:  # type: ignore[override]
+        """Addresses, expanded; raises ValueError if nothing exists under a name."""
+        urls = self.stream.urls
+        return list(find_shards([urls] if isinstance(urls, str) else urls))
+
+    @property
+    def epoch_size(self) -> int | None:
+        """Nobody has counted the samples."""
+        return None
+
+    @property
+    def fingerprint(self) -> str:
+        """Says only that it is a stream: what flows in it may change."""
+        return "stream"
+
+    def check(self, num_nodes: int = 1) -> None:
+        """Looks at what can be told without reading a shard."""
+        assert self.schedule is not None, "connect comes first"
+        self.ledger.check()
+        self.recipe()
+        for kind, url in {scheme(url): url for url in self.shard_urls}.items():
+            self._check_scheme(kind, shown(url))
+
+    def _check_scheme(self, kind: str, url: str) -> None:
+        program = PROGRAMS.get(kind)
+        if kind == "pipe" and not self.allow_pipe:
+            raise ValueError(
+                f"data.stream: '{url}' is a command, and running commands is not allowed by "
+                "default; if you trust it, set data.allow_pipe=true"
+            )
+        if kind and kind not in gopen_schemes:
+            raise ValueError(
+                f"data.stream: webdataset opens no {kind}:// addresses such as '{url}'; name a "
+                "command that prints the shard ('pipe:aws s3 cp s3://... -', with "
+                "data.allow_pipe=true), or index the shards and set data.manifest and data.cache"
+            )
+        if program is not None and shutil.which(program) is None:
+            raise ValueError(
+                f"data.stream: webdataset opens '{url}' with the program {program}, which is not "
+                "installed here"
+            )
+
+    def train_dataset(self, rank: int = 0, world_size: int = 1) -> StreamDataset:
+        """Returns the batches of one rank from `first_step` on.
+
+        Raises:
+            ValueError: There are fewer shards than loader workers to share them.
+        """
+        if self.schedule is None:
+            raise ValueError("StreamingPairs.connect must be called before training starts")
+        self.schedule.check_world_size(world_size)
+        num_shards, readers = len(self.shard_urls), world_size * max(1, self.num_workers)
+        if num_shards < readers and not self.stream.resampled:
+            most = num_shards // world_size
+            fix = f"data.num_workers={most}" if most else "fewer processes"
+            raise ValueError(
+                f"data.stream has {num_shards} shards, and {world_size} processes with "
+                f"{self.num_workers} loader workers each share them: use {fix}, more shards, or "
+                "data.stream.resampled=true"
+            )
+        return StreamDataset(
+            self.shard_urls,
+            self.stream,
+            self.recipe(),
+            self.readers,
+            self.schedule,
+            self.first_step,
+            rank,
+            world_size,
+            self.word_reducers,
+        )
+
+    def train_dataloader(self) -> StepLoader:
+        """Returns this rank's loader from `first_step` on; its length is the whole run's."""
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        dataset = self.train_dataset(rank, world_size)
+        return StepLoader(self.loader(dataset), dataset.parts, self.first_step)
+
+    def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
+        """Counts samples, and what could not be used, while the batch is still on the host."""
+        for part in batch:
+            self.ledger.count(part.pop("skipped"))
+        return super().on_before_batch_transfer(batch, dataloader_idx)
+
+
+def make_pairs(
+    manifest: str | list[str] | None = None, stream: Stream | None = None, **choices: Any
+) -> Pairs:
+    """Image-text pairs from listed shards, or from a stream. `docs/data.md` describes every part.
+
+    Args:
+        manifest: Path of the file that `counterpoint data index` wrote, or a list of such files.
+        stream: In its place, shards that can be neither indexed nor cached; which samples a step
+            sees cannot be repeated then.
+        choices: What is made of the samples.
+
+    Raises:
+        ValueError: Neither or both are given, or a choice that needs listed shards.
+    """
+    if stream is not None:
+        return StreamingPairs(stream, **streamed(manifest, choices))
+    if manifest is None:
+        raise ValueError(
+            "data.manifest is missing: the path of what `counterpoint data index SHARDS --out "
+            "FILE` writes (or set data.stream.urls, for shards that cannot be indexed)"
+        )
+    return PairsDataModule(manifest, **choices)
+
+
+def streamed(manifest: str | list[str] | None, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the choices that a stream knows.
+
+    Raises:
+        ValueError: Another one is made.
+    """
+    known = inspect.signature(StreamingPairs).parameters
+    usual = inspect.signature(PairsDataModule).parameters
+    for name, value in {"manifest": manifest, **choices}.items():
+        empty = (None, (), [], {}, usual[name].default)
+        if name not in known and value not in empty:
+            raise ValueError(
+                f"data.{name} needs listed shards, and data.stream has none: leave it out, or set "
+                "data.manifest in place of data.stream"
+            )
+    return {name: value for name, value in choices.items() if name in known}

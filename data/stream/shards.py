@@ -1,0 +1,223 @@
+"""Shards that are read from front to back, as webdataset reads them.
+
+In: addresses, and how to mix what comes. Out: raw samples in webdataset's form, and counts of what
+could not be read.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from webdataset.cache import FileCache, StreamingOpen
+from webdataset.compat import WebDataset
+from webdataset.gopen import Pipe, gopen
+from webdataset.shardlists import split_by_worker
+
+from ..errors import CAUSES, SampleError
+from ..shards.tar import BLOCK, TarDamage
+from ..urls import shown
+
+# In a row, in one loader worker: then it is no accident, and the run ends instead of turning idly.
+MAX_BAD_SHARDS = 64
+MAX_BAD_SAMPLES = 1000
+# How gzip, bzip2 and xz begin.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+
+
+class Pipeline(Protocol):
+    """Adds stages to a stream: `dataset.select(...)`, `dataset.decode("pil")`, ...."""
+
+    def __call__(self, dataset: WebDataset) -> Iterable[dict[str, Any]]:
+        """Returns the stream with further stages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a stream of samples comes from, and how it is mixed.
+
+    Attributes:
+        urls: Shards, as `counterpoint data index` takes them; also `pipe:COMMAND`.
+        resampled: Whether each shard is drawn from all with replacement. If not, the shards are
+            shared out between the loader workers of all processes, each of which goes through its
+            own again and again.
+        shuffle_shards: Whether shards that are not drawn come in another order at each pass.
+        shuffle: Samples in each worker's shuffle buffer; 0: none. It is filled before the first one
+            is used.
+        source: Name of the source, in counters and in the samples' keys.
+        pipeline: Function of a `webdataset.WebDataset` that returns it with further stages, after
+            the shuffle buffer.
+    """
+
+    urls: str | list[str]
+    resampled: bool = False
+    shuffle_shards: bool = True
+    shuffle: int = 1000
+    source: str = "default"
+    pipeline: Pipeline | None = None
+
+    def __post_init__(self) -> None:
+        if self.shuffle < 0:
+            raise ValueError(f"data.stream.shuffle={self.shuffle}: give 0 (no buffer) or more")
+
+
+class Faults:
+    """What could not be used since it was last asked; also webdataset's handler of errors.
+
+    Args:
+        urls: Addresses of the shards.
+    """
+
+    def __init__(self, urls: Sequence[str]):
+        self.numbers = {url: number for number, url in enumerate(urls)}
+        self.url = ""
+        self.counts: Counter[tuple[int, int, int]] = Counter()
+        self.bad_shards = self.bad_samples = 0
+        self._is_counted = False
+
+    def begin(self, url: str) -> None:
+        """Notes which shard is read from now on."""
+        self.url, self._is_counted = url, False
+
+    def __call__(self, error: Exception) -> bool:
+        """Counts damage to the shard, once each time it is opened; webdataset goes on then."""
+        self.count_shard("shard_truncated", error)
+        return True
+
+    def count_shard(self, cause: str, error: Exception) -> None:
+        """Counts a shard that cannot be read, or not to its end.
+
+        Raises:
+            ValueError: So many could not be read that it is no accident.
+        """
+        if self._is_counted:
+            return
+        self._is_counted = True
+        self.counts[CAUSES.index(cause), 0, self.numbers[self.url]] += 1
+        self.bad_shards += 1
+        if self.bad_shards >= MAX_BAD_SHARDS:
+            reason = str(error.args[0] if error.args else error).splitlines()[0][:200]
+            raise ValueError(
+                f"data.stream: {self.bad_shards} shards in a row could not be read; the last, "
+                f"'{shown(self.url)}': {type(error).__name__}: {shown(reason)}"
+            )
+
+    def count_sample(self, url: str, error: SampleError) -> None:
+        """Counts a sample that cannot be used.
+
+        Raises:
+            ValueError: So many could not be used that it is no accident.
+        """
+        self.counts[error.code, 0, self.numbers.get(url, 0)] += 1
+        self.bad_samples += 1
+        if self.bad_samples >= MAX_BAD_SAMPLES:
+            raise ValueError(
+                f"data.stream: {self.bad_samples} samples in a row could not be used; the last, in "
+                f"'{shown(url)}': {error}; look at data.caption and the shards"
+            )
+
+    def count_good(self) -> None:
+        """Notes a sample that is used."""
+        self.bad_shards = self.bad_samples = 0
+
+    def take(self) -> Tensor:
+        """Returns rows (cause, source, shard), one for each, int64 [n, 3], and forgets them."""
+        rows = list(self.counts.elements())
+        self.counts.clear()
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+
+
+class Shards(WebDataset):
+    """webdataset's own, which also heeds the exit status of commands and tells shards apart.
+
+    Args:
+        urls: Addresses of the shards.
+        stream: How they are mixed.
+        rank: Of this process.
+        world_size: Number of processes.
+        seed: Of the order of shards and of the shuffle buffer.
+        faults: Hears of what cannot be read.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        stream: Stream,
+        rank: int,
+        world_size: int,
+        seed: int,
+        faults: Faults,
+    ):
+        is_shared = not stream.resampled
+        super().__init__(
+            list(urls),
+            handler=faults,
+            resampled=stream.resampled,
+            shardshuffle=len(urls) if is_shared and stream.shuffle_shards else False,
+            detshuffle=True,
+            nodesplitter=partial(deal, rank=rank, world_size=world_size) if is_shared else None,
+            workersplitter=split_by_worker if is_shared else None,
+            empty_check=False,
+            seed=seed,
+        )
+        self.faults = faults
+        openers = [isinstance(stage, StreamingOpen | FileCache) for stage in self.pipeline]
+        self.pipeline[openers.index(True)] = self.opened
+
+    def opened(self, shards: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+        """Opens each shard when the one before has been read, and closes it."""
+        for shard in shards:
+            url = shard["url"]
+            self.faults.begin(url)
+            try:
+                stream = gopen(url)
+            except Exception as error:
+                self.faults.count_shard("shard_missing", error)
+                continue
+            read = Ending(stream)
+            try:
+                yield {"url": url, "stream": read}
+            except GeneratorExit:
+                # To close it would be to wait for a command that may hang.
+                if isinstance(stream, Pipe):
+                    stream.proc.kill()
+                raise
+            try:
+                stream.close()
+                read.check()
+            except Exception as error:
+                self.faults.count_shard("shard_truncated", error)
+
+
+class Ending:
+    """A stream that remembers how it ended: tarfile takes any end for the tar's.
+
+    Args:
+        stream: What is read.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.head = self.tail = b""
+
+    def read(self, *args: int) -> bytes:
+        """Reads on."""
+        data = self.stream.read(*args)
+        self.head = self.head or data[:6]
+        self.tail = data[-BLOCK:] or self.tail
+        return data
+
+    def check(self) -> None:
+        """Raises TarDamage unless the end mark of a tar, or a compressed one, was read."""
+        if any(self.tail) and not self.head.startswith(COMPRESSED):
+            raise TarDamage("it ends without an end mark")
+
+
+def deal(shards: Iterable[Any], rank: int, world_size: int) -> Iterator[Any]:
+    """Yields this rank's shards."""
+    yield from islice(shards, rank, None, world_size)

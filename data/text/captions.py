@@ -1,0 +1,121 @@
+"""Which of a sample's texts becomes its caption.
+
+In: a raw sample and one uniform number of this sample, epoch and text. Out: the caption. A field is
+an extension (`txt`) or a value of a JSON member (`json:caption`), which may be a list of texts. So
+a choice among rewrites is a function of (seed, epoch, key), the same on any number of workers.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from ..errors import SampleError
+from ..shards.fields import field_texts
+from ..shards.reader import RawSample
+
+# A mark that ends a sentence, closing quotes and brackets, then a space: "3.5" and "e.g.," are in
+# the middle of one. None begins inside a run of marks: thousands of dots would take seconds.
+_SENTENCE_END = re.compile(r"(?<![.!?。！？])[.!?。！？]+[\"'”’)\]]*(?=\s|$)|(?<=[。！？])")
+
+
+class CaptionPolicy(ABC):
+    """Chooses a caption.
+
+    Attributes:
+        fields: Every field that it may read.
+    """
+
+    fields: tuple[str, ...]
+
+    @abstractmethod
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        """Returns the caption, never blank.
+
+        Args:
+            sample: A raw sample.
+            draw: Uniform in [0, 1), of this sample and epoch.
+
+        Raises:
+            SampleError: There is no text (`no_caption`), or it is unusable (`bad_text`).
+        """
+
+
+class FirstFound(CaptionPolicy):
+    """The first field that has text; of a list, its first text.
+
+    Args:
+        fields: Fields in order of preference.
+
+    Raises:
+        ValueError: No fields.
+    """
+
+    def __init__(self, fields: Sequence[str] = ("txt",)):
+        if isinstance(fields, str) or not fields:
+            raise ValueError(f"fields={fields!r} must be a list such as [txt, json:caption]")
+        self.fields = tuple(fields)
+
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        for field in self.fields:
+            for text in field_texts(sample, field):
+                return text
+        raise _nothing_in(sample, self.fields)
+
+
+class WeightedChoice(CaptionPolicy):
+    """A random field of those that have text; of a list, a random text.
+
+    Text rewriting as augmentation (Fan et al., "Improving CLIP Training with Language Rewrites",
+    2023, section 3.3) is `{txt: 1, json:rewrites: 4}` for four rewrites beside the original.
+
+    Args:
+        weights: How often each field is taken, relative to the others that have text.
+
+    Raises:
+        ValueError: No weight is above 0, or one is negative.
+    """
+
+    def __init__(self, weights: dict[str, float]):
+        if not weights or min(weights.values()) < 0 or not max(weights.values()) > 0:
+            raise ValueError(f"weights={weights} must name fields and hold a weight above 0")
+        self.weights = {field: float(weight) for field, weight in weights.items() if weight > 0}
+        self.fields = tuple(self.weights)
+
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        found = {field: texts for field in self.fields if (texts := field_texts(sample, field))}
+        if not found:
+            raise _nothing_in(sample, self.fields)
+        left = draw * sum(self.weights[field] for field in found)
+        for field, texts in found.items():
+            weight = self.weights[field]
+            if left < weight or field == next(reversed(found)):
+                # What the choice of the field left of the draw chooses within the list.
+                return texts[min(int(left / weight * len(texts)), len(texts) - 1)]
+            left -= weight
+        raise AssertionError("the last field takes the rest")
+
+
+class FirstSentence(CaptionPolicy):
+    """The first sentence of what another policy chooses; long captions made short.
+
+    Args:
+        of: The policy; the first field found by default.
+    """
+
+    def __init__(self, of: CaptionPolicy | None = None):
+        self.of = of or FirstFound()
+        self.fields = self.of.fields
+
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        text = self.of(sample, draw).strip()
+        end = _SENTENCE_END.search(text)
+        return text[: end.end()] if end and end.end() else text
+
+
+def policy_of(caption: CaptionPolicy | Sequence[str]) -> CaptionPolicy:
+    """Returns the policy that a run file means by a policy or a list of fields."""
+    return caption if isinstance(caption, CaptionPolicy) else FirstFound(caption)
+
+
+def _nothing_in(sample: RawSample, fields: Sequence[str]) -> SampleError:
+    return SampleError("no_caption", f"'{sample['__key__']}' has no text in {', '.join(fields)}")

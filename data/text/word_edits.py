@@ -1,0 +1,56 @@
+"""A second wording of a caption made from its own words: text augmentation without a model.
+
+In: the caption that another policy takes, and the sample's uniform number. Out: the caption with
+words swapped, or with words left out. The same (seed, epoch, key) gives the same words.
+"""
+
+import numpy as np
+
+from ..hashing import mix, seeded
+from ..shards.reader import RawSample
+from .captions import CaptionPolicy, FirstFound
+
+
+class WordEdits(CaptionPolicy):
+    """Swaps words, or leaves words out, each half of the times; a single word stays as it is.
+
+    Two of the four edits of Wei and Zou, "EDA: Easy Data Augmentation Techniques" (2019), section
+    2; the other two put in synonyms, which needs a thesaurus.
+
+    Args:
+        of: The policy whose caption is edited; the first field found by default.
+        share: How many swaps, per word (at least one); how likely each word is left out (one always
+            stays).
+
+    Raises:
+        ValueError: `share` is no fraction.
+    """
+
+    def __init__(self, of: CaptionPolicy | None = None, share: float = 0.1):
+        if not 0 < share < 1:
+            raise ValueError(f"WordEdits has share={share}: it must lie between 0 and 1")
+        self.of = of or FirstFound()
+        self.fields = self.of.fields
+        self.share = share
+
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        words = self.of(sample, draw).split()
+        if len(words) < 2:
+            return " ".join(words)
+        # What `of` chose by depends on `draw` itself: the edits need numbers of their own.
+        bits = mix(np.arange(2 * len(words) + 2), seeded("word edits", draw)) >> np.uint64(11)
+        chance, *numbers = (bits * 2.0**-53).tolist()
+        edit = self._swapped if chance < 0.5 else self._thinned
+        return " ".join(edit(words, numbers))
+
+    def _swapped(self, words: list[str], numbers: list[float]) -> list[str]:
+        count = len(words)
+        for i in range(max(1, round(self.share * count))):
+            first = int(numbers[2 * i] * count)
+            second = (first + 1 + int(numbers[2 * i + 1] * (count - 1))) % count
+            words[first], words[second] = words[second], words[first]
+        return words
+
+    def _thinned(self, words: list[str], numbers: list[float]) -> list[str]:
+        kept = [word for word, number in zip(words, numbers, strict=False) if number >= self.share]
+        return kept or [words[int(numbers[-1] * len(words))]]

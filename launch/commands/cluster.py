@@ -1,0 +1,190 @@
+"""`counterpoint cluster`: which cluster each sample of a store is in, stored beside it.
+
+In: a store that `counterpoint embed` wrote (or any sidecar with a column of embeddings). Out: a
+sidecar with the column `id`, the number of the sample's cluster, for `losses.clusters`; and the
+clusters' centres. Spherical k-means by faiss, over a part of the samples that is drawn by the seed.
+An et al., "Unicom" (2023); Yang et al., "CLIP-CID" (2024): clusters of a frozen model's features.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...data.sidecar import KEY, write_sidecar
+from .. import arguments
+from ..experiments.claims import claimed
+from ..experiments.results import write_json
+
+ABOUT, CENTRES = "clusters.json", "centres.safetensors"
+BLOCK = 1 << 26  # cosines at once
+
+
+def main(argv: list[str]) -> int:
+    """Writes what is missing of the clusters; returns 0."""
+    chosen = arguments.cluster().parse_args(argv)
+    files = checked(chosen)
+    counts = [rows_in(path, chosen.column)[0] for path in files]
+    if sum(counts) < chosen.clusters:
+        raise ValueError(
+            f"{chosen.store} has {sum(counts):,} rows in SOURCE/SHARD.safetensors, too few for "
+            f"--clusters {chosen.clusters:,}: give fewer, or check the folder"
+        )
+    centres = found_centres(chosen, files, counts)
+    sizes = torch.zeros(len(centres), dtype=torch.int64)
+    for path in files:
+        target = chosen.out / path.relative_to(chosen.store)
+        if not target.exists():
+            keys, rows = read(path, chosen.column)
+            columns = {KEY: keys, "id": nearest(rows, centres)}
+            write_sidecar(chosen.out, path.parent.name, path.stem, columns)
+        sizes += torch.bincount(load_file(target)["id"], minlength=len(centres))
+    print(
+        f"{chosen.out}: {int(sizes.sum()):,} samples in {int((sizes > 0).sum()):,} of "
+        f"{len(centres):,} clusters, {int(sizes.min()):,} to {int(sizes.max()):,} in each"
+    )
+    return 0
+
+
+def checked(chosen: argparse.Namespace) -> list[Path]:
+    """The store's files.
+
+    Raises:
+        ValueError: an option, the store, or the folder to write cannot be used.
+    """
+    for name in ("clusters", "iterations", "samples_per_cluster"):
+        if getattr(chosen, name) < 1:
+            raise ValueError(f"--{name} {getattr(chosen, name)}: give 1 or more")
+    if chosen.out.resolve().is_relative_to(chosen.store.resolve()):
+        raise ValueError(f"--out {chosen.out} lies in the store; choose a folder outside of it")
+    if claims := sorted(chosen.store.glob("*/*.claim")):
+        raise ValueError(
+            f"{chosen.store} is still being written ({claims[0]}): wait for counterpoint embed; if "
+            "nobody works on it any more, delete that file and finish the store first"
+        )
+    files = sorted(chosen.store.glob("*/*.safetensors"))
+    widths = {rows_in(path, chosen.column)[-1] for path in files}
+    if len(widths) > 1:
+        raise ValueError(
+            f"{chosen.store} has embeddings of widths {sorted(widths)}; give one store"
+        )
+    try:
+        import faiss  # noqa: F401, used when all is read
+    except ImportError:
+        raise ValueError(
+            "counterpoint cluster needs faiss, which is not installed; "
+            "run `pip install -e '.[curate]'` in Counterpoint's folder"
+        ) from None
+    return files
+
+
+def found_centres(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
+    """The clusters' centres [clusters, d], unit rows: those in the folder, or made and put there.
+
+    Raises:
+        ValueError: the folder has those of other options, or another process makes them.
+    """
+    names = ("column", "clusters", "iterations", "samples_per_cluster", "seed")
+    wanted: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+    wanted |= {"store": str(chosen.store.resolve()), "rows": sum(counts)}
+    about, path = chosen.out / ABOUT, chosen.out / CENTRES
+    with claimed(path.with_suffix(".claim")) as ours:
+        if not about.exists():
+            if not ours:
+                raise ValueError(f"another process makes the centres in {chosen.out}; wait for it")
+            centres = k_means(drawn(chosen, files, counts), chosen)
+            part = path.with_suffix(".part")
+            part.write_bytes(save({"centres": centres}))
+            part.replace(path)
+            write_json(about, wanted)  # last: without it the centres are made again
+            return centres
+    found = json.loads(about.read_text(encoding="utf-8"))
+    if changed := sorted(key for key in wanted if found.get(key) != wanted[key]):
+        raise ValueError(
+            f"{chosen.out} holds clusters of other {', '.join(changed)}; choose another --out"
+        )
+    return load_file(path)["centres"]
+
+
+def drawn(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
+    """The embeddings that k-means looks at [n, d], drawn from all shards alike."""
+    total, width = sum(counts), rows_in(files[0], chosen.column)[-1]
+    size = min(total, chosen.clusters * chosen.samples_per_cluster)
+    print(
+        f"{chosen.out}: k-means over {size:,} of {total:,} rows, {size * width * 4 / 1e9:,.1f} GB "
+        "in memory",
+        flush=True,
+    )
+    at = np.sort(np.random.default_rng(chosen.seed).choice(total, size, replace=False))
+    rows, starts = torch.empty(size, width), np.cumsum([0, *counts])
+    for path, first, last in zip(files, starts, starts[1:], strict=False):
+        low, high = np.searchsorted(at, [first, last])
+        if low < high:
+            rows[low:high] = read(path, chosen.column)[1][torch.from_numpy(at[low:high] - first)]
+    return rows
+
+
+def k_means(rows: Tensor, chosen: argparse.Namespace) -> Tensor:
+    """Centres [clusters, d] of unit rows [n, d]; of length one themselves."""
+    import faiss
+
+    means = faiss.Kmeans(
+        rows.shape[1],
+        chosen.clusters,
+        niter=chosen.iterations,
+        spherical=True,
+        seed=chosen.seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(rows),
+        gpu=faiss.get_num_gpus() > 0,
+    )
+    means.train(rows.numpy())
+    return F.normalize(torch.from_numpy(np.array(means.centroids)), dim=-1)
+
+
+def nearest(rows: Tensor, centres: Tensor) -> Tensor:
+    """Number of each row's centre [n], by cosine; int64."""
+    block = max(1, BLOCK // len(centres))
+    return torch.cat([(part @ centres.T).argmax(1) for part in rows.split(block)])
+
+
+def rows_in(path: Path, column: str) -> list[int]:
+    """Shape of a file's embeddings, [n, d] or [n, variants, d].
+
+    Raises:
+        ValueError: it is damaged, or has no such column of vectors.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = set(file.keys()) - {KEY}
+            shape = file.get_slice(column).get_shape() if column in names else []
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"the store's file '{path}' is damaged ({error})") from error
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"the store's file '{path}' has no embeddings named '{column}'; it has "
+            f"{', '.join(sorted(names))}: choose another --column"
+        )
+    return shape
+
+
+def read(path: Path, column: str) -> tuple[Tensor, Tensor]:
+    """Keys [n] and unit embeddings [n, d] of a file; of several variants, their mean.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        keys, rows = file.get_tensor(KEY), file.get_tensor(column).float()
+    if not rows.isfinite().all():
+        raise ValueError(f"the store's file '{path}' has '{column}' that are not finite")
+    if rows.ndim == 3:
+        rows = F.normalize(rows, dim=-1).mean(1)
+    return keys, F.normalize(rows, dim=-1)

@@ -1,0 +1,262 @@
+"""`counterpoint embed`: a teacher's embeddings of every sample, stored beside the shards.
+
+In: a run file with the teacher, as for training with it. Out: a sidecar with, for each sample, some
+augmentations (their parameters, so that training makes the same pictures again), the numbers that
+chose captions, and what the teacher makes of both. One shard is one file: start the command again
+to go on, or several times, on any machine that sees the folder, to share the work.
+Vasu et al., "MobileCLIP" (2024), section 4: dataset reinforcement.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...data.dataset import Batch, StepDataset
+from ...data.module import PairsDataModule
+from ...data.render import uniform
+from ...data.shards.manifest import Manifest
+from ...data.sidecar import KEY, check_file_names, write_sidecar
+from ...data.urls import base_name
+from ...models.teachers.frozen import DTYPES, FrozenTowers
+from ...train.strategies.teacher_placement import place
+from .. import arguments
+from ..config import parser as run_config
+from ..experiments.claims import claimed
+from ..experiments.results import write_json
+from ..run.build import build
+from ..run.teachers import checked_teacher
+
+ABOUT = "store.json"
+
+
+def main(argv: list[str]) -> int:
+    """Writes what is missing of a store; returns 0, or 1 when others still work on parts."""
+    chosen, rest = arguments.embed().parse_known_args(argv)
+    chosen.device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.variants < 1 or chosen.batch_size < 1:
+        raise ValueError(
+            f"--variants {chosen.variants} and --batch_size {chosen.batch_size}: give 1 or more"
+        )
+    parser = run_config.make_parser()
+    config = run_config.parse(parser, rest)
+    module, parts = build(parser, config)
+    module.resolved_config = run_config.plain(parser, config)
+    if chosen.teacher not in (parts.teachers or {}):
+        known = ", ".join(parts.teachers or {}) or "none"
+        raise ValueError(f"the run file has no teacher '{chosen.teacher}'; it has {known}")
+    towers, views = checked_teacher(module, parts, chosen.teacher)
+    place(towers, torch.device(chosen.device))
+    if not isinstance(parts.data, PairsDataModule):
+        raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
+    store = Store(chosen, towers, views, parts.data)
+    store.open(about(module.resolved_config, chosen, store))
+    store.write_all()
+    return store.report()
+
+
+class Store:
+    """The sidecar that is written.
+
+    Args:
+        chosen: Options of the command.
+        towers: The teacher.
+        views: What it sees, such as `image` and `text.theirs`, and in which form.
+        data: Samples and how they are augmented.
+    """
+
+    def __init__(self, chosen: Any, towers: FrozenTowers, views: list[str], data: PairsDataModule):
+        self.out, self.variants, self.batch_size = chosen.out, chosen.variants, chosen.batch_size
+        self.dtype, self.device = DTYPES[chosen.precision], chosen.device
+        self.towers, self.views, self.data = towers, views, data
+        self.dataset: StepDataset = data.train_dataset()
+        self.counts = self.dataset.loader.counts
+
+    @property
+    def manifest(self) -> Manifest:
+        """The shards."""
+        return self.data.manifest
+
+    def open(self, wanted: dict[str, Any]) -> None:
+        """Makes the folder; says how large the store will be.
+
+        Raises:
+            ValueError: the folder holds another store, the disk is too small, or two shards would
+                have one file.
+        """
+        check_file_names(self.manifest)
+        path = self.out / ABOUT
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            changed = sorted(key for key in wanted if found.get(key) != wanted[key])
+            if changed:
+                raise ValueError(
+                    f"{self.out} holds a store of other {', '.join(changed)}; choose another --out"
+                )
+        missing = sum(int(self.counts[shard]) for shard in self.missing())
+        if not missing:
+            return
+        size = missing * self.bytes_per_sample()
+        self.out.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.out).free
+        print(
+            f"{self.out}: {missing:,} samples x {self.variants} variants to store, about "
+            f"{size / 1e6:,.1f} MB ({free / 1e6:,.0f} MB free)",
+            flush=True,
+        )
+        if size > free:
+            raise ValueError(
+                f"the store needs {size / 1e9:,.1f} GB, and the disk of {self.out} has "
+                f"{free / 1e9:,.1f} GB free: use fewer --variants or another disk"
+            )
+        write_json(path, wanted)
+
+    def bytes_per_sample(self) -> int:
+        """Size of one sample's row, by looking at one."""
+        shard = int(self.counts.argmax())
+        columns = self.columns_of(*self.dataset.loader.load([(0, shard, 0)]))
+        row = sum(column.element_size() * column[0].numel() for column in columns.values())
+        return (row + torch.float64.itemsize) * self.variants
+
+    def missing(self) -> list[int]:
+        """Shards that have samples and no file."""
+        return [s for s, n in enumerate(self.counts.tolist()) if n and not self.path(s).exists()]
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        source, name = self.names(shard)
+        return self.out / source / f"{name.removesuffix('.tar')}.safetensors"
+
+    def names(self, shard: int) -> tuple[str, str]:
+        """Source and file name of a shard."""
+        source = self.manifest.sources[self.manifest.source_ids[shard]]
+        return source, base_name(self.manifest.urls[shard])
+
+    def write_all(self) -> None:
+        """Writes the missing shards that nobody else works on."""
+        for shard in self.missing():
+            with claimed(self.path(shard).with_suffix(".claim")) as ours:
+                if ours and not self.path(shard).exists():
+                    rows = self.rows(shard)
+                    write_sidecar(self.out, *self.names(shard), rows)
+                    print(f"{self.path(shard)}: {len(rows[KEY])} rows", flush=True)
+
+    def rows(self, shard: int) -> dict[str, Tensor]:
+        """Embeds a shard: `key` [n] and columns [n, variants, ...], of usable samples.
+
+        Raises:
+            ValueError: the teacher gives numbers that are not finite.
+        """
+        variants = [self.embedded(shard, variant) for variant in range(self.variants)]
+        keys, first = variants[0][KEY].unique(return_inverse=True)
+        rows = torch.full((len(keys),), len(first)).scatter_reduce(
+            0, first, torch.arange(len(first)), "amin"
+        )
+        made = {KEY: keys}
+        for column in variants[0].keys() - {KEY}:
+            stacked = torch.stack([variant[column][rows] for variant in variants], 1)
+            made[column] = stacked if self.variants > 1 else stacked[:, 0]
+            if not made[column].isfinite().all():
+                raise ValueError(
+                    f"the teacher's '{column}' is not finite in {self.path(shard)}: use "
+                    "--precision bfloat16 or float32"
+                )
+        return made
+
+    def embedded(self, shard: int, variant: int) -> dict[str, Tensor]:
+        """One variant of all usable samples of a shard, in their order."""
+        parts: list[dict[str, Tensor]] = []
+        for batch in self.batches(shard, variant):
+            good = batch["status"] == 0  # Others are replacements of samples that cannot be used.
+            found = self.columns_of(batch)
+            parts.append({name: column[good] for name, column in found.items()})
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        # What the loader draws for the main caption in this epoch.
+        draws = [uniform(self.data.seed, variant, "text", key) for key in joined[KEY].tolist()]
+        return joined | {"text.draw": torch.tensor(draws, dtype=torch.float64)}
+
+    def batches(self, shard: int, variant: int) -> Iterator[Batch]:
+        """The batches of a shard, made by as many processes as in training."""
+        places = ShardBatches(self.dataset, shard, variant, self.batch_size)
+        processes = min(self.data.num_workers, len(places))
+        yield from DataLoader(places, batch_size=None, num_workers=processes)
+
+    def columns_of(self, batch: Batch, texts: dict[str, list[str]] | None = None) -> Batch:
+        """What is stored of a batch."""
+        if texts is not None:
+            batch = batch | self.dataset.tokenized(texts)
+        there = {name: value.to(self.device) for name, value in batch.items()}
+        features = self.towers(there, self.views)
+        made = {view: features[view].to("cpu", self.dtype) for view in self.views}
+        seen = {view.removesuffix(".raw") for view in self.views}
+        made |= {n: batch[n] for v in seen if (n := f"{v}.augmentation") in batch}
+        return made | {KEY: batch["key"]}
+
+    def report(self) -> int:
+        """Says what is there; returns 1 while shards are missing."""
+        from safetensors import safe_open
+
+        num_rows = 0
+        for shard in range(len(self.counts)):
+            if self.path(shard).exists():
+                with safe_open(str(self.path(shard)), framework="pt") as file:
+                    num_rows += file.get_slice(KEY).get_shape()[0]
+        missing = self.missing()
+        if missing:
+            print(f"{self.out}: {len(missing)} shards are not done; others work on them")
+            return 1
+        num_samples = int(self.counts.sum())
+        print(
+            f"{self.out}: complete, {num_rows:,} of {num_samples:,} samples have a row (the others "
+            "cannot be read, or repeat a key)"
+        )
+        return 0
+
+
+class ShardBatches(Dataset):
+    """The samples of a shard in order, under one augmentation.
+
+    Args:
+        dataset: Loads and tokenizes.
+        shard: Its number.
+        variant: Which augmentation; what would be drawn in this epoch.
+        batch_size: Samples of a batch.
+    """
+
+    def __init__(self, dataset: StepDataset, shard: int, variant: int, batch_size: int):
+        count = int(dataset.loader.counts[shard])
+        places = [(variant, shard, i) for i in range(count)]
+        self.dataset = dataset
+        self.parts = [places[i : i + batch_size] for i in range(0, count, batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, texts = self.dataset.loader.load(self.parts[index])
+        return batch | self.dataset.tokenized(texts)
+
+
+def about(resolved: dict[str, Any], chosen: Any, store: Store) -> dict[str, Any]:
+    """What makes two stores the same; written beside the rows."""
+    left_out = ("num_workers", "manifest", "cache", "keep_weights")
+    teacher = resolved["teachers"][chosen.teacher]
+    scale = float(store.towers.model.logit_scale.exp())
+    arguments = {k: v for k, v in teacher.get("init_args", {}).items() if k != "keep"}
+    return {
+        "teacher": {**teacher, "init_args": arguments},
+        "columns": store.views,
+        "variants": chosen.variants,
+        "precision": chosen.precision,
+        "seed": resolved["seed"],
+        "data": {k: v for k, v in resolved["data"].items() if k not in left_out},
+        "image_size": store.data.image_size,
+        "fingerprint": store.data.fingerprint,
+        "logit_scale": None if math.isnan(scale) else round(scale, 4),
+    }

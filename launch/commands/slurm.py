@@ -1,0 +1,215 @@
+"""`counterpoint launch slurm`: a job script for a SLURM cluster, submitted when asked.
+
+In: a run file, leaf overrides, and what the job needs. Out: `RUN_DIR/job.sbatch`, a commented
+script that anybody can read, edit and submit.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import string
+import subprocess
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...data.order.steps import check_divides
+from ...data.shards.manifest import Manifest, is_remote
+from ..arguments import check_launcher
+from ..arguments import slurm as slurm_options
+from ..config import parser as run_config
+
+TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "slurm.sbatch"
+
+
+class Template(string.Template):
+    """Placeholders are `@{name}`: a shell script is full of dollars."""
+
+    delimiter = "@"
+
+
+def main(argv: list[str]) -> int:
+    """Writes the script, and submits it with `--submit`; returns the exit status."""
+    check_launcher(argv)
+    options, overrides = slurm_options().parse_known_args(argv[1:])
+    config = checked(options, overrides)
+    run_dir = Path(options.run_dir or config.run_dir or f"runs/{config.name}").absolute()
+    overrides = [*overrides, "--run_dir", str(run_dir)]
+    if options.cache is not None:
+        overrides.append(f"--data.cache.init_args.folder={options.cache}")
+    named = [] if options.container is None else named_folders(options.config, config)
+    if options.cpus is None:
+        options.cpus = config.data.num_workers + 1
+    text = render(options, config.name, run_dir, overrides, named)
+    path = options.out or run_dir / "job.sbatch"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{path} is there and differs from what this command writes: submit it as it is "
+            f"(sbatch {path}), delete it, or write to another --out"
+        )
+    # SLURM does not make the folder of the log, and then nobody learns why there is none.
+    for folder in (run_dir, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: {options.nodes} x {tasks(options)} tasks")
+    if not options.submit:
+        print(f"read it, then submit it: sbatch {shlex.quote(str(path))}")
+    return submit(path) if options.submit else 0
+
+
+def checked(options: argparse.Namespace, overrides: list[str]) -> Any:
+    """The parsed run: a mistake is told now, not when the job has waited for hours.
+
+    Raises:
+        ValueError: the run file, an override or an option of the job cannot work.
+    """
+    for name, lowest in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("grace", 1)):
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name} is {value}; give at least {lowest}")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", options.time):
+        raise ValueError(f"--time is {options.time}; write it as 24:00:00, 2-12:00:00 or minutes")
+    world_size = options.nodes * tasks(options)
+    config = run_config.parse(_run_parser(), ["--config", options.config, *overrides])
+    for name, phase in config.phases.items():
+        check_divides(phase.batch_size, world_size, f"phases.{name}.")
+    if options.cache is not None and config.data.cache is None:
+        raise ValueError(
+            f"--cache {options.cache}: the run reads shards where they are; give it a data.cache "
+            "(configs/data/remote.yaml), or leave --cache out"
+        )
+    return config
+
+
+@cache
+def _run_parser() -> Any:
+    return run_config.make_parser()
+
+
+def tasks(options: argparse.Namespace) -> int:
+    """Ranks per node.
+
+    Raises:
+        ValueError: there would be none.
+    """
+    found = options.gpus if options.tasks is None else options.tasks
+    if found < 1:
+        raise ValueError("a node without GPUs needs --tasks, the number of its ranks")
+    return found
+
+
+def named_folders(file: str, config: Any) -> set[str]:
+    """Folders of a run file and of what it names, shards included, as far as that is there."""
+    paths = list(texts(run_config.plain(_run_parser(), config)))
+    if os.path.isfile(file):
+        parts = texts(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+        paths += [file, *(os.path.join(os.path.dirname(file), part) for part in parts)]
+    manifests = config.data.manifest or []  # none of a stream
+    for path in [manifests] if isinstance(manifests, str) else manifests:
+        if os.path.exists(path):
+            paths += [url for url in Manifest.load(path).urls if not is_remote(url)]
+    there = {os.path.abspath(path) for path in paths if os.path.exists(path)}
+    return {path if os.path.isdir(path) else os.path.dirname(path) for path in there} - {"/"}
+
+
+def texts(values: Any) -> Iterator[str]:
+    """The texts in nested containers."""
+    if isinstance(values, dict | list):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from texts(value)
+    elif isinstance(values, str):
+        yield values
+
+
+def outermost(folders: Iterable[str]) -> list[str]:
+    """Leaves out folders that are inside of others."""
+    found: list[str] = []
+    for folder in sorted(map(Path, folders)):
+        if not any(folder.is_relative_to(outer) for outer in found):
+            found.append(str(folder))
+    return found
+
+
+def render(
+    options: argparse.Namespace,
+    name: str,
+    run_dir: Path,
+    overrides: list[str],
+    named: Iterable[str],
+) -> str:
+    """Returns the script; lines whose value is not given are left out.
+
+    Args:
+        options: Of the job.
+        name: Of the run.
+        run_dir: Where results go.
+        overrides: Of the run's file.
+        named: Folders that a container has to see besides those of the job.
+    """
+    workdir = Path.cwd()
+    config = Path(options.config)
+    chosen = str(config.absolute()) if config.is_file() else options.config
+    command = ["counterpoint", "fit", "--resume", "auto", "--config", chosen, *overrides]
+    srun: list[str] = []
+    if options.container is not None:
+        own = [str(workdir), str(run_dir.parent), options.cache or str(workdir)]
+        mounts = outermost([*own, *named])
+        if options.container.endswith(".sif"):
+            binds = [word for mount in mounts for word in ("--bind", mount)]
+            command = ["apptainer", "exec", "--nv", *binds, options.container, *command]
+        else:
+            pairs = ",".join(f"{mount}:{mount}" for mount in mounts)
+            srun = [f"--container-image={options.container}", f"--container-mounts={pairs}"]
+            srun.append(f"--container-workdir={workdir}")
+    values = {
+        **vars(options),
+        "name": re.sub(r"[^\w.-]+", "-", name),
+        "tasks": tasks(options),
+        "gpus": options.gpus or None,
+        "run_dir": shlex.quote(str(run_dir)),
+        "workdir": shlex.quote(str(workdir)),
+        "venv": options.venv and shlex.quote(str(Path(options.venv).absolute())),
+        "srun": "".join(f" {shlex.quote(word)}" for word in srun),
+        "command": " \\\n    ".join(groups(command)),
+    }
+    lines = []
+    for line in TEMPLATE.read_text(encoding="utf-8").splitlines():
+        # Options that may be given several times: a line each.
+        if repeated := re.search(r"@\{(sbatch|setup)\}", line):
+            lines += [line.replace(repeated[0], text) for text in getattr(options, repeated[1])]
+            continue
+        template = Template(line)
+        if all(values[key] is not None for key in re.findall(r"@\{(\w+)\}", line)):
+            lines.append(template.substitute(values).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def groups(command: list[str]) -> list[str]:
+    """Quoted words, an option and its value a line."""
+    lines: list[str] = []
+    for word in map(shlex.quote, command):
+        if not lines or word.startswith("--"):
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return lines
+
+
+def submit(path: Path) -> int:
+    """Gives the script to SLURM.
+
+    Raises:
+        ValueError: there is no SLURM here, or it does not take it.
+    """
+    if shutil.which("sbatch") is None:
+        raise ValueError(f"there is no sbatch on this machine; submit {path} on the cluster")
+    done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"sbatch refuses {path}: {done.stderr.strip()}")
+    print(done.stdout.strip())
+    return 0

@@ -1,0 +1,169 @@
+"""Process-wide settings, made before the first tensor.
+
+In: the environment (torchrun, SLURM, plain). Out: ranks, thread and kernel choices that are better
+than torch's defaults on the machine at hand.
+"""
+
+import logging
+import math
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+from ...train.callbacks.screen import log_line
+from .rendezvous import use_own_store
+
+OF_SRUN = "slurm-"  # what the name of a run of srun's tasks begins with
+_shared = ""  # the number of threads that this process has given itself
+
+
+def is_first_process() -> bool:
+    """True in the process that writes the run folder (rank 0, or not yet launched)."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def say(text: str) -> None:
+    """Prints a line from the first process only, with the time of day."""
+    if is_first_process():
+        log_line(text)
+
+
+def under_torchrun() -> tuple[int, int] | None:
+    """Returns (processes on this node, nodes) under torchrun or srun, else None."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return local, int(os.environ["WORLD_SIZE"]) // local
+
+
+def starts_again_by_itself() -> bool:
+    """Whether whoever started this process does so again after a failure, with the same command.
+
+    torchrun with `--max_restarts`, and a SLURM job that was put back into the queue. All processes
+    of a run answer alike: torchrun's own count of restarts is 0 on a node that joined late.
+    """
+    counts = ("TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(int(os.environ.get(name) or 0) > 0 for name in counts)
+
+
+def prepare() -> None:
+    """Sets what has no configuration key."""
+    adopt_slurm_tasks()
+    use_own_store()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quieten()
+    share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def share_cores(num_processes: int) -> None:
+    """Gives this process its part of the cores as threads, unless OMP_NUM_THREADS says how many.
+
+    torch takes every core that it sees, in each process, also those that a container may not use.
+    (torchrun itself sets OMP_NUM_THREADS=1 where it is not set; loader workers have one thread.)
+
+    Args:
+        num_processes: of this run on this machine.
+    """
+    global _shared
+    threads = num_threads(num_processes)
+    is_open = os.environ.get("OMP_NUM_THREADS", _shared) == _shared
+    if is_open and threads < torch.get_num_threads():
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = _shared = str(threads)  # else Lightning sets its own number
+
+
+def num_threads(num_processes: int) -> int:
+    """Returns how many threads each of this machine's processes should have."""
+    cores = len(os.sched_getaffinity(0))
+    per_task = os.environ.get("SLURM_CPUS_PER_TASK")
+    if per_task and os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OF_SRUN):
+        return min(cores, int(per_task))  # srun may have bound the task to these already
+    quota = cpu_quota()
+    cores = cores if quota is None else min(cores, math.ceil(quota))
+    return max(1, cores // num_processes)
+
+
+def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """Returns how many cores' time the container may use (Docker's --cpus); None: no limit."""
+    try:
+        quota, period = file.read_text().split()
+    except OSError:
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def choose_attention(precision: str | int | None) -> None:
+    """Picks the attention kernels of CPUs: torch's fused one, but in bf16 plain matrix products.
+
+    The backward pass of the fused one takes most of a small model's step in bf16
+    (docs/benchmarks.md).
+    """
+    is_half = str(precision).startswith(("bf16", "16"))
+    torch.backends.cuda.enable_flash_sdp(torch.cuda.is_available() or not is_half)
+
+
+def adopt_slurm_tasks() -> None:
+    """Gives the tasks of one `srun` the variables that torchrun gives its processes.
+
+    So there is one way in which ranks are known, and Lightning's own handling of SLURM, which saves
+    and requeues by other rules, is left out. A single task may still start processes itself.
+
+    Raises:
+        ValueError: nodes have different numbers of tasks.
+    """
+    env = os.environ
+    world = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "TORCHELASTIC_RUN_ID" in env or world == 1:
+        return
+    tasks = env.get("SLURM_STEP_TASKS_PER_NODE", str(world))
+    equal = re.fullmatch(r"(\d+)(\(x\d+\))?", tasks)
+    if equal is None:
+        raise ValueError(
+            f"srun runs {tasks} tasks per node; every node needs the same number: use "
+            "--ntasks-per-node"
+        )
+    job = env.get("SLURM_JOB_ID", "0")
+    first_node = SLURMEnvironment.resolve_root_node_address(
+        env.get("SLURM_STEP_NODELIST", "127.0.0.1")
+    )
+    env.setdefault("MASTER_ADDR", first_node)
+    env.setdefault("MASTER_PORT", str(15000 + int(job[-4:])))
+    env |= {
+        "RANK": env["SLURM_PROCID"],
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "GROUP_RANK": env["SLURM_NODEID"],
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": equal[1],
+        "TORCHELASTIC_RUN_ID": f"{OF_SRUN}{job}",
+    }
+
+
+def cluster_plugins() -> list[Any]:
+    """Lightning's plugin where it would guess wrong: a process that `srun` did not start.
+
+    In an allocation of SLURM, Lightning takes any process for one of srun's tasks and waits for the
+    others.
+    """
+    inside = "SLURM_JOB_ID" in os.environ and under_torchrun() is None
+    return [LightningEnvironment()] if inside else []
+
+
+def quieten() -> None:
+    """Leaves out what Lightning says about itself; its warnings about the run stay."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # One "Initializing distributed" a rank, at every start.
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",  # torch's deprecation, in Lightning's own code
+        ".*smaller than the logging interval.*",  # the last step is always logged
+        ".*dataloader is not resumable.*",  # ours is: it starts at the stored step
+        r".*module\(s\) in eval mode at the start.*",  # the student's average always is
+        ".*overridden `transfer_batch_to_device`.*",  # the module's own is meant
+    ):
+        warnings.filterwarnings("ignore", message)

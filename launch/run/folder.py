@@ -1,0 +1,181 @@
+"""The run folder: who may write into it, and what it keeps about how its numbers came to be.
+
+In: a resolved configuration. Out: `config.yaml`; `starts.jsonl`, one line for each time the run was
+started, with the machine, the code (commit, and what was changed since) and the environment
+(versions of all packages) under the names of files in `frozen/`; at the end `summary.json`.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ...data.files import write_whole
+from ...train.callbacks.metrics import read_rows
+from ...train.checkpointing import checkpoint as checkpoints
+from ...train.phases import Phases
+from ..config.identity import Identity
+from ..config.parser import save
+from ..experiments.results import ROOT, commit
+from .env import is_first_process, under_torchrun
+from .means import means
+
+PACKAGES = ("train", "data", "models", "losses", "configs", "launch")
+# Where ranks meet and how they talk; nothing that could hold a secret.
+TOLD = (
+    "NCCL_",
+    "GLOO_",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "SLURM_JOB_ID",
+    "SLURM_RESTART",
+)
+# Facts of the last start that belong to the result.
+SUMMARISED = (
+    "host",
+    "machine",
+    "device",
+    "world_size",
+    "precision",
+    "parameters",
+    "epoch_size",
+    "code",
+)
+
+
+def prepare_folder(run_dir: Path) -> None:
+    """Makes the run folder; a folder with a run in it is left alone.
+
+    Raises:
+        ValueError: the folder already holds a run.
+    """
+    if is_first_process():
+        if checkpoints.newest(run_dir):
+            raise ValueError(
+                f"{run_dir} already holds a run: continue it with --resume {run_dir}, or choose "
+                "another --run_dir"
+            )
+        run_dir.mkdir(parents=True, exist_ok=True)
+
+
+def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, Any]) -> None:
+    """Keeps the configuration, and adds this start: what runs where, from which step on.
+
+    Args:
+        run_dir: the run folder.
+        resolved: its configuration.
+        step: the start goes on after it.
+        facts: of machine, model and data; see `provenance`.
+    """
+    save(resolved, run_dir / "config.yaml")
+    code = commit()
+    if code["dirty"] and (text := changes()):
+        code["changes"] = keep(run_dir, text, "diff")
+    local, nodes = under_torchrun() or (None, 1)
+    start = {
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "step": step,
+        "command": sys.argv,
+        "host": platform.node(),
+        "nodes": nodes,
+        "processes_per_node": local,
+        "code": code,
+        **facts,
+        "python": platform.python_version(),
+        "packages": keep(run_dir, "\n".join(packages()) + "\n", "txt"),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(TOLD)},
+    }
+    # Not appended: half a line, of a full disk, would be joined with the next start's.
+    starts = run_dir / "starts.jsonl"
+    before = starts.read_text() if starts.exists() else ""
+    write_whole(starts, before + json.dumps(start) + "\n")
+
+
+def packages() -> list[str]:
+    """`name==version` of everything installed, from the names of folders: reading takes longer."""
+    found = (p.name for place in sys.path for p in Path(place or ".").glob("*.dist-info"))
+    return sorted({name.removesuffix(".dist-info").replace("-", "==", 1) for name in found})
+
+
+def keep(run_dir: Path, text: str, suffix: str) -> str:
+    """Stores a text once, under its hash; returns the file's name below the run folder."""
+    name = f"frozen/{hashlib.sha256(text.encode()).hexdigest()[:12]}.{suffix}"
+    if not (run_dir / name).exists():
+        (run_dir / "frozen").mkdir(exist_ok=True)
+        write_whole(run_dir / name, text)
+    return name
+
+
+def changes() -> str:
+    """What differs from the commit, new files of the packages included, for `git apply`."""
+    parts = [_git("diff", "--binary", "HEAD")]
+    new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", *PACKAGES)
+    for path in new.split("\0"):
+        if path.endswith((".py", ".yaml")):
+            parts.append(_git("diff", "--no-index", "--", os.devnull, path))
+    return "".join(parts)
+
+
+def is_finished(run_dir: Path, total_steps: int) -> bool:
+    """Whether a run of that many steps has come to its end, summary included."""
+    path = run_dir / "summary.json"
+    return path.exists() and json.loads(path.read_text())["steps"] == total_steps
+
+
+def write_summary(
+    run_dir: Path,
+    resolved: dict[str, Any],
+    phases: Phases,
+    step: int,
+    spent: dict[str, float],
+    stopped_by: str | None = None,
+) -> None:
+    """Writes `summary.json`: last values, means over the run, and what produced them.
+
+    Args:
+        run_dir: the run folder.
+        resolved: its configuration.
+        phases: of the run.
+        step: the last one.
+        spent: seconds by name.
+        stopped_by: the callback that ended the run before its time.
+    """
+    rows = read_rows(run_dir / "metrics.jsonl")
+    start = read_rows(run_dir / "starts.jsonl")[-1]
+    samples = phases.samples_before(step)
+    final: dict[str, Any] = {}
+    for row in rows:
+        final |= {k: v for k, v in row.items() if k not in ("step", "wall")}
+    summary = {
+        "name": resolved["name"],
+        "final": final,
+        "mean": means(rows),
+        "steps": step,
+        **({} if stopped_by is None else {"stopped_by": stopped_by}),
+        "samples": samples,
+        "epochs": round(samples / start["epoch_size"], 4) if start["epoch_size"] else None,
+        "seconds": round(max((row["wall"] for row in rows), default=0.0), 1),
+        **{name: round(seconds, 1) for name, seconds in spent.items()},
+        "config_hash": Identity.of(resolved, {}).digest,
+        "seed": resolved["seed"],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **{name: start[name] for name in SUMMARISED},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _git(*arguments: str) -> str:
+    # `--no-index` ends with 1 where files differ: the output counts.
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
+    return done.stdout.decode("utf-8", errors="replace")
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "lightning", "timm", "transformers")}

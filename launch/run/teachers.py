@@ -1,0 +1,205 @@
+"""The teachers and the moving average of a run file, given to the module that trains.
+
+In: the built run, with the weights it starts from. Out: the module with its providers, or one
+sentence about what cannot work.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...data.pairs import Pairs
+from ...data.recipe import View
+from ...data.text.tokenize import Tokenizer
+from ...losses.base import MODEL_SCALARS
+from ...models.reducers.attentive import PLACE
+from ...models.teachers.frozen import FrozenTowers, Teacher
+from ...models.two_tower import TwoTower
+from ...models.weights import load_weights, read_weights
+from ...train.checkpointing import checkpoint as checkpoints
+from ...train.features import Ema, check_needs, check_scores
+from ...train.module import ContrastiveModule
+from .load import load_run, weights_file
+
+# What two tokenizers must agree on to be taken for the same.
+PROBE = ["A photo of 3 red squares, a fish & the moon's house."]
+PROBE_TOKENS = 64
+
+
+def attach(module: ContrastiveModule, parts: Any) -> None:
+    """Loads what the terms need beside the student.
+
+    Raises:
+        ValueError: a term needs what nobody provides, or a teacher cannot be used.
+    """
+    teachers, data = parts.teachers or {}, parts.data
+    for name in teachers:
+        if "." in name or name in ("image", "text"):
+            raise ValueError(f"the teacher '{name}' needs another name: no dots, no image or text")
+    names = [f"teacher.{name}" for name in teachers] + ["ema"] * (parts.ema is not None)
+    stored = [
+        f"{name}.{entry}"
+        for name, sidecar in data.sidecars.items()
+        for entry in (*sidecar.columns, "present")
+    ]
+    needs, sizes = module.objective.needs, sizes_of(module, data)
+    check_needs(needs, names, sizes, stored)
+    made = {"image": View(data.train_transform)}
+    made |= {f"image.{name}": view for name, view in data.views.items()}
+    # Of the sample's own picture: where a crop of another one lies says nothing about this one.
+    placed = {
+        name: size
+        for name, view in made.items()
+        if (size := sizes[name]) is not None
+        and view.member is None
+        and view.transform.columns[: len(PLACE)] == PLACE
+    }
+    check_scores(module.phases, needs, names, placed, module.model)
+    for name in teachers:
+        module.providers[f"teacher.{name}"], _ = checked_teacher(module, parts, name)
+    _check_own_texts(module.objective.needs, data, module.model.context_length)
+    if parts.ema is not None:
+        module.ema = module.providers["ema"] = Ema(module.model, parts.ema)
+
+
+def checked_teacher(
+    module: ContrastiveModule, parts: Any, name: str
+) -> tuple[FrozenTowers, list[str]]:
+    """Loads one teacher; returns it and what terms need of it (`image`, `text.theirs.raw`).
+
+    Raises:
+        ValueError: no term needs it, or it cannot be used.
+    """
+    teacher, data, prefix = parts.teachers[name], parts.data, f"teacher.{name}."
+    wanted = [n.removeprefix(prefix) for n in module.objective.needs if n.startswith(prefix)]
+    if not wanted:
+        raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
+    sizes = sizes_of(module, data)
+    needs = sorted(need for need in wanted if need.removesuffix(".raw") in sizes)
+    views = sorted({need.removesuffix(".raw") for need in needs})
+    tokenizers = [data.reads(view)[0] for view in views if view.startswith("text")]
+    towers = teacher.build(partial(load, module, tokenizers))
+    towers.model.chunks = module.model.chunks
+    for scalar in MODEL_SCALARS:
+        value = getattr(towers.model, scalar)
+        if scalar in wanted and (value is None or bool(value.isnan().any())):
+            raise ValueError(
+                f"a term needs '{prefix}{scalar}', and this teacher has none of its own: give the "
+                "term numbers instead (teacher_scales, teacher_biases)"
+            )
+    for view in views:
+        if view.startswith("image"):
+            _check_size(prefix + view, view, sizes[view], towers.model)
+        else:
+            _check_text(prefix + view, teacher, data, view, towers.model)
+    return towers, needs
+
+
+def sizes_of(module: ContrastiveModule, data: Pairs) -> dict[str, int | None]:
+    """Sides in pixels of the pictures that batches hold; None for texts."""
+    sizes: dict[str, int | None] = {"image": module.model.image_size, "text": None}
+    sizes |= {f"image.{n}": view.size or sizes["image"] for n, view in data.views.items()}
+    return sizes | {f"text.{n}": None for n in data.texts}
+
+
+def load(
+    module: ContrastiveModule, tokenizers: Sequence[Tokenizer], source: str | None
+) -> TwoTower:
+    """Returns a model with the weights of `source`, which reads ids of these tokenizers.
+
+    See `Teacher.build`.
+
+    Raises:
+        ValueError: there are none, or they belong to another model or another tokenizer.
+    """
+    if source is None:
+        source = module.resolved_config["init_from"]
+        if not source:
+            raise ValueError(
+                "a teacher without `source` is the model that the run starts from; name its "
+                "weights with init_from, or give the teacher a source"
+            )
+        # As in a new run: a checkpoint that is resumed does not hold the weights of the start.
+        path = weights_file(source)
+        model = copy.deepcopy(module.model)
+        load_weights(model, read_weights(path), str(path))
+        return model
+    path = Path(source)
+    in_run = checkpoints.PATTERN.fullmatch(path.name) and (path.parents[1] / "config.yaml").exists()
+    if path.is_dir() or in_run:
+        run = (path.parents[1], checkpoints.step_of(path)) if in_run else (path, None)
+        with torch.random.fork_rng(devices=[]):
+            theirs = load_run(*run)
+        for tokenizer in tokenizers:
+            _check_tokenizer(source, tokenizer, theirs.tokenizer)
+        return theirs.model
+    model = copy.deepcopy(module.model)
+    report = load_weights(model, read_weights(path), source)
+    if report.missing or report.reshaped:
+        raise ValueError(
+            f"the teacher {source} is not of the run's own architecture ({report}); name the "
+            "folder of the run that trained it"
+        )
+    return model
+
+
+def _check_tokenizer(source: str, ours: Tokenizer, theirs: Tokenizer) -> None:
+    ids, length = ours(PROBE, PROBE_TOKENS)
+    their_ids, their_length = theirs(PROBE, PROBE_TOKENS)
+    if not torch.equal(ids[0, : length[0]], their_ids[0, : their_length[0]]):
+        raise ValueError(
+            f"the teacher {source} was trained with another tokenizer, so that it cannot read this "
+            "text: use its data.tokenizer, only its image features, or a text of its own "
+            "(data.texts.NAME with tokenizer and context_length) for ...text.NAME"
+        )
+
+
+def _check_size(need: str, view: str, size: int | None, teacher: TwoTower) -> None:
+    if size != teacher.image_size:
+        raise ValueError(
+            f"'{need}' would get pictures of {size} pixels, and this teacher takes "
+            f"{teacher.image_size}: add the view data.views.NAME with size {teacher.image_size} "
+            f"(same_as: {view}) and let the term need ...image.NAME"
+        )
+
+
+def _check_text(need: str, teacher: Teacher, data: Pairs, view: str, towers: TwoTower) -> None:
+    tokenizer, context_length = data.reads(view)
+    if context_length > towers.context_length:
+        raise ValueError(
+            f"'{need}' would get texts of {context_length} tokens, and this teacher takes "
+            f"{towers.context_length}: set the student's context_length to that, or give the "
+            "teacher a text of its own, data.texts.NAME with tokenizer and context_length"
+        )
+    ids, lengths = tokenizer(PROBE, PROBE_TOKENS)
+    theirs = teacher.tokenize(PROBE, PROBE_TOKENS)
+    if theirs is not None and not torch.equal(ids[0, : lengths[0]], theirs[0, : lengths[0]]):
+        raise ValueError(
+            f"'{need}' would get ids of another tokenizer than this teacher's: add "
+            "data.texts.NAME with its tokenizer (counterpoint.data.text.tokenize.HFTokenizer) and "
+            "context_length, and let the term need ...text.NAME"
+        )
+
+
+def _check_own_texts(needs: Iterable[str], data: Pairs, context_length: int) -> None:
+    """The student, and so its average, reads neither ids of another tokenizer nor longer texts."""
+    for need in sorted(needs):
+        entry = need.removeprefix("ema.").removesuffix(".raw")
+        if not entry.startswith("text."):
+            continue
+        tokenizer, length = data.reads(entry)
+        if length > context_length:
+            raise ValueError(
+                f"a term needs '{need}' of the student, which takes texts of {context_length} "
+                f"tokens, and data.{entry.replace('text', 'texts', 1)} makes {length}: set the "
+                f"student's context_length to {length}, or shorten the text"
+            )
+        if tokenizer is not data.tokenizer:
+            raise ValueError(
+                f"a term needs '{need}' of the student, but data.texts gives this text a tokenizer "
+                "of its own, for a teacher: use a text without one"
+            )

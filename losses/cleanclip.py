@@ -1,0 +1,82 @@
+"""Contrastive loss of each modality with its own augmentation (CleanCLIP's in-modal terms).
+
+L = 1/P sum over P pairs (a, b) of CE_r(s a b^T): the anchor picks its own augmentation among the
+augmentations of all samples; the augmentation picks nothing. CleanCLIP has (u, u') and (v, v') of
+pictures and captions, with the scale of its InfoNCE. Bansal et al., "CleanCLIP: Mitigating Data
+Poisoning Attacks in Multimodal Contrastive Learning" (2023), section 3.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .distributed.exchange import Exchange, total
+from .kernels.pairing import TILE_BYTES, Valid
+from .kernels.reductions import row_sums
+from .pairwise import Pairwise
+from .scalars import Scalar
+
+
+class InModal(Pairwise):
+    """Mean over pairs (anchor, augmented) of one-sided cross-entropies.
+
+    A sample whose augmentation is not there (`NAME.present` in the batch is false, as of texts that
+    some samples lack) is no anchor and no candidate of that pair.
+
+    Args:
+        pairs: features of anchors and of their augmentations.
+        exchange: how the other ranks' augmentations arrive; the default is exact.
+        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+
+    Raises:
+        ValueError: no pairs.
+    """
+
+    name = "inmodal"
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[str, str]] = (
+            ("image", "image.strong_1"),
+            ("text", "text.augmented"),
+        ),
+        exchange: Exchange | None = None,
+        scale: Scalar | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale, tile_bytes)
+        if not pairs:
+            raise ValueError("InModal needs pairs, such as [[image, image.strong_1]]")
+        self.pairs = [tuple(pair) for pair in pairs]
+        self.needs = tuple(dict.fromkeys(name for pair in self.pairs for name in pair))
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Mean over the pairs of each sample; reads the features named in `pairs`, [b, d]."""
+        scale, losses = self.logit_scale(features), []
+        for pair in self.pairs:
+            anchors, augmented = self.take(features, *pair)
+            # Whether the entry exists is the configuration's matter: the same on every rank.
+            present = batch.get(f"{pair[1]}.present")
+            losses.append(self._picked(anchors, augmented, scale, present))
+        return torch.stack(losses).mean(0)
+
+    def _picked(
+        self,
+        anchors: Float[Tensor, "b d"],
+        augmented: Float[Tensor, "b d"],
+        scale: Float[Tensor, "1"],
+        present: Bool[Tensor, "b"] | None,
+    ) -> Float[Tensor, "b"]:
+        weights = () if present is None else (Valid(present, present),)
+        sums = row_sums(anchors, augmented, scale, self.pairing(weights=weights))
+        losses = sums - scale * (anchors * augmented).sum(1)
+        if present is None:
+            return losses
+        # The mean over all samples is to be that over those that are there.
+        every, there = total(torch.stack([torch.ones_like(losses), present.to(losses)]).sum(1))
+        return losses.masked_fill(~present, 0.0) * (every / there.clamp(min=1))

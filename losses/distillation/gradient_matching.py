@@ -1,0 +1,94 @@
+"""Gradient distillation (GD): the contrastive loss pulls the student as it pulls the teacher.
+
+L = 1/(BD) sum over the four gradients of |g_i - G_i|^2, g those of the student's embeddings, G of
+the teacher's. For images u, texts v and a scale s, with P the softmax of s u_i.v_j over a row and Q
+over a column, InfoNCE's two halves -sum_i log P_ii and -sum_j log Q_jj have the gradients
+
+    s (sum_j P_ij v_j - v_i),  s (sum_i P_ij u_i - u_j),  s (sum_i Q_ij u_i - u_j),
+    s (sum_j Q_ij v_j - v_i).
+
+Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation" (2024), section 3.2, has the
+gradients of means over the batch, 1/B of these, so that its weight grows with B^2; and its code
+divides by s instead of multiplying, which makes P and Q nearly uniform and takes a weight of 1e8.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..components.heads import fitting
+from ..distributed.exchange import Exchange
+from ..kernels.pairing import TILE_BYTES
+from ..kernels.reductions import softmax_sums
+from ..kernels.softmax_means import softmax_means
+from ..pairwise import Pairwise
+from ..scalars import Scalar
+
+
+class GradientMatching(Pairwise):
+    """Mean squared distance between the student's gradients of InfoNCE and the teacher's.
+
+    Args:
+        teacher: prefix of the teacher's features, such as `teacher.large`.
+        teacher_scale: None: its own, `teacher.large.logit_scale`.
+        image_head, text_head: trained, on the student's side: to the teacher's width, rows of
+            length one (`heads.UnitMLP`). None: the embeddings as they are.
+        exchange: how the other ranks' columns arrive; the default is exact.
+        scale: of the student: a scalar of its own, or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+    """
+
+    name = "gradients"
+
+    def __init__(
+        self,
+        teacher: str,
+        teacher_scale: float | None = None,
+        image_head: nn.Module | None = None,
+        text_head: nn.Module | None = None,
+        exchange: Exchange | None = None,
+        scale: Scalar | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale, tile_bytes)
+        self.teacher_scale = teacher_scale
+        self.image_head = image_head or nn.Identity()
+        self.text_head = text_head or nn.Identity()
+        self.pairs = ("image", "text", f"{teacher}.image", f"{teacher}.text")
+        own = (f"{teacher}.logit_scale",) if teacher_scale is None else ()
+        self.needs = (*self.pairs, *own)
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Of each pair: its four distances, a mean over the dimensions."""
+        image, text, *theirs = self.take({**batch, **features}, *self.pairs)
+        image = fitting(self.image_head, image, theirs[0])
+        text = fitting(self.text_head, text, theirs[1])
+        with torch.no_grad():
+            wanted = self.gradients(theirs[0], theirs[1], self._teacher_scale(features))
+        found = self.gradients(image, text, self.logit_scale(features))
+        gaps = [(mine - their).square().mean(1) for mine, their in zip(found, wanted, strict=True)]
+        return torch.stack(gaps).sum(0)
+
+    def gradients(
+        self, image: Float[Tensor, "b d"], text: Float[Tensor, "b d"], scale: Float[Tensor, "1"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns those of each rank's own pairs [b, d], in the order of the module's docstring."""
+        pairing = self.pairing()
+        sums = softmax_sums(image, text, scale, pairing)
+        by_rows, by_columns = softmax_means(scale * image, text, sums.rows, sums.columns, pairing)
+        of_texts = softmax_means(scale * text, image, sums.columns, sums.rows, pairing)
+        return (
+            scale * (by_rows - text),
+            scale * (of_texts[1] - image),
+            scale * (of_texts[0] - image),
+            scale * (by_columns - text),
+        )
+
+    def _teacher_scale(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+        if self.teacher_scale is None:
+            return self.take(features, self.needs[-1])[0]
+        return torch.tensor([float(self.teacher_scale)], device=features[self.needs[0]].device)

@@ -1,0 +1,140 @@
+"""Soft contrastive cross-entropy: the student's softmax over all pairs follows a teacher's.
+
+L = -1/2B sum_ij [ q_j|i log softmax_j(s u_i.v_j)_j + q_i|j log softmax_i(s u_i.v_j)_i ] where q_j|i
+and q_i|j are the same softmaxes of the teacher's features and scale. Also known as contrastive
+relational distillation: Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation"
+(2024), section 3.2.1; affinity mimicking: Wu et al., "TinyCLIP" (2023), section 3.1 (both scales
+fixed at 50). It exceeds the Kullback-Leibler divergence by the entropy of the target, a constant.
+Several teachers are averaged after the softmax: Vasu et al., "MobileCLIP" (2024).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..distributed.exchange import Exchange
+from ..kernels.pairing import TILE_BYTES
+from ..kernels.reductions import softmax_sums
+from ..kernels.targets import Soft
+from ..pairwise import Pairwise
+from ..scalars import Scalar
+
+
+class Taught(Pairwise):
+    """A loss over all pairs of the student and the same pairs of one teacher or more.
+
+    Features of teachers come from providers, or from the batch when they are stored.
+
+    Args:
+        teachers: prefixes of the teachers' features, such as `teacher.large` for
+            `teacher.large.image` and `teacher.large.text`, of any width.
+        form: suffix of all features: none for normalised ones, `.raw` for those before it.
+        exchange: how the other ranks' texts arrive; the default is exact.
+        scale: of the student: a scalar of its own, or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+
+    Raises:
+        ValueError: no teachers.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[str],
+        form: Literal["", ".raw"] = "",
+        exchange: Exchange | None = None,
+        scale: Scalar | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale, tile_bytes)
+        if isinstance(teachers, str) or not teachers:
+            raise ValueError(f"teachers={teachers!r} must be a list such as [teacher.large]")
+        self.teachers = tuple(teachers)
+        self.pairs = [
+            (f"{prefix}image{form}", f"{prefix}text{form}")
+            for prefix in ("", *(f"{teacher}." for teacher in teachers))
+        ]
+        self.needs = tuple(name for pair in self.pairs for name in pair)
+
+    def sides(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> list[list[Tensor]]:
+        """Returns images and texts of the student, then of each teacher."""
+        found = {**batch, **features}
+        return [self.take(found, *pair) for pair in self.pairs]
+
+    def numbers_of_teachers(
+        self, given: Sequence[float] | None, name: str, features: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """Returns a number [1] for each teacher: those given, or each teacher's own `name`."""
+        if given is None:
+            return self.take(features, *(f"{teacher}.{name}" for teacher in self.teachers))
+        device = features[self.needs[0]].device
+        return [torch.tensor([float(number)], device=device) for number in given]
+
+    def also_need(self, name: str, given: Sequence[float] | None) -> None:
+        """Adds each teacher's own `name` to the needs where no numbers are given for it.
+
+        Raises:
+            ValueError: another number of them than of teachers.
+        """
+        if given is None:
+            self.needs += tuple(f"{teacher}.{name}" for teacher in self.teachers)
+        elif len(given) != len(self.teachers):
+            raise ValueError(
+                f"{list(given)} for each teacher's {name} must be one number for each of "
+                f"{list(self.teachers)}, or be left out to take their own"
+            )
+
+
+class SoftContrastive(Taught):
+    """Mean over both directions of the cross-entropy with the teachers' softmax.
+
+    Args:
+        teachers: prefixes of the teachers' features (see `Taught`). Several are averaged after the
+            softmax.
+        teacher_scales: a scale for each; None: each teacher's own, `teacher.large.logit_scale`.
+        diagonal: part of the target that is on a sample's own pair, whatever the teachers say.
+        form: suffix of all features: none for normalised ones, `.raw` for those before it.
+        exchange: how the other ranks' texts arrive; the default is exact.
+        scale: of the student: a scalar of its own, or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+
+    Raises:
+        ValueError: no teachers, another number of scales, or a part outside 0 to 1.
+    """
+
+    name = "soft_contrastive"
+
+    def __init__(
+        self,
+        teachers: Sequence[str],
+        teacher_scales: Sequence[float] | None = None,
+        diagonal: float = 0.0,
+        form: Literal["", ".raw"] = "",
+        exchange: Exchange | None = None,
+        scale: Scalar | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(teachers, form, exchange, scale, tile_bytes)
+        self.also_need("logit_scale", teacher_scales)
+        if not 0 <= diagonal <= 1:
+            raise ValueError(f"diagonal={diagonal} must lie between 0 and 1")
+        self.teacher_scales, self.diagonal = teacher_scales, diagonal
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Mean of both directions of each pair."""
+        (image, text), *theirs = self.sides(features, batch)
+        scales = self.numbers_of_teachers(self.teacher_scales, "logit_scale", features)
+        part = (1 - self.diagonal) / len(theirs)
+        targets = tuple(
+            (part, Soft(rows, columns, scale, self.pairing()))
+            for (rows, columns), scale in zip(theirs, scales, strict=True)
+        )
+        pairing = self.pairing(diagonal=self.diagonal, targets=targets)
+        sums = softmax_sums(image, text, self.logit_scale(features), pairing)
+        return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2

@@ -1,0 +1,218 @@
+"""The two kernels over all pairs: sums of exponentials (softmax) and of softplus (sigmoid).
+
+In: rows [b, d] and this rank's columns [m, d]. Out: vectors. A tile of logits is made, reduced and
+thrown away, and made again in the backward pass: memory is O((b + n) d) and a tile, with n columns
+on all ranks. Every gradient is exact. `pairs` is how terms call them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from ..distributed.columns import Columns
+from . import tile_ops as inner
+from .pairing import Pairing
+from .tiling import Gradients, Sweep, Tile, open_columns
+
+# Exponentials of logits within these bounds, and sums of them, neither overflow nor vanish in fp32:
+# they need no shift by the maximum, so that one exponential serves both directions.
+SAFE_LOGIT = 60.0
+
+
+class SoftmaxKernel(torch.autograd.Function):
+    """Returns log sum exp over columns [b] and over rows [m], and the targets' logits [b], [m].
+
+    `paired`: row i's own column is this rank's column i, and both directions are wanted; else only
+    the first result means anything.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, pairing: Pairing, paired: bool
+    ):
+        joined = open_columns(columns, pairing)
+        sweep = Sweep(rows, scale, None, pairing, joined)
+        is_safe = _is_safe(rows, joined, scale, pairing)
+        over_columns = rows.new_full((len(rows),), 0.0 if is_safe else -torch.inf)
+        over_rows = rows.new_full((joined.total,), 0.0 if is_safe else -torch.inf)
+        positive, row_target = (rows.new_zeros(len(rows)) for _ in range(2))
+        column_target = rows.new_zeros(joined.total)
+        kept: list[Tensor] = []
+        for tile in sweep.forth():
+            logits = tile.compute()
+            if paired:
+                positive[tile.own] = tile.diagonal(logits)
+                for by_rows, by_columns in tile.targets():
+                    row_target[tile.rows] += (by_rows * logits).sum(1)
+                    column_target[tile.columns] += (by_columns * logits).sum(0)
+            tile.leave_out(keeps_own=paired)
+            if is_safe:
+                powers = logits.exp_()
+                over_columns[tile.rows] += powers.sum(1)
+                if paired:
+                    over_rows[tile.columns] += powers.sum(0)
+                kept = [powers] if _is_all(tile, sweep) else []
+            else:
+                by_row, by_column = inner.of(rows.device).log_sum_exps(logits)
+                over_columns[tile.rows] = torch.logaddexp(over_columns[tile.rows], by_row)
+                over_rows[tile.columns] = torch.logaddexp(over_rows[tile.columns], by_column)
+        if is_safe:
+            over_columns.log_()
+            over_rows.log_()
+        own = positive * pairing.diagonal
+        if paired:
+            over_rows = joined.log_sum_exp(over_rows)
+            if pairing.targets:
+                column_target = joined.sum(column_target)
+        ctx.save_for_backward(rows, scale, over_columns, over_rows, *kept)
+        ctx.joined, ctx.pairing, ctx.paired, ctx.is_safe = joined, pairing, paired, is_safe
+        return (
+            over_columns,
+            joined.own(over_rows).clone(),
+            row_target + own,
+            joined.own(column_target) + own if paired else column_target,
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor):
+        rows, scale, over_columns, over_rows, *kept = ctx.saved_tensors
+        joined, pairing, paired = ctx.joined, ctx.pairing, ctx.paired
+        by_row, by_column, by_row_target, by_column_target = grads
+        by_positive = (by_row_target + by_column_target) * pairing.diagonal if paired else None
+        if paired:
+            by_column = joined.everyones(by_column)
+            if pairing.targets:
+                by_column_target = joined.everyones(by_column_target)
+        # Where nothing counts, exponentials are zero: any finite shift will do.
+        over_columns = over_columns.masked_fill(over_columns == -torch.inf, 0.0)
+        over_rows = over_rows.masked_fill(over_rows == -torch.inf, 0.0)
+        slopes = _SafeSlopes if ctx.is_safe else _Slopes
+        if not paired:
+            by_column = over_rows.new_zeros(joined.total)
+        slope_of = slopes(over_columns, over_rows, by_row, by_column)
+        sweep = Sweep(rows, scale, None, pairing, joined)
+        gradients = Gradients(sweep)
+        for tile in sweep.back(gradients):
+            if not kept:
+                tile.compute()
+                tile.leave_out(keeps_own=paired)
+            slope = slope_of(tile, kept[0] if kept else None)
+            if by_positive is not None:
+                for by_rows, by_columns in tile.targets():
+                    slope.add_(by_rows * by_row_target[tile.rows, None])
+                    slope.add_(by_columns * by_column_target[tile.columns])
+                tile.diagonal(slope).add_(by_positive[tile.own])
+            gradients.add(tile, slope)
+        return *gradients.all()[:3], None, None
+
+
+class _Slopes:
+    """g_i exp(l_ij - row_i) + h_j exp(l_ij - column_j), for logits of any size."""
+
+    def __init__(self, over_columns: Tensor, over_rows: Tensor, by_row: Tensor, by_column: Tensor):
+        self.over_columns, self.over_rows = over_columns, over_rows
+        self.by_row, self.by_column = by_row, by_column
+
+    def __call__(self, tile: Tile, kept: None) -> Tensor:
+        shifts = self.over_columns[tile.rows], self.over_rows[tile.columns]
+        factors = self.by_row[tile.rows], self.by_column[tile.columns]
+        form = inner.of(tile.logits.device)
+        return form.slopes(tile.logits, *shifts, *factors, out=tile.memory(2))
+
+
+class _SafeSlopes:
+    """The same with one exponential: exp(l_ij) (g_i exp(-row_i) + h_j exp(-column_j))."""
+
+    def __init__(self, over_columns: Tensor, over_rows: Tensor, by_row: Tensor, by_column: Tensor):
+        self.by_row = by_row * (-over_columns).exp()
+        self.by_column = by_column * (-over_rows).exp()
+
+    def __call__(self, tile: Tile, kept: Tensor | None) -> Tensor:
+        powers = tile.logits.exp_() if kept is None else kept
+        slope = tile.memory(2)
+        torch.add(self.by_row[tile.rows, None], self.by_column[tile.columns], out=slope)
+        return slope.mul_(powers)
+
+
+class SoftplusKernel(torch.autograd.Function):
+    """Returns sum_j w_ij log(1 + exp(l_ij)) of each row [b], and the targets' logits [b].
+
+    `paired`: row i's own column is this rank's column i; else the second result means nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        pairing: Pairing,
+        paired: bool,
+    ):
+        joined = open_columns(columns, pairing)
+        sweep = Sweep(rows, scale, bias, pairing, joined)
+        is_safe = _is_safe(rows, joined, scale, pairing, bias)
+        sums, target = (rows.new_zeros(len(rows)) for _ in range(2))
+        kept: list[Tensor] = []
+        for tile in sweep.forth():
+            logits = tile.compute()
+            if paired:
+                target[tile.own] += tile.diagonal(logits) * pairing.diagonal
+                for by_rows, _ in tile.targets():
+                    target[tile.rows] += (by_rows * logits).sum(1)
+            tile.leave_out(keeps_own=paired)
+            if _is_all(tile, sweep):
+                kept, logits = [logits], logits.clone()
+            softplus = logits.exp_().log1p_() if is_safe else F.softplus(logits, threshold=40)
+            sums[tile.rows] += softplus.sum(1)
+        ctx.save_for_backward(rows, scale, bias, *kept)
+        ctx.joined, ctx.pairing, ctx.paired = joined, pairing, paired
+        return sums, target
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor):
+        rows, scale, bias, *kept = ctx.saved_tensors
+        by_row, by_target = grads
+        sweep = Sweep(rows, scale, bias, ctx.pairing, ctx.joined)
+        gradients = Gradients(sweep)
+        for tile in sweep.back(gradients):
+            if not kept:
+                tile.compute()
+                tile.leave_out(keeps_own=ctx.paired)
+            slope = kept[0].clone() if kept else tile.logits
+            slope.sigmoid_().mul_(by_row[tile.rows, None])
+            if ctx.paired:
+                for by_rows, _ in tile.targets():
+                    slope.add_(by_rows * by_target[tile.rows, None])
+                own = by_target[tile.own] * ctx.pairing.diagonal
+                tile.diagonal(slope).add_(own)
+            gradients.add(tile, slope)
+        return *gradients.all(), None, None
+
+
+def _is_all(tile: Tile, sweep: Sweep) -> bool:
+    """Tells whether a tile holds all pairs and can be kept: it is small enough."""
+    pairing, num_rows = sweep.pairing, tile.rows.stop - tile.rows.start
+    is_whole = num_rows == len(sweep.rows) and len(tile.values) == sweep.joined.total
+    return is_whole and pairing.point is None and pairing.factor is None
+
+
+def _is_safe(
+    rows: Tensor, joined: Columns, scale: Tensor, pairing: Pairing, bias: Tensor | None = None
+) -> bool:
+    """Tells whether no logit exceeds `SAFE_LOGIT` in size, by the Cauchy-Schwarz inequality."""
+    if rows.is_cuda or pairing.point is not None or pairing.factor is not None:
+        # On a GPU exponentials are cheap, and asking would make the host wait.
+        return False
+    if joined.num_blocks > 1 or not len(rows) or not joined.total:
+        return False
+    ((_, (columns, *_)),) = joined.visit()
+    longest = rows.square().sum(1).amax() * columns.square().sum(1).amax()
+    shift = 0.0 if bias is None else float(bias.abs())
+    return float(scale.abs() * longest.sqrt()) + shift <= SAFE_LOGIT

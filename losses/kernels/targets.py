@@ -1,0 +1,74 @@
+"""Targets that are themselves made of all pairs: a teacher's softmax or sigmoid of them.
+
+In: a second pair of features for every sample, and their scale. Out: a `Target`, made again tile by
+tile from the features, for a softmax with two normalisers a sample, so that no matrix of targets
+exists.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .pairing import Pairing
+from .reductions import softmax_sums
+
+
+class Soft:
+    """q_j|i = softmax_j(s t_i.r_j) for rows, and q_i|j = softmax_i of the same for columns.
+
+    Several, each with its share in `Pairing.targets`, are an average after the softmax.
+
+    Args:
+        rows: t [b, k] of this rank's pairs; of any width.
+        columns: r [b, k].
+        scale: s, apart from that of the logits: a temperature for each side.
+        pairing: whose target it becomes; it lends the exchange and the size of tiles.
+    """
+
+    def __init__(
+        self,
+        rows: Float[Tensor, "b k"],
+        columns: Float[Tensor, "b k"],
+        scale: Float[Tensor, "1"],
+        pairing: Pairing,
+    ):
+        with torch.no_grad():
+            plain = Pairing(pairing.exchange, tile_bytes=pairing.tile_bytes)
+            sums = softmax_sums(rows, columns, scale, plain)
+            self.rows = (rows * scale, sums.rows)
+            self.columns = (columns.detach(), sums.columns)
+
+    def tile(
+        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
+    ) -> tuple[Tensor, Tensor]:
+        logits = rows[0] @ columns[0].T
+        by_rows = (logits - rows[1][:, None]).exp_()
+        return by_rows, logits.sub_(columns[1]).exp_()
+
+
+class SoftMatch:
+    """sigmoid(s t_i.r_j + c): how far a pair matches, for the sigmoid's kernel.
+
+    Args:
+        rows: t [b, k] of this rank's pairs; of any width.
+        columns: r [b, k].
+        scale, bias: s and c.
+    """
+
+    def __init__(
+        self,
+        rows: Float[Tensor, "b k"],
+        columns: Float[Tensor, "b k"],
+        scale: Float[Tensor, "1"],
+        bias: Float[Tensor, "1"],
+    ):
+        # The bias is a product of its own: [s t, c].[r, 1].
+        rows, columns, one = rows.detach(), columns.detach(), rows.new_ones(len(rows), 1)
+        self.rows = (torch.cat([rows * scale.detach(), one * bias.detach()], 1),)
+        self.columns = (torch.cat([columns, one], 1),)
+
+    def tile(
+        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
+    ) -> tuple[Tensor, Tensor]:
+        match = (rows[0] @ columns[0].T).sigmoid_()
+        return match, match

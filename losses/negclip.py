@@ -1,0 +1,129 @@
+"""Hard negatives: texts and pictures that differ from a pair in one respect (NegCLIP, TripletCLIP).
+
+N(u, v, v-) = 1/2B sum_i [ -log softmax_j over both (s u_i.v_j) and (s u_i.v-_j), at v_i
+                           -log softmax_j(s v_i.u_j), at u_i ]
+
+NegCLIP: N(u, v, v-): a picture also tells its text from all negative texts of the batch.
+Yuksekgonul et al., "When and Why Vision-Language Models Behave like Bags-of-Words, and What to Do
+about It?" (2023), section 4.
+
+TripletCLIP: N(u, v, v-) + N(u-, v-, v): negative pictures u- are shown with their own texts, and
+the texts of the pairs are the hard ones. Patel et al., "TripletCLIP: Improving Compositional
+Reasoning of CLIP via Synthetic Vision-Language Negatives" (2024), section 3.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .distributed.exchange import Exchange
+from .kernels.pairing import TILE_BYTES, Valid
+from .kernels.reductions import row_sums, softmax_sums
+from .pairwise import Pairwise
+from .scalars import Scalar
+
+
+class NegCLIP(Pairwise):
+    """Softmax contrastive loss with further columns for the images: every negative text there is.
+
+    Args:
+        negatives: features of the negative texts. A batch entry `NAME.present` says which samples
+            have one; without such an entry all have.
+        exchange: how the other ranks' texts arrive; the default is exact.
+        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+    """
+
+    name = "negclip"
+
+    def __init__(
+        self,
+        negatives: Sequence[str] = ("text.negative",),
+        exchange: Exchange | None = None,
+        scale: Scalar | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__(exchange, scale, tile_bytes)
+        if isinstance(negatives, str) or not negatives:
+            raise ValueError(f"negatives={negatives!r} must be a list such as [text.negative]")
+        self.negatives = tuple(negatives)
+        self.needs = ("image", "text", *self.negatives)
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Mean of both directions of each pair."""
+        image, text, *negatives = self.take(features, *self.needs)
+        every = torch.ones(len(image), dtype=torch.bool, device=image.device)
+        there = torch.cat([present(batch, name, every) for name in self.negatives])
+        scale = self.logit_scale(features)
+        return self.contrast((image, text, every), (torch.cat(negatives), there), scale)
+
+    def contrast(
+        self, pairs: tuple[Tensor, Tensor, Tensor], further: tuple[Tensor, Tensor], scale: Tensor
+    ) -> Float[Tensor, "b"]:
+        """Returns N of each pair.
+
+        Args:
+            pairs: images and texts [b, d], and which of them count [b].
+            further: columns for the images [m, d], and which of them count [m].
+            scale: s.
+        """
+        image, text, there = pairs
+        columns, counted = further
+        among = self.pairing(weights=(Valid(there, there),))
+        sums = softmax_sums(image, text, scale, among)
+        hard = row_sums(image, columns, scale, self.pairing(weights=(Valid(there, counted),)))
+        rows = torch.logaddexp(sums.rows, hard)
+        return (rows - sums.row_targets + sums.columns - sums.column_targets) / 2
+
+
+class TripletCLIP(NegCLIP):
+    """The same, and once more with roles changed: a negative picture shows its negative text.
+
+    A sample without a negative has the first part only, and lends its text to the others' second
+    part. All parts are divided by the number of samples in the batch.
+
+    Args:
+        text_negative: feature of the negative texts.
+        image_negative: feature of their pictures. A batch entry `NAME.present` of either says
+            which samples have one; without such an entry all have.
+        exchange: how the other ranks' texts arrive; the default is exact.
+        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        tile_bytes: memory of one block of logits.
+    """
+
+    name = "tripletclip"
+
+    def __init__(
+        self,
+        text_negative: str = "text.negative",
+        image_negative: str = "image.negative",
+        exchange: Exchange | None = None,
+        scale: Scalar | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__([text_negative], exchange, scale, tile_bytes)
+        self.image_negative = image_negative
+        self.needs = (*self.needs, image_negative)
+
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Sum of both parts of each pair."""
+        image, text, text_negative, image_negative = self.take(features, *self.needs)
+        scale = self.logit_scale(features)
+        every = torch.ones(len(image), dtype=torch.bool, device=image.device)
+        has_text = present(batch, self.negatives[0], every)
+        has_both = has_text & present(batch, self.image_negative, every)
+        first = self.contrast((image, text, every), (text_negative, has_text), scale)
+        changed = (image_negative, text_negative, has_both)
+        second = self.contrast(changed, (text, every), scale)
+        return first + torch.where(has_both, second, 0.0)
+
+
+def present(batch: Mapping[str, Tensor], name: str, every: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
+    """Returns which samples have an optional entry; `every` one where the batch says nothing."""
+    return batch.get(f"{name}.present", every)

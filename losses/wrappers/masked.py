@@ -1,0 +1,51 @@
+"""A term over those samples alone that have what it reads: stored teachers with gaps.
+
+In: a mask from the batch. Out: the term's value as if the global batch had no other samples. Ranks
+may keep any number of rows, or none.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..base import Term
+from ..components.similarity import Similarity
+
+
+def needed(mask: str) -> tuple[str, ...]:
+    """What a mask adds to `needs`: itself, but for that of a view or text of the batch.
+
+    Such a one (`text.long.present`) is always in the batch, and as a need a tower would encode it.
+    """
+    return () if mask.split(".")[0] in ("image", "text") else (mask,)
+
+
+class Present(Term):
+    """Another term, on the samples that a mask names; the mean is over them.
+
+    Args:
+        term: the loss. It gets the rows of these samples, of features and of batch entries, and no
+            pixels.
+        mask: batch entry, bool [b], such as `SIDECAR.present`.
+    """
+
+    def __init__(self, term: nn.Module, mask: str):
+        super().__init__()
+        self.term = term
+        self.mask = mask
+        self.needs = (*term.needs, *needed(mask))  # type: ignore[misc] - names, see `Term`
+
+    @property
+    def similarity(self) -> Similarity | None:
+        """The term's, by which evaluation ranks; None: it has none."""
+        return getattr(self.term, "similarity", None)
+
+    def forward(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns what the term does, this rank's shares."""
+        kept = batch[self.mask].bool()
+        # Scalars have less than two dimensions, pixels four; `.host` is a copy for the towers.
+        rows = {n: t[kept] if t.ndim > 1 else t for n, t in features.items()}
+        entries = {n: t[kept] for n, t in batch.items() if t.ndim < 4 and not n.endswith(".host")}
+        return self.term(rows, entries)

@@ -1,0 +1,102 @@
+"""Frozen two-tower models: how a run file names one, and how it answers.
+
+In: whose weights, and batches. Out: named features without gradient, those that `TwoTower` makes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..two_tower import TwoTower
+
+# Where weights are: whole on the device; layers cut over ranks; layers in the host's memory.
+Keep = Literal["device", "sharded", "host"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class FrozenTowers(nn.Module):
+    """A two-tower model that only answers: in evaluation mode, without gradient.
+
+    Args:
+        model: Its parameters are frozen in place.
+        keep: Where its weights are to be while it answers; see `train.placement`.
+    """
+
+    def __init__(self, model: TwoTower, keep: Keep = "device"):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.keep = keep
+        self.placed = False
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "FrozenTowers":
+        """Stays in evaluation mode, whatever the module around it is told."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Mapping[str, Tensor], needs: Iterable[str]) -> dict[str, Tensor]:
+        """Returns what `TwoTower` does, with all tokens, in the model's number of chunks."""
+        return self.model(batch, needs, chunks=self.model.chunks)
+
+
+def lowered(model: TwoTower, dtype: torch.dtype) -> TwoTower:
+    """Puts the weights into a precision, but for scale and bias: bfloat16 makes 99 of 100."""
+    scalars = [p for p in (model.logit_scale, model.logit_bias) if p is not None]
+    values = [scalar.data for scalar in scalars]
+    model.to(dtype)
+    for scalar, value in zip(scalars, values, strict=True):
+        scalar.data = value
+    return model
+
+
+class Teacher(ABC):
+    """What a run file names under `teachers`: knows how to make a frozen model, and makes it late.
+
+    It is built when training starts, so that reading a run file loads no weights.
+    """
+
+    @abstractmethod
+    def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
+        """Makes the frozen model.
+
+        Args:
+            load: Returns a model of Counterpoint's own with the weights of a run folder, a
+                checkpoint or a safetensors file; of None, with those that the run starts from.
+        """
+
+    def tokenize(self, texts: Sequence[str], length: int) -> Tensor | None:
+        """Returns the ids [n, length] that the model was trained with, padded on the right.
+
+        None: `load` compares the tokenizers.
+        """
+        return None
+
+
+class Frozen(Teacher):
+    """A model of Counterpoint's own, frozen.
+
+    Args:
+        source: Run folder (its newest checkpoint), checkpoint in one, or a file of weights of the
+            run's own architecture. None: what `init_from` names, so that the teacher is the student
+            as it was before the first step.
+        precision: Of the weights and, without autocast, of the computation.
+        keep: Where the weights of its layers are: `device`, `sharded` over the ranks, or in the
+            memory of the `host`; from the latter two a layer is fetched each time that it runs.
+    """
+
+    def __init__(
+        self,
+        source: str | None = None,
+        precision: Literal["float32", "bfloat16", "float16"] = "float32",
+        keep: Keep = "device",
+    ):
+        self.source = source
+        self.dtype = DTYPES[precision]
+        self.keep: Keep = keep
+
+    def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
+        """Loads the weights; see `Teacher`."""
+        return FrozenTowers(lowered(load(self.source), self.dtype), self.keep)

@@ -1,0 +1,52 @@
+"""Reducers that write down what others choose, for runs in other processes."""
+
+from pathlib import Path
+
+from counterpoint.models.reducers.base import ImageReducer, TextReducer
+
+
+class Pictures(ImageReducer):
+    """Appends `step/view/key kept,kept,...`."""
+
+    def __init__(self, of: ImageReducer, path: str):
+        self.of, self.path, self.sees = of, path, of.sees
+
+    def prepare(self, tower):
+        self.of.prepare(tower)
+
+    def keep(self, grid, keys, view, reduction):
+        found = self.of.keep(grid, keys, view, reduction)
+        if len(keys) > 1:  # else it is tried on a picture before the run
+            write(self.path, reduction.step, view, keys, found)
+        return found
+
+
+class Texts(TextReducer):
+    """Appends `step/view/key token,token,...`."""
+
+    def __init__(self, of: TextReducer, path: str):
+        self.of, self.path = of, path
+
+    def tokens(self, text, length, keys, view, reduction):
+        found = self.of.tokens(text, length, keys, view, reduction)
+        write(self.path, reduction.step, view, keys, found[0])
+        return found
+
+
+def write(path, step, view, keys, rows):
+    lines = [
+        f"{step}/{view}/{key} {','.join(map(str, row))}\n"
+        for key, row in zip(keys.tolist(), rows.tolist(), strict=True)
+    ]
+    with Path(path).open("a") as file:
+        file.write("".join(lines))
+
+
+def read(path) -> dict[str, list[int]]:
+    """What was chosen; a step that was taken again must have chosen the same."""
+    found: dict[str, list[int]] = {}
+    for line in Path(path).read_text().splitlines():
+        name, _, row = line.partition(" ")
+        chosen = [int(value) for value in row.split(",")]
+        assert found.setdefault(name, chosen) == chosen, name
+    return found

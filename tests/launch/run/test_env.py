@@ -1,0 +1,94 @@
+"""What a process sets for itself before anything runs."""
+
+import os
+
+import pytest
+import torch
+
+from counterpoint.launch.run import env
+from counterpoint.launch.run.env import (
+    choose_attention,
+    cpu_quota,
+    num_threads,
+    prepare,
+    share_cores,
+)
+
+
+def test_float32_products_stay_float32():
+    assert torch.get_float32_matmul_precision() == "highest"
+    prepare()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    """A machine of eight cores, outside of SLURM, whose threads are only counted."""
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(env, "cpu_quota", lambda: None)
+    found = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1] if found else 8)
+    monkeypatch.setattr(env, "_shared", "")
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    return found
+
+
+def test_processes_share_the_cores(monkeypatch, eight_cores):
+    assert [num_threads(n) for n in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+    share_cores(1)
+    assert eight_cores == [] and "OMP_NUM_THREADS" not in os.environ
+    share_cores(2)
+    assert eight_cores == [4] and os.environ.pop("OMP_NUM_THREADS") == "4"
+    eight_cores.clear()
+    monkeypatch.setattr(env, "cpu_quota", lambda: 2.5)
+    share_cores(1)
+    assert eight_cores == [3] and os.environ.pop("OMP_NUM_THREADS") == "3"
+
+
+def test_processes_share_what_a_container_may_use(monkeypatch, eight_cores):
+    monkeypatch.setattr(env, "cpu_quota", lambda: 4)
+    share_cores(1)  # before it is known how many processes the run has
+    share_cores(2)
+    assert eight_cores == [4, 2] and os.environ.pop("OMP_NUM_THREADS") == "2"
+
+
+def test_what_the_user_or_the_scheduler_says_about_threads_holds(monkeypatch, eight_cores):
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    share_cores(4)
+    assert eight_cores == []
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    assert num_threads(2) == 4  # two processes that this one has started
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "slurm-17")
+    assert num_threads(2) == 3  # two tasks of srun, bound to three cores each or not
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("max 100000\n", None), ("150000 100000\n", 1.5), (None, None)]
+)
+def test_a_container_may_use_fewer_cores_than_it_sees(tmp_path, text, cores):
+    if text is not None:
+        (tmp_path / "cpu.max").write_text(text)
+    assert cpu_quota(tmp_path / "cpu.max") == cores
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_gpu", "fused"),
+    [
+        ("bf16-mixed", False, False),
+        ("bf16-true", False, False),
+        ("16-mixed", False, False),
+        ("32-true", False, True),
+        (None, False, True),
+        ("bf16-mixed", True, True),
+    ],
+)
+def test_fused_attention_where_it_is_faster(monkeypatch, precision, has_gpu, fused):
+    before = torch.backends.cuda.flash_sdp_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    try:
+        choose_attention(precision)
+        assert torch.backends.cuda.flash_sdp_enabled() == fused
+    finally:
+        torch.backends.cuda.enable_flash_sdp(before)

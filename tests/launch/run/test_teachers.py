@@ -1,0 +1,326 @@
+"""Teachers of a run file: whose weights they hold, and what is refused before training."""
+
+import copy
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+import yaml
+from reversed_words import Reversed
+
+from counterpoint.data.images.enclosing_crop import EnclosingCrop
+from counterpoint.data.images.transforms import EvalTransform, TrainTransform
+from counterpoint.data.recipe import View
+from counterpoint.data.text import tokenize
+from counterpoint.data.texts import Text
+from counterpoint.launch.commands.fit import initialise
+from counterpoint.launch.config import parser as run_config
+from counterpoint.launch.run.build import build
+from counterpoint.launch.run.teachers import attach
+from counterpoint.losses.distillation.feature_regression import Regression
+from counterpoint.losses.infonce import InfoNCE
+from counterpoint.losses.objective import Objective
+from counterpoint.losses.wrappers.masked import Present
+from counterpoint.models.image import TimmTower
+from counterpoint.models.reducers.attentive import AttentivePatches
+from counterpoint.models.teachers.frozen import Frozen, FrozenTowers, Teacher
+from counterpoint.models.text import ClipTextTower
+from counterpoint.models.two_tower import TwoTower
+from counterpoint.train.checkpointing import checkpoint as checkpoints
+from counterpoint.train.features import EmaConfig, check_needs
+from counterpoint.train.module import ContrastiveModule
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def parsed(folder, values):
+    parser = run_config.make_parser()
+    path = tiny.write_config(folder, values)
+    return parser, run_config.parse(parser, ["--config", str(path)])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    return build(*parsed(folder, tiny.config(folder / "m")))
+
+
+@pytest.fixture
+def student(base):
+    """Builds the tiny run with a term for each of `needs`; returns (module, parts)."""
+
+    def call(
+        *needs: str, teachers=None, ema=None, init_from=None, views=None, texts=None
+    ) -> tuple[ContrastiveModule, SimpleNamespace]:
+        module, data = copy.deepcopy(base[0]), copy.copy(base[1].data)
+        data.views, data.texts = views or {}, texts or {}
+        terms = {need.replace(".", "_"): Regression(need.split(".")[2], need) for need in needs}
+        module.objective = Objective(terms or {"infonce": InfoNCE()})
+        module.resolved_config = {"init_from": init_from}
+        return module, SimpleNamespace(data=data, teachers=teachers, ema=ema)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory):
+    """A run folder of a wider model with two checkpoints, and its model as in the second."""
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "checkpoints").mkdir()
+    values = tiny.config(folder / "gone") | {"seed": 5}
+    values["model"]["text"]["init_args"]["width"] = 24
+    parser, config = parsed(folder, values)
+    run_config.save(run_config.plain(parser, config), folder / "config.yaml")
+    module, _ = build(parser, config)
+    for step in (1, 2):
+        with torch.no_grad():
+            module.model.image_projection.weight.add_(step)
+        state = {f"model.{n}": v.clone() for n, v in module.model.state_dict().items()}
+        torch.save({"state_dict": state}, folder / "checkpoints" / f"step-{step:08d}.ckpt")
+    return folder, module.model.eval()
+
+
+def batch():
+    g = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=g),
+        "text": torch.randint(1, 40000, (4, 8), generator=g),
+        "text_length": torch.tensor([3, 8, 4, 5]),
+    }
+
+
+def test_a_run_is_loaded_with_its_own_architecture(student, other_run):
+    folder, second = other_run
+    first = copy.deepcopy(second)
+    with torch.no_grad():
+        first.image_projection.weight.sub_(2)
+    teachers = {
+        "newest": Frozen(str(folder)),
+        "first": Frozen(str(folder / "checkpoints" / "step-00000001.ckpt")),
+    }
+    module, parts = student("teacher.newest.text", "teacher.first.image", teachers=teachers)
+    module.model.chunks = 3
+    before = torch.get_rng_state()
+    attach(module, parts)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, want in (("newest", second), ("first", first)):
+        towers = module.providers[f"teacher.{name}"]
+        got = towers(batch(), ("image", "text"))
+        for feature, value in want(batch(), ("image", "text")).items():
+            torch.testing.assert_close(got[feature], value.detach())
+        assert towers.model.chunks == 3, "a teacher is encoded in as many parts"
+        # Outside the state, the optimiser, and what is synchronised or trained.
+        assert not {id(p) for p in towers.parameters()} & {id(p) for p in module.parameters()}
+    assert not any("teacher" in name or "providers" in name for name in module.state_dict())
+
+
+def test_a_file_holds_weights_of_the_own_architecture(student, tmp_path):
+    needs, path = ("teacher.x.image",), tmp_path / "weights.safetensors"
+    teachers = {"x": Frozen(str(path), precision="bfloat16")}
+    state = {n: v + 1 for n, v in student()[0].model.state_dict().items()}
+    safetensors.torch.save_file(state, path)
+    module, parts = student(*needs, teachers=teachers)
+    attach(module, parts)
+    found = module.providers["teacher.x"].model.state_dict()
+    assert all(torch.equal(found[n], v.to(found[n].dtype)) for n, v in state.items())
+    low = {n for n, v in found.items() if v.dtype == torch.bfloat16}
+    assert low == found.keys() - {"logit_scale"}
+
+    state.pop("logit_scale")
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(ValueError, match=r"1 missing \(logit_scale\)\); name the folder"):
+        attach(*student(*needs, teachers=teachers))
+
+
+def test_without_a_source_it_is_what_the_run_starts_from(student, other_run):
+    # Another width of the text tower: what does not match stays as the seed made it.
+    choices = {"teachers": {"x": Frozen()}, "init_from": str(other_run[0])}
+    module, parts = student("teacher.x.image", **choices)
+    initialise(module.model, choices["init_from"])
+    attach(module, parts)
+    resumed, its_parts = student("teacher.x.image", **choices)
+    attach(resumed, its_parts)  # a resumed run loads its weights later
+    start = module.model.state_dict()
+    for made in (module, resumed):
+        state = made.providers["teacher.x"].model.state_dict()
+        assert all(torch.equal(state[name], start[name]) for name in start)
+    assert not torch.equal(resumed.model.image_projection.weight, start["image_projection.weight"])
+    with pytest.raises(ValueError, match="name its weights with init_from"):
+        attach(*student("teacher.x.image", teachers={"x": Frozen()}))
+
+
+def test_the_average_starts_as_the_student_and_is_in_the_state(student):
+    module, parts = student(ema=EmaConfig(0.9))
+    attach(module, parts)
+    state = module.state_dict()
+    names = module.model.state_dict().keys()
+    assert all(torch.equal(state[f"ema.model.{n}"], state[f"model.{n}"]) for n in names)
+    groups = module.optim.build(module.model, module.objective).param_groups
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert not trained & {id(p) for p in module.ema.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("needs", "teachers", "words"),
+    [
+        (["teacher.x.image"], {}, "'teacher.x.image', which nobody provides: configure teachers"),
+        ([], {"x": Frozen("a")}, "no term needs the teacher 'x'"),
+        (["teacher.x.image"], {"image": Frozen("a")}, "the teacher 'image' needs another name"),
+        (["teacher.x.image"], {"x": Frozen("no.safetensors")}, "no weights file no.safetensors"),
+    ],
+)
+def test_what_cannot_work_is_refused(student, needs, teachers, words):
+    with pytest.raises(ValueError) as caught:
+        attach(*student(*needs, teachers=teachers))
+    assert words in str(caught.value)
+
+
+def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(other_run[0], folder)
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    saved["data"]["tokenizer"] = {"class_path": "reversed_words.Reversed"}
+    run_config.save(saved, folder / "config.yaml")
+    teachers = {"x": Frozen(str(folder))}
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
+        attach(*student("teacher.x.text", teachers=teachers))
+    # Its pictures may be read, if they have its size.
+    views = {"big": View(EvalTransform(), 20)}
+    with pytest.raises(ValueError, match=r"get pictures of 20 pixels, and this teacher takes 16"):
+        attach(*student("teacher.x.image.big.raw", teachers=teachers, views=views))
+
+    saved["data"]["tokenizer"] = None
+    saved["model"]["text"]["init_args"]["context_length"] = 6
+    run_config.save(saved, folder / "config.yaml")
+    path = checkpoints.newest(folder)
+    state = checkpoints.load(path)
+    state["state_dict"]["model.text.trunk.embeddings.position_embedding.weight"].resize_(6, 24)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="get texts of 8 tokens, and this teacher takes 6"):
+        attach(*student("teacher.x.text", teachers=teachers))
+
+
+def test_a_sidecar_provides_its_columns_and_where_it_has_rows(student):
+    module, parts = student()
+    term = Present(Regression("image", "large.image"), "large.present")
+    module.objective = Objective({"fd": term})
+    with pytest.raises(ValueError, match=r"'large.image', which nobody provides"):
+        attach(module, parts)
+    parts.data.sidecars = {"large": SimpleNamespace(columns={"image": "image"})}
+    attach(module, parts)
+
+
+class Other(Teacher):
+    """A teacher of another library, with another tokenizer and longer texts."""
+
+    def build(self, load):
+        tower = ClipTextTower(8, 1, 1, context_length=12, vocab_size=49408)
+        small = {"patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 1}
+        image = TimmTower("vit_tiny_patch16_224", 16, model_args=small)
+        return FrozenTowers(TwoTower(image, tower, 4))
+
+    def tokenize(self, texts, length):
+        return Reversed()(texts, length)[0]
+
+
+def test_a_teacher_reads_a_text_of_its_own(student):
+    own = {"theirs": Text(tokenizer=Reversed(), context_length=12)}
+    attach(*student("teacher.x.text.theirs", teachers={"x": Other()}, texts=own))
+    with pytest.raises(ValueError, match=r"ids of another tokenizer than this teacher's: add data"):
+        attach(*student("teacher.x.text", teachers={"x": Other()}))
+    longer = {"theirs": Text(tokenizer=Reversed(), context_length=13)}
+    with pytest.raises(ValueError, match="texts of 13 tokens, and this teacher takes 12"):
+        attach(*student("teacher.x.text.theirs", teachers={"x": Other()}, texts=longer))
+
+
+class WithoutScale(Other):
+    """A teacher of another library whose model has no `logit_scale`."""
+
+    def build(self, load):
+        towers = super().build(load)
+        towers.model.logit_scale.fill_(torch.nan)
+        return towers
+
+
+@pytest.mark.parametrize("scalar", ["logit_scale", "logit_bias"])
+def test_a_scale_or_bias_that_a_teacher_does_not_have_is_refused(student, scalar):
+    attach(*student("teacher.x.image", teachers={"x": WithoutScale()}))
+    needs = ("teacher.x.image", f"teacher.x.{scalar}")
+    with pytest.raises(ValueError, match=rf"'teacher\.x\.{scalar}', and this teacher has none"):
+        attach(*student(*needs, teachers={"x": WithoutScale()}))
+
+
+def test_the_student_reads_no_text_of_a_teacher(student):
+    module, parts = student(texts={"theirs": Text(tokenizer=Reversed())})
+    module.objective = Objective({"fd": Regression("text.theirs", "text")})
+    with pytest.raises(ValueError, match=r"needs 'text.theirs' of the student, but data.texts"):
+        attach(module, parts)
+
+
+@pytest.mark.parametrize("need", ["text.long.raw", "ema.text.long"])
+def test_the_student_reads_no_text_longer_than_it_takes(student, need):
+    def attached(context_length):
+        texts = {"long": Text(context_length=context_length)}
+        module, parts = student(texts=texts, ema=EmaConfig(0.9))
+        module.objective = Objective({"fd": Regression("image.raw", need)})
+        attach(module, parts)
+
+    attached(8)
+    with pytest.raises(
+        ValueError, match=rf"needs '{need}' .* of 8 tokens, and data.texts.long .* 9"
+    ):
+        attached(9)
+
+
+class Named(Reversed):
+    """Stands for a tokenizer of a folder that only the documentation has."""
+
+    def __init__(self, name: str):
+        super().__init__()
+
+
+def test_what_the_documentation_shows(monkeypatch):
+    monkeypatch.chdir(ROOT / "configs" / "run")  # where the files that it names start
+    monkeypatch.setattr(tokenize, "HFTokenizer", Named)
+    text = (ROOT / "docs" / "teachers.md").read_text()
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        chosen = yaml.safe_load(block)
+        argv = ["--config", "emoji_clip.yaml"]
+        for key, value in chosen.items():
+            argv += [f"--{key}", value if isinstance(value, str) else yaml.safe_dump(value)]
+        parser = run_config.make_parser()
+        parts = parser.instantiate(run_config.parse(parser, argv))
+        assert (parts.ema is None) == ("ema" not in chosen)
+        if "objective" not in chosen:
+            continue
+        names = {f"teacher.{name}" for name in chosen.get("teachers", ())} or {"ema"}
+        views = {"image", "text", "image.strong_1", "image.strong_2"}
+        check_needs(parts.objective.needs, names, views, ())
+        with pytest.raises(ValueError, match="which nobody provides"):
+            check_needs(parts.objective.needs, (), views, ())
+
+
+def test_scores_need_views_of_the_same_picture_whose_place_is_known(student):
+    crop = TrainTransform()
+    views = {"whole": View(EnclosingCrop(("image",)), 8), "other": View(crop)}
+    second = InfoNCE(views=("image.other", "text"))
+
+    def attached(ema=True, **changes):
+        module, parts = student(ema=EmaConfig(0.9) if ema else None, views=views | changes)
+        module.phases.named["train"].image_reducer = AttentivePatches(cell=1)
+        module.objective = Objective({"infonce": InfoNCE(), "second": second})
+        attach(module, parts)
+
+    attached()
+    with pytest.raises(ValueError, match=r"phases\.train\.image_reducer .* ema: \{decay: 0.996\}"):
+        attached(ema=False)
+    for view in (View(EvalTransform()), View(crop, member="negative")):
+        with pytest.raises(
+            ValueError, match=r"where 'image\.other' lies .*'image', 'image\.whole'"
+        ):
+            attached(other=view)

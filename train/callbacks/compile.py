@@ -1,0 +1,128 @@
+"""Compiled towers: one graph a kind of layer, for any number of rows and tokens.
+
+In: the module that trains, and a backend of torch.compile. Out: the same module; the layers of its
+towers (and of frozen ones) run compiled, nothing else about it changes: no name of a parameter, no
+result beyond rounding.
+
+Layers, not whole towers: they are what FSDP2 and ZeRO gather parameters for, so that all that these
+strategies do happens between graphs; and the layers of a tower share one graph, which is compiled
+in seconds. Nothing falls back to eager execution: a layer that is not one graph ends the run.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from types import MethodType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import nn
+
+from ..module import ContrastiveModule
+from ..strategies.fsdp2 import blocks
+from .screen import log_line
+
+# Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past
+# the limit the run would end.
+MAX_GRAPHS = 64
+# Where torch's compilers define their errors, which have no class in common.
+COMPILERS = ("torch._dynamo.", "torch._inductor.", "torch.fx.")
+
+
+class Compile(pl.Callback):
+    """Compiles the towers before any strategy wraps them.
+
+    Args:
+        backend: of torch.compile, such as `inductor`.
+    """
+
+    def __init__(self, backend: str | Callable[..., Any]):
+        self.backend = backend
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Replaces the layers' forward functions; what they are is printed.
+
+        Raises:
+            ValueError: the towers have no layers.
+        """
+        assert isinstance(pl_module, ContrastiveModule)
+        layers = compile_layers(pl_module.model, self.backend)
+        if not layers:
+            raise ValueError(
+                "trainer.compile compiles the layers of the towers, and these towers have no list "
+                "of equal layers; set trainer.compile=null"
+            )
+        for frozen in pl_module.providers.values():
+            layers += compile_layers(frozen.model, self.backend)
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            gather_at_once(layers)
+        if trainer.is_global_zero:
+            counts = Counter(type(layer).__name__ for layer in layers)
+            named = ", ".join(f"{count} {name}" for name, count in counts.items())
+            log_line(f"compiled with {self.backend}: {named}")
+
+
+def gather_at_once(layers: Iterable[nn.Module]) -> None:
+    """Lets ZeRO 3 gather a layer's parameters before its graph runs, not one by one inside of it.
+
+    Its gradients are still sent one by one: DeepSpeed would send a leaf's at each of its calls, and
+    a layer is called for every part of the batch.
+    """
+    from deepspeed.runtime.zero import stage3
+    from deepspeed.utils import set_z3_leaf_module
+
+    for layer in layers:
+        set_z3_leaf_module(layer, True)
+    stage3.z3_leaf_parameter = lambda parameter: False
+
+
+def compile_layers(model: nn.Module, backend: str | Callable[..., Any]) -> list[nn.Module]:
+    """Compiles the layers of towers in place; returns them."""
+    settings: Any = torch._dynamo.config
+    settings.recompile_limit = MAX_GRAPHS
+    settings.optimize_ddp = False  # graphs of a layer need not be cut up to send gradients early
+    settings.specialize_float = True  # else everything is compiled twice, once with a symbolic eps
+    # A part is recomputed by the graph that computed it: as many rows as tokens make no graph of
+    # their own, and the first graph that fits is always the same one.
+    torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
+    # (Torch 2.9 has no such setting and tries the one used last first.)
+    eval_frame: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
+    if hasattr(eval_frame, "_set_lru_cache"):
+        eval_frame._set_lru_cache(False)
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    functions: dict[type, Callable[..., Any]] = {}
+    for layer in blocks(model):
+        if not inside.isdisjoint(layer.modules()):
+            continue  # a stage, whose layers are compiled
+        kind = type(layer)
+        if kind not in functions:
+            functions[kind] = compiled(kind, backend)
+        # A method, so that a copy of the layer runs on its own parameters.
+        layer.forward = MethodType(functions[kind], layer)
+        found.append(layer)
+        inside.add(layer)
+    return found
+
+
+def compiled(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The forward function of a kind of layer as one graph; all layers of that kind share it.
+
+    Sizes are symbols from the first call on: captions' lengths, kept patches and parts of a batch
+    may differ from call to call, and a recomputed part meets the graph that it was computed with.
+    """
+    graph = torch.compile(kind.forward, backend=backend, fullgraph=True, dynamic=True)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return graph(self, *args, **kwargs)
+        except Exception as error:
+            if not type(error).__module__.startswith(COMPILERS):
+                raise
+            raise ValueError(
+                f"trainer.compile cannot make one graph of {kind.__name__}; set "
+                f"trainer.compile=null, or mend this: {error}"
+            ) from error
+
+    return forward

@@ -1,0 +1,140 @@
+"""Evaluation during training: every N steps and after the last one.
+
+In: the run's evaluation settings. Out: a row of `SUITE/TASK/METRIC` values in every logger. The
+run goes on exactly as if it had not been evaluated.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping
+
+from ...data.validation import ValidationPairs
+from ..checks import at_least
+from ..evaluation.evaluate import evaluate, prepare
+from ..evaluation.suite import Suite, load_suite
+from ..module import ContrastiveModule
+from .metrics import log_row
+from .screen import log_beside_bar, log_line
+
+
+@dataclass
+class EvaluationConfig:
+    """When and on what a run is evaluated.
+
+    Attributes:
+        suite: name of a packaged suite or path of a suite file; none: no evaluation.
+        every_n_steps: distance between evaluations; there is always one after the last step.
+        batch_size: images or captions per tower call and process.
+        data_root: folder that relative paths in the suite start from; none: the suite's own.
+    """
+
+    suite: str | None = None
+    every_n_steps: int = 1_000_000_000
+    batch_size: int = 256
+    data_root: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        off = "evaluation.suite=null turns all off, that after the last step, too"
+        at_least("evaluation.every_n_steps", self.every_n_steps, 1, off)
+        at_least("evaluation.batch_size", self.batch_size, 1)
+
+
+class Evaluate(pl.Callback):
+    """Runs the suite of `config` and logs what it finds; decoded images are kept in memory.
+
+    Raises:
+        ValueError: no such suite.
+    """
+
+    def __init__(self, config: EvaluationConfig):
+        self.config = config
+        self.suite: Suite | None = None
+        if config.suite is not None:
+            self.suite = load_suite(config.suite, config.data_root)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the data before hours of training depend on it.
+
+        Raises:
+            ValueError: the suite's data cannot be used.
+        """
+        if self.suite is not None:
+            found = prepare(self.suite, trainer.world_size)
+            for images in found if trainer.is_global_zero else ():
+                if images.note:
+                    log_line(f"{self.suite.name}: {images.note}")
+                shards = trainer.datamodule.shard_urls  # type: ignore[attr-defined]
+                if isinstance(images, ValidationPairs) and (seen := images.shared_with(shards)):
+                    log_line(
+                        f"{self.suite.name}: {seen} shards of {images.urls[0]} are trained on as "
+                        "well, so what is measured there says nothing about new pairs; index with "
+                        "--holdout again",
+                        sys.stderr,
+                    )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
+    ) -> None:
+        """Evaluates when it is due."""
+        step = trainer.global_step
+        if self.suite is None:
+            return
+        if step % self.config.every_n_steps == 0 or step == trainer.max_steps:
+            with as_validation(trainer, pl_module, self):
+                values = self._evaluate(trainer, pl_module, self.suite)
+                log_row(trainer, values, step)
+            if trainer.is_global_zero:
+                log_beside_bar(trainer, f"step {step}  {screen_line(values)}")
+
+    def _evaluate(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, suite: Suite
+    ) -> dict[str, float]:
+        assert isinstance(pl_module, ContrastiveModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return evaluate(
+            pl_module.model,
+            suite,
+            data.tokenizer,
+            data.eval_transform,
+            device=pl_module.device,
+            precision=trainer.precision_plugin.forward_context,
+            batch_size=self.config.batch_size,
+            metric=pl_module.objective.metric(),
+        )
+
+
+@contextmanager
+def as_validation(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, own: pl.Callback
+) -> Iterator[None]:
+    """Calls the other callbacks' validation hooks around an evaluation.
+
+    ModelCheckpoint saves in them, Optuna prunes, Ray reports. EarlyStopping's are called once for
+    each value that it monitors, which need not be one of an evaluation (`early_stopping`).
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    others = [c for c in callbacks if c is not own and not isinstance(c, EarlyStopping)]
+    trainer.validating = True
+    try:
+        for callback in others:
+            callback.on_validation_start(trainer, pl_module)
+        for callback in others:
+            callback.on_validation_epoch_start(trainer, pl_module)
+        yield
+        for callback in others:
+            callback.on_validation_epoch_end(trainer, pl_module)
+        for callback in others:
+            callback.on_validation_end(trainer, pl_module)
+    finally:
+        trainer.training = True
+
+
+def screen_line(values: dict[str, float]) -> str:
+    """The first choices only: accuracies and recalls at one."""
+    shown = {name: value for name, value in values.items() if name.endswith(("top1", "@1"))}
+    return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())

@@ -1,0 +1,282 @@
+"""What a run says while it trains: `RUN/metrics.jsonl`, other loggers, one line on the screen.
+
+In: the module's report, already on the device. Out: at log steps only, values averaged over ranks;
+no step in between waits for the device.
+"""
+
+import json
+import math
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from ...data.files import write_whole
+from ..module import ContrastiveModule, Reporter
+from .flops import FlopMeter, measured_peak
+from .screen import log_beside_bar
+
+SHOWN = ("loss", "lr", "pairs_per_s")  # on a progress bar of Lightning's
+
+
+class MetricsFile(Logger):
+    """Appends one JSON object a line, `{"step": ..., "wall": seconds, ...}`.
+
+    What others log through Lightning (a callback's `self.log`, LearningRateMonitor), which counts
+    steps from 0 and adds rows of its own, goes into the next row of the run.
+
+    Args:
+        path: of the file.
+        resume_step: rows after this step are cut off; None: a new file.
+
+    Attributes:
+        steps: the step of each name's last value, the same on every rank.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None):
+        super().__init__()
+        self.path = path
+        self._before = 0.0
+        self._start = time.monotonic()
+        self._waiting: dict[str, float] = {}
+        self.steps: dict[str, int] = {}
+        if rank_zero_only.rank == 0:
+            rows = [] if resume_step is None else read_rows(path)
+            kept = [row for row in rows if row["step"] <= (resume_step or 0)]
+            self._before = max((row["wall"] for row in kept), default=0.0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    @property
+    def name(self) -> str:
+        """Lightning's name of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Not versioned: the run folder is."""
+        return ""
+
+    @property
+    def wall(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self._before + time.monotonic() - self._start
+
+    def log_row(self, values: dict[str, float], step: int) -> None:
+        """Appends one row, with what others have logged since the last."""
+        row = {**self._waiting, **values}
+        self._waiting = {}
+        self.steps |= dict.fromkeys(row, step)
+        self._append({"step": step, "wall": round(self.wall, 3), **row})
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keeps what others log for the next row; their epoch is always 0 here."""
+        self._waiting |= {name: value for name, value in metrics.items() if name != "epoch"}
+
+    def finalize(self, status: str) -> None:
+        """Writes what came after the last row."""
+        if self._waiting:
+            self.log_row({}, max(self.steps.values(), default=0))
+
+    @rank_zero_only
+    def _append(self, row: dict[str, Any]) -> None:
+        """Hands a row to the operating system at once."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration stands in `RUN/config.yaml`."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads a metrics file; a last line cut by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def log_row(trainer: pl.Trainer, values: dict[str, float], step: int) -> None:
+    """Sends one row to every logger, and to callbacks that read `trainer.callback_metrics`."""
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.log_row(values, step)
+        else:
+            logger.log_metrics(values, step)
+    tensors = {name: torch.tensor(float(value)) for name, value in values.items()}
+    trainer.callback_metrics.update(tensors)
+    trainer.logged_metrics.update(tensors)
+    trainer.progress_bar_metrics.update({name: values[name] for name in SHOWN if name in values})
+
+
+class Metrics(Reporter):
+    """Collects, averages and logs the training metrics every `trainer.log_every_n_steps`.
+
+    Args:
+        peak_tflops: of one device, in the run's precision; None: what a matrix product reaches.
+        epoch_size: samples of one pass over the data; None: epochs are not counted.
+
+    Attributes:
+        latest: the last row.
+    """
+
+    def __init__(self, peak_tflops: float | None = None, epoch_size: int | None = None):
+        self._wait = self._busy = 0.0
+        self._last_step = 0
+        self._peak_tflops = peak_tflops
+        self._epoch_size = epoch_size
+        self.latest: dict[str, float] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listens to the towers as they are before a strategy wraps them."""
+        assert isinstance(pl_module, ContrastiveModule)
+        frozen = [towers.model for towers in pl_module.providers.values()]
+        self._meter = FlopMeter([pl_module.model, *frozen])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts samples from here."""
+        self._last_step = trainer.global_step
+        declared = self._peak_tflops
+        self._peak = (
+            measured_peak(pl_module.device, trainer.precision)
+            if declared is None
+            else declared * 1e12
+        )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """What has passed since the last step's end was spent waiting for data."""
+        assert isinstance(pl_module, ContrastiveModule)
+        self._wait += time.monotonic() - pl_module.step_ended
+        self._meter.listening = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """At log steps: reduce and log. Evaluation and checkpoints count as neither."""
+        assert isinstance(pl_module, ContrastiveModule)
+        self._meter.listening = False
+        step = trainer.global_step
+        logs = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps  # type: ignore
+        if logs and pl_module.device.type == "cuda":
+            # The host is ahead of the device, whose time for these steps is to be told.
+            torch.cuda.synchronize(pl_module.device)
+        self._busy += time.monotonic() - pl_module.step_ended
+        if logs:
+            values = self._training_values(pl_module, step)
+            values |= trainer.datamodule.ledger.summary()  # type: ignore[attr-defined]
+            log_row(trainer, values, step)
+            self.latest = values
+            if trainer.is_global_zero:
+                log_beside_bar(trainer, screen_line(step, int(trainer.max_steps), values))
+            self._wait, self._busy, self._last_step = 0.0, 0.0, step
+
+    def _training_values(self, module: ContrastiveModule, step: int) -> dict[str, float]:
+        samples = module.phases.samples_before
+        seconds = max(self._busy, 1e-9)
+        names = list(module.report)
+        flops = [torch.tensor(count, dtype=torch.float64) for count in self._meter.take()]
+        measured = [*module.report.values(), torch.tensor(self._wait / seconds), *flops]
+        by_source = module.source_loss
+        if by_source is not None:
+            measured += by_source.flatten()
+        means = average(measured)
+        labels = [*names, "data_wait", "flops", "hardware_flops"]
+        values = dict(zip(labels, means[: len(labels)], strict=True))
+        pairs = samples(step) - samples(self._last_step)
+        values |= self._compute(values, pairs / module.trainer.world_size, seconds)
+        # No limit yet is an infinite one, for which JSON has no number.
+        values = {k: v for k, v in values.items() if not (k.startswith("clip/") and v == math.inf)}
+        module.guard.check()
+        for name in module.objective.weights:
+            values[f"weight/{name}"] = module.objective.weight(name)
+        if by_source is not None:
+            rest = iter(means[len(labels) :])
+            for source, total, count in zip(module.sources, rest, rest, strict=True):
+                if count:
+                    values[f"loss_by_source/{source}"] = total / count
+        if self._epoch_size:
+            values["epoch"] = round(samples(step) / self._epoch_size, 4)
+        phase, _, _ = module.phases.at(step - 1)
+        values |= {name: int(total) for name, total in module.guard.report().items()}
+        if (warning := module.update_rms()) is not None:
+            values["update_rms"] = float(warning)
+        return values | {
+            "logit_scale": float(module.shares.value(module.model.logit_scale).exp()),
+            "lr": module.phases.learning_rate(step - 1),
+            "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
+            "samples": samples(step),
+            "pairs_per_s": pairs / seconds,
+            "peak_memory_gib": round(highest(peak_memory(module.device), module.device), 3),
+            "phase": list(module.phases.named).index(phase),
+        }
+
+    def _compute(self, values: dict[str, float], pairs: float, seconds: float) -> dict[str, float]:
+        """Takes one rank's FLOPs out of the values; returns those of a pair, and the utilisation.
+
+        The towers' alone; what is computed again in the backward pass is said where there is any.
+        """
+        model, hardware = values.pop("flops"), values.pop("hardware_flops")
+        if math.isnan(model):
+            return {}
+        found = {"flops_per_pair": model / pairs, "mfu": model / seconds / self._peak}
+        if hardware > model:
+            found["hardware_flops_per_pair"] = hardware / pairs
+        return found
+
+
+def average(values: list[torch.Tensor]) -> list[float]:
+    """Means over ranks of scalars, in one all-reduce."""
+    stacked = torch.stack([v.detach().double().to(values[0].device) for v in values])
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(stacked)
+        stacked /= dist.get_world_size()
+    return stacked.tolist()
+
+
+def highest(value: float, device: torch.device) -> float:
+    """Maximum over ranks (collective)."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        shared = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return shared.item()
+    return value
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory this process has held so far, in GiB.
+
+    On a GPU what torch allocated there; else resident memory, without that of loader processes.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+def screen_line(step: int, total: int, values: dict[str, float]) -> str:
+    """One dense line with what is needed to compare two runs."""
+    left = (total - step) * values["samples"] / step / max(values["pairs_per_s"], 1e-9)
+    skipped = sum(int(value) for name, value in values.items() if name.startswith("errors/"))
+    steps = sum(int(values.get(f"guard/{name}", 0)) for name in ("nonfinite", "spikes"))
+    return (
+        f"step {step:>{len(str(total))}}/{total}  "
+        + (f"epoch {values['epoch']:.2f}  " if "epoch" in values else "")
+        + f"loss {values['loss']:.4f}  "
+        f"scale {values['logit_scale']:.2f}  lr {values['lr']:.2e}  "
+        f"grad {values['grad_norm']:.2f}  {values['pairs_per_s']:.0f} pairs/s  "
+        f"data wait {values['data_wait']:.0%}  mem {values['peak_memory_gib']:.1f} GiB  "
+        f"left {left / 60:.1f} min"
+        + (f"  skipped {skipped}" if skipped else "")
+        + (f"  steps left out {steps}" if steps else "")
+    )

@@ -1,0 +1,64 @@
+"""Sample errors of all ranks, added up and held against the budget.
+
+In: the data module's ledger, which every rank feeds with its own batches. Out: equal totals on
+every rank before they are logged or saved, and `RUN/skipped.json`, which tells causes and shards;
+the run stops, on every rank alike, past the budget.
+"""
+
+import json
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from ...data.files import write_whole
+from ..checkpointing.checkpoint import Checkpoints
+from .stop import ControlGroup
+
+
+class CountErrors(pl.Callback):
+    """Merges the ranks' counts at log steps and before every checkpoint.
+
+    Args:
+        checkpoints: that hold the totals.
+        path: of the table of skipped samples; made with the first one.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, path: Path):
+        self.checkpoints = checkpoints
+        self.path = path
+        self._written = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes the group (collective)."""
+        self._control = ControlGroup()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
+    ) -> None:
+        """Runs after the stop is agreed and before rows and checkpoints are written.
+
+        Raises:
+            ValueError: more samples were unusable than the budget allows.
+        """
+        step = trainer.global_step
+        if (
+            step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+            or self.checkpoints.is_regular(step)
+            or step == trainer.max_steps
+            or trainer.should_stop
+        ):
+            self.count(trainer)
+
+    def count(self, trainer: pl.Trainer) -> None:
+        """Adds up what came since the last time (collective).
+
+        Raises:
+            ValueError: more samples were unusable than the budget allows.
+        """
+        ledger = trainer.datamodule.ledger  # type: ignore[attr-defined]
+        for delta in self._control.gather(ledger.take_delta()):
+            ledger.merge(delta)
+        if trainer.is_global_zero and ledger.errors != self._written:
+            write_whole(self.path, json.dumps(ledger.table(), indent=1) + "\n")
+            self._written = ledger.errors
+        ledger.check()

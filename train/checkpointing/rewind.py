@@ -1,0 +1,133 @@
+"""Going back: the run ends at a row of spikes and is resumed from a checkpoint before it.
+
+In: the row that the guard notes. Out: that checkpoint, in which the samples since are to be passed
+over, and no later one; whoever runs the fit resumes from it as from any other. What is passed over
+is a function of the row, not of when it is looked for: a kill or a stop anywhere in between changes
+nothing.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from ...data.order.steps import Schedule
+from ...models.weights import damage
+from ..callbacks.screen import log_line
+from ..module import ContrastiveModule
+from ..spike_guard import SpikeGuard
+from .checkpoint import Checkpoints, checkpoints_in, load, step_of, write
+
+
+class RewindingCheckpoints(Checkpoints):
+    """Saves like `Checkpoints`; at log steps and before it saves, looks whether to go back.
+
+    There is a checkpoint from the first step on. It goes back to regular ones only: where a run was
+    stopped must not change where it goes on.
+
+    Attributes:
+        rewound_to: the step from which this fit, which has ended, is to be resumed.
+    """
+
+    rewound_to: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks whether enough files are kept.
+
+        Raises:
+            ValueError: none would be left from before a row of spikes.
+        """
+        super().on_train_start(trainer, pl_module)
+        assert isinstance(pl_module, ContrastiveModule) and pl_module.guard.spikes
+        guard, spikes = pl_module.guard, pl_module.guard.spikes
+        needed = max(spikes.patience, guard.max_nonfinite + 1) + spikes.margin
+        if self.keep and self.every_n_steps * (self.keep - 1) < needed:
+            raise ValueError(
+                f"guard.spikes.then is 'rewind', and {self.keep} checkpoints, one every "
+                f"{self.every_n_steps} steps, may all be younger than a row of steps left out "
+                f"(with its margin {needed} steps, by guard.max_nonfinite and "
+                "guard.spikes.patience); raise checkpoint.keep or checkpoint.every_n_steps"
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Goes back, or saves."""
+        assert isinstance(pl_module, ContrastiveModule)
+        step = trainer.global_step
+        logs = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        looks = logs or self.is_regular(step) or step == trainer.max_steps
+        # Not at a stop in between: the totals would miss what an undisturbed run counts until then.
+        if looks and (row := pl_module.guard.asked()):
+            self._go_back(trainer, pl_module.guard, *row)
+            return
+        super().on_train_batch_end(trainer, pl_module, *args)
+
+    def is_regular(self, step: int) -> bool:
+        """So that a row in the first `every_n_steps` steps has somewhere to go back to."""
+        return step == 1 or super().is_regular(step)
+
+    def _go_back(self, trainer: pl.Trainer, guard: SpikeGuard, begin: int, end: int) -> None:
+        """Prepares the checkpoint to be resumed from (collective) and stops the fit.
+
+        Raises:
+            ValueError: it has gone back often enough, or cannot; on every rank alike.
+        """
+        assert guard.spikes is not None
+        schedule: Schedule = trainer.datamodule.schedule  # type: ignore[attr-defined]
+        row = f"steps {begin + 1} to {end} were left out in a row (guard.spikes)"
+        if int(guard.state["rewinds"]) >= guard.spikes.max_rewinds:
+            raise ValueError(
+                f"{row}, and the run has gone back {guard.spikes.max_rewinds} times already "
+                "(guard.spikes.max_rewinds); lower the learning rate, clip harder, or let the "
+                "guard accept the new level (guard.spikes.then=accept)"
+            )
+        told = None
+        if trainer.is_global_zero:
+            name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
+            told = self._prepare(schedule, guard, begin, end, name)
+        error, step = self._control.gather(told)[0]
+        if error:
+            raise ValueError(f"{row}, and the run cannot go back: {error}")
+        if trainer.is_global_zero:
+            samples = schedule.passing_over(step, end)[-1][1]
+            log_line(
+                f"{row}: going back to step {step}, and on behind the {samples} samples since",
+                sys.stderr,
+            )
+        self.rewound_to, trainer.should_stop = step, True
+
+    def _prepare(
+        self, schedule: Schedule, guard: SpikeGuard, begin: int, end: int, data: str
+    ) -> tuple[str, int]:
+        """Returns what went wrong, if anything, and the step gone back to."""
+        assert guard.spikes is not None
+        latest = begin - guard.spikes.margin
+        path = self._last_before(latest)
+        if path is None:
+            return (
+                f"there is no whole checkpoint of step {latest} or before, of those every "
+                f"{self.every_n_steps} steps (checkpoint.every_n_steps)",
+                0,
+            )
+        try:
+            # Later ones first: a kill in between makes the run come here once more.
+            for later in checkpoints_in(self.folder.parent):
+                if step_of(later) > step_of(path):
+                    later.unlink()
+            state = load(path)
+            state[data]["left_out"] = schedule.passing_over(step_of(path), end)
+            past = state["counterpoint"]["guard"]
+            past |= {name: guard.state[name].cpu() for name in ("nonfinite", "spikes")}
+            past["rewinds"] = guard.state["rewinds"].cpu() + 1
+            write(state, path)
+        except OSError as error:
+            return f"{error.strerror or error}", 0
+        return "", step_of(path)
+
+    def _last_before(self, step: int) -> Path | None:
+        """The newest whole regular checkpoint of that step or an earlier one."""
+        paths = sorted(checkpoints_in(self.folder.parent), key=step_of, reverse=True)
+        fit = (p for p in paths if step_of(p) <= step and self.is_regular(step_of(p)))
+        return next((path for path in fit if damage(path) is None), None)

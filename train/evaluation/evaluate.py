@@ -1,0 +1,151 @@
+"""One evaluation: a suite on a model, by all ranks, leaving no trace in the training.
+
+In: a model, a suite, tokeniser and transform. Out: `{"emoji/heldout/top1": 0.63, ...}`, the same on
+every rank and for any number of them.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...data.image_sets import ImageSet
+from ...losses.components.similarity import Metric
+from .encode import Encoder, gather_objects
+from .suite import Suite
+
+
+def evaluate(
+    model: nn.Module,
+    suite: Suite,
+    tokenizer: Callable[[list[str], int], tuple[Tensor, Tensor]],
+    eval_transform: Callable[[Tensor, int, Any], Tensor],
+    *,
+    device: torch.device | str | None = None,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+    batch_size: int = 256,
+    num_threads: int = 2,
+    metric: Metric | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> dict[str, float]:
+    """Runs every task; to be called by every rank of the default process group.
+
+    Modules' training flags and the random states of torch, numpy and Python are as before
+    afterwards: a run that evaluates goes on exactly like one that does not.
+
+    Args:
+        model: Has `encode_image`, `encode_text`, `image_size`, `context_length`.
+        suite: From `load_suite`; pass the same object each time to profit from its cache.
+        tokenizer: `(texts, context_length) -> (ids [n, L], lengths [n])`.
+        eval_transform: `(uint8 [3,H,W], size, rng=None) -> uint8 [3,size,size]`.
+        device: Where the towers run; None: where the model's parameters are.
+        precision: Makes the context for the towers, such as
+            `trainer.precision_plugin.forward_context`.
+        batch_size: Images or texts per tower call; part of the result's last digits.
+        num_threads: Threads that decode images.
+        metric: What is near to what (`Objective.metric()`); None: the cosine.
+        rank, world_size: None: those of the default process group.
+
+    Returns:
+        `SUITE/TASK/MEASURE`, and `SUITE/TASK_GROUP/MEASURE` for tasks measured by groups.
+
+    Raises:
+        ValueError: The data cannot be used; raised on every rank.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is a number of images per tower call, not {batch_size}")
+    if world_size is None:
+        distributed = dist.is_available() and dist.is_initialized()
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    if device is None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = torch.device(device)
+    encoder = Encoder(
+        model=model,
+        tokenizer=tokenizer,
+        transform=eval_transform,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        rank=rank or 0,
+        world_size=world_size,
+        wanted=prepare(suite, world_size),
+        cache=suite.cache,
+        num_threads=num_threads,
+        metric=metric or Metric(),
+    )
+    results: dict[str, float] = {}
+    with untouched(model, device):
+        for task_name, task in suite.tasks.items():
+            for group, measure, value in task.run(encoder):
+                results[f"{suite.name}/{task_name}{group and '_' + group}/{measure}"] = value
+    return results
+
+
+def prepare(suite: Suite, world_size: int = 1) -> dict[ImageSet, np.ndarray]:
+    """Indexes the data and checks the tasks, on all ranks or on none.
+
+    Returns:
+        Of each image set, the items that any task uses.
+
+    Raises:
+        ValueError: What is wrong on some rank; raised on every rank.
+    """
+    wanted: dict[ImageSet, np.ndarray] = {}
+    digest, message = hashlib.sha256(), None
+    try:
+        for name, task in suite.tasks.items():
+            try:
+                chosen = task.prepare()
+            except ValueError as error:
+                raise ValueError(f"task '{name}' of suite '{suite.name}': {error}") from error
+            wanted[task.data] = np.union1d(wanted.get(task.data, chosen[:0]), chosen)
+            keys = [task.data.items[i].get("key") for i in chosen.tolist()]
+            digest.update(repr(keys).encode())
+    except ValueError as error:
+        if world_size == 1:
+            raise
+        message = str(error)
+    # Ranks that disagree about the data would wait for each other for ever.
+    found = gather_objects((message, digest.hexdigest()), world_size)
+    for text, _ in found:
+        if text is not None:
+            raise ValueError(text)
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"the processes see different data for suite '{suite.name}'; give every node the same "
+            "files"
+        )
+    return wanted
+
+
+@contextmanager
+def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradients; training flags and random states return afterwards.
+
+    `no_grad` and not `inference_mode`: a buffer that a tower makes on its first call (positions,
+    masks) would be an inference tensor, and the next training step could not use it.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        # Not model.train(): frozen parts were in evaluation mode before, and stay there.
+        for module, training in flags:
+            module.training = training
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)

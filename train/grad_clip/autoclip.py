@@ -1,0 +1,47 @@
+"""AutoClip: the limit is a percentile of the norms seen so far."""
+
+import torch
+from torch import Tensor
+
+from ..checks import at_least
+from .base import Threshold, finite_or
+
+
+class AutoClip(Threshold):
+    """Clips to the p-th percentile of past norms, this step's included (Seetharaman et al. 2020).
+
+    With the paper's p = 10 nine steps in ten are clipped: it evens out the steps' lengths, it does
+    not wait for spikes.
+
+    Args:
+        percentile: between 0 and 100.
+        window: how many norms are remembered; the paper remembers all.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(self, percentile: float = 10.0, window: int = 10_000):
+        if not 0 <= percentile <= 100:
+            raise ValueError(f"clip.percentile is {percentile}: it must lie between 0 and 100")
+        at_least("clip.window", window, 1)
+        super().__init__(history=torch.zeros(window), count=torch.zeros((), dtype=torch.int64))
+        self.percentile = percentile
+
+    def threshold(self, norm: Tensor) -> Tensor:
+        """The percentile, interpolated linearly; inf before the first finite norm."""
+        history, count = self.state["history"], self.state["count"]
+        remember(history, count, norm)
+        filled = torch.arange(len(history), device=norm.device) < count
+        ordered = torch.where(filled, history, torch.inf).sort().values
+        place = (count.clamp(1, len(history)) - 1) * (self.percentile / 100)
+        low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
+        between = low + (high - low) * place.frac()
+        return torch.where(count > 0, between, torch.inf)
+
+
+def remember(history: Tensor, count: Tensor, norm: Tensor) -> None:
+    """Writes a finite norm over the oldest one; `count` is of all norms so far."""
+    place = (count % len(history)).reshape(1)
+    history.scatter_(0, place, finite_or(norm, history[place], norm.reshape(1)))
+    count.add_(norm.isfinite())

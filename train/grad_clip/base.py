@@ -1,0 +1,112 @@
+"""Clippers: gradients in, gradients within a limit and what to log out.
+
+A clipper is asked once a step, between the backward pass and the optimiser. Its state is a handful
+of tensors of fixed size that live where the gradients do; no step waits for them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..strategies.sharded_tensors import Shares
+
+EPS = 1e-6
+
+
+@dataclass
+class Clipped:
+    """What happened at one step.
+
+    Attributes:
+        norm: global norm of the gradient before clipping [].
+        report: values to log [].
+    """
+
+    norm: Tensor
+    report: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Clipper(ABC):
+    """Base class."""
+
+    @abstractmethod
+    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
+        """Clips the gradients of the trainable parameters `named` in place.
+
+        A gradient with a non-finite norm changes no statistics; whether its step is taken is the
+        spike guard's affair.
+        """
+
+    def reset(self) -> None:  # noqa: B027, most have nothing to forget
+        """Forgets the past: at the start of a phase norms may be of another size."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `state_dict` gave.
+
+        Raises:
+            ValueError: it is the state of another clipper.
+        """
+        own = self.state_dict()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
+            raise ValueError(
+                f"the checkpoint holds the state of another clipper ({sorted(state)}, this one has "
+                f"{sorted(own)}): resume with the `clip` the run was started with"
+            )
+        for key, value in state.items():
+            own[key].copy_(value)
+
+
+class Threshold(Clipper):
+    """A clipper of the global norm: subclasses compute a limit from the stream of norms.
+
+    Attributes:
+        state: the statistics; changed in place by `threshold`.
+    """
+
+    def __init__(self, **state: Tensor):
+        self.state = state
+
+    @abstractmethod
+    def threshold(self, norm: Tensor) -> Tensor:
+        """Takes note of a norm [] and returns the limit for this step []; inf: none."""
+
+    def limit(self, norm: Tensor) -> Tensor:
+        """`threshold`, with the statistics on the norm's device."""
+        for key, value in self.state.items():
+            if value.device != norm.device:
+                self.state[key] = value.to(norm.device)
+        return self.threshold(norm.detach().float())
+
+    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
+        """Scales the whole gradient down to the limit."""
+        parameters = list(named.values())
+        norm = shares.norms([parameters])[0]
+        limit = self.limit(norm)
+        shares.scale(parameters, factor(norm, limit))
+        return Clipped(norm, {"clip/limit": limit, "clip/clipped": (norm > limit).float()})
+
+    def reset(self) -> None:
+        """Starts from nothing."""
+        for value in self.state.values():
+            value.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The statistics themselves, not copies."""
+        return dict(self.state)
+
+
+def factor(norm: Tensor, limit: Tensor) -> Tensor:
+    """What a gradient is multiplied by: 1 within the limit (as torch's clip_grad_norm_)."""
+    return (limit / (norm + EPS)).clamp(max=1.0)
+
+
+def finite_or(value: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """`new` where `value` is finite, else `old`."""
+    return torch.where(value.isfinite(), new, old)

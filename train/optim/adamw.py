@@ -1,0 +1,99 @@
+"""Optimisers: model and objective in, a torch optimiser over parameter groups out.
+
+The learning rate is set by the phases at every step; here is only what it is multiplied by.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .param_groups import OBJECTIVE, USUAL, Groups, parameter_groups
+
+if TYPE_CHECKING:
+    from ..module import ContrastiveModule
+
+
+class AdamW:
+    """AdamW with the usual groups; other optimisers differ in `make`.
+
+    Args:
+        betas, eps: of Adam (CLIP's ViTs: 0.9, 0.98, 1e-6).
+        weight_decay: on matrices.
+        scalar_rate: learning rate of the logit scale and bias as a multiple of the others'. They
+            are single numbers that must travel far, which short runs give them no time for.
+        groups: rates and decays by tower and layer, what does not decay, what does not learn.
+
+    Attributes:
+        whole_tensors: a parameter's update depends on more than each of its elements' own past, so
+            that strategies which cut parameters into flat pieces (ZeRO) would change it.
+        own_shapes: keeps states that are neither single numbers nor shaped like their parameter.
+        own_backward: takes a backward pass besides the loss's.
+    """
+
+    whole_tensors = False
+    own_shapes = False
+    own_backward = False
+
+    def __init__(
+        self,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-6,
+        weight_decay: float = 0.2,
+        scalar_rate: float = 1.0,
+        groups: Groups = USUAL,
+    ):
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.scalar_rate = scalar_rate
+        self.groups = groups
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return type(self).__name__
+
+    def build(
+        self, model: nn.Module, objective: nn.Module | None = None, fused: bool = True
+    ) -> torch.optim.Optimizer:
+        """Returns the optimiser over all trainable parameters.
+
+        `fused` is torch's: one kernel for all parameters. With a gradient scaler it must be off,
+        because a fused step unscales after the clipping.
+        """
+        named = named_parameters(model, objective)
+        groups = parameter_groups(named.items(), self.weight_decay, self.scalar_rate, self.groups)
+        optimizer = self.make(groups, named, fused)
+        optimizer.register_load_state_dict_pre_hook(keep_settings)
+        return optimizer
+
+    def make(
+        self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
+    ) -> torch.optim.Optimizer:
+        """The torch optimiser over finished groups."""
+        return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=fused)
+
+    def after_step(self, module: "ContrastiveModule", batch: dict[str, Tensor]) -> None:
+        """Learns more from the step's batch, for optimisers that do (collective)."""
+
+
+def keep_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Puts the optimiser's own settings over a checkpoint's; a hook of its `load_state_dict`.
+
+    By `fused` torch decides where step counts go, as it reads them: to set it later is too late.
+    """
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups, strict=False):
+        group.update({key: own[key] for key in optimizer.defaults if key != "lr"})
+    return {**state, "param_groups": groups}
+
+
+def named_parameters(
+    model: nn.Module, objective: nn.Module | None = None
+) -> dict[str, nn.Parameter]:
+    """Parameters by the names that patterns speak of; the objective's begin with `objective.`."""
+    named = dict(model.named_parameters())
+    if objective is not None:
+        named |= {f"{OBJECTIVE}{name}": p for name, p in objective.named_parameters()}
+    return named

@@ -1,0 +1,149 @@
+"""Parameter groups: named parameters in, who learns at which rate and with which decay out.
+
+Weight decay as the field does it (open_clip, from Radford et al. 2021, section 2.5): on matrices
+only; gains, biases, the logit scale and bias and the objective's heads get none.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+from torch import nn
+
+from ...losses.distributed.sharded_rows import Slice
+
+OBJECTIVE = "objective."
+KINDS = ("matrices", "vectors", "scalars", "heads", "slices")
+BLOCK = re.compile(r"\.(?:blocks|resblocks|layers|layer|stages|h)\.?(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Tower:
+    """How one tower differs; its projection belongs to it.
+
+    Attributes:
+        rate: learning rate as a multiple of the phase's.
+        weight_decay: None: the optimiser's.
+        layer_decay: each layer's rate as a multiple of that of the layer above it (Bao et al.
+            2021): 1 for what follows the blocks, this for the last block, and so on down to the
+            embeddings.
+    """
+
+    rate: float = 1.0
+    weight_decay: float | None = None
+    layer_decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Exceptions from the usual groups.
+
+    Attributes:
+        image, text: what differs in a tower.
+        no_decay: patterns of matrices without decay, such as "*.pos_embed".
+        frozen: patterns of parameters that do not learn, such as "image.*" (LiT).
+    """
+
+    image: Tower = Tower()
+    text: Tower = Tower()
+    no_decay: Sequence[str] = field(default_factory=tuple)
+    frozen: Sequence[str] = field(default_factory=tuple)
+
+
+USUAL = Groups()
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    scalar_rate: float = 1.0,
+    groups: Groups = USUAL,
+) -> list[dict[str, Any]]:
+    """Splits trainable parameters: matrices (with decay), vectors, single numbers, heads, slices.
+
+    Each group's `rate` is what the phase's learning rate is multiplied by. Without exceptions there
+    is one group a kind, in this order; exceptions split them in the order of their parameters.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    check_patterns("no_decay", groups.no_decay, [name for name, _ in named])
+    layers = _layer_rates([name for name, _ in named], groups)
+    found: dict[tuple[int, float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        kind = kind_of(name, parameter)
+        tower = _tower(name, groups)
+        rate, decay = 1.0, 0.0
+        if kind == "scalars":
+            rate = scalar_rate
+        elif kind not in ("heads", "slices"):
+            rate = tower.rate * layers[name]
+        if kind == "matrices" and not matches(name, groups.no_decay):
+            decay = weight_decay if tower.weight_decay is None else tower.weight_decay
+        found.setdefault((KINDS.index(kind), rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "rate": rate}
+        for (_, rate, decay), parameters in sorted(found.items(), key=lambda item: item[0][0])
+    ]
+
+
+def kind_of(name: str, parameter: nn.Parameter) -> str:
+    """One of KINDS.
+
+    Slices are by themselves: torch steps no sharded tensors (FSDP2) together with others.
+    """
+    if isinstance(parameter, Slice):
+        return "slices"
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 empties partitioned ones
+    if len(shape) < 2 and shape.numel() == 1:
+        return "scalars"
+    if name.startswith(OBJECTIVE):
+        return "heads"
+    return "matrices" if len(shape) >= 2 else "vectors"
+
+
+def tower_of(name: str) -> str:
+    """`image` or `text` (projections included), else `rest`."""
+    first = name.split(".")[0].removesuffix("_projection")
+    return first if first in ("image", "text") else "rest"
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tells whether a shell-style pattern fits a parameter's name."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def check_patterns(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuses a pattern that would silently do nothing.
+
+    Raises:
+        ValueError: a pattern fits no name.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ValueError(
+                f"optim.groups.{key} names {pattern!r}, which no parameter is called; names look "
+                f"like {names[len(names) // 2]!r}"
+            )
+
+
+def _tower(name: str, groups: Groups) -> Tower:
+    return getattr(groups, tower_of(name), Tower())
+
+
+def _layer_rates(names: Sequence[str], groups: Groups) -> dict[str, float]:
+    """Multiples by name: what precedes a tower's blocks is its lowest layer, the rest its top."""
+    rates = {}
+    for which in ("image", "text", "rest"):
+        own = [name for name in names if tower_of(name) == which]
+        blocks = [int(found[1]) for name in own if (found := BLOCK.search(name))]
+        top, lowest = max(blocks, default=-1) + 2, True
+        for name in own:
+            block = BLOCK.search(name)
+            lowest = lowest and block is None and bool(blocks)
+            layer = int(block[1]) + 1 if block else 0 if lowest else top
+            rates[name] = _tower(name, groups).layer_decay ** (top - layer)
+    return rates

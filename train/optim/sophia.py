@@ -1,0 +1,159 @@
+"""Sophia-G: momentum divided by an estimate of curvature, clipped element by element.
+
+m <- b1 m + (1 - b1) g; every k steps h <- b2 h + (1 - b2) g'^2; w <- w - lr sign(m) min(|m| / (rho
+h), 1), decay first. g' is the gradient of the loss with labels drawn from the model's own softmax
+over the pairs, scaled so that the mean of g'^2 is the diagonal of the Gauss-Newton matrix
+(`losses.drawn`). Liu et al., "Sophia: A Scalable Stochastic Second-order Optimizer for Language
+Model Pre-training" (2023), algorithm 3; there the factor (tokens of a batch) is outside of h.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ...losses.objective import Objective
+from ..strategies.sharded_tensors import LocalShares, local
+from .adamw import AdamW
+from .param_groups import USUAL, Groups
+
+if TYPE_CHECKING:
+    from ..module import ContrastiveModule
+
+
+class SophiaG(AdamW):
+    """Sophia-G for objectives with a softmax over pairs; single processes, DDP and FSDP2.
+
+    Args:
+        betas: of the momentum, of the curvature.
+        rho: how far a step may go; with more of it fewer elements are clipped. The share of
+            elements that are not (`unclipped` in the metrics) should lie between 0.1 and 0.5.
+        every: steps from one estimate of the curvature to the next; each costs about one more
+            step's forward and backward pass.
+        weight_decay, scalar_rate, groups: as of AdamW.
+    """
+
+    own_backward = True
+
+    def __init__(
+        self,
+        betas: tuple[float, float] = (0.965, 0.99),
+        rho: float = 0.04,
+        every: int = 10,
+        weight_decay: float = 0.2,
+        scalar_rate: float = 1.0,
+        groups: Groups = USUAL,
+    ):
+        if rho <= 0 or every < 1:
+            raise ValueError(f"optim.rho is {rho} and optim.every {every}: give > 0 and >= 1")
+        super().__init__(betas, 0.0, weight_decay, scalar_rate, groups)
+        self.rho, self.every = rho, every
+
+    def build(
+        self, model: nn.Module, objective: nn.Module | None = None, fused: bool = True
+    ) -> torch.optim.Optimizer:
+        """Returns the optimiser, if labels can be drawn for the objective.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if isinstance(objective, Objective):
+            objective.check_sampled()
+            if any(isinstance(parameter, DTensor) for parameter in objective.parameters()):
+                raise ValueError(
+                    f"optim names {self.name}, and the objective has parameters of its "
+                    "own: under fsdp2 only those of the model can be used; use strategy=ddp"
+                )
+        return super().build(model, objective, fused)
+
+    def make(
+        self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
+    ) -> torch.optim.Optimizer:
+        """Our own."""
+        return Sophia(groups, self.betas, self.rho)
+
+    def after_step(self, module: "ContrastiveModule", batch: dict[str, Tensor]) -> None:
+        """Estimates the curvature on the step's batch every so often (collective)."""
+        step = module.global_step
+        assert module.decision is not None
+        if (step + 1) % self.every or bool(module.decision.skip):
+            return
+        optimizer = module.trainer.optimizers[0]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter in parameters:
+            parameter.grad = None
+        with module.trainer.precision_plugin.forward_context():
+            features = module.features(batch)
+            # The same draw on all ranks.
+            loss = module.objective.sampled(features, batch, module.drawing_seed(step))
+        loss.backward()
+        if isinstance(module.shares, LocalShares):
+            average(parameters)
+        norm = module.shares.norms([parameters])[0]
+        if bool(norm.isfinite()):
+            curve(optimizer, parameters, self.betas[1])
+            module.report["unclipped"] = unclipped(optimizer, parameters, self.rho)
+        for parameter in parameters:
+            parameter.grad = None
+
+
+class Sophia(torch.optim.Optimizer):
+    """The step. `curve` brings the curvature, without which all elements are clipped."""
+
+    def __init__(self, params: Any, betas: tuple[float, float], rho: float):
+        super().__init__(params, {"lr": 0.0, "betas": betas, "rho": rho, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Steps every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["hessian"] = torch.zeros_like(parameter)
+                momentum = state["exp_avg"].lerp_(parameter.grad, 1 - group["betas"][0])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                ratio = momentum / (group["rho"] * state["hessian"]).clamp(min=1e-15)
+                parameter.add_(ratio.clamp_(-1.0, 1.0), alpha=-group["lr"])
+        return loss
+
+
+@torch.no_grad()
+def curve(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], beta: float):
+    """Takes in the squares of the gradients at hand."""
+    for parameter in parameters:
+        if parameter.grad is not None and (state := optimizer.state.get(parameter)):
+            state["hessian"].mul_(beta).addcmul_(parameter.grad, parameter.grad, value=1 - beta)
+
+
+@torch.no_grad()
+def unclipped(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rho: float
+) -> Tensor:
+    """Share of this rank's elements that the next step would not clip []."""
+    states = [state for p in parameters if (state := optimizer.state.get(p))]
+    counts = [
+        (local(state["exp_avg"]).abs() < rho * local(state["hessian"])).sum() for state in states
+    ]
+    num_elements = sum(local(state["exp_avg"]).numel() for state in states)
+    return torch.stack(counts).sum() / max(num_elements, 1)
+
+
+def average(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages over ranks the gradients that no wrapper has averaged."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()

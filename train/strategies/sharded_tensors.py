@@ -1,0 +1,186 @@
+"""Each rank's share of gradients and parameters, in every strategy alike.
+
+In: parameters whose gradients are final (averaged over ranks, unscaled). Out: global norms, equal
+on every rank; gradients scaled, clamped or dropped in place; bounds kept; whole values.
+Nothing here waits for the device, except where `drop` says so.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ...losses.distributed.columns import world
+from ...losses.distributed.sharded_rows import Slice, whole
+
+Parameters = Sequence[nn.Parameter]
+
+
+class Shares(ABC):
+    """One adapter a strategy. Every rank calls the same methods in the same order.
+
+    A parameter without a gradient on this rank (frozen, unused, held by others) has no pieces.
+    """
+
+    def begin(self) -> None:  # noqa: B027, most strategies have nothing to look for
+        """Looks at the gradients of a new step; to be called before anything is done to them."""
+
+    @abstractmethod
+    def pieces(self, parameters: Parameters) -> list[Tensor]:
+        """The parts of the gradients that lie on this rank, to be changed in place."""
+
+    @abstractmethod
+    def norms(self, groups: Sequence[Parameters]) -> Tensor:
+        """L2 norm of each group's gradient over all ranks [groups] (collective)."""
+
+    @abstractmethod
+    def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
+        """(weight, gradient) on this rank, cut between rows of the first dimension if at all.
+
+        Raises:
+            ValueError: the strategy cuts inside rows.
+        """
+
+    @torch.no_grad()
+    def scale(self, parameters: Parameters, factor: Tensor) -> None:
+        """Multiplies the gradients by `factor` []."""
+        if pieces := self.pieces(parameters):
+            torch._foreach_mul_(pieces, factor.to(pieces[0].device))  # type: ignore
+
+    @torch.no_grad()
+    def clamp(self, parameters: Parameters, limit: float) -> None:
+        """Clamps every element of the gradients to [-limit, limit]."""
+        if pieces := self.pieces(parameters):
+            torch._foreach_clamp_min_(pieces, -limit)  # type: ignore
+            torch._foreach_clamp_max_(pieces, limit)  # type: ignore
+
+    def drop(self, optimizer: torch.optim.Optimizer, parameters: Parameters, skip: Tensor) -> None:
+        """Makes the coming step change neither weights nor state where `skip` [] is true.
+
+        Fused optimisers read a flag on the device; for the others the host has to look (one
+        synchronisation), and they pass over parameters without gradients.
+        """
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        elif bool(skip):
+            for parameter in parameters:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def bound(self, parameter: nn.Parameter, low: float, high: float) -> None:
+        """Keeps a parameter within bounds, wherever its values are kept."""
+        local(parameter).clamp_(low, high)
+
+    def value(self, parameter: nn.Parameter) -> Tensor:
+        """The whole parameter on every rank (collective)."""
+        return parameter.detach()
+
+    @torch.no_grad()
+    def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], decay: float) -> None:
+        """Moves averages, each beside what it follows: a <- decay a + (1 - decay) o (collective).
+
+        Raises:
+            ValueError: an average is kept in 16 bits, where its small steps are lost.
+        """
+        averages: list[Tensor] = [average for average, _ in pairs]
+        if any(average.dtype.itemsize < 4 for average in averages):
+            raise ValueError(
+                "the ema would be kept in 16 bits, where its small steps are lost: use a "
+                "trainer.precision with mixed in its name"
+            )
+        if averages:
+            get_ema_multi_avg_fn(decay)(averages, [online for _, online in pairs], None)
+
+
+class LocalShares(Shares):
+    """One process, or DDP: every rank holds everything, but for rows that are kept apart."""
+
+    def pieces(self, parameters: Parameters) -> list[Tensor]:
+        """All gradients."""
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def norms(self, groups: Sequence[Parameters]) -> Tensor:
+        """Computed by each rank from the same numbers; squares of rows kept apart are added up."""
+        if not any(isinstance(p, Slice) for group in groups for p in group):
+            return torch.stack([norm_of(self.pieces(group), groups[0][0]) for group in groups])
+        return joined_norms(groups, None)
+
+    def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
+        """All that are here."""
+        return [(p.detach(), p.grad) for p in parameters if p.grad is not None]
+
+    def value(self, parameter: nn.Parameter) -> Tensor:
+        """As it is, or gathered from all ranks."""
+        return whole(parameter) if isinstance(parameter, Slice) else parameter.detach()
+
+
+class ShardedShares(Shares):
+    """FSDP2: parameters and gradients are DTensors; one all-reduce of a vector for norms.
+
+    Parameters outside every sharded module are counted once.
+    """
+
+    def pieces(self, parameters: Parameters) -> list[Tensor]:
+        """This rank's shards."""
+        return [local(p.grad) for p in parameters if p.grad is not None]
+
+    def norms(self, groups: Sequence[Parameters]) -> Tensor:
+        """Adds up squares over the ranks of the mesh."""
+        meshes = {p.device_mesh for g in groups for p in g if isinstance(p, DTensor)}
+        assert len(meshes) == 1 and next(iter(meshes)).ndim == 1, "one flat mesh holds all shards"
+        return joined_norms(groups, meshes.pop().get_group())
+
+    def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
+        """Shards of whole rows (FSDP2 cuts the first dimension unless told otherwise)."""
+        found = [(p, p.grad) for p in parameters if p.grad is not None]
+        if any(isinstance(p, DTensor) and p.placements != (Shard(0),) for p, _ in found):
+            raise ValueError("clip: AGC needs parameters sharded along their first dimension")
+        return [(local(p.detach()), local(g)) for p, g in found]
+
+    def value(self, parameter: nn.Parameter) -> Tensor:
+        """Gathered from all ranks."""
+        if isinstance(parameter, Slice):
+            return whole(parameter)
+        own = parameter.detach()
+        return own.full_tensor() if isinstance(own, DTensor) else own
+
+
+def joined_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:
+    """L2 norm of each group's gradient [groups]: squares of parts are added up over ranks.
+
+    Gradients that every rank has are counted once.
+    """
+    own, shared = [], []
+    for group in groups:
+        found = [(p, p.grad) for p in group if p.grad is not None]
+        parts = [local(grad) for p, grad in found if isinstance(p, DTensor | Slice)]
+        copies = [grad for p, grad in found if not isinstance(p, DTensor | Slice)]
+        own.append(norm_of(parts, groups[0][0]).square())
+        shared.append(norm_of(copies, groups[0][0]).square())
+    total = torch.stack(own)
+    if world()[1] > 1:
+        dist.all_reduce(total, group=process_group)
+    return (total + torch.stack(shared)).sqrt()
+
+
+@torch.no_grad()
+def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """L2 norm of all elements, in float32 at least [].
+
+    Ranks without any of the tensors must give a zero of the same type: `like` says which.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if not tensors:
+        return torch.zeros((), dtype=dtype, device=like.device)
+    norms = torch._foreach_norm(list(tensors), 2.0, dtype=dtype)  # type: ignore
+    return torch.linalg.vector_norm(torch.stack([norm.to(like.device) for norm in norms]))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,82 @@
+"""Where a frozen model's weights are while it answers, when they are too many for each device.
+
+In: the model, which says where it wants them, and this process's device. Out: the same features;
+weights outside of layers are on the device in any case.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from ...losses.distributed.columns import world
+from ...models.teachers.frozen import FrozenTowers
+from .fsdp2 import blocks
+
+
+def place(towers: FrozenTowers, device: torch.device) -> None:
+    """Moves the weights to where they are kept; in a process alone `sharded` is `host`.
+
+    All ranks call it, and then call the model equally often.
+
+    Raises:
+        ValueError: the model has no layers that could be fetched one by one.
+    """
+    if towers.placed:
+        return
+    towers.placed = True
+    world_size = world()[1]
+    sharded = towers.keep == "sharded" and world_size > 1
+    layers = list(blocks(towers.model)) if towers.keep != "device" else []
+    if towers.keep != "device" and not layers:
+        raise ValueError(
+            f"a teacher with keep={towers.keep} is fetched layer by layer, and this one has no "
+            "list of equal layers; leave keep out"
+        )
+    if sharded:
+        mesh = init_device_mesh(device.type, (world_size,))
+        for layer in layers:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        # One root for all of them, which fetches ahead and lets them share memory.
+        cut = {p for layer in layers for p in layer.parameters()}
+        outside = {p for p in towers.model.parameters() if p not in cut}
+        fully_shard(towers.model, mesh=mesh, ignored_params=outside)
+    if sharded or towers.keep == "device":
+        towers.to(device)
+        return
+    inside: set[nn.Module] = set()
+    for layer in layers:  # inner ones come first
+        if inside.isdisjoint(layer.modules()):
+            Fetched(layer, device)
+            inside.update(layer.modules())
+    for module in towers.modules():
+        if module not in inside:
+            module._apply(lambda tensor: tensor.to(device), recurse=False)
+
+
+class Fetched:
+    """A layer in the host's memory, of which there is a copy on the device while it runs.
+
+    Args:
+        layer: It gets hooks.
+        device: Where it runs.
+    """
+
+    def __init__(self, layer: nn.Module, device: torch.device):
+        self.device = device
+        self.tensors = [*layer.parameters(), *layer.buffers()]
+        self.kept: list[Tensor] = []
+        if device.type == "cuda":
+            for tensor in self.tensors:
+                tensor.data = tensor.data.pin_memory()
+        layer.register_forward_pre_hook(self._fetch)
+        layer.register_forward_hook(self._release, always_call=True)
+
+    def _fetch(self, *_: object) -> None:
+        self.kept = [tensor.data for tensor in self.tensors]
+        for tensor in self.tensors:
+            tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
+
+    def _release(self, *_: object) -> None:
+        for tensor, kept in zip(self.tensors, self.kept, strict=True):
+            tensor.data = kept
