@@ -17,17 +17,15 @@ from .order.mixed_plan import MixedPlan
 from .order.mixture import Mixture
 from .order.selection import Selection, WeightPolicy
 from .pairs import Pairs
-from .recipe import View
+from .recipe import Source, Text, View, check_names, explicit_shares
 from .sample import SampleLoader
 from .shards.cache import ShardCache
 from .shards.manifest import Manifest
 from .shards.prefetch import Prefetcher
 from .shards.reader import ShardReader
 from .sidecar import Sidecar, check_file_names
-from .sources import Source, check_names, explicit_shares
 from .text.captions import CaptionPolicy
 from .text.tokenize import Tokenizer
-from .texts import Text
 from .urls import shown
 
 # Shards that a process keeps open: most systems allow 1,024 files.

@@ -18,13 +18,11 @@ from .dataset import Batch, join
 from .errors import ErrorLedger
 from .images.transforms import EvalTransform, TrainTransform, Transform
 from .order.steps import Schedule
-from .recipe import Recipe, View
+from .recipe import Recipe, Source, Text, View
 from .sidecar import Sidecar
-from .sources import Source
 from .text.captions import CaptionPolicy, policy_of
 from .text.syntax import WordReducer
 from .text.tokenize import ClipTokenizer, Tokenizer
-from .texts import Text
 from .workers import start_worker
 
 

@@ -4,7 +4,7 @@ In: the choices of the `data` slot. Out: a `Recipe` for the loader, in which eve
 will have is known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from .images.transforms import TrainTransform, Transform
 from .sidecar import Sidecar
 from .text.captions import CaptionPolicy
+from .text.tokenize import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -153,3 +154,71 @@ class Recipe:
     def bytes_per_sample(self) -> int:
         """Memory of one sample's views in a batch."""
         return sum(3 * view.side**2 for view in self.views.values())
+
+
+@dataclass(frozen=True)
+class Source:
+    """One named source; the name is that of the manifest's `source` column.
+
+    Attributes:
+        share: Target proportion of the samples, relative to the other sources; 0 leaves it out.
+        caption: Fields or a policy; None: as `data.caption` says.
+        key_field: JSON field that identifies a sample; None: as `data.key_field` says.
+    """
+
+    share: float | None = None
+    caption: tuple[str, ...] | CaptionPolicy | None = None
+    key_field: str | None = None
+
+
+def check_names(sources: Mapping[str, Source], known: Sequence[str]) -> None:
+    """Raises a ValueError when a source is described that the manifest does not have."""
+    unknown = sorted(set(sources) - set(known))
+    if unknown:
+        raise ValueError(
+            f"data.sources names {', '.join(unknown)}, which the manifest does not have; it has "
+            f"{', '.join(known)}"
+        )
+
+
+def explicit_shares(sources: Mapping[str, Source], known: Sequence[str]) -> dict[str, float] | None:
+    """Returns the proportions that the run file states; None when it states none.
+
+    Raises:
+        ValueError: Some sources have a share and others not, one is negative, or all are 0.
+    """
+    shares = {name: source.share for name, source in sources.items() if source.share is not None}
+    if not shares:
+        return None
+    silent = [name for name in known if name not in shares]
+    if silent:
+        raise ValueError(
+            f"data.sources gives shares, but none to {', '.join(silent)}; give every source one "
+            "(0 leaves it out)"
+        )
+    if min(shares.values()) < 0 or not sum(shares.values()) > 0:
+        raise ValueError(f"the shares {shares} must be 0 or more, one of them above 0")
+    return shares
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text of every sample.
+
+    Attributes:
+        caption: Where it is found: a policy, or places in order of preference; None: it is the main
+            caption itself, for a reader with another tokenizer.
+        tokenizer: What turns it into ids; None: the tokenizer of `data`.
+        context_length: Tokens of a row; None: those of the model's captions.
+
+    Raises:
+        ValueError: context_length is below 1.
+    """
+
+    caption: CaptionPolicy | tuple[str, ...] | None = None
+    tokenizer: Tokenizer | None = None
+    context_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.context_length is not None and self.context_length < 1:
+            raise ValueError(f"a text has context_length={self.context_length}; give 1 or more")

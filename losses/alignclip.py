@@ -18,11 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from .base import Pairwise
 from .components.caption_embeddings import Semantics, Stored
 from .distributed.exchange import Exchange
-from .kernels.pairing import TILE_BYTES, Below, Distance
+from .kernels.masks import Below, Distance
+from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums
-from .pairwise import Pairwise
 from .scalars import Scalar
 
 

@@ -7,13 +7,16 @@ DDP, FSDP2 and ZeRO all average gradients.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# What a two-tower model, a teacher and the average have besides features.
-MODEL_SCALARS = ("logit_scale", "logit_bias")
+from .distributed.collectives import share
+from .distributed.exchange import AllGather, Exchange
+from .features import full_precision, need
+from .kernels.pairing import TILE_BYTES, Pairing
+from .scalars import Scalar
 
 
 class Term(nn.Module, ABC):
@@ -38,14 +41,70 @@ class Term(nn.Module, ABC):
         return None
 
 
-def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Lifts half-precision tensors to float32; float32 and float64 stay as they are."""
-    return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
+class Pairwise(Term):
+    """A loss over all pairs.
 
+    Args:
+        exchange: how the other ranks' columns arrive; the default is exact.
+        scale: the logit scale: a scalar of its own, or the name of a feature (the model's
+            `logit_scale`, or a scalar of the objective that several terms share).
+        tile_bytes: memory of one block of logits.
 
-def need(features: Mapping[str, Tensor], name: str, term: nn.Module, fix: str = "") -> Tensor:
-    """Returns `features[name]` or says in one sentence why the term cannot work without it."""
-    if name not in features:
-        fix = fix or f"there are {', '.join(sorted(features))}"
-        raise ValueError(f"{type(term).__name__} needs the feature '{name}': {fix}")
-    return features[name]
+    Attributes:
+        name: of the value in reports.
+        bias: as `scale`, in terms whose logits have one.
+    """
+
+    name: str
+    bias: Scalar | str
+
+    def __init__(
+        self,
+        exchange: Exchange | None = None,
+        scale: Scalar | str = "logit_scale",
+        tile_bytes: int = TILE_BYTES,
+    ):
+        super().__init__()
+        self.exchange = exchange or AllGather()
+        self.scale = scale
+        self.tile_bytes = tile_bytes
+
+    def forward(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Returns `{NAME: value}`, this rank's share."""
+        return {self.name: share(self.per_sample(features, batch))}
+
+    @abstractmethod
+    def per_sample(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b"]:
+        """Returns the loss of each of this rank's samples; see `Term.per_sample`."""
+
+    def take(self, features: Mapping[str, Tensor], *names: str) -> list[Tensor]:
+        """Returns features in full precision, as the exchange takes them in."""
+        found = full_precision(*(need(features, name, self) for name in names))
+        return [self.exchange.enter(feature) for feature in found]
+
+    def logit_scale(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+        """Returns the scale [1]."""
+        if isinstance(self.scale, str):
+            (scale,) = full_precision(need(features, self.scale, self))
+            return scale
+        return full_precision(self.scale())[0]
+
+    def logit_bias(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+        """Returns the bias [1] of a term that has one.
+
+        Raises:
+            ValueError: the model has none.
+        """
+        if isinstance(self.bias, str):
+            fix = "set objective.logit_bias_init (SigLIP: -10)"
+            (bias,) = full_precision(need(features, self.bias, self, fix))
+            return bias
+        return full_precision(self.bias())[0]
+
+    def pairing(self, **choices: Any) -> Pairing:
+        """Returns the pairing with this term's exchange and tiles; `choices` are its fields."""
+        return Pairing(exchange=self.exchange, tile_bytes=self.tile_bytes, **choices)

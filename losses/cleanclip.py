@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .distributed.exchange import Exchange, total
-from .kernels.pairing import TILE_BYTES, Valid
+from .base import Pairwise
+from .distributed.collectives import total
+from .distributed.exchange import Exchange
+from .kernels.masks import Valid
+from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums
-from .pairwise import Pairwise
 from .scalars import Scalar
 
 

@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from .base import Pairwise
 from .distributed.exchange import Exchange
 from .kernels.attention import retrieve
 from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums, softmax_sums
-from .pairwise import Pairwise
 from .scalars import Fixed, Scalar
 
 

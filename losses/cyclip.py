@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Term, full_precision, need
-from .distributed.exchange import total
+from .base import Term
+from .distributed.collectives import total
+from .features import full_precision, need
 
 
 class CrossModalConsistency(Term):

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .base import Term, full_precision, need
+from .base import Term
 from .components.lorentz import hyperboloid
 from .components.similarity import Scalars, smallest
-from .distributed.exchange import share
+from .distributed.collectives import share
+from .features import full_precision, need
 
 
 class Cone(nn.Module):

@@ -11,12 +11,13 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Pairwise
 from .components.similarity import Cosine, Similarity
-from .distributed.exchange import Detached, Exchange, Reinserted, share, total
+from .distributed.collectives import share, total
+from .distributed.exchange import Detached, Exchange, Reinserted
 from .kernels.label_sampling import Drawn, drawn
 from .kernels.pairing import TILE_BYTES, Pairing
 from .kernels.reductions import softmax_sums
-from .pairwise import Pairwise
 from .scalars import Scalar
 
 

@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Pairwise
 from .distributed.exchange import Exchange
-from .kernels.pairing import TILE_BYTES, Pairing, Target, Uniform
+from .kernels.pairing import TILE_BYTES, Pairing, Target
 from .kernels.reductions import row_sums, softmax_sums
-from .pairwise import Pairwise
+from .kernels.targets import Uniform
 from .scalars import Scalar
 from .weight_schedules import Weight
 

@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .base import need
-from .distributed.exchange import Exchange, total
+from .base import Pairwise
+from .distributed.collectives import total
+from .distributed.exchange import Exchange
+from .features import need
 from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums
-from .pairwise import Pairwise
 from .scalars import Fixed, Scalar
 
 

@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .base import Pairwise
 from .distributed.exchange import Exchange
-from .kernels.pairing import TILE_BYTES, Valid
+from .kernels.masks import Valid
+from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums, softmax_sums
-from .pairwise import Pairwise
 from .scalars import Scalar
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .base import MODEL_SCALARS, Term
+from .base import Term
 from .components.similarity import Cosine, Metric, Similarity
+from .features import MODEL_SCALARS
 from .scalars import Scalar
 from .weight_schedules import Weight
 

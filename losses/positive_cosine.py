@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Term, full_precision, need
-from .distributed.exchange import share
+from .base import Term
+from .distributed.collectives import share
+from .features import full_precision, need
 
 
 class Margin(Term):

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Pairwise
 from .kernels.list_mle import Side, listwise_losses
-from .pairwise import Pairwise
 
 
 class CrossModalRanking(Pairwise):

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
+from .base import Pairwise
 from .components.similarity import Cosine, Similarity
 from .distributed.exchange import Exchange
 from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import softplus_sums
-from .pairwise import Pairwise
 from .scalars import Scalar
 
 

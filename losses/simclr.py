@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import full_precision
+from .base import Pairwise
 from .distributed.exchange import Exchange
+from .features import full_precision
 from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums, softmax_sums
-from .pairwise import Pairwise
 from .scalars import Fixed, Scalar
 
 

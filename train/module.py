@@ -17,21 +17,19 @@ from ..losses.objective import Objective
 from ..models.chunks import check_parts
 from ..models.teachers.frozen import FrozenTowers
 from ..models.two_tower import TwoTower
-from .clip.trainers import trainers_clipper
-from .features import Ema, parameters_of, provided, scored, stored
+from .distributed import mean_over_ranks
+from .ema import Ema, parameters_of
+from .features import provided, scored, stored
 from .grad_clip.base import Clipper
+from .grad_clip.fixed import trainers_clipper
 from .optim.adamw import AdamW, named_parameters
+from .optim.compatibility import check_elementwise, check_optimiser
 from .optim.freeze import freeze
 from .phases import Phase, Phases, connect_data, prepare_reducers
-from .spike_guard import Decision, SpikeGuard, mean_over_ranks, update_rms
-from .strategies.fsdp2 import check_optimiser, check_slices, shard, shares_of
-from .strategies.row_shards import (
-    check_elementwise,
-    cut_slices,
-    cut_states,
-    cut_weights,
-    put_together,
-)
+from .spike_guard import Decision, SpikeGuard, update_rms
+from .strategies.choose import check_slices, shares_of
+from .strategies.fsdp2 import shard
+from .strategies.row_shards import cut_slices, cut_states, cut_weights, put_together
 from .strategies.sharded_tensors import LocalShares, Shares
 from .strategies.teacher_placement import place
 

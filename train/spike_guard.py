@@ -10,11 +10,10 @@ from enum import IntEnum
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .checks import at_least
-from .grad_clip.autoclip import remember
+from .grad_clip.base import remember
 
 NORMAL = 1.4826  # standard deviation of a normal distribution in units of its median deviation
 
@@ -238,15 +237,6 @@ def _median(values: Tensor, count: Tensor) -> Tensor:
     """The lower median of the first `count` [] values."""
     filled = torch.arange(len(values), device=values.device) < count
     return torch.where(filled, values, torch.inf).sort().values[(count.clamp(min=1) - 1) // 2]
-
-
-def mean_over_ranks(share: Tensor) -> Tensor:
-    """The global batch's loss from each rank's share []; one small all-reduce."""
-    total = share.detach().clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-        total /= dist.get_world_size()
-    return total
 
 
 def update_rms(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> Tensor | None:

@@ -17,10 +17,9 @@ from ..dataset import Batch, StepLoader
 from ..images.transforms import Transform
 from ..module import PairsDataModule
 from ..pairs import Pairs
-from ..recipe import View
+from ..recipe import Text, View
 from ..text.captions import CaptionPolicy
 from ..text.tokenize import Tokenizer
-from ..texts import Text
 from ..urls import find_shards, scheme, shown
 from .dataset import StreamDataset
 from .shards import Stream

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...data.files import write_json
 from ...data.sidecar import KEY, write_sidecar
 from .. import arguments
 from ..experiments.claims import claimed
-from ..experiments.results import write_json
 
 ABOUT, CENTRES = "clusters.json", "centres.safetensors"
 BLOCK = 1 << 26  # cosines at once

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...data.dataset import Batch, StepDataset
+from ...data.files import write_json
 from ...data.module import PairsDataModule
 from ...data.render import uniform
 from ...data.shards.manifest import Manifest
@@ -29,7 +30,6 @@ from ...train.strategies.teacher_placement import place
 from .. import arguments
 from ..config import parser as run_config
 from ..experiments.claims import claimed
-from ..experiments.results import write_json
 from ..run.build import build
 from ..run.teachers import checked_teacher
 

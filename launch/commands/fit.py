@@ -22,7 +22,7 @@ from ...train.callbacks.stop import StopOnSignal
 from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.resume_checks import check_groups, check_resume
 from ...train.checkpointing.rewind import RewindingCheckpoints
-from ...train.clip.trainers import check_no_other
+from ...train.grad_clip.fixed import check_no_other
 from ...train.module import ContrastiveModule
 from .. import arguments
 from ..arguments import AUTO

@@ -19,20 +19,14 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from ...data.files import write_json
 from ..arguments import Arguments
 from ..config.identity import Identity
 from ..experiments.catalogue import render_file
 from ..experiments.claims import claimed
-from ..experiments.results import (
-    commit,
-    find_yaml,
-    identity,
-    read_result,
-    result,
-    settings,
-    write_json,
-)
+from ..experiments.results import find_yaml, identity, read_result, result, settings
 from ..reporting.tables import duration
+from ..run.provenance import commit
 
 NUM_TAIL = 12  # lines of a failed run's output that are shown
 STOP_SECONDS = 60.0

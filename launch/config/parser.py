@@ -29,7 +29,7 @@ from ...models.teachers.frozen import Teacher
 from ...models.two_tower import TwoTower
 from ...train.callbacks.evaluation import EvaluationConfig
 from ...train.checks import at_least
-from ...train.features import EmaConfig
+from ...train.ema import EmaConfig
 from ...train.grad_clip.base import Clipper
 from ...train.optim.adamw import AdamW
 from ...train.phases import Phase

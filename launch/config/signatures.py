@@ -1,7 +1,8 @@
 """What a configuration may hold: keys, their types and defaults, and the classes there are.
 
 All that is read from jsonargparse's private parts (the type of an option; the parameters of a
-class, with those of `**kwargs`) is read here; tests/launch/config/test_messages.py would notice a change.
+class, with those of `**kwargs`) is read here; tests/launch/config/test_messages.py would notice a
+change.
 """
 
 import collections.abc

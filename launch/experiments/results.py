@@ -7,18 +7,12 @@ what kind of machine and when, and what came out. It never says whose: results a
 import datetime
 import json
 import math
-import os
-import platform
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..config.identity import Identity
-
-ROOT = Path(__file__).resolve().parents[2]
-# The sweep itself changes these, so they do not make the code that is measured a different one.
-OWN_OUTPUT = (":(exclude)docs/results", ":(exclude)docs/methods.md")
+from ..run.provenance import ROOT, machine
 
 
 def find_yaml(name: str, folder: str) -> Path:
@@ -64,32 +58,6 @@ def settings(overrides: dict[str, Any]) -> list[str]:
     ]
 
 
-def commit() -> dict[str, Any]:
-    """Returns {"revision", "dirty"} of the code; revision None outside a git checkout."""
-    if not (ROOT / ".git").exists():
-        return {"revision": None, "dirty": False}
-    revision = _git("rev-parse", "HEAD")
-    return {
-        "revision": revision,
-        "dirty": bool(_git("status", "--porcelain", "--", ".", *OWN_OUTPUT)),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Returns the kind of machine: processor, cores, accelerators, versions; no names of hosts."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu": _processor(),
-        "cores": cores,
-        "accelerators": accelerators,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 def result(
     sweep: str,
     run: str,
@@ -118,14 +86,6 @@ def result(
     }
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes `record` so that a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """Reads every result below `folder`, ordered by sweep, run and seed.
 
@@ -152,21 +112,6 @@ def read_result(path: Path) -> dict[str, Any] | None:
     if missing:
         raise ValueError(f"{path} is no result (lacks {', '.join(sorted(missing))}); remove it")
     return record
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _finite(value: Any) -> Any:

@@ -10,9 +10,7 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +20,10 @@ from ...train.checkpointing import checkpoint as checkpoints
 from ...train.phases import Phases
 from ..config.identity import Identity
 from ..config.parser import save
-from ..experiments.results import ROOT, commit
 from .env import is_first_process, under_torchrun
 from .means import means
+from .provenance import TOLD, _versions, changes, commit, packages
 
-PACKAGES = ("train", "data", "models", "losses", "configs", "launch")
-# Where ranks meet and how they talk; nothing that could hold a secret.
-TOLD = (
-    "NCCL_",
-    "GLOO_",
-    "OMP_NUM_THREADS",
-    "CUDA_VISIBLE_DEVICES",
-    "SLURM_JOB_ID",
-    "SLURM_RESTART",
-)
 # Facts of the last start that belong to the result.
 SUMMARISED = (
     "host",
@@ -97,12 +85,6 @@ def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, 
     write_whole(starts, before + json.dumps(start) + "\n")
 
 
-def packages() -> list[str]:
-    """`name==version` of everything installed, from the names of folders: reading takes longer."""
-    found = (p.name for place in sys.path for p in Path(place or ".").glob("*.dist-info"))
-    return sorted({name.removesuffix(".dist-info").replace("-", "==", 1) for name in found})
-
-
 def keep(run_dir: Path, text: str, suffix: str) -> str:
     """Stores a text once, under its hash; returns the file's name below the run folder."""
     name = f"frozen/{hashlib.sha256(text.encode()).hexdigest()[:12]}.{suffix}"
@@ -110,16 +92,6 @@ def keep(run_dir: Path, text: str, suffix: str) -> str:
         (run_dir / "frozen").mkdir(exist_ok=True)
         write_whole(run_dir / name, text)
     return name
-
-
-def changes() -> str:
-    """What differs from the commit, new files of the packages included, for `git apply`."""
-    parts = [_git("diff", "--binary", "HEAD")]
-    new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", *PACKAGES)
-    for path in new.split("\0"):
-        if path.endswith((".py", ".yaml")):
-            parts.append(_git("diff", "--no-index", "--", os.devnull, path))
-    return "".join(parts)
 
 
 def is_finished(run_dir: Path, total_steps: int) -> bool:
@@ -169,13 +141,3 @@ def write_summary(
         "versions": {"python": platform.python_version(), **_versions()},
     }
     write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-
-
-def _git(*arguments: str) -> str:
-    # `--no-index` ends with 1 where files differ: the output counts.
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
-    return done.stdout.decode("utf-8", errors="replace")
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "lightning", "timm", "transformers")}

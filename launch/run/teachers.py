@@ -15,13 +15,14 @@ import torch
 from ...data.pairs import Pairs
 from ...data.recipe import View
 from ...data.text.tokenize import Tokenizer
-from ...losses.base import MODEL_SCALARS
+from ...losses.features import MODEL_SCALARS
 from ...models.reducers.attentive import PLACE
 from ...models.teachers.frozen import FrozenTowers, Teacher
 from ...models.two_tower import TwoTower
 from ...models.weights import load_weights, read_weights
 from ...train.checkpointing import checkpoint as checkpoints
-from ...train.features import Ema, check_needs, check_scores
+from ...train.ema import Ema
+from ...train.features import check_needs, check_scores
 from ...train.module import ContrastiveModule
 from .load import load_run, weights_file
 

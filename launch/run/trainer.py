@@ -20,7 +20,7 @@ from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.checkpoint import Checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
 from ...train.checks import at_least
-from ...train.strategies.fsdp2 import strategy
+from ...train.strategies.choose import strategy
 from .callbacks import checked_callbacks, progress_bar
 from .env import cluster_plugins, under_torchrun
 from .progress import progress

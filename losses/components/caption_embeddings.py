@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base import need
+from ..features import need
 
 
 class Semantics(nn.Module, ABC):

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import full_precision
-from ..distributed.exchange import total
+from ..distributed.collectives import total
+from ..features import full_precision
 
 
 class BatchNorm(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base import full_precision, need
+from ..features import full_precision, need
 from ..kernels.pairing import Pointwise
 from ..scalars import Positive
 from .similarity import Scalars, Similarity, smallest

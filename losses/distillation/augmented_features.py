@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base import full_precision
+from ..base import Pairwise
 from ..distributed.exchange import Exchange
+from ..features import full_precision
 from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
-from ..pairwise import Pairwise
 from ..scalars import Scalar, Temperature
 
 

@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..base import Term, full_precision, need
-from ..distributed.exchange import Exchange, share
+from ..base import Term
+from ..distributed.collectives import share
+from ..distributed.exchange import Exchange
+from ..features import full_precision, need
 from ..kernels.keyed_random import normal
 from ..kernels.pairing import TILE_BYTES
 from ..scalars import Fixed

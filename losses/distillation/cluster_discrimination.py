@@ -16,10 +16,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Term, full_precision, need
-from ..distributed.exchange import Local, share
+from ..base import Term
+from ..distributed.collectives import share
+from ..distributed.exchange import Local
+from ..features import full_precision, need
 from ..kernels.keyed_random import mix
-from ..kernels.pairing import TILE_BYTES, Different, Pairing
+from ..kernels.masks import Different
+from ..kernels.pairing import TILE_BYTES, Pairing
 from ..kernels.reductions import row_sums
 from ..scalars import Fixed, Scalar
 

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Term, full_precision, need
-from ..distributed.exchange import share
+from ..base import Term
+from ..distributed.collectives import share
+from ..features import full_precision, need
 from ..wrappers.masked import needed
 
 

@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..base import Pairwise
 from ..components.heads import fitting
 from ..distributed.exchange import Exchange
 from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..kernels.softmax_means import softmax_means
-from ..pairwise import Pairwise
 from ..scalars import Scalar
 
 

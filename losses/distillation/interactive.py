@@ -13,11 +13,11 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..base import Pairwise
 from ..components.heads import fitting
 from ..distributed.exchange import Exchange
 from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import row_sums
-from ..pairwise import Pairwise
 from ..scalars import Scalar, Temperature
 
 

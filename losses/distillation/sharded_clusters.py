@@ -14,11 +14,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base import full_precision, need
-from ..distributed.columns import join, world
-from ..distributed.exchange import AllGather, Local, highest, total
+from ..distributed.collectives import highest, total, world
+from ..distributed.columns import join
+from ..distributed.exchange import AllGather, Local
 from ..distributed.sharded_rows import Slice, cut, own, rows_of
-from ..kernels.pairing import Different, Pairing
+from ..features import full_precision, need
+from ..kernels.masks import Different
+from ..kernels.pairing import Pairing
 from ..kernels.reductions import row_sums
 from .cluster_discrimination import ClusterDiscrimination
 

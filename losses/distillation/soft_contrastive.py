@@ -11,7 +11,6 @@ Several teachers are averaged after the softmax: Vasu et al., "MobileCLIP" (2024
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,74 +18,8 @@ from ..distributed.exchange import Exchange
 from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
-from ..pairwise import Pairwise
 from ..scalars import Scalar
-
-
-class Taught(Pairwise):
-    """A loss over all pairs of the student and the same pairs of one teacher or more.
-
-    Features of teachers come from providers, or from the batch when they are stored.
-
-    Args:
-        teachers: prefixes of the teachers' features, such as `teacher.large` for
-            `teacher.large.image` and `teacher.large.text`, of any width.
-        form: suffix of all features: none for normalised ones, `.raw` for those before it.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale: of the student: a scalar of its own, or the name of a feature (see `Pairwise`).
-        tile_bytes: memory of one block of logits.
-
-    Raises:
-        ValueError: no teachers.
-    """
-
-    def __init__(
-        self,
-        teachers: Sequence[str],
-        form: Literal["", ".raw"] = "",
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
-    ):
-        super().__init__(exchange, scale, tile_bytes)
-        if isinstance(teachers, str) or not teachers:
-            raise ValueError(f"teachers={teachers!r} must be a list such as [teacher.large]")
-        self.teachers = tuple(teachers)
-        self.pairs = [
-            (f"{prefix}image{form}", f"{prefix}text{form}")
-            for prefix in ("", *(f"{teacher}." for teacher in teachers))
-        ]
-        self.needs = tuple(name for pair in self.pairs for name in pair)
-
-    def sides(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> list[list[Tensor]]:
-        """Returns images and texts of the student, then of each teacher."""
-        found = {**batch, **features}
-        return [self.take(found, *pair) for pair in self.pairs]
-
-    def numbers_of_teachers(
-        self, given: Sequence[float] | None, name: str, features: Mapping[str, Tensor]
-    ) -> list[Tensor]:
-        """Returns a number [1] for each teacher: those given, or each teacher's own `name`."""
-        if given is None:
-            return self.take(features, *(f"{teacher}.{name}" for teacher in self.teachers))
-        device = features[self.needs[0]].device
-        return [torch.tensor([float(number)], device=device) for number in given]
-
-    def also_need(self, name: str, given: Sequence[float] | None) -> None:
-        """Adds each teacher's own `name` to the needs where no numbers are given for it.
-
-        Raises:
-            ValueError: another number of them than of teachers.
-        """
-        if given is None:
-            self.needs += tuple(f"{teacher}.{name}" for teacher in self.teachers)
-        elif len(given) != len(self.teachers):
-            raise ValueError(
-                f"{list(given)} for each teacher's {name} must be one number for each of "
-                f"{list(self.teachers)}, or be left out to take their own"
-            )
+from .base import Taught
 
 
 class SoftContrastive(Taught):

@@ -16,7 +16,7 @@ from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softplus_sums
 from ..kernels.targets import SoftMatch
 from ..scalars import Scalar
-from .soft_contrastive import Taught
+from .base import Taught
 
 
 class SoftSigLIP(Taught):

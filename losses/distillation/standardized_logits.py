@@ -20,11 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..distributed.exchange import Exchange, total
+from ..distributed.collectives import total
+from ..distributed.exchange import Exchange
 from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
-from .soft_contrastive import Taught
+from .base import Taught
 
 
 class Standardised(Taught):

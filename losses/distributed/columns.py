@@ -14,12 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-def world() -> tuple[int, int]:
-    """Returns (rank, world size); (0, 1) when no process group exists."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+from .collectives import _counts, _padded, gather, scatter_sum
 
 
 class Columns(ABC):
@@ -204,44 +199,3 @@ class _Joined(torch.autograd.Function):
         for where, _, gradient in ctx.columns.visit_back():
             gradient.add_(grads[0][where])
         return ctx.columns.gradient(), None
-
-
-def gather(rows: Tensor, counts: list[int]) -> Tensor:
-    """Returns the rows of all ranks in rank order, however many each has."""
-    most = max(counts)
-    everyones = rows.new_empty(len(counts) * most, *rows.shape[1:])
-    if not most:
-        return everyones
-    dist.all_gather_into_tensor(everyones, _padded(rows, most))
-    if min(counts) == most:
-        return everyones
-    return torch.cat([block[:n] for block, n in zip(everyones.split(most), counts, strict=True)])
-
-
-def scatter_sum(rows: Tensor, counts: list[int], rank: int) -> Tensor:
-    """Adds up the ranks' rows and returns those of this rank: the way back of `gather`."""
-    most = max(counts)
-    own = rows.new_empty(most, *rows.shape[1:])
-    if not most:
-        return own
-    if min(counts) < most:
-        rows = torch.cat([_padded(block, most) for block in rows.split(counts)])
-    dist.reduce_scatter_tensor(own, rows.contiguous())
-    return own[: counts[rank]]
-
-
-def _counts(rows: Tensor, world_size: int) -> list[int]:
-    if world_size == 1:
-        return [len(rows)]
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = count.new_empty(world_size)
-    dist.all_gather_into_tensor(counts, count)
-    return counts.tolist()
-
-
-def _padded(rows: Tensor, num_rows: int) -> Tensor:
-    if len(rows) == num_rows:
-        return rows.contiguous()
-    padded = rows.new_zeros(num_rows, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    return padded

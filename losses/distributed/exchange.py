@@ -6,14 +6,10 @@ any number of ranks and of rows on each. `Ring` is exact too, and keeps no other
 reproduce older frameworks' gradients, never as a default.
 """
 
-from typing import Any
-
-import torch
-import torch.distributed as dist
-from jaxtyping import Float
 from torch import Tensor
 
-from .columns import Circling, Columns, Gathered, world
+from .collectives import divided, highest, share, total, world
+from .columns import Circling, Columns, Gathered
 
 __all__ = [
     "AllGather",
@@ -87,72 +83,3 @@ class Detached(AllGather):
     Local rows against all columns, in both directions; an embedding gets a gradient as the row of
     its own softmax alone (SLIP's contrastive term). For softmax terms.
     """
-
-
-def total(tensor: Tensor) -> Tensor:
-    """Returns the sum over ranks, with gradients: each rank's are those of the sum of all losses.
-
-    A value computed from it is the same on every rank, so that data-parallel averaging, which
-    divides by the number of ranks, gives the gradients of one process.
-    """
-    return _Total.apply(tensor) if world()[1] > 1 else tensor  # type: ignore[return-value]
-
-
-def highest(tensor: Tensor) -> Tensor:
-    """Returns the maximum over ranks of each element, without gradient."""
-    most = tensor.detach().clone()
-    if world()[1] > 1:
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-    return most
-
-
-def divided(tensor: Tensor, divisor: int) -> Tensor:
-    """Returns the tensor; its gradient is divided."""
-    return _Divided.apply(tensor, divisor)  # type: ignore[return-value]
-
-
-def share(
-    values: Float[Tensor, "b"], weights: Float[Tensor, "b"] | None = None
-) -> Float[Tensor, ""]:
-    """Returns this rank's share of the mean of all ranks' values (0 when there are none).
-
-    Args:
-        values: this rank's, as many as it has.
-        weights: of the mean, 1 unless given; 0 leaves a value out, whatever it is.
-    """
-    if weights is None:
-        weight, added = values.new_tensor([float(len(values))]), values.sum()
-    else:
-        kept = values.masked_fill(weights == 0, 0.0)
-        weight, added = weights.detach().sum().view(1).to(values.dtype), (kept * weights).sum()
-    world_size = world()[1]
-    if world_size > 1:
-        weight = weight.clone()
-        dist.all_reduce(weight)
-    tiny = torch.finfo(weight.dtype).tiny
-    return added / (weight / world_size).clamp_min(tiny).squeeze(0)
-
-
-class _Total(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        out = tensor.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        out = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out)
-        return out
-
-
-class _Divided(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, divisor: int) -> Tensor:
-        ctx.divisor = divisor
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] / ctx.divisor, None

@@ -7,8 +7,7 @@ alone; `train/strategies/row_shards.py` counts it in norms and puts it together 
 import torch
 from torch import Tensor, nn
 
-from .columns import gather, world
-from .exchange import divided
+from .collectives import divided, gather, world
 
 
 class Slice(nn.Parameter):

@@ -8,7 +8,6 @@ carry no gradient.
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from ..distributed.exchange import AllGather, Exchange
@@ -84,80 +83,3 @@ class Pairing:
         """All of them, in a fixed order."""
         factor = [] if self.factor is None else [self.factor]
         return [*self.weights, *factor, *(target for _, target in self.targets)]
-
-
-class Different:
-    """Keeps the pairs whose ids differ (bool): samples with the same caption are no negatives."""
-
-    def __init__(self, row_ids: Tensor, column_ids: Tensor):
-        self.rows, self.columns = (row_ids,), (column_ids,)
-
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
-        return rows[0][:, None] != columns[0]
-
-
-class Valid:
-    """Keeps the pairs of which both sides are there (bool): optional texts, ragged negatives."""
-
-    def __init__(self, rows: Tensor, columns: Tensor):
-        self.rows, self.columns = (rows,), (columns,)
-
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
-        return rows[0][:, None] & columns[0]
-
-
-class Below:
-    """Keeps the pairs that a second similarity puts below a limit (bool): semantic duplicates."""
-
-    def __init__(self, rows: Tensor, columns: Tensor, limit: float):
-        self.rows, self.columns, self.limit = (rows.detach(),), (columns.detach(),), limit
-
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
-        return rows[0] @ columns[0].T < self.limit
-
-
-class Distance:
-    """1 - cosine of a second pair of normalised features: far pairs count in full."""
-
-    def __init__(self, rows: Tensor, columns: Tensor):
-        self.rows, self.columns = (rows.detach(),), (columns.detach(),)
-
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
-        return (rows[0] @ columns[0].T).neg_().add_(1.0)
-
-
-class Uniform:
-    """The same on every column: label smoothing."""
-
-    rows: tuple[Tensor, ...] = ()
-    columns: tuple[Tensor, ...] = ()
-
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
-        share = torch.tensor(1.0 / total, dtype=torch.float64)
-        return share, share
-
-
-class SameId:
-    """The same on every column that has the row's id: several captions of one image, classes.
-
-    Args:
-        ids: [b] of this rank's pairs.
-        exchange: that of the pairing.
-    """
-
-    def __init__(self, ids: Tensor, exchange: Exchange):
-        count = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
-        for _, (columns,) in exchange.open(ids).visit():
-            everyones, number = columns.unique(return_counts=True)
-            if len(everyones):
-                place = torch.searchsorted(everyones, ids).clamp_(max=len(everyones) - 1)
-                count += torch.where(everyones[place] == ids, number[place], 0)
-        self.rows = self.columns = (ids, 1.0 / count)
-
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
-        same = rows[0][:, None] == columns[0]
-        return same * rows[1][:, None], same * columns[1]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..distributed.exchange import AllGather, Detached
 from .pairing import Pairing
-from .softmax import SoftmaxKernel, SoftplusKernel
+from .sigmoid import SoftplusKernel
+from .softmax import SoftmaxKernel
 
 ALL_PAIRS = Pairing()
 

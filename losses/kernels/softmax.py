@@ -10,16 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from ..distributed.columns import Columns
 from . import tile_ops as inner
 from .pairing import Pairing
-from .tiling import Gradients, Sweep, Tile, open_columns
-
-# Exponentials of logits within these bounds, and sums of them, neither overflow nor vanish in fp32:
-# they need no shift by the maximum, so that one exponential serves both directions.
-SAFE_LOGIT = 60.0
+from .tiling import Gradients, Sweep, Tile, _is_all, _is_safe, open_columns
 
 
 class SoftmaxKernel(torch.autograd.Function):
@@ -136,83 +130,3 @@ class _SafeSlopes:
         slope = tile.memory(2)
         torch.add(self.by_row[tile.rows, None], self.by_column[tile.columns], out=slope)
         return slope.mul_(powers)
-
-
-class SoftplusKernel(torch.autograd.Function):
-    """Returns sum_j w_ij log(1 + exp(l_ij)) of each row [b], and the targets' logits [b].
-
-    `paired`: row i's own column is this rank's column i; else the second result means nothing.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        columns: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        pairing: Pairing,
-        paired: bool,
-    ):
-        joined = open_columns(columns, pairing)
-        sweep = Sweep(rows, scale, bias, pairing, joined)
-        is_safe = _is_safe(rows, joined, scale, pairing, bias)
-        sums, target = (rows.new_zeros(len(rows)) for _ in range(2))
-        kept: list[Tensor] = []
-        for tile in sweep.forth():
-            logits = tile.compute()
-            if paired:
-                target[tile.own] += tile.diagonal(logits) * pairing.diagonal
-                for by_rows, _ in tile.targets():
-                    target[tile.rows] += (by_rows * logits).sum(1)
-            tile.leave_out(keeps_own=paired)
-            if _is_all(tile, sweep):
-                kept, logits = [logits], logits.clone()
-            softplus = logits.exp_().log1p_() if is_safe else F.softplus(logits, threshold=40)
-            sums[tile.rows] += softplus.sum(1)
-        ctx.save_for_backward(rows, scale, bias, *kept)
-        ctx.joined, ctx.pairing, ctx.paired = joined, pairing, paired
-        return sums, target
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor):
-        rows, scale, bias, *kept = ctx.saved_tensors
-        by_row, by_target = grads
-        sweep = Sweep(rows, scale, bias, ctx.pairing, ctx.joined)
-        gradients = Gradients(sweep)
-        for tile in sweep.back(gradients):
-            if not kept:
-                tile.compute()
-                tile.leave_out(keeps_own=ctx.paired)
-            slope = kept[0].clone() if kept else tile.logits
-            slope.sigmoid_().mul_(by_row[tile.rows, None])
-            if ctx.paired:
-                for by_rows, _ in tile.targets():
-                    slope.add_(by_rows * by_target[tile.rows, None])
-                own = by_target[tile.own] * ctx.pairing.diagonal
-                tile.diagonal(slope).add_(own)
-            gradients.add(tile, slope)
-        return *gradients.all(), None, None
-
-
-def _is_all(tile: Tile, sweep: Sweep) -> bool:
-    """Tells whether a tile holds all pairs and can be kept: it is small enough."""
-    pairing, num_rows = sweep.pairing, tile.rows.stop - tile.rows.start
-    is_whole = num_rows == len(sweep.rows) and len(tile.values) == sweep.joined.total
-    return is_whole and pairing.point is None and pairing.factor is None
-
-
-def _is_safe(
-    rows: Tensor, joined: Columns, scale: Tensor, pairing: Pairing, bias: Tensor | None = None
-) -> bool:
-    """Tells whether no logit exceeds `SAFE_LOGIT` in size, by the Cauchy-Schwarz inequality."""
-    if rows.is_cuda or pairing.point is not None or pairing.factor is not None:
-        # On a GPU exponentials are cheap, and asking would make the host wait.
-        return False
-    if joined.num_blocks > 1 or not len(rows) or not joined.total:
-        return False
-    ((_, (columns, *_)),) = joined.visit()
-    longest = rows.square().sum(1).amax() * columns.square().sum(1).amax()
-    shift = 0.0 if bias is None else float(bias.abs())
-    return float(scale.abs() * longest.sqrt()) + shift <= SAFE_LOGIT

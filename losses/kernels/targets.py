@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..distributed.exchange import Exchange
 from .pairing import Pairing
 from .reductions import softmax_sums
 
@@ -72,3 +73,40 @@ class SoftMatch:
     ) -> tuple[Tensor, Tensor]:
         match = (rows[0] @ columns[0].T).sigmoid_()
         return match, match
+
+
+class Uniform:
+    """The same on every column: label smoothing."""
+
+    rows: tuple[Tensor, ...] = ()
+    columns: tuple[Tensor, ...] = ()
+
+    def tile(
+        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
+    ) -> tuple[Tensor, Tensor]:
+        share = torch.tensor(1.0 / total, dtype=torch.float64)
+        return share, share
+
+
+class SameId:
+    """The same on every column that has the row's id: several captions of one image, classes.
+
+    Args:
+        ids: [b] of this rank's pairs.
+        exchange: that of the pairing.
+    """
+
+    def __init__(self, ids: Tensor, exchange: Exchange):
+        count = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+        for _, (columns,) in exchange.open(ids).visit():
+            everyones, number = columns.unique(return_counts=True)
+            if len(everyones):
+                place = torch.searchsorted(everyones, ids).clamp_(max=len(everyones) - 1)
+                count += torch.where(everyones[place] == ids, number[place], 0)
+        self.rows = self.columns = (ids, 1.0 / count)
+
+    def tile(
+        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
+    ) -> tuple[Tensor, Tensor]:
+        same = rows[0][:, None] == columns[0]
+        return same * rows[1][:, None], same * columns[1]

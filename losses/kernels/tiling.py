@@ -215,3 +215,30 @@ def _parts(total: int, most: int) -> Iterator[slice]:
     size = -(-total // max(1, -(-total // most)))
     for start in range(0, total, max(1, size)):
         yield slice(start, min(start + size, total))
+
+
+# Exponentials of logits within these bounds, and sums of them, neither overflow nor vanish in fp32:
+# they need no shift by the maximum, so that one exponential serves both directions.
+SAFE_LOGIT = 60.0
+
+
+def _is_all(tile: Tile, sweep: Sweep) -> bool:
+    """Tells whether a tile holds all pairs and can be kept: it is small enough."""
+    pairing, num_rows = sweep.pairing, tile.rows.stop - tile.rows.start
+    is_whole = num_rows == len(sweep.rows) and len(tile.values) == sweep.joined.total
+    return is_whole and pairing.point is None and pairing.factor is None
+
+
+def _is_safe(
+    rows: Tensor, joined: Columns, scale: Tensor, pairing: Pairing, bias: Tensor | None = None
+) -> bool:
+    """Tells whether no logit exceeds `SAFE_LOGIT` in size, by the Cauchy-Schwarz inequality."""
+    if rows.is_cuda or pairing.point is not None or pairing.factor is not None:
+        # On a GPU exponentials are cheap, and asking would make the host wait.
+        return False
+    if joined.num_blocks > 1 or not len(rows) or not joined.total:
+        return False
+    ((_, (columns, *_)),) = joined.visit()
+    longest = rows.square().sum(1).amax() * columns.square().sum(1).amax()
+    shift = 0.0 if bias is None else float(bias.abs())
+    return float(scale.abs() * longest.sqrt()) + shift <= SAFE_LOGIT

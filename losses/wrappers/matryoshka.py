@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..base import MODEL_SCALARS, Term, full_precision, need
+from ..base import Term
 from ..components.similarity import Similarity
+from ..features import MODEL_SCALARS, full_precision, need
 
 
 class Matryoshka(Term):

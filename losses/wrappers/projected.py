@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Term, full_precision, need
+from ..base import Term
+from ..features import full_precision, need
 
 TOWERS = ("image", "text")
 

@@ -20,8 +20,9 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
+from counterpoint.data.files import write_json
 from counterpoint.launch.cli import main as counterpoint
-from counterpoint.launch.experiments.results import commit, machine, write_json
+from counterpoint.launch.run.provenance import commit, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT, PICTURE = ROOT / "docs/results/bad_window.json", ROOT / "docs/images/bad_window.svg"

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from counterpoint.data.order.steps import Schedule
 from counterpoint.launch.config import parser as run_config
-from counterpoint.train.clip.trainers import check_no_other
 from counterpoint.train.grad_clip.base import Clipper
+from counterpoint.train.grad_clip.fixed import check_no_other
 from counterpoint.train.optim.freeze import freeze
 from counterpoint.train.phases import Phases
 

@@ -15,12 +15,11 @@ from waiting import PATIENCE, until
 from counterpoint.data.images.transforms import EvalTransform, TrainTransform
 from counterpoint.data.module import PairsDataModule
 from counterpoint.data.order.steps import Schedule
+from counterpoint.data.recipe import Source, Text
 from counterpoint.data.shards.cache import ShardCache
 from counterpoint.data.shards.index import index_shards
 from counterpoint.data.shards.manifest import SCHEMA, Manifest
 from counterpoint.data.sidecar import Sidecar, write_sidecar
-from counterpoint.data.sources import Source
-from counterpoint.data.texts import Text
 
 
 @pytest.fixture

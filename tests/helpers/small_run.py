@@ -16,7 +16,7 @@ from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases
-from counterpoint.train.strategies.fsdp2 import strategy
+from counterpoint.train.strategies.choose import strategy
 
 B, CONTEXT = 16, 12
 

@@ -11,7 +11,7 @@ from tiny import config, write_config, write_shards
 
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
-from counterpoint.launch.experiments.results import commit
+from counterpoint.launch.run.provenance import commit
 
 BATCH = 12
 

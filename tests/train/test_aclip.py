@@ -28,7 +28,8 @@ from counterpoint.models.reducers.mask_token import MaskTokens
 from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.train.features import Ema, EmaConfig, check_scores, scored
+from counterpoint.train.ema import Ema, EmaConfig
+from counterpoint.train.features import check_scores, scored
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases, prepare_reducers
 

@@ -14,7 +14,8 @@ from counterpoint.models.image import ImageTower
 from counterpoint.models.teachers.frozen import FrozenTowers
 from counterpoint.models.text import TextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.train.features import Ema, EmaConfig, check_needs, provided
+from counterpoint.train.ema import Ema, EmaConfig
+from counterpoint.train.features import check_needs, provided
 
 STEPS = 12
 

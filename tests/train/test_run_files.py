@@ -6,15 +6,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from counterpoint.train.callbacks.metrics import (
-    MetricsFile,
-    average,
-    highest,
-    peak_memory,
-    read_rows,
-)
+from counterpoint.train.callbacks.metrics import MetricsFile, highest, peak_memory, read_rows
 from counterpoint.train.checkpointing.checkpoint import AtomicCheckpointIO, load, newest, step_of
 from counterpoint.train.checkpointing.resume_checks import check_groups, check_resume
+from counterpoint.train.distributed import average
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.optim.param_groups import Groups, Tower
 

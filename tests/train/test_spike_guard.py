@@ -7,13 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.train.spike_guard import (
-    Action,
-    SpikeGuard,
-    Spikes,
-    mean_over_ranks,
-    update_rms,
-)
+from counterpoint.train.distributed import mean_over_ranks
+from counterpoint.train.spike_guard import Action, SpikeGuard, Spikes, update_rms
 from counterpoint.train.strategies.sharded_tensors import LocalShares
 
 NAN, INF = math.nan, math.inf

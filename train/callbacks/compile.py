@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
 from ..module import ContrastiveModule
-from ..strategies.fsdp2 import blocks
+from ..strategies.layers import blocks
 from .screen import log_line
 
 # Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past

@@ -21,7 +21,7 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from .stop import ControlGroup
+from ..distributed import ControlGroup
 
 EXIT_STATUS = 75  # "try again later" in sysexits.h
 ROOT = Path(__file__).parent.parent.parent  # not resolved: as it stands in stacks

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ...data.files import write_whole
+from ..distributed import average
 from ..module import ContrastiveModule, Reporter
 from .flops import FlopMeter, measured_peak
 from .screen import log_beside_bar
@@ -234,15 +235,6 @@ class Metrics(Reporter):
         if hardware > model:
             found["hardware_flops_per_pair"] = hardware / pairs
         return found
-
-
-def average(values: list[torch.Tensor]) -> list[float]:
-    """Means over ranks of scalars, in one all-reduce."""
-    stacked = torch.stack([v.detach().double().to(values[0].device) for v in values])
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(stacked)
-        stacked /= dist.get_world_size()
-    return stacked.tolist()
 
 
 def highest(value: float, device: torch.device) -> float:

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 
 from ...data.files import write_whole
 from ..checkpointing.checkpoint import Checkpoints
-from .stop import ControlGroup
+from ..distributed import ControlGroup
 
 
 class CountErrors(pl.Callback):

@@ -9,52 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-import torch.distributed as dist
+
+from ..distributed import ControlGroup
 
 # Of schedulers: to end (SIGTERM), to make room before the time is up (SIGUSR1); of users: Ctrl-C.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-# (all ranks, their gloo group): one for everybody who asks, since each connects every two ranks.
-_shared: tuple[Any, Any] = (None, None)
-
-
-class ControlGroup:
-    """A gloo process group for host-side values; does nothing in a single process.
-
-    Every rank makes it, and calls it, in the same order.
-    """
-
-    def __init__(self):
-        global _shared
-        self.group: Any = None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            if _shared[0] is not dist.group.WORLD:
-                _shared = dist.group.WORLD, dist.new_group(backend="gloo")
-            self.group = _shared[1]
-
-    def start_highest(self, number: int) -> Callable[[], int]:
-        """Starts a maximum over ranks; the returned function waits for it."""
-        if self.group is None:
-            return lambda: number
-        value = torch.tensor([number])
-        work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group, async_op=True)
-
-        def wait() -> int:
-            assert work is not None
-            work.wait()
-            return int(value.item())
-
-        return wait
-
-    def gather(self, value: Any) -> list[Any]:
-        """Returns every rank's picklable value in rank order."""
-        if self.group is None:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(values, value, group=self.group)
-        return values
 
 
 class StopOnSignal(pl.Callback):

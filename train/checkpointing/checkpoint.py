@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ...models.weights import damage
 from ..callbacks.screen import log_line
-from ..callbacks.stop import ControlGroup
+from ..distributed import ControlGroup
 
 PATTERN = re.compile(r"step-(\d+)\.ckpt")
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from ...data.errors import SampleError
 from ...data.image_sets import ImageSet
 from ...losses.components.similarity import Metric
+from ..distributed import gather_objects
 
 Encode = Callable[..., Tensor]
 
@@ -216,12 +217,3 @@ def _one_ahead(
             yield ready.result()
     if coming is not None:
         yield coming.result()
-
-
-def gather_objects(value: Any, world_size: int) -> list[Any]:
-    """Returns every rank's (plain, picklable) value, in the order of the ranks."""
-    if world_size == 1:
-        return [value]
-    values: list[Any] = [None] * world_size
-    dist.all_gather_object(values, value)
-    return values

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ...data.image_sets import ImageSet
 from ...losses.components.similarity import Metric
-from .encode import Encoder, gather_objects
+from ..distributed import gather_objects
+from .encode import Encoder
 from .suite import Suite
 
 

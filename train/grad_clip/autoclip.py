@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import at_least
-from .base import Threshold, finite_or
+from .base import Threshold, remember
 
 
 class AutoClip(Threshold):
@@ -38,10 +38,3 @@ class AutoClip(Threshold):
         low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
         between = low + (high - low) * place.frac()
         return torch.where(count > 0, between, torch.inf)
-
-
-def remember(history: Tensor, count: Tensor, norm: Tensor) -> None:
-    """Writes a finite norm over the oldest one; `count` is of all norms so far."""
-    place = (count % len(history)).reshape(1)
-    history.scatter_(0, place, finite_or(norm, history[place], norm.reshape(1)))
-    count.add_(norm.isfinite())

@@ -110,3 +110,10 @@ def factor(norm: Tensor, limit: Tensor) -> Tensor:
 def finite_or(value: Tensor, old: Tensor, new: Tensor) -> Tensor:
     """`new` where `value` is finite, else `old`."""
     return torch.where(value.isfinite(), new, old)
+
+
+def remember(history: Tensor, count: Tensor, norm: Tensor) -> None:
+    """Writes a finite norm over the oldest one; `count` is of all norms so far."""
+    place = (count % len(history)).reshape(1)
+    history.scatter_(0, place, finite_or(norm, history[place], norm.reshape(1)))
+    count.add_(norm.isfinite())

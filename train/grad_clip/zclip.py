@@ -5,8 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .autoclip import remember
-from .base import EPS, Threshold, finite_or
+from .base import EPS, Threshold, finite_or, remember
 
 
 class ZClip(Threshold):

@@ -1,7 +1,7 @@
 """Every optimiser that timm knows by name, over the same groups as AdamW.
 
-`optim: {class_path: counterpoint.train.optim.timm_optimizers.Timm, init_args: {opt: lion}}` chooses one;
-`timm.optim.list_optimizers()` lists the names.
+`optim: {class_path: counterpoint.train.optim.timm_optimizers.Timm, init_args: {opt: lion}}` chooses
+one; `timm.optim.list_optimizers()` lists the names.
 """
 
 # timm's public names are imported names of its package.

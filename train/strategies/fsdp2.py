@@ -7,16 +7,11 @@ shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), an
 parameters are in the host's memory.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
     ModelParallelStrategy,
-    SingleDeviceStrategy,
     Strategy,
 )
 from torch import nn
@@ -24,93 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..optim.adamw import AdamW
-from .deepspeed import Zero
-from .deepspeed_tensors import ZeroShares
+from .layers import blocks
 from .row_shards import slices_in
-from .sharded_tensors import LocalShares, ShardedShares, Shares
-
-# Lightning's own of which each rank holds everything, started as we know it.
-USABLE = (
-    *("auto", "single_device", "ddp"),
-    *("ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
-)
-
-
-def strategy(name: Any) -> Any:
-    """Returns the strategy of that name; what is no name of ours is Lightning's, as it is.
-
-    Raises:
-        ValueError: nobody knows it, or its pieces of gradients would be taken for all of them; or
-            DeepSpeed is not installed.
-    """
-    if name == "fsdp2":
-        return Fsdp2()
-    if found := re.fullmatch(r"zero([123])(_offload)?", str(name)):
-        if find_spec("deepspeed") is None:
-            raise ValueError(
-                f"trainer.strategy={name} needs DeepSpeed, which is not installed: "
-                'pip install -e ".[deepspeed]" in the clone of Counterpoint, or use fsdp2'
-            )
-        return Zero(int(found[1]), offload=found[2] is not None)
-    is_made = isinstance(name, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
-    if not is_made and name not in USABLE:
-        raise ValueError(
-            f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, zero1, zero2 or zero3 (these "
-            "three also with _offload behind the number)"
-        )
-    return name
-
-
-def shares_of(strategy: Strategy) -> Shares:
-    """How to reach gradients and parameters, after the strategy's setup; once a fit."""
-    if isinstance(strategy, DeepSpeedStrategy):
-        return ZeroShares(strategy.optimizers[0], getattr(strategy, "average", None))
-    return ShardedShares() if isinstance(strategy, ModelParallelStrategy) else LocalShares()
-
-
-def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
-    """Refuses what would not be the same optimiser on pieces of parameters, or not work at all.
-
-    Raises:
-        ValueError: its update needs whole tensors, and ZeRO has slices of them; it could not be
-            resumed; or it takes a backward pass that ZeRO or a gradient scaler would not know.
-    """
-    scaled = getattr(strategy.precision_plugin, "scaler", None) is not None
-    if optim.own_backward and (scaled or isinstance(strategy, DeepSpeedStrategy)):
-        raise ValueError(
-            f"optim names {optim.name}, which takes a backward pass of its own: neither "
-            "ZeRO nor the gradient scaler of 16-mixed knows it; use trainer.strategy=ddp or fsdp2 "
-            "with bf16-mixed or 32-true, or another optimiser"
-        )
-    if isinstance(strategy, ModelParallelStrategy) and optim.own_shapes:
-        raise ValueError(
-            f"optim names {optim.name}, whose factored moments have shapes of their own, "
-            "and FSDP2 resumes from moments that are cut like their parameters: use "
-            "trainer.strategy=ddp, or another optimiser"
-        )
-    if isinstance(strategy, DeepSpeedStrategy) and optim.whole_tensors:
-        raise ValueError(
-            f"optim names {optim.name}, which needs whole tensors, and ZeRO cuts them "
-            "up: use trainer.strategy=ddp, or AdamW or Lion"
-        )
-
-
-def check_slices(strategy: Strategy, module: nn.Module) -> None:
-    """Refuses what would take the rows that each rank keeps for copies of one parameter.
-
-    Raises:
-        ValueError: there are such rows, and the strategy would.
-    """
-    is_zero = isinstance(strategy, DeepSpeedStrategy)
-    if isinstance(strategy, SingleDeviceStrategy | DDPStrategy | Fsdp2) and not is_zero:
-        return
-    if found := slices_in(module):
-        raise ValueError(
-            f"{', '.join(found)}: each rank keeps rows of its own, which {type(strategy).__name__} "
-            "would take for copies; use trainer.strategy=ddp or fsdp2, or a term whose parameters "
-            "are whole (counterpoint.losses.distillation.cluster_discrimination.ClusterDiscrimination)"
-        )
 
 
 class Fsdp2(ModelParallelStrategy):
@@ -192,16 +102,3 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh, ignored_params=kept)
     if any(parameter not in kept for parameter in module.parameters()):
         fully_shard(module, mesh=mesh, ignored_params=kept)
-
-
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers of transformers and the stages of others: composed modules, equals in a list.
-
-    Inner ones come first.
-    """
-    for container in reversed(list(module.modules())):
-        if not isinstance(container, nn.Sequential | nn.ModuleList):
-            continue
-        children = list(container)
-        if len({type(child) for child in children}) == 1 and any(children[0].children()):
-            yield from children

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...losses.distributed.columns import world
+from ...losses.distributed.collectives import world
 from ...losses.distributed.sharded_rows import Slice, rows_of, whole
-from ..optim.adamw import AdamW
 
 
 def slices_in(module: nn.Module) -> dict[str, Slice]:
@@ -28,26 +27,6 @@ def cut_slices(module: nn.Module) -> None:
             part.cut()  # type: ignore[operator]
     if names := list(slices_in(module)):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
-
-
-def check_elementwise(module: nn.Module, optim: AdamW, scaler: Any) -> None:
-    """Refuses what would treat rows unlike the whole.
-
-    Raises:
-        ValueError: the optimiser, or a gradient scaler, would.
-    """
-    found = ", ".join(slices_in(module))
-    if found and (optim.whole_tensors or optim.own_backward):
-        raise ValueError(
-            f"optim names {optim.name}, which needs whole tensors or averages gradients "
-            f"itself, and each rank keeps rows of its own of {found}: use AdamW or Lion, or a term "
-            "whose parameters are whole"
-        )
-    if found and scaler is not None:
-        raise ValueError(
-            f"trainer.precision=16-mixed skips steps by what each rank finds in its gradients, and "
-            f"of {found} ranks have different rows: use bf16-mixed"
-        )
 
 
 def put_together(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ...losses.distributed.columns import world
+from ...losses.distributed.collectives import world
 from ...losses.distributed.sharded_rows import Slice, whole
 
 Parameters = Sequence[nn.Parameter]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from ...losses.distributed.columns import world
+from ...losses.distributed.collectives import world
 from ...models.teachers.frozen import FrozenTowers
-from .fsdp2 import blocks
+from .layers import blocks
 
 
 def place(towers: FrozenTowers, device: torch.device) -> None:

@@ -24,14 +24,13 @@ from counterpoint.data.images.transforms import EvalTransform
 from counterpoint.data.module import PairsDataModule
 from counterpoint.data.order.selection import LossWeights
 from counterpoint.data.order.steps import Schedule
-from counterpoint.data.recipe import View
+from counterpoint.data.recipe import Text, View
 from counterpoint.data.shards.index import index_shards
 from counterpoint.data.stream import dataset as stream_dataset
 from counterpoint.data.stream import shards as stream_shards
 from counterpoint.data.stream.module import StreamingPairs, make_pairs
 from counterpoint.data.stream.shards import Stream
 from counterpoint.data.text.captions import FirstFound
-from counterpoint.data.texts import Text
 
 
 @pytest.fixture

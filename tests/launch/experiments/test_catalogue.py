@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from counterpoint.launch.experiments.catalogue import render, render_file
-from counterpoint.launch.experiments.results import ROOT
+from counterpoint.launch.run.provenance import ROOT
 
 COLUMNS = {
     "columns": [

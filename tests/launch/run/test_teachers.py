@@ -15,9 +15,8 @@ from reversed_words import Reversed
 
 from counterpoint.data.images.enclosing_crop import EnclosingCrop
 from counterpoint.data.images.transforms import EvalTransform, TrainTransform
-from counterpoint.data.recipe import View
+from counterpoint.data.recipe import Text, View
 from counterpoint.data.text import tokenize
-from counterpoint.data.texts import Text
 from counterpoint.launch.commands.fit import initialise
 from counterpoint.launch.config import parser as run_config
 from counterpoint.launch.run.build import build
@@ -32,7 +31,8 @@ from counterpoint.models.teachers.frozen import Frozen, FrozenTowers, Teacher
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.checkpointing import checkpoint as checkpoints
-from counterpoint.train.features import EmaConfig, check_needs
+from counterpoint.train.ema import EmaConfig
+from counterpoint.train.features import check_needs
 from counterpoint.train.module import ContrastiveModule
 
 ROOT = Path(__file__).resolve().parents[3]

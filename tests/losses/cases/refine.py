@@ -17,7 +17,8 @@ def inputs(generator, b):
 
 def rafa(features, batch, term):
     x, y = (features[name] for name in STUDENT)
-    # That the numbers are normal is for tests/losses/kernels/test_keyed_random.py. The first step is number 1.
+    # That the numbers are normal is for tests/losses/kernels/test_keyed_random.py. The first step
+    # is number 1.
     z = noise.normal(batch["key"], 7, term.seed, 1)
     return (((x - z) ** 2).mean() + ((y - z) ** 2).mean()).to(x.dtype)
 

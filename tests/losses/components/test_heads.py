@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from counterpoint.losses.components.heads import MLP, BatchNorm
-from counterpoint.losses.distributed.exchange import share
+from counterpoint.losses.distributed.collectives import share
 
 B = 10
 

@@ -4,17 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from counterpoint.losses.distributed.exchange import (
-    AllGather,
-    Detached,
-    Local,
-    Reinserted,
-    Ring,
-    share,
-    total,
-)
+from counterpoint.losses.distributed.collectives import share, total
+from counterpoint.losses.distributed.exchange import AllGather, Detached, Local, Reinserted, Ring
 from counterpoint.losses.infonce import InfoNCE
-from counterpoint.losses.kernels.pairing import Different, Pairing
+from counterpoint.losses.kernels.masks import Different
+from counterpoint.losses.kernels.pairing import Pairing
 from counterpoint.losses.kernels.reductions import row_sums, softmax_sums, softplus_sums
 
 SPLITS = [[2, 2, 2], [3, 0, 1], [0, 0, 4], [0, 0, 0]]

@@ -7,16 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from counterpoint.losses.distributed.exchange import AllGather, Ring
-from counterpoint.losses.kernels.pairing import (
-    Below,
-    Different,
-    Distance,
-    Pairing,
-    SameId,
-    Uniform,
-    Valid,
-)
+from counterpoint.losses.kernels.masks import Below, Different, Distance, Valid
+from counterpoint.losses.kernels.pairing import Pairing
 from counterpoint.losses.kernels.reductions import row_sums, softmax_sums, softplus_sums
+from counterpoint.losses.kernels.targets import SameId, Uniform
 
 B, D = 11, 6
 TILES = [1, 5 * 8 * 4, 1 << 20]

@@ -9,11 +9,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from counterpoint.train.clip.trainers import check_no_other
-from counterpoint.train.clip.value import Value
 from counterpoint.train.grad_clip.agc import AGC
 from counterpoint.train.grad_clip.autoclip import AutoClip
-from counterpoint.train.grad_clip.fixed import Norm
+from counterpoint.train.grad_clip.fixed import Norm, Value, check_no_other
 from counterpoint.train.grad_clip.per_tower import PerTower
 from counterpoint.train.grad_clip.zclip import ZClip
 from counterpoint.train.strategies.sharded_tensors import LocalShares, ShardedShares

@@ -4,10 +4,9 @@ import pytest
 import torch
 from small_run import Recorded, module, train
 
-from counterpoint.train.clip.value import Value
 from counterpoint.train.grad_clip.agc import AGC
 from counterpoint.train.grad_clip.autoclip import AutoClip
-from counterpoint.train.grad_clip.fixed import Norm
+from counterpoint.train.grad_clip.fixed import Norm, Value
 from counterpoint.train.grad_clip.per_tower import PerTower
 from counterpoint.train.grad_clip.zclip import ZClip
 from counterpoint.train.optim.adamw import AdamW

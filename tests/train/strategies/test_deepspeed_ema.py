@@ -8,8 +8,8 @@ from counterpoint.losses.byol import BYOL
 from counterpoint.losses.components.heads import MLP
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
-from counterpoint.train.features import Ema, EmaConfig
-from counterpoint.train.strategies.fsdp2 import strategy
+from counterpoint.train.ema import Ema, EmaConfig
+from counterpoint.train.strategies.choose import strategy
 
 STEPS = 4
 DECAY = 0.5

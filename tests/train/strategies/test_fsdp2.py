@@ -15,10 +15,11 @@ from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.train.grad_clip.agc import AGC
 from counterpoint.train.module import step_seed
 from counterpoint.train.optim.adamw import AdamW
+from counterpoint.train.optim.compatibility import check_optimiser
 from counterpoint.train.optim.freeze import freeze
 from counterpoint.train.optim.sophia import SophiaG
 from counterpoint.train.optim.timm_optimizers import Timm
-from counterpoint.train.strategies.fsdp2 import check_optimiser, strategy
+from counterpoint.train.strategies.choose import strategy
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 CHUNKS = (1, 2, 4, 8)

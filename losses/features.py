@@ -1,0 +1,22 @@
+"""How terms read features: by name, with a sentence where one is missing, in full precision."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+# What a two-tower model, a teacher and the average have besides features.
+MODEL_SCALARS = ("logit_scale", "logit_bias")
+
+
+def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Lifts half-precision tensors to float32; float32 and float64 stay as they are."""
+    return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
+
+
+def need(features: Mapping[str, Tensor], name: str, term: nn.Module, fix: str = "") -> Tensor:
+    """Returns `features[name]` or says in one sentence why the term cannot work without it."""
+    if name not in features:
+        fix = fix or f"there are {', '.join(sorted(features))}"
+        raise ValueError(f"{type(term).__name__} needs the feature '{name}': {fix}")
+    return features[name]

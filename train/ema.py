@@ -1,0 +1,110 @@
+"""The student's moving average: towers of its own that follow the trained ones.
+
+In: the model and the objective after each step. Out: features under `ema.`, and weights for export.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from ..models.teachers.frozen import FrozenTowers
+from ..models.two_tower import TwoTower
+from .strategies.sharded_tensors import LocalShares, Shares
+
+
+@dataclass
+class EmaConfig:
+    """How slowly the average follows: average <- decay * average + (1 - decay) * student.
+
+    Attributes:
+        decay: at the first step (BYOL, A-CLIP: 0.996).
+        final_decay: what it grows to along a half cosine by the end of the run (BYOL, A-CLIP: 1);
+            none: it stays.
+    """
+
+    decay: float
+    final_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("decay", "final_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"ema.{name} is {value}: it must lie between 0 and 1")
+
+    def at(self, step: int, total_steps: int) -> float:
+        """Decay after the 0-based step `step` (Grill et al. 2020, BYOL, section 3.2)."""
+        final = self.decay if self.final_decay is None else self.final_decay
+        return final - (final - self.decay) * (math.cos(math.pi * step / total_steps) + 1) / 2
+
+
+class Ema(FrozenTowers):
+    """The exponential moving average of the student, which starts as a copy of it.
+
+    It is updated after the optimiser's step and the clamping of scalars: a checkpoint written then
+    holds an average that has seen the weights beside it, and the next step's features come from an
+    average that includes the student as it is, as where others update before use.
+
+    Modules of the objective may have averages of their own (a projector's target in BYOL), which
+    follow with the same decay: `averages() -> [(online module, its average), ...]`.
+
+    Args:
+        student: The model that is trained.
+        config: How slowly it follows.
+    """
+
+    def __init__(self, student: TwoTower, config: EmaConfig):
+        super().__init__(copy.deepcopy(student))
+        self.config = config
+
+    @torch.no_grad()
+    def update(
+        self,
+        student: nn.Module,
+        objective: nn.Module,
+        step: int,
+        total_steps: int,
+        shares: Shares | None = None,
+    ) -> None:
+        """Moves all averages towards their online modules; buffers are copied.
+
+        Args:
+            student: The model that is trained.
+            objective: Its modules may have averages.
+            step: Steps done.
+            total_steps: Of the run.
+            shares: Of the strategy; none: one process.
+
+        Raises:
+            ValueError: the weights are kept in a way that an average cannot follow.
+        """
+        modules = self.followed(student, objective)
+        for average, online in modules:
+            if isinstance(average, FSDPModule):
+                average.reshard()  # FSDP2 leaves it whole after a forward pass, for a backward one
+            for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
+                mine.copy_(theirs)
+        pairs = list(parameters_of(modules))
+        (shares or LocalShares()).follow(pairs, self.config.at(step, total_steps))
+
+    def followed(
+        self, student: nn.Module, objective: nn.Module
+    ) -> list[tuple[nn.Module, nn.Module]]:
+        """Each average, its own and those of heads, beside the module that it follows."""
+        pairs: list[tuple[nn.Module, nn.Module]] = [(self.model, student)]
+        for module in objective.modules():
+            found = module.averages() if hasattr(module, "averages") else []  # type: ignore[operator]
+            pairs += [(average, online) for online, average in found]
+        return pairs
+
+
+def parameters_of(
+    modules: Iterable[tuple[nn.Module, nn.Module]],
+) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """The parameters of modules of the same kind, side by side."""
+    for average, online in modules:
+        yield from zip(average.parameters(), online.parameters(), strict=True)
