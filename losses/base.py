@@ -1,4 +1,4 @@
-"""The contract of a loss term, and what every pairwise term needs before it computes logits.
+"""The contract of a loss term, whole, and what every pairwise term needs before it computes logits.
 
 In: features (from the towers) and the batch. Out: named scalars. A value is this rank's share,
 scaled so that the *mean over ranks* of values and of gradients is that of the global batch, because
@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .components.similarity import Similarity
 from .distributed.collectives import share
 from .distributed.exchange import AllGather, Exchange
 from .features import full_precision, need
@@ -20,7 +21,14 @@ from .scalars import Scalar
 
 
 class Term(nn.Module, ABC):
-    """One loss. `needs` names the features and batch entries it reads; each is computed once."""
+    """One loss. Only `needs` and `forward` must be given; the rest has defaults.
+
+    Terms may hold heads, scales and state, all of it in the checkpoint and in the optimizer; never
+    towers or teachers.
+
+    Attributes:
+        needs: names of the features and batch entries that it reads; each is computed once.
+    """
 
     needs: tuple[str, ...] = ()
 
@@ -39,6 +47,37 @@ class Term(nn.Module, ABC):
         by every rank.
         """
         return None
+
+    def ranking_similarity(self) -> Similarity | None:
+        """Returns what evaluation should rank by under this term; None: it does not say."""
+        return None
+
+    def averages(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Returns [(online module, its moving average), ...] among the term's own modules.
+
+        The averages follow with the decay of the run's `ema`, after each optimizer step.
+        """
+        return []
+
+    def sampled(
+        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor], seed: int
+    ) -> Float[Tensor, ""]:
+        """Returns this rank's share of the loss with labels drawn from the term's own softmax.
+
+        Scaled so that the mean of its squared gradient is the diagonal of the loss's Gauss-Newton
+        matrix: what Sophia-G estimates curvature from.
+
+        Args:
+            features: as for `forward`.
+            batch: as for `forward`, with `key`.
+            seed: of the draw, below 2^62.
+        """
+        raise NotImplementedError
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether the term has a softmax to draw labels from (`sampled`)."""
+        return type(self).sampled is not Term.sampled
 
 
 class Pairwise(Term):

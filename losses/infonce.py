@@ -48,6 +48,10 @@ class InfoNCE(Pairwise):
         self.similarity = similarity or Cosine()
         self.needs = tuple(f"{view}{self.similarity.form}" for view in views)
 
+    def ranking_similarity(self) -> Similarity:
+        """Returns the similarity of the logits."""
+        return self.similarity
+
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
@@ -96,5 +100,4 @@ def cross_entropies(
     image: Tensor, text: Tensor, scale: Tensor, pairing: Pairing
 ) -> Float[Tensor, "b"]:
     """Mean of both directions of each pair."""
-    sums = softmax_sums(image, text, scale, pairing)
-    return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2
+    return softmax_sums(image, text, scale, pairing).cross_entropy()

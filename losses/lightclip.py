@@ -108,7 +108,7 @@ class Softened(Pairwise):
         target = self.softening.target(image, text, self.pairing())
         pairing = self.pairing(diagonal=1 - amount, targets=((amount, target),))
         sums = softmax_sums(image, text, self.logit_scale(features), pairing)
-        return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2
+        return sums.cross_entropy()
 
 
 class _Neighbours:

@@ -6,13 +6,14 @@ reported adds up, with the weights, to what is optimised.
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .base import Term
-from .components.similarity import Cosine, Metric, Similarity
+from .components.similarity import Cosine, Metric
 from .features import MODEL_SCALARS
 from .scalars import Scalar
 from .weight_schedules import Weight
@@ -22,7 +23,7 @@ class Objective(nn.Module):
     """Weighted sum of terms over one set of features.
 
     Args:
-        terms: the losses by name (any `nn.Module` that keeps the contract of `term.Term`).
+        terms: the losses by name.
         weights: weight by term name, a number or a function of the fraction of the run done
             (`weights.Ramp`); 1 where not named.
         logit_scale_init: multiplicative logit scale the model starts from (CLIP 1/0.07, SigLIP 10).
@@ -34,12 +35,12 @@ class Objective(nn.Module):
             feature `progress` (0-dimensional, on the CPU).
 
     Raises:
-        ValueError: no terms, a weight for a term that is not there, or a term without `needs`.
+        ValueError: no terms, a weight for a term that is not there, or something that is no term.
     """
 
     def __init__(
         self,
-        terms: dict[str, nn.Module],
+        terms: dict[str, Term],
         weights: dict[str, float | Weight] | None = None,
         logit_scale_init: float = 1 / 0.07,
         logit_bias_init: float | None = None,
@@ -55,12 +56,12 @@ class Objective(nn.Module):
                 f"the terms are {sorted(terms)}"
             )
         for name, term in terms.items():
-            if not hasattr(term, "needs"):
+            if not isinstance(term, Term):
                 raise ValueError(
-                    f"objective.terms.{name} is a {type(term).__name__}, which declares no `needs`:"
-                    " derive it from counterpoint.losses.base.Term"
+                    f"objective.terms.{name} is a {type(term).__name__}, which is no loss term: "
+                    "derive it from counterpoint.losses.base.Term"
                 )
-        self.terms = nn.ModuleDict(terms)
+        self.terms = nn.ModuleDict(terms)  # type: ignore[arg-type] - a dict is invariant
         self.scalars = nn.ModuleDict(scalars or {})
         self.weights: dict[str, float | Weight] = dict.fromkeys(terms, 1.0) | (weights or {})
         self.progress = 0.0
@@ -71,8 +72,8 @@ class Objective(nn.Module):
     def needs(self) -> frozenset[str]:
         """The union of what the terms read."""
         needs: set[str] = set()
-        for term in self.terms.values():
-            needs.update(term.needs)  # type: ignore[arg-type] - checked above
+        for term in self.named_terms.values():
+            needs.update(term.needs)
         return frozenset(needs)
 
     def forward(
@@ -85,7 +86,7 @@ class Objective(nn.Module):
         features = self._with_scalars(features)
         parts: list[Tensor] = []
         report: dict[str, Tensor] = {}
-        for name, term in self.terms.items():
+        for name, term in self.named_terms.items():
             values = term(features, batch)
             if not isinstance(values, Mapping):
                 raise ValueError(
@@ -113,8 +114,8 @@ class Objective(nn.Module):
         parts: list[Tensor] = []
         with torch.no_grad():
             features = self._with_scalars(features)
-            for name, term in self.terms.items():
-                rows = term.per_sample(features, batch) if isinstance(term, Term) else None
+            for name, term in self.named_terms.items():
+                rows = term.per_sample(features, batch)
                 if rows is not None:
                     parts.append(self.weight(name) * rows)
         return torch.stack(parts).sum(0) if parts else None
@@ -132,11 +133,10 @@ class Objective(nn.Module):
         """
         features = self._with_scalars(features)
         parts: list[Tensor] = []
-        for number, (name, term) in enumerate(self.terms.items()):
+        for number, (name, term) in enumerate(self.named_terms.items()):
             if (weight := self.weight(name)) < 0:
                 raise ValueError(f"objective.weights.{name} is {weight}: curvature needs >= 0")
-            value: Tensor = term.sampled(features, batch, seed + number)  # type: ignore[operator]
-            parts.append(math.sqrt(weight) * value)
+            parts.append(math.sqrt(weight) * term.sampled(features, batch, seed + number))
         return torch.stack(parts).sum()
 
     def check_sampled(self) -> None:
@@ -145,8 +145,8 @@ class Objective(nn.Module):
         Raises:
             ValueError: a term has no softmax to draw labels from.
         """
-        for name, term in self.terms.items():
-            if not hasattr(term, "sampled"):
+        for name, term in self.named_terms.items():
+            if not term.can_sample:
                 raise ValueError(
                     f"objective.terms.{name} is a {type(term).__name__}, which has no softmax to "
                     "draw labels from (InfoNCE has): use another optimiser"
@@ -163,11 +163,26 @@ class Objective(nn.Module):
 
         To be called by every rank: sharded scalars are put together.
         """
-        found = (getattr(term, "similarity", None) for term in self.terms.values())
-        similarity = next((one for one in found if isinstance(one, Similarity)), Cosine())
+        similarities = (term.ranking_similarity() for term in self.named_terms.values())
+        similarity = next((s for s in similarities if s is not None), Cosine())
         scalars = {name: scalar() for name, scalar in self.scalars.items()}
         whole = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in scalars.items()}
         return Metric(similarity, whole)
+
+    def averages(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Returns (online module, its moving average) of all terms, wrapped ones too."""
+        terms = (module for module in self.modules() if isinstance(module, Term))
+        return [pair for term in terms for pair in term.averages()]
+
+    def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
+        """Returns (parameter, lowest, highest) of all scalars, shared ones and those of terms."""
+        scalars = (module for module in self.modules() if isinstance(module, Scalar))
+        return [bound for scalar in scalars for bound in scalar.bounds()]
+
+    @property
+    def named_terms(self) -> dict[str, Term]:
+        """The terms by name, for type checkers: `nn.ModuleDict` knows modules only."""
+        return cast("dict[str, Term]", dict(self.terms))
 
     def _with_scalars(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         scalars = {name: scalar() for name, scalar in self.scalars.items()}

@@ -22,6 +22,10 @@ class Scalar(nn.Module, ABC):
     def forward(self) -> Tensor:
         """Returns the number [1]."""
 
+    def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
+        """Returns (parameter, lowest, highest) of stored values, none by default."""
+        return []
+
 
 class Positive(Scalar):
     """A number above zero, exp(t): a curvature, a factor of features.

@@ -44,6 +44,10 @@ class SigLIP(Pairwise):
         form = self.similarity.form
         self.needs = (f"image{form}", f"text{form}")
 
+    def ranking_similarity(self) -> Similarity:
+        """Returns the similarity of the logits."""
+        return self.similarity
+
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:

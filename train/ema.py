@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..losses.objective import Objective
 from ..models.teachers.frozen import FrozenTowers
 from ..models.two_tower import TwoTower
 from .strategies.sharded_tensors import LocalShares, Shares
@@ -49,8 +50,8 @@ class Ema(FrozenTowers):
     holds an average that has seen the weights beside it, and the next step's features come from an
     average that includes the student as it is, as where others update before use.
 
-    Modules of the objective may have averages of their own (a projector's target in BYOL), which
-    follow with the same decay: `averages() -> [(online module, its average), ...]`.
+    Terms of the objective may have averages of their own (a projector's target in BYOL), which
+    follow with the same decay: `Term.averages`.
 
     Args:
         student: The model that is trained.
@@ -65,7 +66,7 @@ class Ema(FrozenTowers):
     def update(
         self,
         student: nn.Module,
-        objective: nn.Module,
+        objective: Objective,
         step: int,
         total_steps: int,
         shares: Shares | None = None,
@@ -74,7 +75,7 @@ class Ema(FrozenTowers):
 
         Args:
             student: The model that is trained.
-            objective: Its modules may have averages.
+            objective: Its terms may have averages.
             step: Steps done.
             total_steps: Of the run.
             shares: Of the strategy; none: one process.
@@ -92,14 +93,11 @@ class Ema(FrozenTowers):
         (shares or LocalShares()).follow(pairs, self.config.at(step, total_steps))
 
     def followed(
-        self, student: nn.Module, objective: nn.Module
+        self, student: nn.Module, objective: Objective
     ) -> list[tuple[nn.Module, nn.Module]]:
         """Each average, its own and those of heads, beside the module that it follows."""
-        pairs: list[tuple[nn.Module, nn.Module]] = [(self.model, student)]
-        for module in objective.modules():
-            found = module.averages() if hasattr(module, "averages") else []  # type: ignore[operator]
-            pairs += [(average, online) for online, average in found]
-        return pairs
+        heads = [(average, online) for online, average in objective.averages()]
+        return [(self.model, student), *heads]
 
 
 def parameters_of(

@@ -239,10 +239,8 @@ class ContrastiveModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, clamps and averages at once: a checkpoint of this step holds what came of it."""
         super().optimizer_step(*args, **kwargs)
-        for module in (self.model, *self.objective.modules()):
-            bounds: Any = getattr(module, "bounds", list)
-            for parameter, lowest, highest in bounds():
-                self.shares.bound(parameter, lowest, highest)
+        for parameter, lowest, highest in (*self.model.bounds(), *self.objective.bounds()):
+            self.shares.bound(parameter, lowest, highest)
         assert self.decision is not None
         # The average of a step left out would move: to ask waits for the device.
         if self.ema is not None and not bool(self.decision.skip):

@@ -57,4 +57,4 @@ class Augmented(Pairwise):
             self.text_head(torch.cat([text, their_text.detach()], 1)),
         )
         sums = softmax_sums(rows, columns, self.logit_scale(features), self.pairing())
-        return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2
+        return sums.cross_entropy()

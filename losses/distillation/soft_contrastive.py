@@ -70,4 +70,4 @@ class SoftContrastive(Taught):
         )
         pairing = self.pairing(diagonal=self.diagonal, targets=targets)
         sums = softmax_sums(image, text, self.logit_scale(features), pairing)
-        return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / 2
+        return sums.cross_entropy()

@@ -28,8 +28,12 @@ def normal(
 
 
 def mix(bits: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
-    """Returns 64 bits each of which depends on every bit of the input."""
-    bits = bits + _STEP
+    """Returns 64 bits each of which depends on every bit of the input (one step of SplitMix64)."""
+    return finalised(bits + _STEP)
+
+
+def finalised(bits: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
+    """Returns SplitMix64's finaliser of the bits; integers wrap."""
     bits = (bits ^ shifted(bits, 30)) * _FIRST
     bits = (bits ^ shifted(bits, 27)) * _SECOND
     return bits ^ shifted(bits, 31)

@@ -13,11 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .keyed_random import finalised, mix, shifted
 from .pairing import Pairing
-
-# Weyl constant and multipliers of splitmix64 (Steele et al. 2014), as signed numbers.
-STEP = 0x9E3779B97F4A7C15 - (1 << 64)
-FIRST, SECOND = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
 @torch.no_grad()
@@ -84,20 +81,8 @@ class Drawn:
 
 def gumbel(rows: Int[Tensor, "b"], columns: Int[Tensor, "m"], seed: int) -> Float[Tensor, "b m"]:
     """Gumbel-distributed numbers, a function of the seed and of both keys."""
-    row = mixed(rows ^ mixed(torch.full_like(rows, seed) + STEP))
-    bits = mixed(row[:, None] + mixed(columns + STEP)[None])
+    row = finalised(rows ^ mix(torch.full_like(rows, seed)))
+    bits = finalised(row[:, None] + mix(columns)[None])
     # One bit less than a double has: the last interval's middle would round to 1.
-    uniform = ((bits >> 12) & ((1 << 52) - 1)).double().add_(0.5).mul_(2.0**-52)
+    uniform = shifted(bits, 12).double().add_(0.5).mul_(2.0**-52)
     return -(-uniform.log()).log()
-
-
-def mixed(bits: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
-    """splitmix64's finaliser; integers wrap."""
-    bits = (bits ^ shifted(bits, 30)) * FIRST
-    bits = (bits ^ shifted(bits, 27)) * SECOND
-    return bits ^ shifted(bits, 31)
-
-
-def shifted(bits: Int[Tensor, "*n"], by: int) -> Int[Tensor, "*n"]:
-    """A shift to the right that fills with zeros."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)

@@ -1,8 +1,9 @@
 """What terms call: reductions over all pairs of this rank's rows and everyone's columns.
 
 In: this rank's rows and columns. Out: one number a row and one a column of this rank; collectives
-and tiles are inside. Losses are put together from them: the cross-entropy of a row is `rows -
-row_targets`; further columns, or a positive from elsewhere, are joined by `logaddexp`.
+and tiles are inside. Losses are put together from them: `Sums.cross_entropy`, or that of a row
+alone, `rows - row_targets`; further columns, or a positive from elsewhere, are joined by
+`logaddexp`.
 """
 
 from typing import NamedTuple
@@ -33,6 +34,10 @@ class Sums(NamedTuple):
     columns: Float[Tensor, "b"]
     row_targets: Float[Tensor, "b"]
     column_targets: Float[Tensor, "b"]
+
+    def cross_entropy(self) -> Float[Tensor, "b"]:
+        """Returns the mean of both directions' cross-entropies of each pair."""
+        return (self.rows - self.row_targets + self.columns - self.column_targets) / 2
 
 
 def softmax_sums(

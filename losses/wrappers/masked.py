@@ -6,7 +6,7 @@ may keep any number of rows, or none.
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..base import Term
 from ..components.similarity import Similarity
@@ -29,16 +29,15 @@ class Present(Term):
         mask: batch entry, bool [b], such as `SIDECAR.present`.
     """
 
-    def __init__(self, term: nn.Module, mask: str):
+    def __init__(self, term: Term, mask: str):
         super().__init__()
         self.term = term
         self.mask = mask
-        self.needs = (*term.needs, *needed(mask))  # type: ignore[misc] - names, see `Term`
+        self.needs = (*term.needs, *needed(mask))
 
-    @property
-    def similarity(self) -> Similarity | None:
-        """The term's, by which evaluation ranks; None: it has none."""
-        return getattr(self.term, "similarity", None)
+    def ranking_similarity(self) -> Similarity | None:
+        """Returns the wrapped term's."""
+        return self.term.ranking_similarity()
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]

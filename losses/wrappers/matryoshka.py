@@ -41,10 +41,9 @@ class Matryoshka(Term):
         self.weights = tuple(weights or [1.0] * len(widths))
         self.needs = term.needs
 
-    @property
-    def similarity(self) -> Similarity | None:
-        """That of the term, for the evaluation (at full width)."""
-        return getattr(self.term, "similarity", None)
+    def ranking_similarity(self) -> Similarity | None:
+        """Returns the wrapped term's."""
+        return self.term.ranking_similarity()
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]

@@ -227,7 +227,7 @@ def test_objective_refuses_what_cannot_work():
         Objective({"a": InfoNCE()}, weights={"typo": 1.0})
     with pytest.raises(ValueError, match="is empty"):
         Objective({})
-    with pytest.raises(ValueError, match="declares no `needs`"):
+    with pytest.raises(ValueError, match="no loss term"):
         Objective({"a": torch.nn.Linear(1, 1)})
     with pytest.raises(ValueError, match="logit_bias_init"):
         u, v, s, _ = inputs()

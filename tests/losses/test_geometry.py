@@ -91,7 +91,7 @@ def test_shared_scalars_are_found_and_bounded():
             "curvature": Positive(1.0, 0.1, 10.0),
         },
     )
-    bounds = [b for m in objective.modules() if hasattr(m, "bounds") for b in m.bounds()]
+    bounds = objective.bounds()
     assert len(bounds) == 3 == len(list(objective.parameters()))
     assert all(parameter.shape == (1,) for parameter, _, _ in bounds)
     low, high = next(b[1:] for b in bounds if b[0] is objective.scalars["curvature"].log)
