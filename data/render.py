@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from .errors import SampleError
 from .hashing import text_hash
-from .images.decode import Picture, Pixels
+from .images.decode import EncodedImage, Pixels
 from .recipe import Recipe
 from .shards.fields import find_image
 from .shards.reader import RawSample
@@ -41,7 +41,7 @@ class Sample:
         weight: From the keep-list.
     """
 
-    pictures: dict[str | None, Picture]
+    pictures: dict[str | None, EncodedImage]
     params: dict[str, np.ndarray]
     texts: dict[str, str]
     rows: dict[str, Tensor]
@@ -104,7 +104,7 @@ class Renderer:
 
     def blank(self, epoch: int, rows: Mapping[str, Tensor], status: int) -> Sample:
         """Returns a white sample without texts."""
-        pictures: dict[str | None, Picture] = {
+        pictures: dict[str | None, EncodedImage] = {
             None: Pixels(torch.full((3, 2, 2), WHITE, dtype=torch.uint8))
         }
         params = self._draw(pictures, rows, epoch, 0)
@@ -164,9 +164,9 @@ class Renderer:
         texts = {name: [sample.texts[name] for sample in samples] for name in self.recipe.texts}
         return batch, texts
 
-    def _pictures(self, raw: RawSample) -> dict[str | None, Picture]:
+    def _pictures(self, raw: RawSample) -> dict[str | None, EncodedImage]:
         """Opens every picture that a view is of; all but the sample's own may be absent."""
-        pictures: dict[str | None, Picture] = {None: opened(find_image(raw))}
+        pictures: dict[str | None, EncodedImage] = {None: opened(find_image(raw))}
         for member in {view.member for view in self.recipe.views.values()} - {None}:
             try:
                 data = find_image(raw, member)
@@ -177,7 +177,7 @@ class Renderer:
 
     def _draw(
         self,
-        pictures: Mapping[str | None, Picture],
+        pictures: Mapping[str | None, EncodedImage],
         rows: Mapping[str, Tensor],
         epoch: int,
         key: int,
@@ -221,9 +221,9 @@ class Renderer:
             raise
 
 
-def opened(data: bytes | Picture) -> Picture:
+def opened(data: bytes | EncodedImage) -> EncodedImage:
     """Returns what a file holds, if it is not opened already."""
-    return data if isinstance(data, Picture) else Picture.open(data)
+    return data if isinstance(data, EncodedImage) else EncodedImage.open(data)
 
 
 def new_images(number: int, side: int) -> Tensor:

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Pairwise
-from .components.caption_embeddings import Semantics, Stored
+from .base import PairwiseTerm
+from .components.caption_embeddings import CaptionEmbeddings, StoredEmbeddings
 from .distributed.exchange import Exchange
 from .kernels.masks import Below, Distance
 from .kernels.pairing import TILE_BYTES
@@ -58,7 +58,7 @@ class Removed(Negatives):
         return {"weights": (Below(meaning, meaning, self.limit),)}
 
 
-class Separation(Pairwise):
+class Separation(PairwiseTerm):
     """Sum over modalities of the cross-entropy of the pair among others of the same modality.
 
     Args:
@@ -68,7 +68,7 @@ class Separation(Pairwise):
         negatives: what becomes of those that mean nearly the same.
         sides: modalities that are spread out; `[image]` as in the paper.
         exchange: how the other ranks' features arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
 
     Raises:
@@ -79,7 +79,7 @@ class Separation(Pairwise):
 
     def __init__(
         self,
-        semantics: Semantics | str,
+        semantics: CaptionEmbeddings | str,
         negatives: Negatives | None = None,
         sides: Sequence[str] = ("image", "text"),
         exchange: Exchange | None = None,
@@ -89,7 +89,7 @@ class Separation(Pairwise):
         super().__init__(exchange, scale, tile_bytes)
         if not sides or not set(sides) <= {"image", "text"}:
             raise ValueError(f"Separation has sides={list(sides)}: name image, text or both")
-        self.semantics = Stored(semantics) if isinstance(semantics, str) else semantics
+        self.semantics = StoredEmbeddings(semantics) if isinstance(semantics, str) else semantics
         self.negatives = negatives or Rescaled()
         self.sides = tuple(sides)
         self.needs = ("image", "text", *self.semantics.needs)

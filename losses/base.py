@@ -80,7 +80,7 @@ class Term(nn.Module, ABC):
         return type(self).sampled is not Term.sampled
 
 
-class Pairwise(Term):
+class PairwiseTerm(Term):
     """A loss over all pairs.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .distributed.collectives import total
 from .distributed.exchange import Exchange
 from .kernels.masks import Valid
@@ -21,7 +21,7 @@ from .kernels.reductions import row_sums
 from .scalars import Scalar
 
 
-class InModal(Pairwise):
+class InModal(PairwiseTerm):
     """Mean over pairs (anchor, augmented) of one-sided cross-entropies.
 
     A sample whose augmentation is not there (`NAME.present` in the batch is false, as of texts that
@@ -30,7 +30,7 @@ class InModal(Pairwise):
     Args:
         pairs: features of anchors and of their augmentations.
         exchange: how the other ranks' augmentations arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
 
     Raises:

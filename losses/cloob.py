@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .distributed.exchange import Exchange
 from .kernels.attention import retrieve
 from .kernels.pairing import TILE_BYTES
@@ -28,12 +28,13 @@ from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Fixed, Scalar
 
 
-class InfoLOOB(Pairwise):
+class InfoLOOB(PairwiseTerm):
     """Leave-one-out in both directions between the embeddings as they are.
 
     Args:
         exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own (None: fixed at 30), or the name of a feature (see `Pairwise`).
+        scale: a scalar of its own (None: fixed at 30), or the name of a feature (see
+            `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
     """
 
@@ -58,7 +59,7 @@ class InfoLOOB(Pairwise):
         return (sums.rows - sums.row_targets + sums.columns - sums.column_targets) / scale
 
 
-class CLOOB(Pairwise):
+class CLOOB(PairwiseTerm):
     """A contrastive loss between what both embeddings of a pair retrieve from one memory.
 
     Args:
@@ -66,7 +67,8 @@ class CLOOB(Pairwise):
             retrieval alone, with InfoNCE).
         beta: inverse temperature of the retrieval, a scalar of its own (None: fixed at 8).
         exchange: how the other ranks' rows arrive; the default is exact.
-        scale: a scalar of its own (None: fixed at 30), or the name of a feature (see `Pairwise`).
+        scale: a scalar of its own (None: fixed at 30), or the name of a feature (see
+            `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
     """
 

@@ -11,17 +11,17 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .components.similarity import Cosine, Similarity
 from .distributed.collectives import share, total
-from .distributed.exchange import Detached, Exchange, Reinserted
-from .kernels.label_sampling import Drawn, drawn
+from .distributed.exchange import Exchange, NoGradGather, NoGradGatherKeepLocal
+from .kernels.label_sampling import SampledLabels, sample_labels
 from .kernels.pairing import TILE_BYTES, Pairing
 from .kernels.reductions import softmax_sums
 from .scalars import Scalar
 
 
-class InfoNCE(Pairwise):
+class InfoNCE(PairwiseTerm):
     """Mean over both directions of the cross-entropy of each row against all columns.
 
     Only the texts travel: their normalisers are completed by exchanging vectors.
@@ -29,7 +29,7 @@ class InfoNCE(Pairwise):
     Args:
         similarity: what is scaled to logits; the default is the cosine.
         exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
         views: the view of the pictures and that of the texts, without the form of the features.
     """
@@ -64,12 +64,12 @@ class InfoNCE(Pairwise):
         """Returns this rank's share of the loss with labels drawn from its own softmax.
 
         It is multiplied by the root of the number of labels, two a pair: then the mean of its
-        squared gradient is the diagonal of the loss's Gauss-Newton matrix (see `drawn`).
+        squared gradient is the diagonal of the loss's Gauss-Newton matrix (see `sample_labels`).
 
         Raises:
             ValueError: the exchange's gradients are not those of the loss.
         """
-        if isinstance(self.exchange, Detached | Reinserted):
+        if isinstance(self.exchange, NoGradGather | NoGradGatherKeepLocal):
             raise ValueError(
                 f"labels cannot be drawn with exchange {type(self.exchange).__name__}, whose "
                 "gradients are not those of the loss; use AllGather, Ring or Local"
@@ -77,9 +77,9 @@ class InfoNCE(Pairwise):
         image, text, scale = self._compared(features)
         pairing = self.pairing(point=self.similarity.point)
         keys = (batch["key"], batch["key"])
-        by_rows = drawn(image, text, scale, keys, 2 * seed, pairing)
-        by_columns = drawn(text, image, scale, keys, 2 * seed + 1, pairing)
-        labels = Drawn(by_rows, by_columns, self.exchange.open(keys[0]).first)
+        by_rows = sample_labels(image, text, scale, keys, 2 * seed, pairing)
+        by_columns = sample_labels(text, image, scale, keys, 2 * seed + 1, pairing)
+        labels = SampledLabels(by_rows, by_columns, self.exchange.open(keys[0]).first)
         losses = cross_entropies(
             image, text, scale, replace(pairing, diagonal=0.0, targets=((1.0, labels),))
         )

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .distributed.exchange import Exchange
 from .kernels.pairing import TILE_BYTES, Pairing, Target
 from .kernels.reductions import row_sums, softmax_sums
@@ -64,7 +64,7 @@ class ByNeighbours(Softening):
         return _Neighbours(image.detach(), text.detach(), self.scale, pairing)
 
 
-class Softened(Pairwise):
+class Softened(PairwiseTerm):
     """Mean over both directions of the cross-entropy with softened targets.
 
     Args:
@@ -72,7 +72,7 @@ class Softened(Pairwise):
             the run done (`weights.Ramp`; the feature `progress`, 1 where there is none).
         softening: what the targets are softened to; by default all columns alike.
         exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
     """
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .distributed.collectives import total
 from .distributed.exchange import Exchange
 from .features import need
@@ -23,7 +23,7 @@ from .kernels.reductions import row_sums
 from .scalars import Fixed, Scalar
 
 
-class M2Mix(Pairwise):
+class M2Mix(PairwiseTerm):
     """Sum over both modalities of the cross-entropy against mixed negatives.
 
     Args:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .distributed.exchange import Exchange
 from .kernels.masks import Valid
 from .kernels.pairing import TILE_BYTES
@@ -26,14 +26,14 @@ from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Scalar
 
 
-class NegCLIP(Pairwise):
+class NegCLIP(PairwiseTerm):
     """Softmax contrastive loss with further columns for the images: every negative text there is.
 
     Args:
         negatives: features of the negative texts. A batch entry `NAME.present` says which samples
             have one; without such an entry all have.
         exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
     """
 
@@ -92,7 +92,7 @@ class TripletCLIP(NegCLIP):
         image_negative: feature of their pictures. A batch entry `NAME.present` of either says
             which samples have one; without such an entry all have.
         exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
     """
 

@@ -15,7 +15,7 @@ from .distributed.collectives import share
 from .features import full_precision, need
 
 
-class Margin(Term):
+class PositiveCosine(Term):
     """The negative mean cosine of the pairs. No pair meets another; nothing travels."""
 
     needs = ("image", "text")

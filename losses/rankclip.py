@@ -16,15 +16,15 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .kernels.list_mle import Side, listwise_losses
 
 
-class CrossModalRanking(Pairwise):
+class CrossModalRanking(PairwiseTerm):
     """Texts in the image's order against images in the text's order.
 
     Each list is sorted as a whole: B log B a row. `exchange`, `scale`, `tile_bytes` as of
-    `Pairwise`; with any exchange but `Local`, every rank holds all columns.
+    `PairwiseTerm`; with any exchange but `Local`, every rank holds all columns.
     """
 
     needs = ("image", "text")
@@ -39,7 +39,7 @@ class CrossModalRanking(Pairwise):
         return listwise_losses(*sides, self.logit_scale(features), self.pairing())
 
 
-class InModalRanking(Pairwise):
+class InModalRanking(PairwiseTerm):
     """Images in the image's order against texts in the text's order; see `CrossModalRanking`."""
 
     needs = ("image", "text")

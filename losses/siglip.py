@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .components.similarity import Cosine, Similarity
 from .distributed.exchange import Exchange
 from .kernels.pairing import TILE_BYTES
@@ -18,13 +18,13 @@ from .kernels.reductions import softplus_sums
 from .scalars import Scalar
 
 
-class SigLIP(Pairwise):
+class SigLIP(PairwiseTerm):
     """Binary classification of every image-text pair; only the texts travel.
 
     Args:
         similarity: what is scaled to logits; the default is the cosine.
         exchange: how the other ranks' texts arrive; the default is exact.
-        scale, bias: scalars of its own, or names of features (see `Pairwise`).
+        scale, bias: scalars of its own, or names of features (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
     """
 

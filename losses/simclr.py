@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Pairwise
+from .base import PairwiseTerm
 from .distributed.exchange import Exchange
 from .features import full_precision
 from .kernels.pairing import TILE_BYTES
@@ -22,7 +22,7 @@ from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Fixed, Scalar
 
 
-class SimCLR(Pairwise):
+class SimCLR(PairwiseTerm):
     """Each view of a sample picks the other one among all views of the global batch.
 
     Args:

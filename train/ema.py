@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from ..losses.objective import Objective
 from ..models.teachers.frozen import FrozenTowers
 from ..models.two_tower import TwoTower
-from .strategies.sharded_tensors import LocalShares, Shares
+from .strategies.sharded_tensors import LocalTensors, Tensors
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Ema(FrozenTowers):
         objective: Objective,
         step: int,
         total_steps: int,
-        shares: Shares | None = None,
+        shares: Tensors | None = None,
     ) -> None:
         """Moves all averages towards their online modules; buffers are copied.
 
@@ -90,7 +90,7 @@ class Ema(FrozenTowers):
             for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
                 mine.copy_(theirs)
         pairs = list(parameters_of(modules))
-        (shares or LocalShares()).follow(pairs, self.config.at(step, total_steps))
+        (shares or LocalTensors()).follow(pairs, self.config.at(step, total_steps))
 
     def followed(
         self, student: nn.Module, objective: Objective

@@ -23,7 +23,7 @@ from .ema import Ema
 from .phases import Phases
 
 
-def provided(
+def teacher_features(
     providers: Mapping[str, FrozenTowers], batch: Mapping[str, Tensor], needs: Iterable[str]
 ) -> dict[str, Tensor]:
     """Computes what is needed of each provider, each view once.
@@ -42,7 +42,7 @@ def provided(
     return features
 
 
-def stored(
+def stored_features(
     batch: Mapping[str, Tensor], needs: Iterable[str], features: Collection[str]
 ) -> dict[str, Tensor]:
     """Returns the needed features that come with the batch (a sidecar's), in float32 at least.
@@ -59,7 +59,7 @@ def stored(
     }
 
 
-def scored(
+def score_patches(
     reduction: Reduction, ema: Ema | None, batch: Mapping[str, Tensor], needs: Iterable[str]
 ) -> tuple[Reduction, dict[str, Tensor]]:
     """Lets the average look at the pictures first, if the step's reducer keeps what it looks at.
@@ -139,7 +139,7 @@ def check_needs(
     needs: Iterable[str],
     providers: Collection[str],
     views: Collection[str],
-    stored: Collection[str],
+    stored_features: Collection[str],
 ) -> None:
     """Looks for needs that nobody provides.
 
@@ -152,7 +152,7 @@ def check_needs(
     Raises:
         ValueError: There is one.
     """
-    for name in sorted(set(needs) - set(stored)):
+    for name in sorted(set(needs) - set(stored_features)):
         words = name.split(".")
         own = words[0] in ("image", "text")
         if not own and words[0] not in ("ema", "teacher") and len(words) == 1:

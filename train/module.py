@@ -19,19 +19,19 @@ from ..models.teachers.frozen import FrozenTowers
 from ..models.two_tower import TwoTower
 from .distributed import mean_over_ranks
 from .ema import Ema, parameters_of
-from .features import provided, scored, stored
+from .features import score_patches, stored_features, teacher_features
 from .grad_clip.base import Clipper
 from .grad_clip.fixed import trainers_clipper
 from .optim.adamw import AdamW, named_parameters
-from .optim.compatibility import check_elementwise, check_optimiser
+from .optim.compatibility import check_elementwise, check_optimizer
 from .optim.freeze import freeze
 from .phases import Phase, Phases, connect_data, prepare_reducers
 from .spike_guard import Decision, SpikeGuard, update_rms
-from .strategies.choose import check_slices, shares_of
+from .strategies.choose import check_row_shards, tensors_of
 from .strategies.fsdp2 import shard
-from .strategies.row_shards import cut_slices, cut_states, cut_weights, put_together
-from .strategies.sharded_tensors import LocalShares, Shares
-from .strategies.teacher_placement import place
+from .strategies.row_shards import cut_states, cut_weights, put_together, shard_rows
+from .strategies.sharded_tensors import LocalTensors, Tensors
+from .strategies.teacher_placement import place_teacher
 
 
 class Reporter(pl.Callback):
@@ -92,7 +92,7 @@ class ContrastiveModule(pl.LightningModule):
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
         self.decision: Decision | None = None
-        self.shares: Shares = LocalShares()
+        self.shares: Tensors = LocalTensors()
         self.resolved_config: dict[str, Any] = {}
         self.fingerprint = ""
         self.step_ended = 0.0
@@ -112,7 +112,8 @@ class ContrastiveModule(pl.LightningModule):
         if missing := {"model", "objective", "phases"} - arguments.keys():
             raise ValueError(
                 f"a checkpoint holds no objects: give {', '.join(sorted(missing))} as well, or "
-                "load a folder of counterpoint fit with counterpoint.launch.run.load.load_run(RUN_DIR)"
+                "load a folder of counterpoint fit with "
+                "counterpoint.launch.run.load.load_run(RUN_DIR)"
             )
         # Lightning's own would cut and shard the model, which needs a trainer.
         module = cls(**arguments)
@@ -142,10 +143,10 @@ class ContrastiveModule(pl.LightningModule):
         """What the objective needs, from the towers, the providers and the batch."""
         needs = self.objective.needs
         reduction = self.phases.reduction(self.global_step, self.seed)
-        reduction, seen = scored(reduction, self.ema, batch, needs)
+        reduction, seen = score_patches(reduction, self.ema, batch, needs)
         features = self.model(batch, needs, reduction) | seen
-        features |= provided(self.providers, batch, needs - seen.keys())
-        return features | stored(batch, needs, features)
+        features |= teacher_features(self.providers, batch, needs - seen.keys())
+        return features | stored_features(batch, needs, features)
 
     def transfer_batch_to_device(
         self,
@@ -168,8 +169,8 @@ class ContrastiveModule(pl.LightningModule):
         """
         # After `freeze`: frozen statistics stay as they are.
         check_parts(self.model, self.model.chunks)
-        check_slices(self.trainer.strategy, self)
-        cut_slices(self)
+        check_row_shards(self.trainer.strategy, self)
+        shard_rows(self)
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
             shard(self.objective, self.device_mesh["data_parallel"])
@@ -178,7 +179,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""
-        check_optimiser(self.trainer.strategy, self.optim)
+        check_optimizer(self.trainer.strategy, self.optim)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         check_elementwise(self, self.optim, scaler)
         optimizer = self.optim.build(self.model, self.objective, fused=scaler is None)
@@ -192,10 +193,10 @@ class ContrastiveModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
         for towers in self.providers.values():
-            place(towers, self.device)
+            place_teacher(towers, self.device)
         for group, wanted in zip(self._groups(), self._settings, strict=True):
             group.update(wanted)
-        self.shares = shares_of(self.trainer.strategy)
+        self.shares = tensors_of(self.trainer.strategy)
         self.step_ended = time.monotonic()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self._logs_itself = not any(isinstance(callback, Reporter) for callback in callbacks)

@@ -1,9 +1,9 @@
 """A picture's bytes to pixels: the size first, the pixels when it is known how many are needed.
 
-In: the bytes of one image file. Out: a `Picture`, of which only the header has been read, then its
-pixels, uint8 RGB [3, h, w]. A JPEG is also to be had at 1/2, 1/4 and 1/8 of its size, straight from
-its frequencies, which saves most of the work after decoding. Whatever is wrong with the bytes ends
-in a `SampleError` with the cause `bad_image`.
+In: the bytes of one image file. Out: a `EncodedImage`, of which only the header has been read, then
+its pixels, uint8 RGB [3, h, w]. A JPEG is also to be had at 1/2, 1/4 and 1/8 of its size, straight
+from its frequencies, which saves most of the work after decoding. Whatever is wrong with the bytes
+ends in a `SampleError` with the cause `bad_image`.
 """
 
 import io
@@ -37,7 +37,7 @@ ORDINARY = ("YCbCr", "RGB", "Gray")
 MISSING = re.compile("Premature end|Corrupt JPEG data: (?![0-4] extraneous bytes)")
 
 
-class Picture(ABC):
+class EncodedImage(ABC):
     """One picture.
 
     Attributes:
@@ -55,7 +55,7 @@ class Picture(ABC):
         self._decoded: dict[int, Tensor] = {}
 
     @staticmethod
-    def open(data: bytes) -> "Picture":
+    def open(data: bytes) -> "EncodedImage":
         """Reads the header of an image file.
 
         Raises:
@@ -64,7 +64,7 @@ class Picture(ABC):
         form = vet_picture(data)
         header = _jpeg_header(data) if form == "JPEG" else None
         try:
-            picture = Jpeg(data, *header) if header else PillowPicture(data, form)
+            picture = Jpeg(data, *header) if header else PillowImage(data, form)
         # Decoders raise nearly anything on damaged bytes (SyntaxError, struct.error, IndexError).
         except Exception as error:
             raise _bad_image(error) from error
@@ -119,7 +119,7 @@ class Picture(ABC):
         """Returns uint8 RGB [h, w, 3]; may raise anything."""
 
 
-class Pixels(Picture):
+class Pixels(EncodedImage):
     """Pixels that are there already, as a picture.
 
     Args:
@@ -135,7 +135,7 @@ class Pixels(Picture):
         raise AssertionError("there is no file to decode")
 
 
-class Jpeg(Picture):
+class Jpeg(EncodedImage):
     """A JPEG, decoded by libjpeg-turbo without Pillow if it is an ordinary one."""
 
     def __init__(self, data: bytes, height: int, width: int, colours: str):
@@ -163,7 +163,7 @@ class Jpeg(Picture):
         return pixels
 
 
-class PillowPicture(Picture):
+class PillowImage(EncodedImage):
     """Any other picture."""
 
     def __init__(self, data: bytes, form: str):
@@ -192,7 +192,7 @@ def decode_image(data: bytes) -> Tensor:
     Raises:
         SampleError: The cause is `bad_image`.
     """
-    return Picture.open(data).pixels()
+    return EncodedImage.open(data).pixels()
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:

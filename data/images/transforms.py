@@ -1,6 +1,6 @@
 """A picture to the square the image tower sees, uint8 in and uint8 out.
 
-In: a `Picture` and the generator of this sample, from which all randomness comes. Out: uint8
+In: a `EncodedImage` and the generator of this sample, from which all randomness comes. Out: uint8
 [3, size, size]. What is random is drawn first, as a row of numbers that can be recorded and
 replayed; the pixels follow, and of a JPEG no more of them than the crop needs. Crop and resize are
 one antialiased bicubic pass on uint8; the rest runs on the small result, and only if it is switched
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .decode import Picture, Pixels
+from .decode import EncodedImage, Pixels
 from .pixels import GREY, LUMA, hue_rotation, map_colours, move, resize
 
 CROP_TRIES = 10
@@ -39,7 +39,7 @@ class Transform(ABC):
     around: tuple[str, ...] = ()
 
     def __call__(
-        self, picture: Picture | Tensor, size: int, rng: np.random.Generator | None = None
+        self, picture: EncodedImage | Tensor, size: int, rng: np.random.Generator | None = None
     ) -> Tensor:
         """Transforms one picture: `draw`, then `apply`.
 
@@ -72,12 +72,12 @@ class Transform(ABC):
             others: What the views in `around` have drawn.
         """
 
-    def factor(self, picture: Picture, size: int, params: np.ndarray) -> int:
+    def factor(self, picture: EncodedImage, size: int, params: np.ndarray) -> int:
         """Returns the divisor of the picture's size at which `apply` will ask for its pixels."""
         return 1
 
     @abstractmethod
-    def apply(self, picture: Picture, size: int, params: np.ndarray) -> Tensor:
+    def apply(self, picture: EncodedImage, size: int, params: np.ndarray) -> Tensor:
         """Makes the view that `params` of `draw` describe: uint8 [3, size, size].
 
         Raises:
@@ -200,7 +200,7 @@ class TrainTransform(Transform):
             dtype=np.float64,
         )
 
-    def factor(self, picture: Picture, size: int, params: np.ndarray) -> int:
+    def factor(self, picture: EncodedImage, size: int, params: np.ndarray) -> int:
         """Returns the largest divisor that leaves the crop at least `size` pixels a side.
 
         Raises:
@@ -216,7 +216,7 @@ class TrainTransform(Transform):
             )
         return self.view(picture, size, params)[0]
 
-    def view(self, picture: Picture, size: int, params: np.ndarray) -> tuple[int, Box]:
+    def view(self, picture: EncodedImage, size: int, params: np.ndarray) -> tuple[int, Box]:
         """Returns the divisor, and the crop (top, left, rows, columns) in the pixels it leaves."""
         top, left, rows, columns = (int(edge) for edge in params[:4].tolist())
         if self.decode == "dct":
@@ -229,7 +229,7 @@ class TrainTransform(Transform):
                     return factor, (first_row, first_column, num_rows, num_columns)
         return 1, (top, left, rows, columns)
 
-    def apply(self, picture: Picture, size: int, params: np.ndarray) -> Tensor:
+    def apply(self, picture: EncodedImage, size: int, params: np.ndarray) -> Tensor:
         """Makes the view that `params` alone describe, whatever this transform would draw."""
         factor, (top, left, rows, columns) = self.view(picture, size, params)
         crop = picture.pixels(factor)[:, top : top + rows, left : left + columns]
@@ -311,7 +311,7 @@ class EvalTransform(Transform):
         """Draws nothing."""
         return np.empty(0)
 
-    def apply(self, picture: Picture, size: int, params: np.ndarray) -> Tensor:
+    def apply(self, picture: EncodedImage, size: int, params: np.ndarray) -> Tensor:
         """Makes the view; always from the pixels of the whole picture."""
         image, height, width = picture.pixels(), picture.height, picture.width
         if self.resize == "squash":

@@ -67,7 +67,7 @@ class CachedShard(OpenShard):
         return os.fstat(self.descriptor).st_nlink == 0
 
 
-class Store(Protocol):
+class ShardStore(Protocol):
     """What a reader gets its files from."""
 
     def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
@@ -83,7 +83,7 @@ class LocalStore:
     """Shards that are files of this machine."""
 
     def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
-        """See `Store`."""
+        """See `ShardStore`."""
         if scheme(url):
             raise ValueError(
                 f"the shard '{shown(url)}' is not a local file; give the data a cache folder "
@@ -164,7 +164,7 @@ class ShardCache:
             )
 
     def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
-        """See `Store`; fetches the shard if need be, or waits for the process that does.
+        """See `ShardStore`; fetches the shard if need be, or waits for the process that does.
 
         Raises:
             SampleError: The shard cannot be read, now or before (`shard_missing`).

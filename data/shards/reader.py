@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import SampleError
 from ..urls import shown
-from .cache import LocalStore, OpenShard, Store
+from .cache import LocalStore, OpenShard, ShardStore
 from .members import MemberIndex, open_index
 
 RawSample = dict[str, bytes | str]
@@ -42,13 +42,13 @@ class ShardReader:
     def __init__(
         self,
         urls: Sequence[str],
-        store: Store | None = None,
+        store: ShardStore | None = None,
         max_open: int = 64,
         num_bytes: Sequence[int] | np.ndarray | None = None,
         sha256: Sequence[str] | None = None,
     ):
         self.urls = urls
-        self.store: Store = LocalStore() if store is None else store
+        self.store: ShardStore = LocalStore() if store is None else store
         self.max_open = max_open
         self.num_bytes = num_bytes
         self.sha256 = sha256

@@ -20,7 +20,7 @@ from webdataset.filters import detshuffle
 from ..dataset import PART_BYTES, Batch, TokenizeTexts, tokenize_texts
 from ..errors import CAUSES, SampleError
 from ..hashing import text_hash
-from ..images.decode import Picture, Pixels, on_white
+from ..images.decode import EncodedImage, Pixels, on_white
 from ..order.steps import Schedule
 from ..recipe import Recipe
 from ..render import Renderer, Sample
@@ -210,7 +210,7 @@ def as_members(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _member(name: str, value: Any) -> bytes | Picture | None:
+def _member(name: str, value: Any) -> bytes | EncodedImage | None:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
@@ -222,7 +222,7 @@ def _member(name: str, value: Any) -> bytes | Picture | None:
     return str(value).encode() if isinstance(value, int | float) else None
 
 
-def _picture(name: str, value: Any) -> Picture:
+def _picture(name: str, value: Any) -> EncodedImage:
     if isinstance(value, Image.Image):
         value = np.array(on_white(value))
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.shape[2:] == (3,):

@@ -26,7 +26,7 @@ from ...data.shards.manifest import Manifest
 from ...data.sidecar import KEY, check_file_names, write_sidecar
 from ...data.urls import base_name
 from ...models.teachers.frozen import DTYPES, FrozenTowers
-from ...train.strategies.teacher_placement import place
+from ...train.strategies.teacher_placement import place_teacher
 from .. import arguments
 from ..config import parser as run_config
 from ..experiments.claims import claimed
@@ -52,16 +52,16 @@ def main(argv: list[str]) -> int:
         known = ", ".join(parts.teachers or {}) or "none"
         raise ValueError(f"the run file has no teacher '{chosen.teacher}'; it has {known}")
     towers, views = checked_teacher(module, parts, chosen.teacher)
-    place(towers, torch.device(chosen.device))
+    place_teacher(towers, torch.device(chosen.device))
     if not isinstance(parts.data, PairsDataModule):
         raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
-    store = Store(chosen, towers, views, parts.data)
+    store = EmbeddingStore(chosen, towers, views, parts.data)
     store.open(about(module.resolved_config, chosen, store))
     store.write_all()
     return store.report()
 
 
-class Store:
+class EmbeddingStore:
     """The sidecar that is written.
 
     Args:
@@ -243,7 +243,7 @@ class ShardBatches(Dataset):
         return batch | self.dataset.tokenized(texts)
 
 
-def about(resolved: dict[str, Any], chosen: Any, store: Store) -> dict[str, Any]:
+def about(resolved: dict[str, Any], chosen: Any, store: EmbeddingStore) -> dict[str, Any]:
     """What makes two stores the same; written beside the rows."""
     left_out = ("num_workers", "manifest", "cache", "keep_weights")
     teacher = resolved["teachers"][chosen.teacher]

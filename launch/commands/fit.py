@@ -39,11 +39,11 @@ from ..run.env import (
     starts_again_by_itself,
     under_torchrun,
 )
+from ..run.facts import facts
 from ..run.folder import freeze, is_finished, prepare_folder, write_summary
 from ..run.load import load_run, weights_file
 from ..run.loggers import Loggers
 from ..run.precision import settle_precision
-from ..run.provenance import facts
 from ..run.run_log import RunLog, keep_screen
 from ..run.teachers import attach
 from ..run.trainer import make_trainer, saves, trainer_arguments

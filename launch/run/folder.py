@@ -22,7 +22,7 @@ from ..config.identity import Identity
 from ..config.parser import save
 from .env import is_first_process, under_torchrun
 from .means import means
-from .provenance import TOLD, _versions, changes, commit, packages
+from .provenance import TOLD, changes, commit, packages, versions
 
 # Facts of the last start that belong to the result.
 SUMMARISED = (
@@ -138,6 +138,6 @@ def write_summary(
         "seed": resolved["seed"],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **{name: start[name] for name in SUMMARISED},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
     }
     write_whole(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from ...train.callbacks.early_stopping import ActOnMetrics
 from ...train.callbacks.evaluation import Evaluate
-from ...train.callbacks.hang_watchdog import Watch
+from ...train.callbacks.hang_watchdog import HangWatchdog
 from ...train.callbacks.metrics import Metrics, MetricsFile
 from ...train.callbacks.sample_errors import CountErrors
 from ...train.callbacks.stop import StopOnSignal
@@ -20,7 +20,7 @@ from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.checkpoint import Checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
 from ...train.checks import at_least
-from ...train.strategies.choose import strategy
+from ...train.strategies.choose import choose_strategy
 from .callbacks import checked_callbacks, progress_bar
 from .env import cluster_plugins, under_torchrun
 from .progress import progress
@@ -52,7 +52,7 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
     if world := under_torchrun():
         arguments["devices"], arguments["num_nodes"] = world
     if "strategy" in arguments:
-        arguments["strategy"] = strategy(arguments["strategy"])
+        arguments["strategy"] = choose_strategy(arguments["strategy"])
     return arguments
 
 
@@ -92,7 +92,7 @@ def make_trainer(
             ActOnMetrics(file, evaluation, errors),
             saving,
             *compilation(parts.trainer.compile),
-            Watch(parts.watch.timeout),
+            HangWatchdog(parts.watch.timeout),
         ],
         "plugins": [
             *(arguments.get("plugins") or []),

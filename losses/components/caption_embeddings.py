@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..features import need
 
 
-class Semantics(nn.Module, ABC):
+class CaptionEmbeddings(nn.Module, ABC):
     """A source of embeddings; `needs` names what is to be computed for it."""
 
     needs: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Semantics(nn.Module, ABC):
         """Returns an embedding of each caption."""
 
 
-class Stored(Semantics):
+class StoredEmbeddings(CaptionEmbeddings):
     """Computed by others: an entry of the batch (a sidecar's), or a frozen model's feature.
 
     Args:
@@ -47,7 +47,7 @@ class Stored(Semantics):
         return need(found, name, self, fix).detach()
 
 
-class SharedWords(Semantics):
+class SharedWords(CaptionEmbeddings):
     """How many tokens captions have in common: a cosine of bags of words, for short captions.
 
     Each token adds 1 or -1, by a hash, to one of `width` numbers, so that different tokens are

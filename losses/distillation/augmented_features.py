@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base import Pairwise
+from ..base import PairwiseTerm
 from ..distributed.exchange import Exchange
 from ..features import full_precision
 from ..kernels.pairing import TILE_BYTES
@@ -19,7 +19,7 @@ from ..kernels.reductions import softmax_sums
 from ..scalars import Scalar, Temperature
 
 
-class Augmented(Pairwise):
+class AugmentedFeatures(PairwiseTerm):
     """InfoNCE of what two heads make of the student's and the teacher's embeddings side by side.
 
     Args:

@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..base import Pairwise
+from ..base import PairwiseTerm
 from ..distributed.exchange import Exchange
 from ..kernels.pairing import TILE_BYTES
 from ..scalars import Scalar
 
 
-class Taught(Pairwise):
+class TeacherTerm(PairwiseTerm):
     """A loss over all pairs of the student and the same pairs of one teacher or more.
 
     Features of teachers come from providers, or from the batch when they are stored.
@@ -25,7 +25,7 @@ class Taught(Pairwise):
             `teacher.large.image` and `teacher.large.text`, of any width.
         form: suffix of all features: none for normalised ones, `.raw` for those before it.
         exchange: how the other ranks' texts arrive; the default is exact.
-        scale: of the student: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: of the student: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
 
     Raises:

@@ -31,7 +31,7 @@ def smooth_l1(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Floa
     return F.smooth_l1_loss(guess, target, reduction="none").mean(1)
 
 
-class Regression(Term):
+class FeatureRegression(Term):
     """Mean distance between a feature and a target that gets no gradient.
 
     Feature distillation from a teacher, online or stored, and consistency with the moving average.

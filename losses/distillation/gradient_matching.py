@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base import Pairwise
+from ..base import PairwiseTerm
 from ..components.heads import fitting
 from ..distributed.exchange import Exchange
 from ..kernels.pairing import TILE_BYTES
@@ -27,7 +27,7 @@ from ..kernels.softmax_means import softmax_means
 from ..scalars import Scalar
 
 
-class GradientMatching(Pairwise):
+class GradientMatching(PairwiseTerm):
     """Mean squared distance between the student's gradients of InfoNCE and the teacher's.
 
     Args:
@@ -36,7 +36,7 @@ class GradientMatching(Pairwise):
         image_head, text_head: trained, on the student's side: to the teacher's width, rows of
             length one (`heads.UnitMLP`). None: the embeddings as they are.
         exchange: how the other ranks' columns arrive; the default is exact.
-        scale: of the student: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: of the student: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
     """
 

@@ -13,7 +13,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..base import Pairwise
+from ..base import PairwiseTerm
 from ..components.heads import fitting
 from ..distributed.exchange import Exchange
 from ..kernels.pairing import TILE_BYTES
@@ -21,7 +21,7 @@ from ..kernels.reductions import row_sums
 from ..scalars import Scalar, Temperature
 
 
-class Interactive(Pairwise):
+class Interactive(PairwiseTerm):
     """Mean cross-entropy of the student's images against the teacher's texts, and the other way.
 
     Args:

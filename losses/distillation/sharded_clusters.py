@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..distributed.collectives import highest, total, world
 from ..distributed.columns import join
 from ..distributed.exchange import AllGather, Local
-from ..distributed.sharded_rows import Slice, cut, own, rows_of
+from ..distributed.sharded_rows import RowShard, cut, own, rows_of
 from ..features import full_precision, need
 from ..kernels.masks import Different
 from ..kernels.pairing import Pairing
@@ -36,7 +36,7 @@ class ShardedClusters(ClusterDiscrimination):
         ValueError: as there; fewer clusters than ranks.
     """
 
-    prototypes: Slice
+    prototypes: RowShard
 
     def cut(self) -> None:
         """Keeps this rank's prototypes; to be called before the optimiser is made."""
@@ -49,7 +49,7 @@ class ShardedClusters(ClusterDiscrimination):
         if world_size > 1 and len(self.prototypes) == self.num_clusters:
             self.prototypes = cut(self.prototypes)
 
-    def _drawn(self, width: int) -> Slice:
+    def _drawn(self, width: int) -> RowShard:
         """The same on every rank, whatever was drawn before."""
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn(self.num_clusters, width, generator=generator, device="cpu")

@@ -19,20 +19,20 @@ from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
 from ..scalars import Scalar
-from .base import Taught
+from .base import TeacherTerm
 
 
-class SoftContrastive(Taught):
+class SoftContrastive(TeacherTerm):
     """Mean over both directions of the cross-entropy with the teachers' softmax.
 
     Args:
-        teachers: prefixes of the teachers' features (see `Taught`). Several are averaged after the
-            softmax.
+        teachers: prefixes of the teachers' features (see `TeacherTerm`). Several are averaged after
+            the softmax.
         teacher_scales: a scale for each; None: each teacher's own, `teacher.large.logit_scale`.
         diagonal: part of the target that is on a sample's own pair, whatever the teachers say.
         form: suffix of all features: none for normalised ones, `.raw` for those before it.
         exchange: how the other ranks' texts arrive; the default is exact.
-        scale: of the student: a scalar of its own, or the name of a feature (see `Pairwise`).
+        scale: of the student: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
         tile_bytes: memory of one block of logits.
 
     Raises:

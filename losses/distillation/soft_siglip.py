@@ -16,15 +16,15 @@ from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softplus_sums
 from ..kernels.targets import SoftMatch
 from ..scalars import Scalar
-from .base import Taught
+from .base import TeacherTerm
 
 
-class SoftSigLIP(Taught):
+class SoftSigLIP(TeacherTerm):
     """Binary cross-entropy of every image-text pair with the teachers' sigmoid.
 
     Args:
-        teachers: prefixes of the teachers' features (see `Taught`). Several are averaged after the
-            sigmoid.
+        teachers: prefixes of the teachers' features (see `TeacherTerm`). Several are averaged after
+            the sigmoid.
         teacher_scales, teacher_biases: numbers for each; None: each teacher's own,
             `teacher.large.logit_scale` and `teacher.large.logit_bias`.
         exchange: how the other ranks' texts arrive; the default is exact.

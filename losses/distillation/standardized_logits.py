@@ -25,17 +25,17 @@ from ..distributed.exchange import Exchange
 from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
-from .base import Taught
+from .base import TeacherTerm
 
 
-class Standardised(Taught):
+class StandardizedLogits(TeacherTerm):
     """Mean over both directions of the cross-entropy of standardised similarities.
 
     Statistics are those of the global batch, whatever the exchange.
 
     Args:
-        teachers: prefixes of the teachers' features (see `Taught`). Several are averaged after the
-            softmax.
+        teachers: prefixes of the teachers' features (see `TeacherTerm`). Several are averaged after
+            the softmax.
         temperature: t (LumiNet: 0.7 on ImageNet, 4 on CIFAR).
         eps: added to the variance of similarities.
         exchange: how the other ranks' columns arrive; the default is exact.

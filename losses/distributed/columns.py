@@ -84,7 +84,7 @@ class Columns(ABC):
         return total.log_().add_(most)
 
 
-class Gathered(Columns):
+class GatheredColumns(Columns):
     """Every rank holds all columns; gradients go back in one reduce-scatter."""
 
     def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
@@ -110,7 +110,7 @@ class Gathered(Columns):
         return gradient if self.world_size == 1 else scatter_sum(gradient, self.counts, self.rank)
 
 
-class Circling(Columns):
+class RingColumns(Columns):
     """Each rank holds the columns of one rank at a time and hands them on: a ring.
 
     Nothing of other ranks is kept: they come round again in the backward pass, with the gradients

@@ -2,21 +2,21 @@
 
 The default is exact: values and gradients are those of one process that holds the global batch, for
 any number of ranks and of rows on each. `Ring` is exact too, and keeps no other rank's columns.
-`Local` compares each rank's rows with its own columns only. `Reinserted` and `Detached` exist to
-reproduce older frameworks' gradients, never as a default.
+`Local` compares each rank's rows with its own columns only. `NoGradGatherKeepLocal` and
+`NoGradGather` exist to reproduce older frameworks' gradients, never as a default.
 """
 
 from torch import Tensor
 
 from .collectives import divided, highest, share, total, world
-from .columns import Circling, Columns, Gathered
+from .columns import Columns, GatheredColumns, RingColumns
 
 __all__ = [
     "AllGather",
-    "Detached",
     "Exchange",
     "Local",
-    "Reinserted",
+    "NoGradGather",
+    "NoGradGatherKeepLocal",
     "Ring",
     "divided",
     "highest",
@@ -42,7 +42,7 @@ class AllGather(Exchange):
 
     def open(self, *tensors: Tensor) -> Columns:
         """Gathers at once."""
-        return Gathered(tensors, *world())
+        return GatheredColumns(tensors, *world())
 
 
 class Ring(Exchange):
@@ -53,7 +53,7 @@ class Ring(Exchange):
 
     def open(self, *tensors: Tensor) -> Columns:
         """Nothing travels before the first visit."""
-        return Circling(tensors, *world()) if world()[1] > 1 else Gathered(tensors, 0, 1)
+        return RingColumns(tensors, *world()) if world()[1] > 1 else GatheredColumns(tensors, 0, 1)
 
 
 class Local(Exchange):
@@ -61,10 +61,10 @@ class Local(Exchange):
 
     def open(self, *tensors: Tensor) -> Columns:
         """Nothing travels."""
-        return Gathered(tensors, 0, 1)
+        return GatheredColumns(tensors, 0, 1)
 
 
-class Reinserted(AllGather):
+class NoGradGatherKeepLocal(AllGather):
     """Encoder gradients 1/W of the exact ones, those of scale and bias exact.
 
     As of frameworks in which every rank computes the whole loss over features that were gathered
@@ -77,7 +77,7 @@ class Reinserted(AllGather):
         return divided(feature, world()[1])
 
 
-class Detached(AllGather):
+class NoGradGather(AllGather):
     """Gathered columns carry no gradient: a wrong direction, which some published runs used.
 
     Local rows against all columns, in both directions; an embedding gets a gradient as the row of

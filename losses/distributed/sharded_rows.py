@@ -1,6 +1,6 @@
 """Parameters of which each rank keeps rows of its own for good: no rank trains them all.
 
-In: a whole parameter, before training. Out: this rank's rows of it. Strategies leave a `Slice`
+In: a whole parameter, before training. Out: this rank's rows of it. Strategies leave a `RowShard`
 alone; `train/strategies/row_shards.py` counts it in norms and puts it together in checkpoints.
 """
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .collectives import divided, gather, world
 
 
-class Slice(nn.Parameter):
+class RowShard(nn.Parameter):
     """This rank's rows of a parameter.
 
     Modules that have one have a method `cut()`, which is called when the ranks are known, and read
@@ -31,14 +31,14 @@ def rows_of(total: int, rank: int, world_size: int) -> slice:
     return slice(first, first + size + (rank < odd))
 
 
-def cut(everything: Tensor) -> Slice:
+def cut(everything: Tensor) -> RowShard:
     """This rank's rows of a whole parameter, in memory of their own."""
-    made = Slice(everything.detach()[rows_of(len(everything), *world())].clone())
+    made = RowShard(everything.detach()[rows_of(len(everything), *world())].clone())
     made.total = len(everything)
     return made
 
 
-def own(parameter: Slice) -> Tensor:
+def own(parameter: RowShard) -> Tensor:
     """This rank's rows on their way into a loss of which each rank computes its share.
 
     Shares are such that the mean over ranks of gradients is that of the global batch; for rows that
@@ -59,7 +59,7 @@ def own(parameter: Slice) -> Tensor:
 
 
 @torch.no_grad()
-def whole(parameter: Slice, values: Tensor | None = None) -> Tensor:
+def whole(parameter: RowShard, values: Tensor | None = None) -> Tensor:
     """The rows of all ranks (collective): of the parameter, or of values of its shape."""
     values = (parameter if values is None else values).detach()
     world_size = world()[1]

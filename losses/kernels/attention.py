@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..distributed.exchange import Detached
+from ..distributed.exchange import NoGradGather
 from .pairing import Pairing
 from .tiling import Gradients, Sweep, open_columns
 
@@ -37,9 +37,10 @@ def retrieve(
         ValueError: the exchange has no such form.
     """
     assert pairing.pairs == "all" and pairing.point is None and not pairing.relations
-    if isinstance(pairing.exchange, Detached):
+    if isinstance(pairing.exchange, NoGradGather):
         raise ValueError(
-            "exchange: Detached reproduces plain softmax losses only; use AllGather with retrieval"
+            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
+            "retrieval"
         )
     with torch.autocast(states.device.type, enabled=False):
         return _Retrieval.apply(states, store, beta, pairing)  # type: ignore[return-value]

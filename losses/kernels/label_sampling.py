@@ -18,7 +18,7 @@ from .pairing import Pairing
 
 
 @torch.no_grad()
-def drawn(
+def sample_labels(
     rows: Float[Tensor, "b d"],
     columns: Float[Tensor, "m d"],
     scale: Float[Tensor, "1"],
@@ -59,7 +59,7 @@ def drawn(
     return chosen
 
 
-class Drawn:
+class SampledLabels:
     """A target on the columns that rows drew, and on the rows that columns drew.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..distributed.columns import join
-from ..distributed.exchange import Detached
+from ..distributed.exchange import NoGradGather
 from .pairing import Pairing
 
 
@@ -46,10 +46,10 @@ def listwise_losses(
         ValueError: the exchange has no such form.
     """
     assert pairing.pairs == "all" and pairing.point is None and not pairing.relations
-    if isinstance(pairing.exchange, Detached):
+    if isinstance(pairing.exchange, NoGradGather):
         raise ValueError(
-            "exchange: Detached reproduces plain softmax losses only; use AllGather with list-wise "
-            "losses"
+            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
+            "list-wise losses"
         )
     rows = first.rows
     with torch.autocast(rows.device.type, enabled=False):

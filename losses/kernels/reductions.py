@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..distributed.exchange import AllGather, Detached
+from ..distributed.exchange import AllGather, NoGradGather
 from .pairing import Pairing
 from .sigmoid import SoftplusKernel
 from .softmax import SoftmaxKernel
@@ -59,7 +59,7 @@ def softmax_sums(
     """
     assert len(rows) == len(columns), (rows.shape, columns.shape)
     with torch.autocast(rows.device.type, enabled=False):
-        if isinstance(pairing.exchange, Detached):
+        if isinstance(pairing.exchange, NoGradGather):
             return _detached(rows, columns, scale, pairing)
         return Sums(*SoftmaxKernel.apply(rows, columns, scale, pairing, True))
 
@@ -79,10 +79,10 @@ def row_sums(
         ValueError: the exchange has no such form.
     """
     assert pairing.pairs == "all" or len(rows) == len(columns), (rows.shape, columns.shape)
-    if isinstance(pairing.exchange, Detached):
+    if isinstance(pairing.exchange, NoGradGather):
         raise ValueError(
-            "exchange: Detached reproduces plain softmax losses only; use AllGather with one-sided "
-            "sums and further columns"
+            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
+            "one-sided sums and further columns"
         )
     with torch.autocast(rows.device.type, enabled=False):
         sums: Tensor = SoftmaxKernel.apply(rows, columns, scale, pairing, False)[0]
@@ -110,9 +110,9 @@ def softplus_sums(
         ValueError: the exchange has no such form.
     """
     assert len(rows) == len(columns), (rows.shape, columns.shape)
-    if isinstance(pairing.exchange, Detached):
+    if isinstance(pairing.exchange, NoGradGather):
         raise ValueError(
-            "exchange: Detached reproduces softmax losses only; use AllGather with a sigmoid"
+            "exchange: NoGradGather reproduces softmax losses only; use AllGather with a sigmoid"
         )
     with torch.autocast(rows.device.type, enabled=False):
         return SoftplusKernel.apply(rows, columns, scale, bias, pairing, True)
@@ -122,8 +122,8 @@ def _detached(rows: Tensor, columns: Tensor, scale: Tensor, pairing: Pairing) ->
     """Two passes, in each of which the gathered side has no gradient."""
     if pairing.relations:
         raise ValueError(
-            "exchange: Detached reproduces plain softmax losses only; use AllGather with masks, "
-            "factors and soft targets"
+            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
+            "masks, factors and soft targets"
         )
     exact = Pairing(AllGather(), pairing.point, pairing.pairs, tile_bytes=pairing.tile_bytes)
     forth = Sums(*SoftmaxKernel.apply(rows, columns.detach(), scale, exact, True))

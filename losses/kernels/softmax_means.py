@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..distributed.exchange import Detached
+from ..distributed.exchange import NoGradGather
 from .pairing import Pairing
 from .tiling import Gradients, Sweep, open_columns
 
@@ -38,9 +38,9 @@ def softmax_means(
         ValueError: the exchange has no such form.
     """
     assert pairing.pairs == "all" and pairing.point is None and not pairing.relations
-    if isinstance(pairing.exchange, Detached):
+    if isinstance(pairing.exchange, NoGradGather):
         raise ValueError(
-            "exchange: Detached reproduces plain softmax losses only; use AllGather to match "
+            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather to match "
             "gradients"
         )
     with torch.autocast(rows.device.type, enabled=False):

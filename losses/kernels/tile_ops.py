@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Inner(Protocol):
+class TileOps(Protocol):
     """The functions of a tile."""
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ class Inner(Protocol):
         ...
 
 
-class Torch:
+class TorchTileOps:
     """The functions in torch, without graph breaks."""
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,10 +58,10 @@ class Torch:
         return out.add_(logits.sub_(over_rows).exp_().mul_(by_column))
 
 
-TORCH = Torch()
+TORCH = TorchTileOps()
 
 
-def of(device: torch.device) -> Inner:
+def of(device: torch.device) -> TileOps:
     """Returns the fastest form for a device."""
     if device.type != "cuda" or torch.version.hip is not None:
         return TORCH

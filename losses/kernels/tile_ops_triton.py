@@ -77,7 +77,7 @@ def _slopes(
     tl.store(out + place, slope, mask=there)
 
 
-class Fused:
+class TritonTileOps:
     """See `inner.Inner`."""
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,4 +111,4 @@ def _grid(num_rows: int, num_columns: int) -> tuple[int, int]:
     return triton.cdiv(num_rows, BLOCK["ROWS"]), triton.cdiv(num_columns, BLOCK["COLUMNS"])
 
 
-FUSED = Fused()
+FUSED = TritonTileOps()

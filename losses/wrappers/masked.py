@@ -20,7 +20,7 @@ def needed(mask: str) -> tuple[str, ...]:
     return () if mask.split(".")[0] in ("image", "text") else (mask,)
 
 
-class Present(Term):
+class Masked(Term):
     """Another term, on the samples that a mask names; the mean is over them.
 
     Args:

@@ -19,7 +19,7 @@ from ..features import full_precision, need
 TOWERS = ("image", "text")
 
 
-class Auxiliary(Term):
+class Projected(Term):
     """Another term, which sees the student's embeddings through heads.
 
     Those of the towers (`image`, `text`, their views) go through the head of their modality;

@@ -34,7 +34,7 @@ import torch
 from benchmarks.photos import make_shards
 from PIL import Image
 
-from counterpoint.data.images.decode import Picture
+from counterpoint.data.images.decode import EncodedImage
 from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.data.module import PairsDataModule
 from counterpoint.data.order.steps import Schedule
@@ -182,7 +182,7 @@ def likeness(jpegs: list[bytes], decode: str) -> tuple[float, float]:
     transform = TrainTransform(SCALE, RATIO, decode=decode)  # pyright: ignore[reportArgumentType]
     errors = []
     for number, jpeg in enumerate(jpegs):
-        picture = Picture.open(jpeg)
+        picture = EncodedImage.open(jpeg)
         rng = np.random.default_rng(number)
         params = transform.draw(picture.height, picture.width, rng)
         factor, box = transform.view(picture, SIZE, params)

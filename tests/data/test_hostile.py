@@ -17,7 +17,7 @@ from PIL import Image
 from watched import run_here, run_watched
 
 from counterpoint.data.errors import CAUSES, SampleError
-from counterpoint.data.images.decode import MAX_PIXELS, Jpeg, Picture
+from counterpoint.data.images.decode import MAX_PIXELS, EncodedImage, Jpeg
 from counterpoint.data.images.header_checks import MAX_CHUNKS, MAX_SCANS, vet_picture
 from counterpoint.data.shards.fields import MAX_CAPTION, find_image, sample_key
 from counterpoint.data.text.captions import FirstFound
@@ -38,7 +38,7 @@ def read_caption(raw: dict) -> str:
 
 def read_picture(data: bytes) -> torch.Tensor:
     """The one place that names the decoder under test: bytes to uint8 [3, H, W]."""
-    return Picture.open(data).pixels()
+    return EncodedImage.open(data).pixels()
 
 
 FIELDS = ("json:caption", "txt")

@@ -13,7 +13,7 @@ from recipes import loader, recipe
 
 from counterpoint.data import sample as module
 from counterpoint.data.errors import CAUSES
-from counterpoint.data.images.decode import Picture
+from counterpoint.data.images.decode import EncodedImage
 from counterpoint.data.images.transforms import EvalTransform, TrainTransform
 from counterpoint.data.order.selection import LossWeights, Selection
 from counterpoint.data.recipe import View
@@ -56,7 +56,7 @@ def test_pictures_wait_for_the_transform_within_bounds(manifest, monkeypatch):
 
 def test_files_are_read_ahead_within_bounds(broken, monkeypatch):
     """And those of pictures that are made are let go of."""
-    opened, most, original = [], [], Picture.open
+    opened, most, original = [], [], EncodedImage.open
 
     def watched(data):
         opened.append(weakref.ref(picture := original(data)))
@@ -67,7 +67,7 @@ def test_files_are_read_ahead_within_bounds(broken, monkeypatch):
     manifest, bad = broken
     places = [(0, shard, ordinal) for shard in range(5) for ordinal in range(6)]
     expected, texts = loader(manifest, FULL).load(places)
-    monkeypatch.setattr(Picture, "open", staticmethod(watched))
+    monkeypatch.setattr(EncodedImage, "open", staticmethod(watched))
     loader(manifest, FULL).load(places)
     largest, whole = max(most[0], *np.diff(most)), max(most)
     assert whole > 20 * 500
@@ -107,7 +107,7 @@ def test_recorded_draws_give_the_picture_again(make_tar, make_picture, tmp_path,
     for row, text in enumerate(texts["text"]):
         params = batch["image.augmentation"][row].numpy()
         assert params.shape == (len(transform.columns),)
-        again = transform.apply(Picture.open(files[text]), 64, params)
+        again = transform.apply(EncodedImage.open(files[text]), 64, params)
         assert torch.equal(again, batch["image"][row])
     # Only what the transform asked for was decoded.
     picture = samples.decode(0, 0, 0).pictures[None]
@@ -184,10 +184,10 @@ def test_stored_augmentations_say_all_and_are_checked(manifest, make_picture):
     places = [(0, 0, ordinal) for ordinal in range(7)]
     batch, _ = loader(manifest, full).load(places)
     for row in range(7):
-        picture = Picture.open(make_picture(row))
+        picture = EncodedImage.open(make_picture(row))
         params = batch["image.augmentation"][row].numpy()
         assert torch.equal(TrainTransform().apply(picture, 16, params), batch["image"][row])
-    small = Picture.open(make_picture(0, 8, 8))
+    small = EncodedImage.open(make_picture(0, 8, 8))
     with pytest.raises(ValueError, match="does not lie in a picture of 8 x 8"):
         TrainTransform().factor(small, 16, params)
 
@@ -234,7 +234,7 @@ def test_views_of_another_picture_are_marked_where_it_is_missing(
     assert captions["text.negative"] == [f"not {n}" if n % 3 else "" for n in range(6)]
     for number in range(6):
         params = batch["image.negative.augmentation"][number].numpy()
-        picture = Picture.open(make_picture(100 + number, 30, 40, "JPEG"))
+        picture = EncodedImage.open(make_picture(100 + number, 30, 40, "JPEG"))
         wanted = FULL.apply(picture, 16, params) if number % 3 else torch.full((3, 16, 16), 255)
         assert torch.equal(batch["image.negative"][number], wanted)
     # The rest of the batch does not know about the other picture.

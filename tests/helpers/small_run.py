@@ -16,7 +16,7 @@ from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases
-from counterpoint.train.strategies.choose import strategy
+from counterpoint.train.strategies.choose import choose_strategy
 
 B, CONTEXT = 16, 12
 
@@ -139,7 +139,7 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_pa
             batch[entry] = torch.full_like(batch["key"], value)
     trainer = pl.Trainer(
         devices=world_size,
-        strategy=strategy(name),
+        strategy=choose_strategy(name),
         max_steps=len(mine),
         logger=False,
         enable_checkpointing=False,

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from counterpoint.losses.cloob import CLOOB, InfoLOOB
 from counterpoint.losses.objective import Objective
-from counterpoint.losses.positive_cosine import Margin
+from counterpoint.losses.positive_cosine import PositiveCosine
 
 
 @pytest.mark.parametrize("make", [InfoLOOB, CLOOB, lambda **k: CLOOB("all", **k)])
@@ -24,6 +24,6 @@ def test_finite_where_all_embeddings_are_equal_or_opposite(make, dtype):
 
 def test_a_margin_is_subtracted():
     image, text = torch.eye(3), torch.tensor([[1.0, 0, 0], [0, 0.5, 0], [0, 0, -0.75]])
-    objective = Objective({"infoloob": InfoLOOB(), "margin": Margin()}, {"margin": 0.1})
+    objective = Objective({"infoloob": InfoLOOB(), "margin": PositiveCosine()}, {"margin": 0.1})
     total, report = objective({"image": image, "text": text}, {})
     assert total.item() == pytest.approx(report["infoloob"].item() - 0.1 * 0.25)

@@ -8,7 +8,7 @@ import torch
 from memory_use import kept_bytes, largest_tensor
 from torch.nn import functional as F
 
-from counterpoint.losses.distributed.exchange import Detached
+from counterpoint.losses.distributed.exchange import NoGradGather
 from counterpoint.losses.kernels.list_mle import Side, listwise_losses
 from counterpoint.losses.kernels.pairing import Pairing
 from counterpoint.losses.rankclip import CrossModalRanking, InModalRanking
@@ -103,4 +103,4 @@ def test_memory_grows_with_the_batch_not_its_square():
 def test_an_exchange_without_gradients_of_columns_is_refused():
     side = Side(torch.eye(3), torch.eye(3))
     with pytest.raises(ValueError, match="use AllGather with list-wise"):
-        listwise_losses(side, side, torch.ones(1), Pairing(Detached()))
+        listwise_losses(side, side, torch.ones(1), Pairing(NoGradGather()))

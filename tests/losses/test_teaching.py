@@ -6,16 +6,16 @@ from memory_use import kept_bytes, largest_tensor
 from torch.nn import functional as F
 
 from counterpoint.losses.components.heads import MLP, UnitMLP
-from counterpoint.losses.distillation.augmented_features import Augmented
-from counterpoint.losses.distillation.feature_regression import Regression, squared
+from counterpoint.losses.distillation.augmented_features import AugmentedFeatures
+from counterpoint.losses.distillation.feature_regression import FeatureRegression, squared
 from counterpoint.losses.distillation.gradient_matching import GradientMatching
 from counterpoint.losses.distillation.interactive import Interactive
 from counterpoint.losses.distillation.soft_contrastive import SoftContrastive
 from counterpoint.losses.distillation.soft_siglip import SoftSigLIP
-from counterpoint.losses.distillation.standardized_logits import Standardised
-from counterpoint.losses.distributed.exchange import Detached
+from counterpoint.losses.distillation.standardized_logits import StandardizedLogits
+from counterpoint.losses.distributed.exchange import NoGradGather
 from counterpoint.losses.objective import Objective
-from counterpoint.losses.wrappers.projected import Auxiliary
+from counterpoint.losses.wrappers.projected import Projected
 from counterpoint.train.optim.adamw import named_parameters
 from counterpoint.train.optim.param_groups import kind_of
 
@@ -31,9 +31,9 @@ TERMS = {
     "soft_contrastive": lambda **k: SoftContrastive([T], **k),
     "interactive": lambda **k: Interactive(T, **k),
     "gradients": lambda **k: GradientMatching(T, **k),
-    "augmented": lambda **k: Augmented(T, fusion(), fusion(), **k),
+    "augmented": lambda **k: AugmentedFeatures(T, fusion(), fusion(), **k),
     "soft_siglip": lambda **k: SoftSigLIP([T], **k),
-    "standardised": lambda **k: Standardised([T], **k),
+    "standardised": lambda **k: StandardizedLogits([T], **k),
 }
 
 
@@ -110,7 +110,7 @@ def test_unit_heads_compare_directions():
     """CLIP-KD's FD: the projected embedding is normalised, and the mean is over B D numbers."""
     x, y = torch.randn(5, 3), F.normalize(torch.randn(5, 4), dim=1)
     head = UnitMLP([3, 4])
-    value = value_of(Regression("image", "t", squared, head), {"image": x, "t": y})
+    value = value_of(FeatureRegression("image", "t", squared, head), {"image": x, "t": y})
     want = F.mse_loss(F.normalize(head[0](x), dim=1), y)
     torch.testing.assert_close(value, want)
     with torch.autocast("cpu", torch.bfloat16):
@@ -152,7 +152,7 @@ def test_auxiliary_heads_leave_the_embedding_and_other_features_alone():
 
     features = inputs() | {"image.raw": torch.randn(10, 6), "text.raw": torch.randn(10, 6)}
     before = dict(features)
-    term = Auxiliary(Spy([T], [9.0]), MLP([6, 4]), MLP([6, 8, 4]))
+    term = Projected(Spy([T], [9.0]), MLP([6, 4]), MLP([6, 8, 4]))
     assert set(term.needs) == {"image.raw", "text.raw", f"{T}.image", f"{T}.text"}
     value = value_of(term, features)
     assert features == before and value == term.per_sample(features, {}).mean()
@@ -162,7 +162,9 @@ def test_auxiliary_heads_leave_the_embedding_and_other_features_alone():
 
 def test_projections_and_scales_are_trained_saved_and_bounded():
     term = Interactive(T, UnitMLP([6, 6]), UnitMLP([6, 6]))
-    objective = Objective({"interactive": term, "augmented": Augmented(T, fusion(), fusion())})
+    objective = Objective(
+        {"interactive": term, "augmented": AugmentedFeatures(T, fusion(), fusion())}
+    )
     named = named_parameters(torch.nn.Identity(), objective)
     kinds = [kind_of(name, p) for name, p in named.items() if p.requires_grad]
     # Two heads with weight and bias, and a scale, of each term; neither kind decays.
@@ -184,11 +186,11 @@ def test_what_cannot_work_is_refused():
         missing = {k: v for k, v in inputs().items() if k != "logit_bias"}
         SoftSigLIP([T])(missing, {})
     with pytest.raises(ValueError, match=r"temperature=0 and eps=1e-05 must be above 0"):
-        Standardised([T], temperature=0)
+        StandardizedLogits([T], temperature=0)
     with pytest.raises(ValueError, match=r"needs the feature .teacher\.large\.logit_bias."):
         missing = {k: v for k, v in inputs().items() if k != f"{T}.logit_bias"}
         SoftSigLIP([T])(missing, {})
     for make in TERMS.values():
-        if not isinstance(term := make(exchange=Detached()), Augmented):
+        if not isinstance(term := make(exchange=NoGradGather()), AugmentedFeatures):
             with pytest.raises(ValueError, match="use AllGather"):
                 term(inputs(), {})

@@ -16,10 +16,15 @@ from term_case import all_cases, normal
 
 import counterpoint.losses
 from counterpoint.losses.base import Term
-from counterpoint.losses.distributed.exchange import AllGather, Local, Reinserted, Ring
+from counterpoint.losses.distributed.exchange import AllGather, Local, NoGradGatherKeepLocal, Ring
 
 CASES = all_cases()
-EXCHANGES = {"all_gather": AllGather, "ring": Ring, "local": Local, "reinserted": Reinserted}
+EXCHANGES = {
+    "all_gather": AllGather,
+    "ring": Ring,
+    "local": Local,
+    "keep_local": NoGradGatherKeepLocal,
+}
 ROWS = 9
 # How 9 samples lie on W ranks: evenly where that goes, unevenly, and with a rank that has none.
 SPLITS = {1: [[9]], 2: [[5, 4], [9, 0]], 3: [[3, 3, 3], [0, 7, 2]], 4: [[3, 2, 2, 2], [4, 0, 5, 0]]}
@@ -116,7 +121,7 @@ def dense(name, exchange, splits, rounded_to, dtype=torch.float64, jitter=0):
     else:
         value = case.formula(leaves, batch, term)
     found = gradients(value, leaves, term)
-    if exchange == "reinserted":
+    if exchange == "keep_local":
         found = {
             k: g / len(splits) if k in leaves and len(leaves[k]) == ROWS else g
             for k, g in found.items()

@@ -162,8 +162,9 @@ def test_a_run_folder_is_never_overwritten(tmp_path, pairs, refused):
         ("--data.manifest=OTHER", "the data behind data.manifest"),
         ("--data.temperature=2", "data.temperature: None -> 2"),
         (
-            "--optim={class_path: counterpoint.train.optim.timm_optimizers.Timm, init_args: {opt: lion}}",
-            "train.optim.AdamW -> counterpoint.train",
+            "--optim={class_path: counterpoint.train.optim.timm_optimizers.Timm, "
+            "init_args: {opt: lion}}",
+            "train.optim.adamw.AdamW -> counterpoint.train",
         ),
         ("--optim={class_path: AdamW, init_args: {groups: {image: {rate: 0.5}}}}", "optim makes"),
     ],

@@ -26,7 +26,7 @@ TERMS = {
         },
     },
     "mimicry": {
-        "class_path": "counterpoint.losses.distillation.feature_regression.Regression",
+        "class_path": "counterpoint.losses.distillation.feature_regression.FeatureRegression",
         "init_args": {"feature": "text", "target": "teacher.start.text"},
     },
 }

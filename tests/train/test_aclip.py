@@ -29,7 +29,7 @@ from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.ema import Ema, EmaConfig
-from counterpoint.train.features import check_scores, scored
+from counterpoint.train.features import check_scores, score_patches
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases, prepare_reducers
 
@@ -244,15 +244,15 @@ def test_the_average_sees_the_crop_once_and_only_when_somebody_asks():
     calls = []
     made.ema.model.image.register_forward_hook(lambda *_: calls.append(1))
     needs = made.objective.needs
-    reduction, features = scored(made.phases.reduction(0, 0), made.ema, batch, needs)
+    reduction, features = score_patches(made.phases.reduction(0, 0), made.ema, batch, needs)
     assert len(calls) == 1 and set(reduction.scores) == {"image", "image.other"}
     want = made.ema(batch, {"image.whole.raw"})["image.whole.raw"]
     assert torch.equal(features["ema.image.whole.raw"], want)
     others = Phases({"a": Phase(8, 8, 1.0, image_reducer=RandomPatches())})
     plain = others.reduction(0, 0)
-    assert scored(plain, made.ema, batch, needs) == (plain, {}) and len(calls) == 2
+    assert score_patches(plain, made.ema, batch, needs) == (plain, {}) and len(calls) == 2
     hidden = MaskTokens(AttentivePatches(cell=2))
-    reduction, _ = scored(
+    reduction, _ = score_patches(
         Phases({"a": Phase(8, 8, 1.0, image_reducer=hidden)}).reduction(0, 0),
         made.ema,
         batch,

@@ -5,7 +5,7 @@ import torch
 from small_run import Recorded, batches, module, train
 
 from counterpoint.models.teachers.frozen import FrozenTowers
-from counterpoint.train.strategies.teacher_placement import place
+from counterpoint.train.strategies.teacher_placement import place_teacher
 
 pytestmark = pytest.mark.gpu
 NEEDS = ("image", "text", "logit_scale")
@@ -28,7 +28,7 @@ def test_a_teacher_on_the_host_answers_on_the_device(keep):
     layer = towers.model.image.trunk.blocks[0]
     batch = batches(1)[0]
     want = towers(batch, NEEDS)
-    place(towers, torch.device("cuda"))
+    place_teacher(towers, torch.device("cuda"))
     where = []
     layer.mlp.register_forward_hook(lambda m, *_: where.append(m.fc1.weight.device.type))
     got = towers({name: value.cuda() for name, value in batch.items()}, NEEDS)

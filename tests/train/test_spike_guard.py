@@ -9,7 +9,7 @@ from torch import nn
 
 from counterpoint.train.distributed import mean_over_ranks
 from counterpoint.train.spike_guard import Action, SpikeGuard, Spikes, update_rms
-from counterpoint.train.strategies.sharded_tensors import LocalShares
+from counterpoint.train.strategies.sharded_tensors import LocalTensors
 
 NAN, INF = math.nan, math.inf
 
@@ -143,7 +143,7 @@ def test_a_nan_leaves_weights_and_optimiser_untouched(name):
         optimizer.zero_grad()
         loss = model(x).square().mean()
         loss.backward()
-        shares = LocalShares()
+        shares = LocalTensors()
         decision = guard.decide(loss, shares.norms([parameters])[0])
         shares.drop(optimizer, parameters, decision.skip)
         optimizer.step()

@@ -20,15 +20,15 @@ names = [name.removesuffix(".__init__") for name in names if not name.endswith("
 for name in names:
     importlib.import_module("counterpoint." + name)
 
-from counterpoint.launch.config import make_parser, parse
-from counterpoint.train.strategies import strategy
+from counterpoint.launch.config.parser import make_parser, parse
+from counterpoint.train.strategies.choose import choose_strategy
 
 run = str(root / "configs" / "run" / "emoji_clip.yaml")
 parse(make_parser(), ["--config", run, "--trainer.strategy", "zero2"])
 told = []
 for name in ("fsdp2", "zero1", "zero2", "zero3_offload"):
     try:
-        told.append(type(strategy(name)).__name__)
+        told.append(type(choose_strategy(name)).__name__)
     except ValueError as error:
         told.append(str(error))
 print(json.dumps([len(names), told]))

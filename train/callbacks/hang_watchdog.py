@@ -77,7 +77,7 @@ class Board:
         return [Standing(**json.loads(value)) for value in found]
 
 
-class Watch(pl.Callback):
+class HangWatchdog(pl.Callback):
     """Ends a run in which a rank stands still.
 
     Args:

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor, nn
 
-from ..strategies.sharded_tensors import Shares
+from ..strategies.sharded_tensors import Tensors
 from .base import Clipped, Clipper
 
 
@@ -37,7 +37,7 @@ class AGC(Clipper):
         self.ratio, self.eps, self.skip = ratio, eps, tuple(skip)
 
     @torch.no_grad()
-    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Scales rows down one by one."""
         norm = shares.norms([list(named.values())])[0]
         chosen = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..strategies.sharded_tensors import Shares
+from ..strategies.sharded_tensors import Tensors
 
 EPS = 1e-6
 
@@ -33,7 +33,7 @@ class Clipper(ABC):
     """Base class."""
 
     @abstractmethod
-    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Clips the gradients of the trainable parameters `named` in place.
 
         A gradient with a non-finite norm changes no statistics; whether its step is taken is the
@@ -84,7 +84,7 @@ class Threshold(Clipper):
                 self.state[key] = value.to(norm.device)
         return self.threshold(norm.detach().float())
 
-    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Scales the whole gradient down to the limit."""
         parameters = list(named.values())
         norm = shares.norms([parameters])[0]

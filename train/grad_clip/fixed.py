@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..strategies.sharded_tensors import Shares
+from ..strategies.sharded_tensors import Tensors
 from .base import Clipped, Clipper, Threshold
 
 
@@ -47,7 +47,7 @@ class Value(Clipper):
             raise ValueError(f"clip.limit is {limit}: it must be > 0 (no clipping: clip=null)")
         self.limit = limit
 
-    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Clamps."""
         parameters = list(named.values())
         norm = shares.norms([parameters])[0]
@@ -58,7 +58,7 @@ class Value(Clipper):
 class Unclipped(Clipper):
     """Measures only."""
 
-    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         """The norm."""
         return Clipped(shares.norms([list(named.values())])[0])
 

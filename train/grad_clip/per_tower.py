@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..optim.param_groups import tower_of
-from ..strategies.sharded_tensors import Shares
+from ..strategies.sharded_tensors import Tensors
 from .base import Clipped, Clipper, Threshold, factor
 
 
@@ -28,7 +28,7 @@ class PerTower(Clipper):
             )
         self.towers = towers
 
-    def clip(self, shares: Shares, named: Mapping[str, nn.Parameter]) -> Clipped:
+    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         """Scales each tower's gradient down to its limit."""
         groups: dict[str, list[nn.Parameter]] = {}
         for name, parameter in named.items():

@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
-from ..strategies.row_shards import slices_in
+from ..strategies.row_shards import row_shards_in
 from .adamw import AdamW
 
 
-def check_optimiser(strategy: Strategy, optim: AdamW) -> None:
+def check_optimizer(strategy: Strategy, optim: AdamW) -> None:
     """Refuses what would not be the same optimiser on pieces of parameters, or not work at all.
 
     Raises:
@@ -45,7 +45,7 @@ def check_elementwise(module: nn.Module, optim: AdamW, scaler: Any) -> None:
     Raises:
         ValueError: the optimiser, or a gradient scaler, would.
     """
-    found = ", ".join(slices_in(module))
+    found = ", ".join(row_shards_in(module))
     if found and (optim.whole_tensors or optim.own_backward):
         raise ValueError(
             f"optim names {optim.name}, which needs whole tensors or averages gradients "

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ...losses.distributed.sharded_rows import Slice
+from ...losses.distributed.sharded_rows import RowShard
 
 OBJECTIVE = "objective."
 KINDS = ("matrices", "vectors", "scalars", "heads", "slices")
@@ -95,7 +95,7 @@ def kind_of(name: str, parameter: nn.Parameter) -> str:
 
     Slices are by themselves: torch steps no sharded tensors (FSDP2) together with others.
     """
-    if isinstance(parameter, Slice):
+    if isinstance(parameter, RowShard):
         return "slices"
     shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 empties partitioned ones
     if len(shape) < 2 and shape.numel() == 1:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...losses.objective import Objective
-from ..strategies.sharded_tensors import LocalShares, local
+from ..strategies.sharded_tensors import LocalTensors, local
 from .adamw import AdamW
 from .param_groups import USUAL, Groups
 
@@ -90,7 +90,7 @@ class SophiaG(AdamW):
             # The same draw on all ranks.
             loss = module.objective.sampled(features, batch, module.drawing_seed(step))
         loss.backward()
-        if isinstance(module.shares, LocalShares):
+        if isinstance(module.shares, LocalTensors):
             average(parameters)
         norm = module.shares.norms([parameters])[0]
         if bool(norm.isfinite()):

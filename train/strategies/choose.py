@@ -17,10 +17,10 @@ from lightning.pytorch.strategies import (
 from torch import nn
 
 from .deepspeed import Zero
-from .deepspeed_tensors import ZeroShares
+from .deepspeed_tensors import ZeroTensors
 from .fsdp2 import Fsdp2
-from .row_shards import slices_in
-from .sharded_tensors import LocalShares, ShardedShares, Shares
+from .row_shards import row_shards_in
+from .sharded_tensors import LocalTensors, ShardedTensors, Tensors
 
 # Lightning's own of which each rank holds everything, started as we know it.
 USABLE = (
@@ -29,7 +29,7 @@ USABLE = (
 )
 
 
-def strategy(name: Any) -> Any:
+def choose_strategy(name: Any) -> Any:
     """Returns the strategy of that name; what is no name of ours is Lightning's, as it is.
 
     Raises:
@@ -54,14 +54,14 @@ def strategy(name: Any) -> Any:
     return name
 
 
-def shares_of(strategy: Strategy) -> Shares:
+def tensors_of(strategy: Strategy) -> Tensors:
     """How to reach gradients and parameters, after the strategy's setup; once a fit."""
     if isinstance(strategy, DeepSpeedStrategy):
-        return ZeroShares(strategy.optimizers[0], getattr(strategy, "average", None))
-    return ShardedShares() if isinstance(strategy, ModelParallelStrategy) else LocalShares()
+        return ZeroTensors(strategy.optimizers[0], getattr(strategy, "average", None))
+    return ShardedTensors() if isinstance(strategy, ModelParallelStrategy) else LocalTensors()
 
 
-def check_slices(strategy: Strategy, module: nn.Module) -> None:
+def check_row_shards(strategy: Strategy, module: nn.Module) -> None:
     """Refuses what would take the rows that each rank keeps for copies of one parameter.
 
     Raises:
@@ -70,7 +70,7 @@ def check_slices(strategy: Strategy, module: nn.Module) -> None:
     is_zero = isinstance(strategy, DeepSpeedStrategy)
     if isinstance(strategy, SingleDeviceStrategy | DDPStrategy | Fsdp2) and not is_zero:
         return
-    if found := slices_in(module):
+    if found := row_shards_in(module):
         raise ValueError(
             f"{', '.join(found)}: each rank keeps rows of its own, which {type(strategy).__name__} "
             "would take for copies; use trainer.strategy=ddp or fsdp2, or a term whose parameters "

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from .deepspeed_ema import ZeroAverage
 from .deepspeed_partitions import places, whole
-from .sharded_tensors import Parameters, Shares, norm_of
+from .sharded_tensors import Parameters, Tensors, norm_of
 
 
-class ZeroShares(Shares):
+class ZeroTensors(Tensors):
     """With or without offload of the optimiser.
 
     Args:

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .layers import blocks
-from .row_shards import slices_in
+from .row_shards import row_shards_in
 
 
 class Fsdp2(ModelParallelStrategy):
@@ -97,7 +97,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     Parameters outside a sharded module would drift apart: the single numbers (the logit scale) are
     in the module's own group. Rows that each rank keeps for good stay as they are.
     """
-    kept: set[nn.Parameter] = set(slices_in(module).values())
+    kept: set[nn.Parameter] = set(row_shards_in(module).values())
     for block in blocks(module):
         fully_shard(block, mesh=mesh, ignored_params=kept)
     if any(parameter not in kept for parameter in module.parameters()):

@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...losses.distributed.collectives import world
-from ...losses.distributed.sharded_rows import Slice, rows_of, whole
+from ...losses.distributed.sharded_rows import RowShard, rows_of, whole
 
 
-def slices_in(module: nn.Module) -> dict[str, Slice]:
+def row_shards_in(module: nn.Module) -> dict[str, RowShard]:
     """By name."""
-    return {name: p for name, p in module.named_parameters() if isinstance(p, Slice)}
+    return {name: p for name, p in module.named_parameters() if isinstance(p, RowShard)}
 
 
-def cut_slices(module: nn.Module) -> None:
+def shard_rows(module: nn.Module) -> None:
     """Leaves each rank its rows, once the ranks are known, and tells DDP to leave them alone."""
     for part in module.modules():
-        if any(isinstance(p, Slice) for p in part.parameters(recurse=False)):
+        if any(isinstance(p, RowShard) for p in part.parameters(recurse=False)):
             part.cut()  # type: ignore[operator]
-    if names := list(slices_in(module)):
+    if names := list(row_shards_in(module)):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
@@ -34,7 +34,7 @@ def put_together(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequ
 
     The first rank's only is complete: it is the one that is written.
     """
-    if not (found := slices_in(module)):
+    if not (found := row_shards_in(module)):
         return
     for name, parameter in found.items():
         checkpoint["state_dict"][name] = _on_first_rank(whole(parameter))
@@ -52,7 +52,7 @@ def put_together(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequ
 
 def cut_weights(state: dict[str, Any], module: nn.Module) -> None:
     """Leaves this rank's rows of a checkpoint's weights, which may be of any number of ranks."""
-    for name, parameter in slices_in(module).items():
+    for name, parameter in row_shards_in(module).items():
         if name in state:
             state[name] = _rows(parameter, state[name])
 
@@ -71,14 +71,14 @@ def is_like(value: Any, parameter: nn.Parameter) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
-def _numbered(optimizer: Any) -> Iterator[tuple[int, Slice]]:
+def _numbered(optimizer: Any) -> Iterator[tuple[int, RowShard]]:
     """Slices by the optimiser's numbers of them."""
     for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if isinstance(p, Slice):
+        if isinstance(p, RowShard):
             yield number, p
 
 
-def _rows(parameter: Slice, value: Any) -> Any:
+def _rows(parameter: RowShard, value: Any) -> Any:
     """This rank's rows of what has the whole parameter's shape; anything else is left as it is."""
     if getattr(value, "shape", None) != (parameter.total, *parameter.shape[1:]):
         return value

@@ -16,12 +16,12 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...losses.distributed.collectives import world
-from ...losses.distributed.sharded_rows import Slice, whole
+from ...losses.distributed.sharded_rows import RowShard, whole
 
 Parameters = Sequence[nn.Parameter]
 
 
-class Shares(ABC):
+class Tensors(ABC):
     """One adapter a strategy. Every rank calls the same methods in the same order.
 
     A parameter without a gradient on this rank (frozen, unused, held by others) has no pieces.
@@ -97,7 +97,7 @@ class Shares(ABC):
             get_ema_multi_avg_fn(decay)(averages, [online for _, online in pairs], None)
 
 
-class LocalShares(Shares):
+class LocalTensors(Tensors):
     """One process, or DDP: every rank holds everything, but for rows that are kept apart."""
 
     def pieces(self, parameters: Parameters) -> list[Tensor]:
@@ -106,7 +106,7 @@ class LocalShares(Shares):
 
     def norms(self, groups: Sequence[Parameters]) -> Tensor:
         """Computed by each rank from the same numbers; squares of rows kept apart are added up."""
-        if not any(isinstance(p, Slice) for group in groups for p in group):
+        if not any(isinstance(p, RowShard) for group in groups for p in group):
             return torch.stack([norm_of(self.pieces(group), groups[0][0]) for group in groups])
         return joined_norms(groups, None)
 
@@ -116,10 +116,10 @@ class LocalShares(Shares):
 
     def value(self, parameter: nn.Parameter) -> Tensor:
         """As it is, or gathered from all ranks."""
-        return whole(parameter) if isinstance(parameter, Slice) else parameter.detach()
+        return whole(parameter) if isinstance(parameter, RowShard) else parameter.detach()
 
 
-class ShardedShares(Shares):
+class ShardedTensors(Tensors):
     """FSDP2: parameters and gradients are DTensors; one all-reduce of a vector for norms.
 
     Parameters outside every sharded module are counted once.
@@ -144,7 +144,7 @@ class ShardedShares(Shares):
 
     def value(self, parameter: nn.Parameter) -> Tensor:
         """Gathered from all ranks."""
-        if isinstance(parameter, Slice):
+        if isinstance(parameter, RowShard):
             return whole(parameter)
         own = parameter.detach()
         return own.full_tensor() if isinstance(own, DTensor) else own
@@ -158,8 +158,8 @@ def joined_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:
     own, shared = [], []
     for group in groups:
         found = [(p, p.grad) for p in group if p.grad is not None]
-        parts = [local(grad) for p, grad in found if isinstance(p, DTensor | Slice)]
-        copies = [grad for p, grad in found if not isinstance(p, DTensor | Slice)]
+        parts = [local(grad) for p, grad in found if isinstance(p, DTensor | RowShard)]
+        copies = [grad for p, grad in found if not isinstance(p, DTensor | RowShard)]
         own.append(norm_of(parts, groups[0][0]).square())
         shared.append(norm_of(copies, groups[0][0]).square())
     total = torch.stack(own)

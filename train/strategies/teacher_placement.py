@@ -14,7 +14,7 @@ from ...models.teachers.frozen import FrozenTowers
 from .layers import blocks
 
 
-def place(towers: FrozenTowers, device: torch.device) -> None:
+def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
     """Moves the weights to where they are kept; in a process alone `sharded` is `host`.
 
     All ranks call it, and then call the model equally often.

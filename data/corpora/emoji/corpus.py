@@ -28,7 +28,7 @@ import numpy as np
 from ...shards.index import index_shards
 from .draw import SIZE, draw_picture, load_styles
 from .names import EmojiName, load_names
-from .shards import Picture, write_shards
+from .shards import EmojiImage, write_shards
 from .split import choose_held_out, draw, shared_pictures
 
 NUM_SHARDS = {"train": 8, "heldout": 2}
@@ -186,13 +186,13 @@ def limited(names: list[EmojiName], settings: Settings) -> list[EmojiName]:
 
 def draw_all(
     names: Sequence[EmojiName], num_workers: int, progress: Progress
-) -> tuple[list[Picture], dict[str, set[str]]]:
+) -> tuple[list[EmojiImage], dict[str, set[str]]]:
     """Draws every name in every style that has it.
 
     Returns:
         The pictures, and per style the toned captions whose picture another name shares.
     """
-    pictures: list[Picture] = []
+    pictures: list[EmojiImage] = []
     shared: dict[str, set[str]] = {}
     with drawing_pool(num_workers) as run:
         for style in load_styles():
@@ -201,7 +201,7 @@ def draw_all(
             pixels = np.empty((len(found), SIZE, SIZE, 3), dtype=np.uint8)
             for row, ((name, _), (png, raw)) in enumerate(zip(found, drawn, strict=True)):
                 pixels[row] = np.frombuffer(raw, np.uint8).reshape(SIZE, SIZE, 3)
-                pictures.append(Picture(name, style.name, png))
+                pictures.append(EmojiImage(name, style.name, png))
             toned = [row for row, (name, _) in enumerate(found) if name.skin_tones]
             rows = shared_pictures(pixels, np.array(toned, dtype=np.int64))
             shared[style.name] = {found[row][0].caption for row in rows}

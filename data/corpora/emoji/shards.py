@@ -18,7 +18,7 @@ from .names import EmojiName
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class EmojiImage:
     """One sample: a name drawn in one style."""
 
     name: EmojiName
@@ -31,7 +31,7 @@ class Picture:
         return f"{self.style}-{self.name.code_points}"
 
 
-def write_shards(folder: Path, split: str, num_shards: int, samples: Sequence[Picture]) -> None:
+def write_shards(folder: Path, split: str, num_shards: int, samples: Sequence[EmojiImage]) -> None:
     """Writes samples to tars of nearly equal size, each with img2dataset's sidecar."""
     folder.mkdir()
     num_shards = max(1, min(num_shards, len(samples)))
@@ -78,7 +78,7 @@ def write_tars(folder: Path, shards: Iterable[Iterable[Mapping[str, str | bytes]
                 writer.write(dict(sample))
 
 
-def members(picture: Picture, split: str) -> dict[str, str | bytes]:
+def members(picture: EmojiImage, split: str) -> dict[str, str | bytes]:
     """Returns one sample as `write_tars` takes it."""
     return {
         "__key__": picture.key,
@@ -88,7 +88,7 @@ def members(picture: Picture, split: str) -> dict[str, str | bytes]:
     }
 
 
-def attributes(picture: Picture, split: str) -> dict[str, Any]:
+def attributes(picture: EmojiImage, split: str) -> dict[str, Any]:
     """Returns the content of KEY.json."""
     name = picture.name
     return {

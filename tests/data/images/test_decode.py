@@ -16,7 +16,7 @@ from PIL import Image
 
 from counterpoint.data.errors import SampleError
 from counterpoint.data.images import decode as module
-from counterpoint.data.images.decode import Picture, decode_image
+from counterpoint.data.images.decode import EncodedImage, decode_image
 
 
 def encode(array, mode=None, form="PNG", **save):
@@ -29,7 +29,7 @@ def encode(array, mode=None, form="PNG", **save):
 def decoded(data):
     image = decode_image(data)
     assert image.dtype == torch.uint8 and image.stride(0) == 1
-    opened = Picture.open(data)
+    opened = EncodedImage.open(data)
     assert (opened.height, opened.width) == image.shape[1:]
     return image.permute(1, 2, 0).numpy()
 
@@ -172,7 +172,7 @@ def test_no_jpeg_is_half_grey(save, ending):
     pytest.importorskip("simplejpeg")
     data = encode(photo(), form="JPEG", quality=90, **save)
     for part in (0.5, 0.9):
-        picture = Picture.open(data[: int(len(data) * part)] + ending)
+        picture = EncodedImage.open(data[: int(len(data) * part)] + ending)
         for factor in picture.factors:
             with pytest.raises(SampleError, match="bad_image"):
                 picture.pixels(factor)
@@ -194,7 +194,7 @@ def test_stray_bytes_between_segments_do_no_harm():
 def test_scaled_jpegs_are_means_of_squares(factor, shape):
     pytest.importorskip("simplejpeg")
     pixels = photo(*shape)
-    picture = Picture.open(encode(pixels, form="JPEG", quality=95, subsampling=0))
+    picture = EncodedImage.open(encode(pixels, form="JPEG", quality=95, subsampling=0))
     scaled = picture.pixels(factor).permute(1, 2, 0).double().numpy()
     assert scaled.shape == (-(-shape[0] // factor), -(-shape[1] // factor), 3)
     rows, columns = shape[0] // factor, shape[1] // factor
@@ -216,14 +216,14 @@ def test_who_can_be_scaled():
         encode(photo(), "CMYK", "JPEG"): (1,),
         encode(photo()): (1,),
     }
-    assert {data: Picture.open(data).factors for data in wanted} == wanted
+    assert {data: EncodedImage.open(data).factors for data in wanted} == wanted
 
 
 def test_the_header_is_enough_for_the_size():
     data = encode(photo(), form="JPEG")
-    picture = Picture.open(data[: data.index(b"\xff\xda") + 20])
+    picture = EncodedImage.open(data[: data.index(b"\xff\xda") + 20])
     assert (picture.height, picture.width, picture.num_bytes) == (203, 330, 0)
-    whole = Picture.open(data)
+    whole = EncodedImage.open(data)
     assert whole.pixels() is whole.pixels() and whole.num_bytes == 203 * 330 * 3
 
 
@@ -248,7 +248,7 @@ def test_a_forgotten_picture_takes_no_memory(form, monkeypatch, quick_collection
     monkeypatch.setattr(Image, "open", watched)
     data = encode(photo(), form=form)
     num_owners = sys.getrefcount(data)
-    picture = Picture.open(data)
+    picture = EncodedImage.open(data)
     assert (picture.num_bytes, picture.file_bytes) == (0, len(data))
     gc.collect()
     assert form != "WEBP" or all(image() is None for image in opened), "8 bytes a pixel"
@@ -261,7 +261,7 @@ def test_a_forgotten_picture_takes_no_memory(form, monkeypatch, quick_collection
     assert sys.getrefcount(data) == num_owners
     with pytest.raises(AssertionError, match="forgotten"):
         picture.pixels()
-    unread = Picture.open(data)
+    unread = EncodedImage.open(data)
     unread.forget()
     gc.collect()
     assert sys.getrefcount(data) == num_owners and all(image() is None for image in opened)

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from counterpoint.data.images import transforms as module
-from counterpoint.data.images.decode import Picture, Pixels
+from counterpoint.data.images.decode import EncodedImage, Pixels
 from counterpoint.data.images.pixels import hue_rotation, map_colours, move
 from counterpoint.data.images.transforms import EvalTransform, TrainTransform, crop_box
 
@@ -300,7 +300,7 @@ def test_exact_jpegs_equal_pillows_resized_crop(scale):
     for seed in range(6):
         data = photograph(seed)
         params = transform.draw(300, 420, rng(seed))
-        view = transform.apply(Picture.open(data), 96, params)
+        view = transform.apply(EncodedImage.open(data), 96, params)
         reference = pillow_view(data, params[:4].astype(int), 96)
         assert psnr(view, reference) >= 55
         assert float(difference(view, reference).max()) <= 1
@@ -311,7 +311,7 @@ def test_scaled_jpegs_are_close_to_pillows_resized_crop(size, factor):
     pytest.importorskip("simplejpeg")
     transform = TrainTransform(scale=(0.9, 1.0), ratio=(1.0, 1.4), decode="dct")
     for seed in range(6):
-        picture = Picture.open(photograph(seed))
+        picture = EncodedImage.open(photograph(seed))
         params = transform.draw(300, 420, rng(seed))
         assert transform.factor(picture, size, params) == factor
         _, box = transform.view(picture, size, params)
@@ -327,13 +327,13 @@ def test_scaled_jpegs_are_close_to_pillows_resized_crop(size, factor):
 
 def test_only_training_with_dct_leaves_the_pixels_of_the_whole_picture():
     data, params = photograph(0), TrainTransform().draw(300, 420, rng())
-    exact = TrainTransform().apply(Picture.open(data), 60, params)
-    scaled = TrainTransform(decode="dct").apply(Picture.open(data), 60, params)
+    exact = TrainTransform().apply(EncodedImage.open(data), 60, params)
+    scaled = TrainTransform(decode="dct").apply(EncodedImage.open(data), 60, params)
     assert not torch.equal(exact, scaled)
-    png = Pixels(Picture.open(data).pixels())
+    png = Pixels(EncodedImage.open(data).pixels())
     assert torch.equal(TrainTransform(decode="dct").apply(png, 60, params), exact)
     for transform in (EvalTransform(), EvalTransform("longest"), EvalTransform("squash")):
-        picture = Picture.open(data)
+        picture = EncodedImage.open(data)
         assert transform.factor(picture, 60, transform.draw(300, 420)) == 1
         assert torch.equal(transform(picture, 60), transform(png, 60))
 

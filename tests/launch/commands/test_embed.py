@@ -30,7 +30,7 @@ def taught(prefix, **more):
             "init_args": soft,
         },
         "near": {
-            "class_path": "counterpoint.losses.distillation.feature_regression.Regression",
+            "class_path": "counterpoint.losses.distillation.feature_regression.FeatureRegression",
             "init_args": {"feature": "image", "target": f"{prefix}.image"},
         },
     }

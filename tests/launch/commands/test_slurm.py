@@ -180,8 +180,8 @@ def test_a_job_that_runs_out_of_time_or_dies_goes_on(manifest, tmp_path, number)
     """Two tasks over gloo; the same weights as two processes that were left alone."""
     environment = {**os.environ, **fake_slurm.install(tmp_path / "slurm")}
     # The tests' own modules (progress) must be found by the tasks as well.
-    tests = Path(__file__).resolve().parents[1]
-    environment["PYTHONPATH"] = f"{tests / 'runs'}:{tests}:{os.environ.get('PYTHONPATH', '')}"
+    helpers = Path(__file__).resolve().parents[2] / "helpers"
+    environment["PYTHONPATH"] = f"{helpers}:{os.environ.get('PYTHONPATH', '')}"
     path, run_dir = run_file(tmp_path / "file", manifest), tmp_path / "run"
     job = [*("launch", "slurm", "--config", str(path), "--run_dir", str(run_dir), "--submit")]
     job += ["--gpus=0", "--tasks=2"]

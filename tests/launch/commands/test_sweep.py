@@ -15,6 +15,7 @@ from counterpoint.launch.config.identity import Identity
 from counterpoint.launch.experiments import claims, results
 from counterpoint.launch.experiments.catalogue import read_catalogue
 from counterpoint.launch.experiments.results import find_yaml, read_results
+from counterpoint.launch.run import provenance
 
 # Writes the summary that `fit` would write; seed 13 brings bad luck.
 STUB = """
@@ -90,7 +91,7 @@ def test_a_result_per_pair_and_no_pair_twice(bench):
 
 
 def test_what_a_result_says(bench, monkeypatch):
-    monkeypatch.setattr(results, "_processor", lambda: "Abacus 3000")
+    monkeypatch.setattr(provenance, "_processor", lambda: "Abacus 3000")
     bench.write(clip={"config": "a", "seeds": [4], "set": {"phases.train.samples": 1280}})
     bench.run()
     record = json.loads((bench.results / "tiny/clip-seed4.json").read_text())
@@ -111,10 +112,14 @@ def test_what_a_result_says(bench, monkeypatch):
 
 def test_the_commit_is_that_of_the_checkout():
     head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=results.ROOT, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"],
+        cwd=provenance.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    expected = head.stdout.strip() if (results.ROOT / ".git").exists() else None
-    assert results.commit()["revision"] == expected
+    expected = head.stdout.strip() if (provenance.ROOT / ".git").exists() else None
+    assert provenance.commit()["revision"] == expected
 
 
 @pytest.mark.parametrize("change", [{"config": "other"}, {"set": {"data.manifest": "x"}}])
@@ -167,7 +172,7 @@ def test_a_termination_stops_the_run_and_gives_the_claim_back(bench, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text(
         "import sys\n"
-        "from counterpoint.launch import sweep\n"
+        "from counterpoint.launch.commands import sweep\n"
         f"sweep.run_sweep.__defaults__ = (None, lambda *_: [sys.executable, {str(patient)!r}])\n"
         "same = sweep.Identity({}, frozenset())\n"
         "sweep.read_sweep.__defaults__ = (None, lambda *_: same)\n"
@@ -266,10 +271,10 @@ def test_the_command_line_of_a_pair(bench):
 
 
 def test_the_shipped_sweeps_are_what_the_catalogue_expects():
-    _, methods = read_catalogue(results.ROOT / "docs" / "methods")
+    _, methods = read_catalogue(provenance.ROOT / "docs" / "methods")
     named = {run: config for method in methods for run, config in method["runs"].items()}
     shipped = {}
-    for file in sorted((results.ROOT / "configs" / "sweep").glob("*.yaml")):
+    for file in sorted((provenance.ROOT / "configs" / "sweep").glob("*.yaml")):
         pairs = read_sweep(
             find_yaml(file.stem, "sweep"), identity_of=lambda *_: Identity({}, frozenset())
         )

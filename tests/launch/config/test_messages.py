@@ -43,12 +43,13 @@ def project(tmp_path_factory):
 TERMS = """
 import torch
 from torch import nn
+from counterpoint.losses.base import Term
 
-class NoNeeds(nn.Module):
+class NotATerm(nn.Module):
     def forward(self, features, batch):
         return {"mine": features["image"].sum()}
 
-class ATensor(nn.Module):
+class ATensor(Term):
     needs = ("image",)
     def forward(self, features, batch):
         return features["image"].sum()
@@ -150,14 +151,19 @@ MORE = [
     (run("--model.image.nmae x"), CLI, "did you mean model.image.init_args.name?"),
     (run("--model.logit_scale_init 3"), CLI, "is set by objective.logit_scale_init"),
     (run("--phases.train.schedule cosin"), CLI, "cosine, constant, rsqrt (did you mean cosine?)"),
-    (run("--phases.train.image_reducer RandomPatch"), CLI, "reducers.image.RandomPatches?"),
+    (run("--phases.train.image_reducer RandomPatch"), CLI, "reducers.patches.RandomPatches?"),
     (run("--optim.weight_decay much"), CLI, "optim.weight_decay", "'much'; it takes a number"),
     (run("--ema.decays 0.9"), CLI, "ema.decays", "did you mean ema.decay?"),
     (run("--trainer.callbacks EarlyStopping"), CLI, "trainer.callbacks", "monitor", "is missing"),
     (run("--trainer.callbacks EarlyStop"), CLI, "early_stopping.EarlyStopping?"),
     (run("--trainer.devices 0"), CLI, "trainer.devices", "1 or more"),
     (run("--trainer.peak_tflops -3"), CLI, "trainer.peak_tflops", "a number above 0"),
-    (run("--objective.terms.i torch.nn.Linear"), CLI, "in_features", "is missing"),
+    (
+        run("--objective.terms.i torch.nn.Linear"),
+        CLI,
+        "objective.terms.i",
+        "derived from counterpoint.losses.base.Term",
+    ),
     ("fit --config my_terms.py", "my_terms.py"),
     ("launch slurm --config run.yaml --lr 3", "lr ", "is phases.train.learning_rate"),
     ("embed --config run.yaml --teacher t --out o --lr 3", "lr ", "is phases.train.learning"),
@@ -198,7 +204,7 @@ TERM = {"class_path": INFONCE}
         ({"phases": None}, ["phases", "is missing: phases: {train: "]),
         ({"phases": [1]}, ["phases", IN_RUN, "write its keys below `phases:`"]),
         ({"objective": {"terms": {"a": "InfoNse"}}}, [IN_RUN, f"did you mean {INFONCE}?"]),
-        ({"objective": {"terms": {"a": {}}}}, ["objective.terms.a", "losses.term.Term"]),
+        ({"objective": {"terms": {"a": {}}}}, ["objective.terms.a", "names no class"]),
         (
             {"objective": {"terms": {"a": TERM | {"init_args": {"tilebytes": 3}}}}},
             [IN_RUN, "did you mean objective.terms.a.init_args.tile_bytes?"],
@@ -237,7 +243,7 @@ def test_a_mistake_in_a_slots_file(refused, changes, parts):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("NoNeeds", ["objective.terms.mine", "declares no `needs`", "losses.term.Term"]),
+        ("NotATerm", ["objective.terms.mine", "not derived from counterpoint.losses.base.Term"]),
         ("ATensor", ["objective.terms.mine", "returns a Tensor", "a dict of named scalars"]),
     ],
 )
@@ -261,7 +267,10 @@ def test_a_class_below_a_name_of_ones_own_is_written_by_keys(tmp_path):
         "class_path": "counterpoint.models.teachers.foreign.OpenClip",
         "init_args": {"source": "x"},
     }
-    by_keys = "--teachers.a.class_path counterpoint.models.teachers.foreign.OpenClip --teachers.a.source x"
+    by_keys = (
+        "--teachers.a.class_path counterpoint.models.teachers.foreign.OpenClip "
+        "--teachers.a.source x"
+    )
     assert read(f"{start} {by_keys}".split()).whole()["teachers"] == {"a": own}
     words = read(f"{start} {by_keys}".split()).words()
     assert yaml.safe_load(words[1])["teachers"] == {"a": own} and "--run_dir=out" in words

@@ -21,10 +21,10 @@ from counterpoint.launch.commands.fit import initialise
 from counterpoint.launch.config import parser as run_config
 from counterpoint.launch.run.build import build
 from counterpoint.launch.run.teachers import attach
-from counterpoint.losses.distillation.feature_regression import Regression
+from counterpoint.losses.distillation.feature_regression import FeatureRegression
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
-from counterpoint.losses.wrappers.masked import Present
+from counterpoint.losses.wrappers.masked import Masked
 from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.attentive import AttentivePatches
 from counterpoint.models.teachers.frozen import Frozen, FrozenTowers, Teacher
@@ -59,7 +59,9 @@ def student(base):
     ) -> tuple[ContrastiveModule, SimpleNamespace]:
         module, data = copy.deepcopy(base[0]), copy.copy(base[1].data)
         data.views, data.texts = views or {}, texts or {}
-        terms = {need.replace(".", "_"): Regression(need.split(".")[2], need) for need in needs}
+        terms = {
+            need.replace(".", "_"): FeatureRegression(need.split(".")[2], need) for need in needs
+        }
         module.objective = Objective(terms or {"infonce": InfoNCE()})
         module.resolved_config = {"init_from": init_from}
         return module, SimpleNamespace(data=data, teachers=teachers, ema=ema)
@@ -207,7 +209,7 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
 
 def test_a_sidecar_provides_its_columns_and_where_it_has_rows(student):
     module, parts = student()
-    term = Present(Regression("image", "large.image"), "large.present")
+    term = Masked(FeatureRegression("image", "large.image"), "large.present")
     module.objective = Objective({"fd": term})
     with pytest.raises(ValueError, match=r"'large.image', which nobody provides"):
         attach(module, parts)
@@ -257,7 +259,7 @@ def test_a_scale_or_bias_that_a_teacher_does_not_have_is_refused(student, scalar
 
 def test_the_student_reads_no_text_of_a_teacher(student):
     module, parts = student(texts={"theirs": Text(tokenizer=Reversed())})
-    module.objective = Objective({"fd": Regression("text.theirs", "text")})
+    module.objective = Objective({"fd": FeatureRegression("text.theirs", "text")})
     with pytest.raises(ValueError, match=r"needs 'text.theirs' of the student, but data.texts"):
         attach(module, parts)
 
@@ -267,7 +269,7 @@ def test_the_student_reads_no_text_longer_than_it_takes(student, need):
     def attached(context_length):
         texts = {"long": Text(context_length=context_length)}
         module, parts = student(texts=texts, ema=EmaConfig(0.9))
-        module.objective = Objective({"fd": Regression("image.raw", need)})
+        module.objective = Objective({"fd": FeatureRegression("image.raw", need)})
         attach(module, parts)
 
     attached(8)

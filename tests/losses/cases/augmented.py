@@ -4,7 +4,7 @@ import torch
 from term_case import Case, pairs, unit
 
 from counterpoint.losses.components.heads import UnitMLP
-from counterpoint.losses.distillation.augmented_features import Augmented
+from counterpoint.losses.distillation.augmented_features import AugmentedFeatures
 from counterpoint.losses.scalars import Temperature
 
 NAMES = ("teacher.large.image", "teacher.large.text")
@@ -30,7 +30,7 @@ def formula(features, batch, term):
 
 CASES = {
     "two_widths": Case(
-        lambda **choices: Augmented(
+        lambda **choices: AugmentedFeatures(
             "teacher.large",
             UnitMLP([12, 7]),
             UnitMLP([12, 7]),

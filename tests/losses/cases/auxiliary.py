@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from counterpoint.losses.components.heads import MLP
 from counterpoint.losses.distillation.soft_contrastive import SoftContrastive
 from counterpoint.losses.scalars import Temperature
-from counterpoint.losses.wrappers.projected import Auxiliary
+from counterpoint.losses.wrappers.projected import Projected
 
 NAMES = ("teacher.large.image", "teacher.large.text")
 
@@ -18,7 +18,7 @@ def inputs(generator, b):
 
 def make():
     term = SoftContrastive(["teacher.large"], [8.0], scale=Temperature(9.0))
-    return Auxiliary(term, MLP([7, 6, 5], norm=None), MLP([7, 5]))
+    return Projected(term, MLP([7, 6, 5], norm=None), MLP([7, 5]))
 
 
 def formula(features, batch, term):

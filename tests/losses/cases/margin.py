@@ -2,7 +2,7 @@
 
 from term_case import Case
 
-from counterpoint.losses.positive_cosine import Margin
+from counterpoint.losses.positive_cosine import PositiveCosine
 
 
 def formula(features, batch, term):
@@ -10,4 +10,4 @@ def formula(features, batch, term):
     return -sum(u[i] @ v[i] for i in range(len(u))) / len(u)
 
 
-CASES = {"margin": Case(Margin, formula, takes_exchange=False)}
+CASES = {"margin": Case(PositiveCosine, formula, takes_exchange=False)}

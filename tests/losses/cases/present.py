@@ -4,7 +4,7 @@ import torch
 from term_case import Case, pairs, unit
 
 from counterpoint.losses.distillation.soft_contrastive import SoftContrastive
-from counterpoint.losses.wrappers.masked import Present
+from counterpoint.losses.wrappers.masked import Masked
 
 HAS_TEACHER = torch.tensor([1, 1, 0, 0, 1, 1, 0, 0, 0], dtype=torch.bool)
 NAMES = ("teacher.image", "teacher.text")
@@ -28,7 +28,7 @@ def formula(features, batch, term):
 
 
 def make(**choices):
-    return Present(SoftContrastive(["teacher"], [8.0], **choices), "teacher.present")
+    return Masked(SoftContrastive(["teacher"], [8.0], **choices), "teacher.present")
 
 
 CASES = {"stored_teacher": Case(make, formula, inputs, is_mean=False)}

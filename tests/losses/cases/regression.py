@@ -6,7 +6,11 @@ import torch
 from term_case import Case, normal
 
 from counterpoint.losses.components.heads import MLP, UnitMLP
-from counterpoint.losses.distillation.feature_regression import Regression, smooth_l1, squared
+from counterpoint.losses.distillation.feature_regression import (
+    FeatureRegression,
+    smooth_l1,
+    squared,
+)
 
 TARGET = "teacher.big.image"
 HAS_TARGET = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0, 0], dtype=torch.bool)
@@ -45,7 +49,7 @@ def none_valid(generator, b):
     return inputs(generator, b)[0], {"present": torch.zeros(b, dtype=torch.bool)}
 
 
-def case(inputs, make=Regression, **choices):
+def case(inputs, make=FeatureRegression, **choices):
     constants = frozenset([TARGET])
     made = functools.partial(make, "image", TARGET, **choices)
     return Case(made, formula, inputs, takes_exchange=False, constants=constants)
@@ -60,6 +64,6 @@ CASES = {
     "squared": case(some_valid, distance=squared, valid="present"),
     "smooth_l1": case(inputs, distance=smooth_l1),
     "none_valid": case(none_valid, valid="present"),
-    "head": case(wider, lambda *names: Regression(*names, head=MLP([3, 5]))),
-    "unit_head": case(wider, lambda *names: Regression(*names, squared, UnitMLP([3, 5]))),
+    "head": case(wider, lambda *names: FeatureRegression(*names, head=MLP([3, 5]))),
+    "unit_head": case(wider, lambda *names: FeatureRegression(*names, squared, UnitMLP([3, 5]))),
 }

@@ -3,7 +3,7 @@
 import torch
 from term_case import Case, pairs, unit
 
-from counterpoint.losses.distillation.standardized_logits import Standardised
+from counterpoint.losses.distillation.standardized_logits import StandardizedLogits
 
 TEACHERS = ("teacher.large", "teacher.wide")
 
@@ -38,7 +38,7 @@ CONSTANTS = frozenset(f"{t}.{n}" for t in TEACHERS for n in ("image", "text"))
 
 
 def case(*arguments):
-    make = lambda **choices: Standardised(*arguments, **choices)  # noqa: E731
+    make = lambda **choices: StandardizedLogits(*arguments, **choices)  # noqa: E731
     # Statistics are global: `Local` is not the mean of the ranks' formulas.
     return Case(make, formula, inputs, constants=CONSTANTS, is_mean=False)
 

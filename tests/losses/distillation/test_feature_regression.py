@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from counterpoint.losses.distillation.feature_regression import (
-    Regression,
+    FeatureRegression,
     cosine,
     smooth_l1,
     squared,
@@ -19,7 +19,7 @@ def test_what_stands_for_a_missing_target_does_not_matter(distance):
     want = distance(x[present], y[present]).mean()
     want_grad = torch.autograd.grad(want, x)[0]
     y[~present] = float("nan")
-    term = Regression("image", "teacher.image", distance, valid="teacher.present")
+    term = FeatureRegression("image", "teacher.image", distance, valid="teacher.present")
     stored = {"teacher.image": y.requires_grad_(), "teacher.present": present}
     value = term({"image": x}, stored)["regression"]
     torch.testing.assert_close(value, want)
@@ -31,7 +31,7 @@ def test_what_stands_for_a_missing_target_does_not_matter(distance):
 
 
 def test_the_mask_of_a_text_is_not_asked_of_the_towers():
-    term = Regression("text.de", "teacher.large.text", valid="text.de.present")
+    term = FeatureRegression("text.de", "teacher.large.text", valid="text.de.present")
     assert term.needs == ("text.de", "teacher.large.text")
     features = {"text.de": torch.randn(4, 3), "teacher.large.text": torch.randn(4, 3)}
     kept = torch.tensor([True, False, False, True])
@@ -41,7 +41,7 @@ def test_the_mask_of_a_text_is_not_asked_of_the_towers():
 
 def test_losses_by_sample_are_the_parts_of_the_loss():
     features = {"image": torch.randn(4, 3), "ema.image": torch.randn(4, 3)}
-    term = Regression("image", "ema.image")
+    term = FeatureRegression("image", "ema.image")
     torch.testing.assert_close(
         term.per_sample(features, {}).mean(), term(features, {})["regression"]
     )
@@ -50,9 +50,9 @@ def test_losses_by_sample_are_the_parts_of_the_loss():
 def test_widths_must_agree():
     features = {"image": torch.randn(4, 3), "teacher.big.image": torch.randn(4, 5)}
     with pytest.raises(ValueError, match=r"3 numbers a sample and 'teacher\.big\.image' 5"):
-        Regression("image", "teacher.big.image")(features, {})
+        FeatureRegression("image", "teacher.big.image")(features, {})
 
 
 def test_a_target_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"needs the feature 'large\.image': name a view"):
-        Regression("image", "large.image")({"image": torch.randn(4, 3)}, {})
+        FeatureRegression("image", "large.image")({"image": torch.randn(4, 3)}, {})

@@ -5,7 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from counterpoint.losses.distributed.collectives import share, total
-from counterpoint.losses.distributed.exchange import AllGather, Detached, Local, Reinserted, Ring
+from counterpoint.losses.distributed.exchange import (
+    AllGather,
+    Local,
+    NoGradGather,
+    NoGradGatherKeepLocal,
+    Ring,
+)
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.kernels.masks import Different
 from counterpoint.losses.kernels.pairing import Pairing
@@ -123,7 +129,7 @@ def detached_formula(rank):
 
 
 def test_detached_is_what_was_published(gloo):
-    for rank, (value, gradients) in enumerate(gloo(2, mode, Detached)):
+    for rank, (value, gradients) in enumerate(gloo(2, mode, NoGradGather)):
         wanted, wanted_gradients = detached_formula(rank)
         assert value == pytest.approx(wanted, rel=1e-12)
         for found, want in zip(gradients[:2], wanted_gradients[:2], strict=True):
@@ -144,7 +150,7 @@ def reinserted_formula(rank):
 
 
 def test_reinserted_is_what_was_published(gloo):
-    results = gloo(2, mode, Reinserted)
+    results = gloo(2, mode, NoGradGatherKeepLocal)
     wanted = [reinserted_formula(rank) for rank in range(2)]
     for (_, gradients), want in zip(results, wanted, strict=True):
         for found, exact in zip(gradients[:2], want[:2], strict=True):
@@ -156,9 +162,9 @@ def test_reinserted_is_what_was_published(gloo):
 def test_detached_refuses_what_it_cannot_reproduce():
     u, v, s = batch()
     with pytest.raises(ValueError, match="softmax losses only"):
-        softplus_sums(u, v, s, s, Pairing(Detached()))
+        softplus_sums(u, v, s, s, Pairing(NoGradGather()))
     with pytest.raises(ValueError, match="plain softmax losses only"):
-        row_sums(u, v, s, Pairing(Detached()))
+        row_sums(u, v, s, Pairing(NoGradGather()))
     ids = torch.arange(8)
     with pytest.raises(ValueError, match="plain softmax losses only"):
-        softmax_sums(u, v, s, Pairing(Detached(), weights=(Different(ids, ids),)))
+        softmax_sums(u, v, s, Pairing(NoGradGather(), weights=(Different(ids, ids),)))

@@ -5,7 +5,7 @@ import torch
 from memory_use import kept_bytes, largest_tensor
 from torch.nn import functional as F
 
-from counterpoint.losses.distributed.exchange import AllGather, Detached, Ring
+from counterpoint.losses.distributed.exchange import AllGather, NoGradGather, Ring
 from counterpoint.losses.kernels.attention import retrieve
 from counterpoint.losses.kernels.pairing import Pairing
 
@@ -87,4 +87,4 @@ def test_memory_grows_with_the_batch_not_its_square():
 
 def test_an_exchange_without_gradients_of_columns_is_refused():
     with pytest.raises(ValueError, match="use AllGather with retrieval"):
-        retrieve(*tensors()[:2], torch.ones(1), Pairing(Detached()))
+        retrieve(*tensors()[:2], torch.ones(1), Pairing(NoGradGather()))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from counterpoint.losses.distributed.exchange import AllGather, Detached, Local, Ring
+from counterpoint.losses.distributed.exchange import AllGather, Local, NoGradGather, Ring
 from counterpoint.losses.infonce import InfoNCE
-from counterpoint.losses.kernels.label_sampling import drawn, gumbel
+from counterpoint.losses.kernels.label_sampling import gumbel, sample_labels
 from counterpoint.losses.kernels.pairing import Pairing
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.siglip import SigLIP
@@ -17,7 +17,7 @@ def test_draws_are_as_frequent_as_the_softmax_says():
     torch.manual_seed(0)
     row, columns, scale = torch.randn(1, D), torch.randn(7, D), torch.tensor([1.3])
     keys = torch.arange(20_000), torch.arange(7) * 1000
-    labels = drawn(row.expand(20_000, D), columns, scale, keys, 5, Pairing(tile_bytes=4096))
+    labels = sample_labels(row.expand(20_000, D), columns, scale, keys, 5, Pairing(tile_bytes=4096))
     want = (scale * row @ columns.T).double().softmax(1)[0]
     error = (want * (1 - want) / 20_000).sqrt()
     got = labels.bincount(minlength=7) / 20_000
@@ -28,9 +28,9 @@ def test_autocast_does_not_change_what_is_drawn():
     g = torch.Generator().manual_seed(2)
     rows, columns = (torch.nn.functional.normalize(torch.randn(400, 8, generator=g)) for _ in "ab")
     arguments = torch.tensor([100.0]), (torch.arange(400), torch.arange(400)), 5, Pairing()
-    wanted = drawn(rows, columns, *arguments)
+    wanted = sample_labels(rows, columns, *arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(drawn(rows, columns, *arguments), wanted)
+        assert torch.equal(sample_labels(rows, columns, *arguments), wanted)
 
 
 def test_noise_is_of_the_pair_of_keys():
@@ -106,8 +106,8 @@ def test_two_ranks_draw_and_estimate_what_one_does(gloo, exchange):
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match=r"objective\.terms.pairs is a SigLIP"):
         Objective({"pairs": SigLIP()}, logit_bias_init=-10.0).check_sampled()
-    with pytest.raises(ValueError, match="exchange Detached"):
-        squares(0, exchange=Detached())
+    with pytest.raises(ValueError, match="exchange NoGradGather"):
+        squares(0, exchange=NoGradGather())
     assert squares(0, exchange=Local())
     with pytest.raises(ValueError, match=r"weights\.infonce is -1"):
         squares(0, weight=-1.0)

@@ -9,7 +9,7 @@ from counterpoint.losses.components.similarity import Arc
 from counterpoint.losses.distillation.soft_contrastive import SoftContrastive
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
-from counterpoint.losses.wrappers.masked import Present
+from counterpoint.losses.wrappers.masked import Masked
 from counterpoint.losses.wrappers.matryoshka import Matryoshka
 
 
@@ -46,7 +46,7 @@ def test_the_averages_scale_is_not_cut():
 
 
 def test_evaluation_ranks_as_the_wrapped_term_does():
-    term = Matryoshka(Present(InfoNCE(Arc()), "teacher.present"), [4])
+    term = Matryoshka(Masked(InfoNCE(Arc()), "teacher.present"), [4])
     assert isinstance(Objective({"a": term}).metric().similarity, Arc)
 
 

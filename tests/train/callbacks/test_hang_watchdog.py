@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from waiting import until
 
-from counterpoint.train.callbacks.hang_watchdog import Standing, Watch, hung
+from counterpoint.train.callbacks.hang_watchdog import HangWatchdog, Standing, hung
 
 
 def at(step, stage, meets=True):
@@ -35,7 +35,7 @@ def test_standing_still_is_measured_and_moving_is_not(monkeypatch):
         "counterpoint.train.callbacks.hang_watchdog.time",
         SimpleNamespace(monotonic=lambda: clock[0]),
     )
-    watch = Watch(timeout=60.0)
+    watch = HangWatchdog(timeout=60.0)
     gates = [threading.Lock(), threading.Lock()]
     for gate in gates:
         gate.acquire()

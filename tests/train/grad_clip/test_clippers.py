@@ -14,7 +14,7 @@ from counterpoint.train.grad_clip.autoclip import AutoClip
 from counterpoint.train.grad_clip.fixed import Norm, Value, check_no_other
 from counterpoint.train.grad_clip.per_tower import PerTower
 from counterpoint.train.grad_clip.zclip import ZClip
-from counterpoint.train.strategies.sharded_tensors import LocalShares, ShardedShares
+from counterpoint.train.strategies.sharded_tensors import LocalTensors, ShardedTensors
 
 CLIPPERS = {
     "norm": lambda: Norm(0.3),
@@ -68,7 +68,7 @@ def run(rank, world_size, strategy, name, steps=5):
     for image, text in batches(steps):
         optimizer.zero_grad()
         wrapped(image[rank::world_size], text[rank::world_size]).backward()
-        shares = ShardedShares() if strategy == "fsdp2" else LocalShares()
+        shares = ShardedTensors() if strategy == "fsdp2" else LocalTensors()
         clipped = clipper.clip(shares, named)
         trace.append([clipped.norm.item(), *(v.item() for v in clipped.report.values())])
         optimizer.step()
@@ -106,7 +106,7 @@ def skip_once(rank, world_size, fused):
             image = image * torch.nan
         optimizer.zero_grad()
         model(image, text).backward()
-        shares = ShardedShares()
+        shares = ShardedTensors()
         norm = shares.norms([list(named.values())])[0]
         shares.drop(optimizer, list(named.values()), ~norm.isfinite())
         optimizer.step()
@@ -135,13 +135,13 @@ def test_norm_equals_torch():
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         q.grad = p.grad.clone()
     norm = nn.utils.clip_grad_norm_(other.parameters(), 0.25)
-    clipped = Norm(0.25).clip(LocalShares(), named)
+    clipped = Norm(0.25).clip(LocalTensors(), named)
     assert norm > 0.25 and clipped.norm == norm
     assert clipped.report["clip/clipped"] == 1 and clipped.report["clip/limit"] == 0.25
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
     before = [p.grad.clone() for p in model.parameters()]
-    Norm(1e6).clip(LocalShares(), named)
+    Norm(1e6).clip(LocalTensors(), named)
     assert all(torch.equal(a, p.grad) for a, p in zip(before, model.parameters(), strict=True))
 
 
@@ -149,7 +149,7 @@ def test_value_clamps_every_element():
     _, named = backward()
     want = {n: p.grad.clip(-0.03, 0.03) for n, p in named.items()}
     assert any(not torch.equal(want[n], p.grad) for n, p in named.items())
-    Value(0.03).clip(LocalShares(), named)
+    Value(0.03).clip(LocalTensors(), named)
     assert all(torch.equal(want[n], p.grad) for n, p in named.items())
 
 
@@ -167,7 +167,7 @@ def test_agc_row_by_row():
                 gradient *= largest / size
                 changed += 1
     assert 0 < changed < sum(named[n].shape[0] for n in named if named[n].ndim >= 2)
-    AGC(ratio, eps).clip(LocalShares(), named)
+    AGC(ratio, eps).clip(LocalTensors(), named)
     for name in want:  # biases, projections and the scale are as they were
         torch.testing.assert_close(named[name].grad, want[name], rtol=1e-5, atol=0, msg=name)
 
@@ -178,7 +178,7 @@ def test_towers_are_clipped_by_themselves():
     image = [n for n in named if n.startswith("image")]
     assert "image_projection.weight" in image
     norm = torch.cat([before[n].flatten() for n in image]).norm()
-    clipped = PerTower({"image": Norm(0.1)}).clip(LocalShares(), named)
+    clipped = PerTower({"image": Norm(0.1)}).clip(LocalTensors(), named)
     torch.testing.assert_close(clipped.report["clip/image/norm"], norm)
     for name in named:
         factor = 0.1 / norm if name in image else 1.0
@@ -193,7 +193,7 @@ def test_states_of_towers_go_into_the_checkpoint_together():
     towers = PerTower({"image": ZClip(warmup=2), "text": AutoClip(window=3)})
     _, named = backward()
     for _ in range(4):
-        towers.clip(LocalShares(), named)
+        towers.clip(LocalTensors(), named)
     again = PerTower({"image": ZClip(warmup=2), "text": AutoClip(window=3)})
     again.load_state_dict(towers.state_dict())
     assert again.state_dict().keys() == {
@@ -217,5 +217,5 @@ def test_a_parameter_without_gradient_is_passed_over():
     model, named = backward()
     model.text_projection.weight.grad = None
     for make in CLIPPERS.values():
-        make().clip(LocalShares(), named)
+        make().clip(LocalTensors(), named)
     assert model.text_projection.weight.grad is None

@@ -9,7 +9,7 @@ from counterpoint.losses.components.heads import MLP
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.train.ema import Ema, EmaConfig
-from counterpoint.train.strategies.choose import strategy
+from counterpoint.train.strategies.choose import choose_strategy
 
 STEPS = 4
 DECAY = 0.5
@@ -51,7 +51,7 @@ def made():
 
 def trace(rank, world_size, name, precision):
     """Values of every step and what the average answered; stage 3 cuts up what it can."""
-    run, how = made(), strategy(name)
+    run, how = made(), choose_strategy(name)
     if name.startswith("zero3"):
         how.config["zero_optimization"]["stage3_param_persistence_threshold"] = 20
     train(run, world_size, how, precision=precision)

@@ -7,8 +7,8 @@ import torch
 from small_run import forget_groups
 from torch import nn
 
-from counterpoint.train.strategies.deepspeed_tensors import ZeroShares
-from counterpoint.train.strategies.sharded_tensors import LocalShares
+from counterpoint.train.strategies.deepspeed_tensors import ZeroTensors
+from counterpoint.train.strategies.sharded_tensors import LocalTensors
 
 pytestmark = pytest.mark.soak
 CASES = [(stage, offload) for stage in (1, 2, 3) for offload in (False, True)]
@@ -56,7 +56,7 @@ def trajectory(rank, world_size, stage, offload):
             "zero_force_ds_cpu_optimizer": False,
         }
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    shares = ZeroShares(engine.optimizer) if engine else LocalShares()
+    shares = ZeroTensors(engine.optimizer) if engine else LocalTensors()
     trace = []
     for step in range(6):
         batch = x[rank::world_size] * (torch.nan if step == 4 else 1.0)

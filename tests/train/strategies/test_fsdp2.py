@@ -15,11 +15,11 @@ from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.train.grad_clip.agc import AGC
 from counterpoint.train.module import step_seed
 from counterpoint.train.optim.adamw import AdamW
-from counterpoint.train.optim.compatibility import check_optimiser
+from counterpoint.train.optim.compatibility import check_optimizer
 from counterpoint.train.optim.freeze import freeze
 from counterpoint.train.optim.sophia import SophiaG
 from counterpoint.train.optim.timm_optimizers import Timm
-from counterpoint.train.strategies.choose import strategy
+from counterpoint.train.strategies.choose import choose_strategy
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 CHUNKS = (1, 2, 4, 8)
@@ -203,23 +203,23 @@ def test_what_needs_whole_tensors_is_refused_where_they_are_cut(gloo):
 
 
 def test_what_could_not_be_resumed_is_refused():
-    check_optimiser(strategy("fsdp2"), Timm("lamb"))
-    check_optimiser(DDPStrategy(), Timm("adafactorbv"))
+    check_optimizer(choose_strategy("fsdp2"), Timm("lamb"))
+    check_optimizer(DDPStrategy(), Timm("adafactorbv"))
     with pytest.raises(
         ValueError, match=r"optim names timm's adafactorbv, .* use trainer\.strategy=ddp"
     ):
-        check_optimiser(strategy("fsdp2"), Timm("adafactorbv"))
+        check_optimizer(choose_strategy("fsdp2"), Timm("adafactorbv"))
 
 
 def test_strategies_whose_pieces_would_be_taken_for_copies_are_refused():
     made = DDPStrategy(find_unused_parameters=True)
-    assert strategy(made) is made
+    assert choose_strategy(made) is made
     for name in ("auto", "ddp", "ddp_find_unused_parameters_true"):
-        assert strategy(name) == name
+        assert choose_strategy(name) == name
     for name in ("fsdp", "fsdp_cpu_offload", "ddp_spawn", "deepspeed_stage_2", "xla"):
         with pytest.raises(
             ValueError, match=f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2"
         ):
-            strategy(name)
+            choose_strategy(name)
     with pytest.raises(ValueError, match=r"trainer.strategy is .*FSDPStrategy"):
-        strategy(FSDPStrategy())
+        choose_strategy(FSDPStrategy())

@@ -6,7 +6,7 @@ from small_run import B, batches, module, train
 
 from counterpoint.losses.components.heads import UnitMLP
 from counterpoint.losses.distillation.cluster_discrimination import ArcMargin, ClusterDiscrimination
-from counterpoint.losses.distillation.feature_regression import Regression
+from counterpoint.losses.distillation.feature_regression import FeatureRegression
 from counterpoint.losses.distillation.sharded_clusters import ShardedClusters
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
@@ -34,7 +34,7 @@ def made(dtype=torch.float64):
     torch.manual_seed(1)
     head = UnitMLP([8, 8])
     terms = {"infonce": InfoNCE(), "clusters": ShardedClusters(C, 8, **options)}
-    terms["head"] = Regression("image", "text", head=head)
+    terms["head"] = FeatureRegression("image", "text", head=head)
     return module(STEPS, dtype, objective=Objective(terms))
 
 

@@ -8,12 +8,12 @@ from small_run import batches, module, train
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from counterpoint.losses.distillation.feature_regression import Regression
+from counterpoint.losses.distillation.feature_regression import FeatureRegression
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.teachers.foreign import OpenClip, Transformers
 from counterpoint.models.teachers.frozen import FrozenTowers
-from counterpoint.train.strategies.teacher_placement import place
+from counterpoint.train.strategies.teacher_placement import place_teacher
 
 NEEDS = ("image", "text.raw", "logit_scale")
 STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
@@ -30,7 +30,7 @@ def layer_of(towers):
 
 def run(rank, world_size, strategy, keep):
     """Losses of a run with this teacher, and what a rank has of a layer."""
-    terms = {"infonce": InfoNCE(), "mimic": Regression("image", "teacher.x.image")}
+    terms = {"infonce": InfoNCE(), "mimic": FeatureRegression("image", "teacher.x.image")}
     made = module(3, objective=Objective(terms), chunks=2)
     made.providers["teacher.x"] = teacher(keep)
     train(made, world_size, strategy)
@@ -57,8 +57,8 @@ def test_losses_are_those_of_a_whole_teacher(gloo, strategy, keep):
 
 def test_a_layer_on_the_host_is_copied_while_it_runs():
     towers, whole = teacher("host"), teacher("device")
-    place(towers, torch.device("cpu"))
-    place(towers, torch.device("cpu"))  # again, as when a fit begins anew
+    place_teacher(towers, torch.device("cpu"))
+    place_teacher(towers, torch.device("cpu"))  # again, as when a fit begins anew
     layer = layer_of(towers)
     before = [p.data_ptr() for p in layer.parameters()]
     during = []
@@ -74,7 +74,7 @@ def test_a_layer_on_the_host_is_copied_while_it_runs():
 
 def test_a_layer_that_fails_is_put_back():
     towers = teacher("host")
-    place(towers, torch.device("cpu"))
+    place_teacher(towers, torch.device("cpu"))
     layer = layer_of(towers)
     before = [p.data_ptr() for p in layer.parameters()]
     with pytest.raises(RuntimeError):
@@ -92,13 +92,13 @@ class Flat(nn.Module):
 
 def test_a_teacher_without_layers_is_refused():
     with pytest.raises(ValueError, match=r"keep=host .* no list of equal layers; leave keep out"):
-        place(FrozenTowers(Flat(), "host"), torch.device("cpu"))  # type: ignore[arg-type]
+        place_teacher(FrozenTowers(Flat(), "host"), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def foreign(rank, world_size, folder, keep):
     kind = OpenClip if (folder / "open_clip_config.json").exists() else Transformers
     towers = kind(str(folder), keep=keep).build(None)
-    place(towers, torch.device("cpu"))
+    place_teacher(towers, torch.device("cpu"))
     draw = torch.Generator().manual_seed(rank)
     size = towers.model.image_size
     batch = {
