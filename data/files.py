@@ -1,29 +1,130 @@
-"""Small text files that are there as a whole or as they were before."""
+"""Files and folders that appear whole: written beside their place, then renamed.
 
+In: a path. Out: all of what was written, or what was there before; a kill or a full disk leaves
+nothing else than a hidden `.NAME.part-TOKEN`, which a later process removes.
+"""
+
+import contextlib
+import functools
 import json
 import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+PART = re.compile(r"\.+(?P<name>.+?)(\.part-[0-9a-f]{16})+")
+# The age at which no living process can be writing a part any more.
+OLD_SECONDS = 600.0
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file; a kill or a full disk leaves what was there.
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields the path to write to; at the end of the block the file takes its name.
+
+    Several processes and threads may write the same file at once: the last one wins.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; the old file stays.
     """
-    part = path.with_name(path.name + ".part")
+    _sweep_once(path.parent)
+    part = beside(path)
     try:
-        part.write_text(text, encoding="utf-8")
+        # Some libraries let only the owner read what they write; others read these files, too.
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        part.chmod(mode)
         os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+@contextlib.contextmanager
+def durable_file(path: Path) -> Iterator[Path]:
+    """As `whole_file`; once the file has its name, it outlives a loss of power."""
+    with whole_file(path) as part:
+        yield part
+        sync(part)
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, near: Path | None = None) -> Iterator[Path]:
+    """Yields an empty folder to fill; at the end of the block it replaces the one at `path`.
+
+    Args:
+        path: the folder.
+        near: the path beside which the new one is filled; `path` by default.
+    """
+    near = near or path
+    near.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_once(near.parent)
+    part = beside(near)
+    part.mkdir()
+    try:
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that appears whole; raises OSError."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes `record` so that a reader sees the whole file or none."""
+    """Writes `record` to a file that appears whole, in a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Returns when a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def beside(path: Path) -> Path:
+    """Returns a new name for what will be renamed to `path`."""
+    return path.with_name(f".{path.name}.part-{secrets.token_hex(8)}")
+
+
+def remove_parts(folder: Path, name: str = "", older_than: float = float("-inf")) -> None:
+    """Removes what killed processes left in a folder.
+
+    Args:
+        folder: where they wrote.
+        name: the file that they wrote; any by default.
+        older_than: seconds since a part was last written to; without it, the caller knows that no
+            other process writes here.
+    """
+    for part in folder.glob(".*.part-*"):
+        match = PART.fullmatch(part.name)
+        if not match or (name and match["name"] != name):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - max(map(_written, [part, *part.rglob("*")])) >= older_than:
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def _written(path: Path) -> float:
+    return path.lstat().st_mtime
+
+
+# Listing a folder of many shards takes time, and each of them gets an index.
+@functools.cache
+def _sweep_once(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        remove_parts(folder, older_than=OLD_SECONDS)

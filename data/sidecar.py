@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .files import whole_file
 from .shards.manifest import Manifest
 from .urls import base_name
 
@@ -218,14 +219,6 @@ def write_sidecar(
         raise ValueError(f"the columns differ in length: {lengths}")
     path = Path(folder, source, f"{shard.removesuffix('.tar')}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        # safetensors lets only the owner read what it writes; others train from it, too.
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file({name: column.contiguous() for name, column in columns.items()}, temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        save_file({name: column.contiguous() for name, column in columns.items()}, part)
     return path

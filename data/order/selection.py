@@ -10,14 +10,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..files import remove_parts, whole_folder
 from ..shards.manifest import Manifest
 from .keep_lists import WeightPolicy, compile_lists
 
@@ -133,7 +132,9 @@ class Selection:
         if not target.is_dir():
             with _locked(folder, f".{stamp}.lock"):
                 if not target.is_dir():
-                    _compile(files, manifest, target, policy, seed)
+                    remove_parts(folder, stamp)
+                    with whole_folder(target) as part:
+                        compile_lists(files, manifest, part, policy, seed)
         return cls(target)
 
 
@@ -151,22 +152,6 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
                 f"({error.strerror}); copy the keep-list to a folder that can be written"
             ) from error
         yield
-
-
-def _compile(
-    files: Sequence[Path], manifest: Manifest, target: Path, policy: WeightPolicy, seed: int
-) -> None:
-    """Compiles into a folder that appears whole or not at all."""
-    for leftover in target.parent.glob(f".{target.name}-*"):
-        shutil.rmtree(leftover)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    # The folder made above is its maker's alone; others train from this one, too.
-    (work / "lists").mkdir()
-    try:
-        compile_lists(files, manifest, work / "lists", policy, seed)
-        os.rename(work / "lists", target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _stamp(files: Sequence[Path], manifest: Manifest, seed: int, policy: WeightPolicy) -> str:

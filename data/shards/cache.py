@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import SampleError
+from ..files import remove_parts, whole_file
 from ..urls import base_name, scheme, shown
 from .cache_space import Room
 from .locks import locked, tried
@@ -233,23 +234,21 @@ class ShardCache:
 
     def _fetch(self, url: str, path: Path, lock: int, num_bytes: int, sha256: str) -> OpenShard:
         """Fetches a shard whose lock is held and whose room is reserved."""
-        # Whoever had the lock before may have been killed.
-        self.room.remove(f"{path.name}.part-")
-        part = self._beside(path, f"part-{os.getpid()}")
+        # The process that had the lock before may have been killed.
+        remove_parts(self.folder, path.name)
         try:
-            self.transport.download(url, part, num_bytes, sha256)
-            if not num_bytes:
-                # Only now is it known how much room it takes.
-                self.room.reserve(lock, 0, float("inf"))
-            # Opened before it can be removed again, and its members listed once for all processes.
-            shard = CachedShard(str(path), os.open(part, os.O_RDONLY))
-            open_index(shard.path, shard.descriptor)
-            os.replace(part, path)
+            with whole_file(path) as part:
+                self.transport.download(url, part, num_bytes, sha256)
+                if not num_bytes:
+                    # Only now is it known how much room it takes.
+                    self.room.reserve(lock, 0, float("inf"))
+                # Opened before it can be removed again; its members are listed once for all
+                # processes.
+                shard = CachedShard(str(path), os.open(part, os.O_RDONLY))
+                open_index(shard.path, shard.descriptor)
         except FetchError as error:
             self._beside(path, "bad").write_text(str(error), encoding="utf-8")
             raise SampleError("shard_missing", str(error)) from error
-        finally:
-            part.unlink(missing_ok=True)
         return shard
 
     def _path(self, url: str, num_bytes: int, sha256: str) -> Path:

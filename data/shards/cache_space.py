@@ -5,26 +5,24 @@ that were used longest ago, and what killed processes left. The folder is the on
 process of the machine sees the same.
 
 An entry NAME has the files NAME (the shard, complete), NAME.index (its members), NAME.lock (it is
-being fetched; the file says how many bytes are reserved), NAME.part-* (what has arrived) and
-NAME.bad (it could not be fetched). Whatever is called otherwise belongs to somebody else: it is
-neither counted nor touched.
+being fetched; the file says how many bytes are reserved), .NAME.part-* (what has arrived) and
+NAME.bad (it could not be fetched). Files with other names are not the cache's: they are neither
+counted nor touched.
 """
 
 import contextlib
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import OLD_SECONDS, remove_parts
 from .locks import locked, tried
 
-# What a killed process was writing is removed only when no living one can be at it any more.
-OLD_SECONDS = 600.0
-# NAME as `ShardCache` writes it, and what stands beside it; indices begin with a dot at first. A
-# folder with other files in it may be named as the cache: a user's own tars must survive that.
-OURS = re.compile(r"\.?[0-9a-f]{24}-.*\.tar(\..*)?")
+# NAME as `ShardCache` writes it, and what stands beside it; parts begin with dots. A folder with
+# other files in it may be named as the cache: a user's own tars must survive that.
+OURS = re.compile(r"\.*([0-9a-f]{24}-.*\.tar)(\..*)?")
 
 
 @dataclass(frozen=True)
@@ -83,19 +81,16 @@ class Room:
         sizes: dict[str, int] = {}
         used: dict[str, float] = {}
         coming: dict[str, int] = {}
-        for name, status in self._files():
-            entry, _, kind = name.rpartition(".")
-            if kind.startswith("part-"):
+        for entry, kind, status in self._files():
+            if kind.startswith(".part-"):
                 coming[entry] = coming.get(entry, 0) + status.st_size
-            elif kind == "index":
+            elif kind in ("", ".index"):
                 sizes[entry] = sizes.get(entry, 0) + status.st_size
-            elif kind == "tar":
-                sizes[name] = sizes.get(name, 0) + status.st_size
-                used[name] = status.st_atime
-        for name in self._names(".lock"):
-            entry = name.removesuffix(".lock")
+            if not kind:
+                used[entry] = status.st_atime
+        for entry in self._being_fetched():
             with contextlib.suppress(OSError, ValueError):
-                reserved = int((self.folder / name).read_bytes() or b"0")
+                reserved = int((self.folder / f"{entry}.lock").read_bytes() or b"0")
                 coming[entry] = max(reserved, coming.get(entry, 0))
         shelves = [Shelf(name, sizes[name], used[name]) for name in used]
         # A shard that is complete while its lock is still there is not counted twice.
@@ -104,36 +99,25 @@ class Room:
 
     def sweep(self) -> None:
         """Removes what killed processes left; what a living one is at stays."""
-        for name in self._names(".lock"):
-            with tried(self.folder / name) as lock:
+        for entry in self._being_fetched():
+            with tried(self.folder / f"{entry}.lock") as lock:
                 if lock is not None:
-                    self.remove(f"{name.removesuffix('.lock')}.part-")
-        locks = set(self._names(".lock"))
-        old = time.time() - OLD_SECONDS
-        for name, status in self._files():
-            entry, _, kind = name.rpartition(".")
-            if f"{entry}.lock" in locks:
-                continue
-            orphan = kind == "index" and not (self.folder / entry).exists()
-            # An attempt that was given up may still write; indices go to .NAME.index.PID first.
-            lost = kind.startswith("part-") or name.startswith(".")
-            if orphan or (lost and status.st_mtime < old):
-                (self.folder / name).unlink(missing_ok=True)
+                    remove_parts(self.folder, entry)
+        # An attempt that was given up may still write.
+        remove_parts(self.folder, older_than=OLD_SECONDS)
+        being_fetched = set(self._being_fetched())
+        for entry, kind, _ in self._files():
+            orphan = kind == ".index" and not (self.folder / entry).exists()
+            if orphan and entry not in being_fetched:
+                (self.folder / f"{entry}.index").unlink(missing_ok=True)
 
-    def remove(self, prefix: str) -> None:
-        """Removes the files whose names begin so."""
-        for name in os.listdir(self.folder):
-            if name.startswith(prefix):
-                (self.folder / name).unlink(missing_ok=True)
+    def _being_fetched(self) -> list[str]:
+        return [entry for entry, kind, _ in self._files() if kind == ".lock"]
 
-    def _names(self, suffix: str) -> list[str]:
-        names = filter(OURS.fullmatch, os.listdir(self.folder))
-        return [name for name in names if name.endswith(suffix)]
-
-    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Yields names and states of our files; those that vanish meanwhile are left out."""
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                if OURS.fullmatch(entry.name):
+    def _files(self) -> Iterator[tuple[str, str, os.stat_result]]:
+        """Yields entry, kind and state of the cache's files; those that vanish are left out."""
+        with os.scandir(self.folder) as files:
+            for file in files:
+                if match := OURS.fullmatch(file.name):
                     with contextlib.suppress(FileNotFoundError):
-                        yield entry.name, entry.stat()
+                        yield match[1], match[2] or "", file.stat()

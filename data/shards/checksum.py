@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..files import whole_file
 from ..urls import scheme
 from .transport import FetchError, Transport
 
@@ -52,9 +53,8 @@ def store_checksums(
             progress(done, len(urls))
     column = table.schema.get_field_index("sha256")
     table = table.set_column(column, "sha256", pa.array(digests, pa.string()))
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    with whole_file(path) as part:
+        pq.write_table(table, part)
 
 
 def digest(path: Path) -> str:

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ..files import whole_file
+
 # Its functions are made at import, where no type checker sees them.
 pc: Any = pyarrow.compute
 
@@ -151,12 +153,8 @@ class Manifest:
         """Writes the manifest; the file appears whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            pq.write_table(self._table, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as part:
+            pq.write_table(self._table, part)
 
     def part(self, chosen: np.ndarray) -> "Manifest":
         """Returns the manifest of some of the shards, bool [shards]."""

@@ -19,7 +19,6 @@ Where WebDataset leaves it open, these rules hold:
 import contextlib
 import json
 import os
-import threading
 import zlib
 from array import array
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import SampleError
+from ..files import whole_file
 from .tar import NoEndMark, TarDamage, walk_members
 
 VERSION = 2
@@ -203,15 +203,9 @@ def _save(index: MemberIndex, beside: Path, stamp: list[int]) -> None:
     about = [stamp, list(map(len, columns)), index.extensions, index.keys, index.damaged]
     texts = json.dumps(about).encode()
     body = b"".join([len(texts).to_bytes(8, "little"), texts, *(c.tobytes() for c in columns)])
-    # Threads of one process may open the same shard at the same time.
-    temporary = beside.with_name(f".{beside.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_bytes(MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
-        os.replace(temporary, beside)
-    except OSError:
-        # A read-only or full disk costs time at the next opening, nothing else.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    # A read-only or full disk costs time at the next opening, nothing else.
+    with contextlib.suppress(OSError), whole_file(beside) as part:
+        part.write_bytes(MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
 
 
 def _load(beside: Path, stamp: list[int]) -> MemberIndex | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..files import sync, whole_file
 from ..urls import scheme, shown, without_secrets
 from .transfer import Incomplete, check, copy_output, watched
 
@@ -166,21 +167,13 @@ class Transport:
 
     def _attempt(self, url: str, path: Path, num_bytes: int, sha256: str) -> None:
         # Every attempt has its own file: one that was given up may still write to its.
-        part = path.with_name(f"{path.name}-{time.monotonic_ns()}")
-        try:
+        with whole_file(path) as part:
             if scheme(url) == "pipe":
                 copy_output(url, part, self.stall_timeout)
             else:
                 self._copy(url, part)
             check(part, num_bytes, sha256)
-            descriptor = os.open(part, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+            sync(part)
 
     def _copy(self, url: str, part: Path) -> None:
         from fsspec.callbacks import Callback

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...data.files import write_json
+from ...data.files import whole_file, write_json
 from ...data.sidecar import KEY, write_sidecar
 from .. import arguments
 from ..experiments.claims import claimed
@@ -100,9 +100,8 @@ def found_centres(chosen: argparse.Namespace, files: list[Path], counts: list[in
             if not ours:
                 raise ValueError(f"another process makes the centres in {chosen.out}; wait for it")
             centres = k_means(drawn(chosen, files, counts), chosen)
-            part = path.with_suffix(".part")
-            part.write_bytes(save({"centres": centres}))
-            part.replace(path)
+            with whole_file(path) as part:
+                part.write_bytes(save({"centres": centres}))
             write_json(about, wanted)  # last: without it the centres are made again
             return centres
     found = json.loads(about.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ...data.files import write_whole
 from ...train.checkpointing.checkpoint import step_of
 from ...train.evaluation.evaluate import evaluate
 from ...train.evaluation.suite import load_suite
@@ -95,7 +96,9 @@ def evaluate_run(
     )
     if is_first_process():
         out = out or run_dir / "evaluation" / f"{tasks.name}-{step:08d}.json"
-        write(out, {"suite": tasks.name, "step": step, "run": str(run_dir), "metrics": results})
+        record = {"suite": tasks.name, "step": step, "run": str(run_dir), "metrics": results}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, json.dumps(record, indent=1) + "\n")
         notes = dict.fromkeys(task.data.note for task in tasks.tasks.values())
         print(*filter(None, notes), table(results), sep="\n")
         print(f"{run_dir}, step {step}: written to {out}")
@@ -144,11 +147,3 @@ def table(results: dict[str, float]) -> str:
         rows.setdefault(task, []).append(f"{measure} {100 * value:.1f}%")
     width = max(map(len, rows))
     return "\n".join(f"{task:<{width}}  {'   '.join(cells)}" for task, cells in rows.items())
-
-
-def write(path: Path, content: dict) -> None:
-    """Writes JSON; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, path)

@@ -4,11 +4,11 @@ In: a checkpoint, which is the same file whatever strategy wrote it. Out: the mo
 and in float32, under their own names; `--init_from FILE` and `models.weights` read them.
 """
 
-import os
 from pathlib import Path
 
 import safetensors.torch
 
+from ...data.files import whole_file
 from ...models.weights import read_weights
 from ...train.checkpointing import checkpoint as checkpoints
 from .. import arguments
@@ -40,9 +40,8 @@ def export(checkpoint: Path, file: Path, weights: str = "trained") -> int:
         raise ValueError(f"{checkpoint} holds no average; leave --weights=ema out")
     # Tensors that share memory (towers with common layers) cannot be told apart in such a file.
     whole = {name: value.contiguous().clone() for name, value in found.items()}
-    part = file.with_name(f"{file.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     step = str(checkpoints.step_of(checkpoint))
-    safetensors.torch.save_file(whole, part, {"format": "pt", "step": step})
-    os.replace(part, file)
+    with whole_file(file) as part:
+        safetensors.torch.save_file(whole, part, {"format": "pt", "step": step})
     return len(whole)

@@ -1,10 +1,10 @@
 """`counterpoint report RUN_DIR...`: run folders in, one self-contained HTML page out."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ...data.files import write_whole
 from ..arguments import Arguments
 from ..reporting.grid import Pairs, build_grid, pairs_of_run
 from ..reporting.page import GridEntry, render
@@ -114,9 +114,7 @@ def write_report(
     out = Path(out) if out is not None else runs[0].folder / usual
     text = render(runs, _grids(runs, suite, pairs_of))
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(out)
+    write_whole(out, text)
     return out
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from counterpoint.data.files import whole_file
+
 PHOTOS = {
     "skimage": (
         "data/astronaut.png data/chelsea.png data/coffee.png data/rocket.jpg data/ihc.png "
@@ -94,8 +96,7 @@ def make_shards(folder: Path, short_side: int, num_samples: int) -> list[str]:
     photos = sources()
     rng = np.random.default_rng(short_side)
     for number, path in enumerate(paths):
-        temporary = path.with_suffix(".part")
-        with tarfile.open(temporary, "w") as tar:
+        with whole_file(path) as part, tarfile.open(part, "w") as tar:
             for row in range(num_samples // NUM_SHARDS):
                 key = f"{number:05d}{row:04d}"
                 count = 1 + min(60, int(rng.lognormal(2.1, 0.6)))
@@ -116,5 +117,4 @@ def make_shards(folder: Path, short_side: int, num_samples: int) -> list[str]:
                     info = tarfile.TarInfo(f"{key}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-        temporary.replace(path)
     return [str(path) for path in paths]

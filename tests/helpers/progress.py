@@ -8,6 +8,8 @@ from pathlib import Path
 import lightning.pytorch as pl
 from waiting import until
 
+from counterpoint.data.files import write_whole
+
 
 class Progress(pl.Callback):
     """Writes `pid step` to PATH.RANK before each step, and waits at a fence (see `fence`).
@@ -25,9 +27,7 @@ class Progress(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         file = Path(f"{self.path}.{trainer.global_rank}")
-        part = file.with_suffix(file.suffix + ".part")
-        part.write_text(f"{os.getpid()} {trainer.global_step}")
-        part.replace(file)
+        write_whole(file, f"{os.getpid()} {trainer.global_step}")
         until(lambda: trainer.global_step < fenced(self.path))
         done = Path(f"{self.path}.hung")
         if (trainer.global_rank, trainer.global_step) == self.hang and not done.exists():

@@ -240,14 +240,15 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tmp_path, pairs):
     arguments = run_file(tmp_path, pairs[0])
     fit([*arguments[1:], "--phases.train.samples=72"], 1, tmp_path / "log")
     # Step 6 fitted, the file of step 12 is written to a device that is always full.
-    (checkpoints / "step-00000012.part").symlink_to("/dev/full")
     longer = ["fit", "--resume", str(tmp_path / "run"), "--phases.train.samples=240"]
-    run = Run([*longer, "--checkpoint.max_failures=1"], 1, tmp_path / "log")
+    full = [{"class_path": "full_disk.FullDisk", "init_args": {"name": "step-00000012.ckpt"}}]
+    options = [f"--trainer.callbacks={json.dumps(full)}", "--checkpoint.max_failures=1"]
+    run = Run([*longer, *options], 1, tmp_path / "log")
     assert run.wait() == [2], run.text()[-2000:]
     assert "No space left on device" in run.text() and "Traceback" not in run.text()
     assert "the last good one is step-00000006.ckpt; make room" in run.text()
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000006.ckpt"]
-    fit(longer[1:], 1, tmp_path / "log")
+    fit([*longer[1:], "--trainer.callbacks=null"], 1, tmp_path / "log")
 
 
 def test_corrupt_images_are_counted_and_stop_the_run_past_the_budget(tmp_path):

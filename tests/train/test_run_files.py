@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from counterpoint.data.files import beside
 from counterpoint.train.callbacks.metrics import MetricsFile, highest, peak_memory, read_rows
 from counterpoint.train.checkpointing.checkpoint import AtomicCheckpointIO, load, newest, step_of
 from counterpoint.train.checkpointing.resume_checks import check_groups, check_resume
@@ -99,7 +100,8 @@ def test_a_failed_write_is_told_to_all_ranks_whatever_failed(tmp_path, monkeypat
 
 def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
     assert newest(tmp_path) is None
-    for name in ("step-00000009.ckpt", "step-00000100.ckpt", "step-00000200.part", "other.ckpt"):
+    part = beside(tmp_path / "step-00000200.ckpt").name
+    for name in ("step-00000009.ckpt", "step-00000100.ckpt", part, "other.ckpt"):
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
         (tmp_path / "checkpoints" / name).touch()
     found = newest(tmp_path)

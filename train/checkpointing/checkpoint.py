@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from ...data.files import durable_file, remove_parts
 from ...models.weights import damage
 from ..callbacks.screen import log_line
 from ..distributed import ControlGroup
@@ -39,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Saves `checkpoint` at `path`; an interrupted write leaves only a `.part` file."""
+        """Saves `checkpoint` at `path`, whole or not at all; see `failure`."""
         self.failure = None
         try:
             write(checkpoint, Path(path))
@@ -55,21 +56,11 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: it cannot be written; what lay at `path` is as it was.
     """
-    part = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        with durable_file(path) as part, open(part, "wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except Exception as error:
-        part.unlink(missing_ok=True)
         raise disk_error(error, path) from error
 
 
@@ -233,9 +224,10 @@ class Checkpoints(Checkpoint):
             regular = [path for path in files if self.is_regular(step_of(path))]
             stops = [path for path in files if path not in regular and step_of(path) < step]
             old = regular[: -self.keep] + stops
-        # What a kill left of a file is of no use once a later one is whole.
-        for path in [*old, *self.folder.glob("*.part")]:
+        for path in old:
             path.unlink(missing_ok=True)
+        # What a kill left of a file is of no use once a later one is whole.
+        remove_parts(self.folder)
 
 
 def _failure(trainer: pl.Trainer) -> str | None:

@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ...files import whole_folder
 from ...shards.index import index_shards
 from .draw import SIZE, draw_picture, load_styles
 from .names import EmojiName, load_names
@@ -88,16 +88,8 @@ def build_emoji(
     if found is not None:
         return {**found, "built": False}
     check_replaceable(out)
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        summary = write_corpus(partial, settings, num_workers, progress)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(out) as part:
+        summary = write_corpus(part, settings, num_workers, progress)
     return {**summary, "built": True}
 
 

@@ -14,7 +14,6 @@ were, and a run on these sees the same samples in the same order and the negativ
 import contextlib
 import io
 import json
-import os
 import shutil
 import tarfile
 from collections import defaultdict
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...files import whole_folder
 from ...shards.index import index_shards
 from .names import TONE_PHRASE
 from .shards import write_tars
@@ -53,14 +53,8 @@ def build_negatives(corpus: Path, seed: int = 0) -> dict[str, Any]:
         if (summary["format"], summary["seed"], sizes) == (FORMAT, seed, summary["files"]):
             return {**summary, "built": False}
     # Beside the corpus, which is not replaced when it holds what is not its own.
-    partial = corpus.parent / f".{corpus.name}-{FOLDER}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        summary = write_negatives(corpus, partial, seed)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(out, near=corpus) as part:
+        summary = write_negatives(corpus, part, seed)
     return {**summary, "built": True}
 
 
@@ -70,7 +64,7 @@ def write_negatives(corpus: Path, folder: Path, seed: int) -> dict[str, Any]:
     shards = {path: read_shard(path) for path in paths}
     samples = {key: sample for shard in shards.values() for key, sample in shard.items()}
     negatives = choose_negatives(samples, seed)
-    (folder / "train").mkdir(parents=True)
+    (folder / "train").mkdir()
     written = [
         [with_negative(key, sample, samples.get(negatives.get(key, ""))) for key, sample in shard]
         for shard in map(dict.items, shards.values())

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from counterpoint.data.files import beside
 from counterpoint.data.order import keep_lists
 from counterpoint.data.order import selection as module
 from counterpoint.data.order.plan import Plan
@@ -187,8 +188,8 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     path = write(tmp_path / "k.parquet", [("00000.tar", 1)])
     cache = tmp_path / "cache"
     stamp = Selection.compile([path], manifest(), cache, 0).folder
-    os.rename(stamp, cache / f".{stamp.name}-dead")
-    (cache / f".{stamp.name}-dead" / "indices.npy").write_bytes(b"half")
+    os.rename(stamp, dead := beside(stamp))
+    (dead / "indices.npy").write_bytes(b"half")
     assert resolved(Selection.compile([path], manifest(), cache, 0)) == {0: [(1, 1.0)]}
     assert sorted(os.listdir(cache)) == [f".{stamp.name}.lock", stamp.name]
 

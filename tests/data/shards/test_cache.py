@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from full_disk import fill_disk
 from hostile_http import serve
 from waiting import PATIENCE, until
 
@@ -149,9 +150,11 @@ def test_leftovers_go_and_strangers_stay(source, tmp_path):
     folder = tmp_path / "cache"
     folder.mkdir()
     a, b, c = (f"{letter * 24}-0.tar" for letter in "abc")
-    ours = [f"{a}.lock", f"{a}.part-1-2", f"{b}.index", c, f"{c}.index", f".{c}.index.1.2"]
+    part = f"part-{0:016x}"
+    ours = [f"{a}.lock", f".{a}.{part}", f"..{a}.{part}.{part}", f"{b}.index", c, f"{c}.index"]
+    ours += [f".{c}.index.{part}"]
     others = ["notes.txt", "own.tar", "own.tar.index", "own.index", "own.lock", ".env"]
-    others += ["own.part-1", "own.tar.bad"]
+    others += ["own.part-1", "own.tar.bad", f"own.tar.{part}", ".own.tar.part-1", f".{part}"]
     long_ago = time.time() - 3600
     for name in (*ours, *others):
         (folder / name).write_text("7" * 1000)
@@ -181,13 +184,7 @@ def test_a_full_disk_is_one_sentence_and_replaces_no_sample(source, tmp_path, mo
     folder = tmp_path / "cache"
     with serve(source) as server:
         cache = ShardCache(folder, 1 << 30, patient())
-        part = f"{cache._path(addresses(server)[0], 0, '')}.part-{os.getpid()}-1"
-
-        def clock() -> int:
-            os.symlink("/dev/full", part)  # writes to it fail with ENOSPC
-            return 1
-
-        monkeypatch.setattr(time, "monotonic_ns", clock)
+        fill_disk(cache._path(addresses(server)[0], 0, "").name, monkeypatch)
         reader = ShardReader(addresses(server), cache)
         message = r"^the disk of '.*cache' is full: 'http://.*/00000.tar' does not fit; free space"
         with pytest.raises(ValueError, match=message):
