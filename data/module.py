@@ -60,7 +60,7 @@ class PairsDataModule(Pairs):
         texts: Further texts, as `caption` or a `Text` with a tokenizer of its own; NAME becomes the
             batch entry `text.NAME`.
         sidecars: Joined tensors; NAME becomes the batch entries `NAME.COLUMN`.
-        keep: Keep-lists: parquet files of the samples to use.
+        keep_lists: keep-lists: parquet files of the samples to use.
         keep_weights: What their weights do; repeat samples by default.
         cache: Where copies of remote shards go.
         allow_pipe: Whether the commands of a manifest's `pipe:` addresses may run.
@@ -85,7 +85,7 @@ class PairsDataModule(Pairs):
         views: dict[str, View] | None = None,
         texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
         sidecars: dict[str, Sidecar] | None = None,
-        keep: tuple[str, ...] = (),
+        keep_lists: tuple[str, ...] = (),
         keep_weights: WeightPolicy | None = None,
         cache: ShardCache | None = None,
         allow_pipe: bool = False,
@@ -109,7 +109,7 @@ class PairsDataModule(Pairs):
         self.same_as = same_as
         self.caption_same_as = caption_same_as
         self.sidecars = sidecars or {}
-        self.keep = tuple(keep)
+        self.keep_lists = tuple(keep_lists)
         self.keep_weights = keep_weights
         self.cache = cache
         if cache is not None and allow_pipe:
@@ -127,11 +127,11 @@ class PairsDataModule(Pairs):
     @property
     def selection(self) -> Selection | None:
         """The kept samples, compiled when first asked for; None keeps all."""
-        if self._selection is None and self.keep:
-            first = Path(self.keep[0]).resolve()
+        if self._selection is None and self.keep_lists:
+            first = Path(self.keep_lists[0]).resolve()
             folder = first.with_name(f".{first.stem}.compiled")
             self._selection = Selection.compile(
-                self.keep, self.manifest, folder, self.seed, self.keep_weights
+                self.keep_lists, self.manifest, folder, self.seed, self.keep_weights
             )
         return self._selection
 

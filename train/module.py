@@ -49,7 +49,7 @@ class ContrastiveModule(pl.LightningModule):
         phases: of the run by name, in order.
         optim: makes the optimiser; None: AdamW with its defaults.
         seed: of dropout and of what is drawn in a step.
-        clip: of gradients; None: the Trainer's `gradient_clip_val`.
+        grad_clip: clipper of gradients; None: the Trainer's `gradient_clip_val`.
         guard: against steps that are not finite, and spikes.
 
     Attributes:
@@ -75,7 +75,7 @@ class ContrastiveModule(pl.LightningModule):
         phases: Phases | dict[str, Phase],
         optim: AdamW | None = None,
         seed: int = 0,
-        clip: Clipper | None = None,
+        grad_clip: Clipper | None = None,
         guard: SpikeGuard | None = None,
     ):
         super().__init__()
@@ -85,7 +85,7 @@ class ContrastiveModule(pl.LightningModule):
         self.objective = objective
         self.phases = phases if isinstance(phases, Phases) else Phases(phases)
         self.seed = seed
-        self.clip = clip
+        self.grad_clip = grad_clip
         self.guard = guard or SpikeGuard()
         self.providers: dict[str, FrozenTowers] = {}
         self.ema: Ema | None = None
@@ -209,8 +209,8 @@ class ContrastiveModule(pl.LightningModule):
         step = self.global_step
         if step and self.phases.at(step)[2] == 0:
             self.guard.reset()
-            if self.clip is not None:
-                self.clip.reset()
+            if self.grad_clip is not None:
+                self.grad_clip.reset()
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
         for group in self._groups():
             group["lr"] = self.phases.learning_rate(step) * group["rate"]
@@ -226,11 +226,11 @@ class ContrastiveModule(pl.LightningModule):
         Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where no
         gradient is scaled, and does nothing under ZeRO.
         """
-        clip = self.clip or trainers_clipper(gradient_clip_val, gradient_clip_algorithm)
+        clipper = self.grad_clip or trainers_clipper(gradient_clip_val, gradient_clip_algorithm)
         named = named_parameters(self.model, self.objective)
         learning = {name: p for name, p in named.items() if p.requires_grad}
         self.shares.begin()
-        clipped = clip.clip(self.shares, learning)
+        clipped = clipper.clip(self.shares, learning)
         self.grad_norm = clipped.norm
         self.report |= clipped.report
         loss = mean_over_ranks(self.report["loss"]) if self.guard.spikes else None
@@ -292,7 +292,7 @@ class ContrastiveModule(pl.LightningModule):
             "config": self.resolved_config,
             "fingerprint": self.fingerprint,
             "samples": self.phases.samples_before(self.global_step),
-            "clip": {} if self.clip is None else self.clip.state_dict(),
+            "grad_clip": {} if self.grad_clip is None else self.grad_clip.state_dict(),
             "guard": self.guard.state_dict(),
         }
 
@@ -301,8 +301,8 @@ class ContrastiveModule(pl.LightningModule):
         cut_weights(checkpoint["state_dict"], self)
         saved = checkpoint.get("counterpoint", {})
         self.guard.load_state_dict(saved.get("guard", {}))
-        if self.clip is not None and saved.get("clip"):
-            self.clip.load_state_dict(saved["clip"])
+        if self.grad_clip is not None and saved.get("grad_clip"):
+            self.grad_clip.load_state_dict(saved["grad_clip"])
 
     def _loss_by_source(
         self, features: dict[str, Tensor], batch: dict[str, Tensor]

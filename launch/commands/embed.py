@@ -248,7 +248,7 @@ def about(resolved: dict[str, Any], chosen: Any, store: EmbeddingStore) -> dict[
     left_out = ("num_workers", "manifest", "cache", "keep_weights")
     teacher = resolved["teachers"][chosen.teacher]
     scale = float(store.towers.model.logit_scale.exp())
-    arguments = {k: v for k, v in teacher.get("init_args", {}).items() if k != "keep"}
+    arguments = {k: v for k, v in teacher.get("init_args", {}).items() if k != "placement"}
     return {
         "teacher": {**teacher, "init_args": arguments},
         "columns": store.views,

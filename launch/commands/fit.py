@@ -124,7 +124,7 @@ def train(
     module, parts = build(parser, config)
     module.resolved_config = resolved
     arguments = trainer_arguments(parts.trainer)
-    check_no_other(parts.clip, arguments.get("gradient_clip_val"))
+    check_no_other(parts.grad_clip, arguments.get("gradient_clip_val"))
     parts.data.check(int(arguments.get("num_nodes", 1)))
     if parts.data.caveat:
         say(parts.data.caveat)

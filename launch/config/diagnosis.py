@@ -32,7 +32,7 @@ HINTS = {
 }
 # What a number in the place of a slot is meant to be.
 NUMBERS = {
-    "clip": "the largest norm of a gradient is trainer.gradient_clip_val",
+    "grad_clip": "the largest norm of a gradient is grad_clip.init_args.max_norm of `norm`",
     "ema": "the decay of the average is ema.decay",
     "evaluation": "steps between evaluations are evaluation.every_n_steps",
     "checkpoint": "steps between checkpoints are checkpoint.every_n_steps",
@@ -312,7 +312,8 @@ def unknown(
     known = list(known)
     same = {one.lower(): one for one in known}
     plain = name.lower().replace("-", "_")
-    close = get_close_matches(plain, same, n=1, cutoff=0.7)
+    longer = [one for one in same if one.startswith(f"{plain}_")]
+    close = get_close_matches(plain, same, n=1, cutoff=0.7) or longer
     elsewhere = [key for key in keys or () if key.rpartition(".")[2] == name]
     slot = group.partition(".")[0]
     found = meaning(name)

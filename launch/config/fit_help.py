@@ -45,7 +45,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("trainer.compile", "null", "inductor compiles the towers"),
     ],
     "Optimisation": [
-        ("trainer.gradient_clip_val", "null", "largest norm of a gradient; more by --clip"),
+        ("trainer.gradient_clip_val", "null", "largest norm of a gradient; more by --grad_clip"),
         ("ema", "null", "moving average of the weights, such as --ema.decay 0.999"),
     ],
     "Logs, checkpoints, evaluation": [
@@ -65,7 +65,7 @@ ABOUT = {
     "model": "image tower, text tower, and what they share",
     "objective": "losses (terms), their weights, similarities, scalars",
     "optim": "the optimizer and its parameter groups",
-    "clip": "clippers of gradients",
+    "grad_clip": "clippers of gradients",
     "guard": "what happens to steps that are not finite, and to spikes",
     "phases": "length, batch size, learning rate, token reducers",
     "teachers": "frozen models for distillation",

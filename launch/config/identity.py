@@ -19,7 +19,7 @@ SLOTS = (
     "model",
     "objective",
     "optim",
-    "clip",
+    "grad_clip",
     "guard",
     "phases",
     "init_from",
@@ -116,7 +116,7 @@ def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("data"), Mapping):
         kept["data"] = {k: v for k, v in kept["data"].items() if k not in DATA_KEYS_LEFT_OUT}
     for teacher in (kept.get("teachers") or {}).values():
-        (teacher.get("init_args") or {}).pop("keep", None)  # where its weights are
+        (teacher.get("init_args") or {}).pop("placement", None)  # where its weights are
     kept["optim"] = _flat(kept.get("optim") or {})
     trainer = config.get("trainer") or {}
     kept["trainer"] = {key: trainer[key] for key in TRAINER_KEYS if key in trainer}

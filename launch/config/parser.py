@@ -148,7 +148,7 @@ def make_parser() -> ArgumentParser:
     add_model(parser)
     # No default class: arguments of another one of the same names would begin with its defaults.
     parser.add_subclass_arguments(AdamW, "optim", required=False)
-    parser.add_subclass_arguments(Clipper, "clip", required=False)
+    parser.add_subclass_arguments(Clipper, "grad_clip", required=False)
     parser.add_class_arguments(SpikeGuard, "guard")
     parser.add_argument("--phases", type=dict[str, Phase], required=True)
     parser.add_argument("--teachers", type=dict[str, Teacher] | None, help="frozen models")

@@ -22,13 +22,13 @@ from jsonargparse import get_loader
 from .packaged import CONFIGS, find_config, find_part
 
 SLOTS = (
-    *("trainer", "data", "model", "objective", "optim", "clip", "guard", "phases", "teachers"),
+    *("trainer", "data", "model", "objective", "optim", "grad_clip", "guard", "phases", "teachers"),
     *("ema", "evaluation", "checkpoint", "watch"),
 )
 KEYS = ("config", "run_dir", "name", "seed", "init_from", "inherit_from", *SLOTS)
 GROUPS = ("trainer", "data", "model", "objective", "guard", "evaluation", "checkpoint", "watch")
 # Slots whose value may be the name of a class.
-CLASSES = ("optim", "clip")
+CLASSES = ("optim", "grad_clip")
 # What a class and its arguments are written with.
 NAMED = frozenset({"class_path", "init_args", "dict_kwargs"})
 # Classes below names of the user's own: the parser takes such a value whole, not by its keys.
@@ -47,7 +47,7 @@ class Option:
 
     @property
     def key(self) -> str:
-        """The key it sets (`--data.keep+=x` adds to a list)."""
+        """The key it sets (`--data.keep_lists+=x` adds to a list)."""
         return self.name.removesuffix("+")
 
     @property

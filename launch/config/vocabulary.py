@@ -13,7 +13,7 @@ WARMUP = "the warm-up is phases.NAME.warmup_samples, in image-text pairs (steps 
 BATCH = "the global batch, over all processes, is phases.NAME.batch_size"
 PARTS = "memory is saved by model.chunks: parts in which the towers see a batch"
 PRECISION = "the precision is trainer.precision: auto, bf16-mixed, 16-mixed, 32-true, ..."
-CLIPPING = "gradients are clipped by trainer.gradient_clip_val, or by clip: zclip, agc, ..."
+CLIPPING = "gradients are clipped by grad_clip: norm, value, zclip, agc, ..."
 OPTIMIZER = "the optimizer's slot is optim: adamw, lion, muon, ... (counterpoint fit --help optim)"
 DECAY = "it is an argument of the optimizer, such as optim.init_args.weight_decay"
 LOSS = "the losses' slot is objective: clip, siglip, ... (counterpoint fit --help objective)"
@@ -58,7 +58,7 @@ _MEANINGS = {
     "gradient_checkpointing activation_checkpointing mini_batch_size",
     PRECISION: "precision amp use_amp fp16 bf16 fp32 tf32 amp_bf16 dtype torch_dtype "
     "mixed_precision half",
-    CLIPPING: "grad_clip grad_clip_norm clip_grad clip_grad_norm clip_norm max_grad_norm max_norm "
+    CLIPPING: "clip grad_clip_norm clip_grad clip_grad_norm clip_norm max_grad_norm max_norm "
     "gradient_clip gradient_clip_val gradient_clipping clip_value",
     OPTIMIZER: "optimizer optimiser optimizers opt optimizer_name",
     DECAY: "weight_decay wd betas beta1 beta2 eps momentum",

@@ -32,7 +32,7 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
         phases,
         parts.optim,
         config.seed,
-        clip=parts.clip,
+        grad_clip=parts.grad_clip,
         guard=parts.guard,
     )
     return module, parts

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..image import ImageTower, PixelStem
 from ..text import TextTower
 from ..two_tower import TwoTower
-from .frozen import DTYPES, FrozenTowers, Keep, Teacher, lowered
+from .frozen import DTYPES, FrozenTowers, Placement, Teacher, lowered
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -30,7 +30,7 @@ class OpenClip(Teacher):
             of which model), or a tag such as `laion2b_s34b_b79k` (downloaded).
         name: open_clip's name of the architecture, such as `ViT-B-32`; None with a folder.
         precision: Of the weights and, without autocast, of the computation.
-        keep: Where the weights of its layers are; see `teacher.Frozen`.
+        placement: Where the weights of its layers are; see `teacher.Frozen`.
 
     Raises:
         ValueError: `name` is missing or superfluous.
@@ -41,7 +41,7 @@ class OpenClip(Teacher):
         source: str,
         name: str | None = None,
         precision: Precision = "float32",
-        keep: Keep = "device",
+        placement: Placement = "device",
     ):
         if Path(source).is_dir() != (name is None):
             raise ValueError(
@@ -50,7 +50,7 @@ class OpenClip(Teacher):
             )
         self.source, self.name = source, name
         self.dtype = DTYPES[precision]
-        self.keep: Keep = keep
+        self.placement: Placement = placement
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
         """Loads the model; see `Teacher`."""
@@ -71,7 +71,7 @@ class OpenClip(Teacher):
         text_part = getattr(model, "text", model)
         length = int(getattr(model, "context_length", 0) or text_part.context_length)
         text = PaddedText(model.encode_text, length, int(getattr(text_part, "pad_id", 0) or 0))
-        return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.keep)
+        return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.placement)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
         """Returns the ids that this teacher was trained with; see `Teacher`."""
@@ -94,13 +94,15 @@ class Transformers(Teacher):
     Args:
         source: Folder written by `save_pretrained` of model and processor, or a name to download.
         precision: Of the weights and, without autocast, of the computation.
-        keep: Where the weights of its layers are; see `teacher.Frozen`.
+        placement: Where the weights of its layers are; see `teacher.Frozen`.
     """
 
-    def __init__(self, source: str, precision: Precision = "float32", keep: Keep = "device"):
+    def __init__(
+        self, source: str, precision: Precision = "float32", placement: Placement = "device"
+    ):
         self.source = source
         self.dtype = DTYPES[precision]
-        self.keep: Keep = keep
+        self.placement: Placement = placement
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
         """Loads the model; see `Teacher`."""
@@ -126,7 +128,7 @@ class Transformers(Teacher):
         image = ForeignImage(model, pooled(model.get_image_features), size, mean, std)
         form = PaddedText if model.config.model_type.startswith("siglip") else MaskedText
         text = form(pooled(model.get_text_features), words.max_position_embeddings, padding(words))
-        return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.keep)
+        return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.placement)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
         """Returns the ids that this teacher was trained with; see `Teacher`."""

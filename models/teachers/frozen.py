@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..two_tower import TwoTower
 
 # Where weights are: whole on the device; layers cut over ranks; layers in the host's memory.
-Keep = Literal["device", "sharded", "host"]
+Placement = Literal["device", "sharded", "host"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -22,13 +22,14 @@ class FrozenTowers(nn.Module):
 
     Args:
         model: Its parameters are frozen in place.
-        keep: Where its weights are to be while it answers; see `train.placement`.
+        placement: where its weights are while it answers; see
+            `train.strategies.teacher_placement`.
     """
 
-    def __init__(self, model: TwoTower, keep: Keep = "device"):
+    def __init__(self, model: TwoTower, placement: Placement = "device"):
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.keep = keep
+        self.placement = placement
         self.placed = False
         self.train(False)
 
@@ -83,20 +84,20 @@ class Frozen(Teacher):
             run's own architecture. None: what `init_from` names, so that the teacher is the student
             as it was before the first step.
         precision: Of the weights and, without autocast, of the computation.
-        keep: Where the weights of its layers are: `device`, `sharded` over the ranks, or in the
-            memory of the `host`; from the latter two a layer is fetched each time that it runs.
+        placement: where the weights of its layers are: `device`, `sharded` over the ranks, or in
+            the memory of the `host`; from the latter two a layer is fetched each time that it runs.
     """
 
     def __init__(
         self,
         source: str | None = None,
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
-        keep: Keep = "device",
+        placement: Placement = "device",
     ):
         self.source = source
         self.dtype = DTYPES[precision]
-        self.keep: Keep = keep
+        self.placement: Placement = placement
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
         """Loads the weights; see `Teacher`."""
-        return FrozenTowers(lowered(load(self.source), self.dtype), self.keep)
+        return FrozenTowers(lowered(load(self.source), self.dtype), self.placement)

@@ -36,13 +36,13 @@ TOP1 = "emoji/heldout/top1"
 SPIKES = {"window": 64, "warmup": 32, "z": 8.0, "patience": 8}
 CLIP = {name: str(ROOT / f"configs/clip/{name}.yaml") for name in ("norm", "autoclip", "zclip")}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "no bad window": {"clip": CLIP["norm"], "bad": (0, 0)},
-    "fixed clip": {"clip": CLIP["norm"]},
-    "AutoClip": {"clip": CLIP["autoclip"]},
-    "ZClip": {"clip": CLIP["zclip"]},
-    "guard, accept": {"clip": CLIP["norm"], "guard": {"spikes": SPIKES}},
-    "guard, patient": {"clip": CLIP["norm"], "guard": {"spikes": SPIKES | {"patience": 40}}},
-    "guard, rewind": {"clip": CLIP["norm"], "guard": {"spikes": SPIKES | {"then": "rewind"}}},
+    "no bad window": {"grad_clip": CLIP["norm"], "bad": (0, 0)},
+    "fixed clip": {"grad_clip": CLIP["norm"]},
+    "AutoClip": {"grad_clip": CLIP["autoclip"]},
+    "ZClip": {"grad_clip": CLIP["zclip"]},
+    "guard, accept": {"grad_clip": CLIP["norm"], "guard": {"spikes": SPIKES}},
+    "guard, patient": {"grad_clip": CLIP["norm"], "guard": {"spikes": SPIKES | {"patience": 40}}},
+    "guard, rewind": {"grad_clip": CLIP["norm"], "guard": {"spikes": SPIKES | {"then": "rewind"}}},
 }
 
 
@@ -101,7 +101,7 @@ def run_file(folder: Path, seed: int, variant: Mapping[str, Any]) -> Path:
         "evaluation": {"suite": "emoji", "every_n_steps": EVERY},
         "checkpoint": {"every_n_steps": 10, "keep": 9},
     }
-    values |= {slot: variant[slot] for slot in ("clip", "guard") if slot in variant}
+    values |= {slot: variant[slot] for slot in ("grad_clip", "guard") if slot in variant}
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

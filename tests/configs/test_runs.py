@@ -33,7 +33,7 @@ DISTILLING = {"clusters", "clusters_sharded"} | {
     if path.stem.startswith("distill_") and path.stem != "distill_none"
 }
 SLOTS = ("trainer", "data", "model", "objective", "optim")
-CLIPS = sorted((CONFIGS / "clip").glob("*.yaml"))
+CLIPS = sorted((CONFIGS / "grad_clip").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_run(parser, path):
     assert config.name == path.stem
     with torch.device("meta"):
         parts = parser.instantiate(config)
-    check_no_other(parts.clip, parts.trainer.gradient_clip_val)
+    check_no_other(parts.grad_clip, parts.trainer.gradient_clip_val)
     phases = Phases(parts.phases)
     assert Schedule(phases.lengths).total_steps == phases.total_steps
     assert (parts.model.logit_bias is None) == (parts.objective.logit_bias_init is None)
@@ -189,10 +189,10 @@ def test_optimiser(parser, name):
 
 @pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.stem)
 def test_clipper(parser, path):
-    argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--clip", str(path)]
+    argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--grad_clip", str(path)]
     config = run_config.parse(parser, [*argv, "--guard.spikes.z", "6"])
     with torch.device("meta"):
         parts = parser.instantiate(config)
-    assert isinstance(parts.clip, Clipper) and parts.guard.spikes.z == 6
+    assert isinstance(parts.grad_clip, Clipper) and parts.guard.spikes.z == 6
     with pytest.raises(ValueError, match="nonsense"):
-        run_config.parse(parser, [*argv, "--clip.init_args.nonsense=1"])
+        run_config.parse(parser, [*argv, "--grad_clip.init_args.nonsense=1"])

@@ -33,7 +33,7 @@ STANDS_FOR = {
     "emoji_images_apart_short": "emoji_clip_short",  # the run that CONTRIBUTING.md adds
 }
 SLOTS = (
-    *("trainer", "data", "model", "objective", "optim", "clip", "guard", "phases", "teachers"),
+    *("trainer", "data", "model", "objective", "optim", "grad_clip", "guard", "phases", "teachers"),
     *("ema", "evaluation", "checkpoint", "watch"),
 )
 # Mappings whose keys are names that a user chooses.
@@ -49,7 +49,12 @@ RUNS = [
     ["--config", str(ROOT / "configs" / "run" / "distill_crd.yaml")],
     [
         *["--config", str(ROOT / "configs" / "run" / "emoji_siglip.yaml")],
-        *["--clip", str(ROOT / "configs" / "clip" / "zclip.yaml"), "--guard.spikes.z", "6"],
+        *[
+            "--grad_clip",
+            str(ROOT / "configs" / "grad_clip" / "zclip.yaml"),
+            "--guard.spikes.z",
+            "6",
+        ],
         *["--data", str(ROOT / "configs" / "data" / "remote.yaml")],
         *["--data.sources", "{web: {share: 1}}", "--data.texts", "{long: {caption: [txt]}}"],
     ],

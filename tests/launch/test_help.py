@@ -96,7 +96,7 @@ def classes_in(folder: str, base: str) -> set[str]:
         ("objective", "losses.components.heads:MLP"),
         ("phases", "models.reducers.base:ImageReducer"),
         ("phases", "models.reducers.base:TextReducer"),
-        ("clip", "train.grad_clip.base:Clipper"),
+        ("grad_clip", "train.grad_clip.base:Clipper"),
         ("optim", "train.optim.adamw:AdamW"),
         ("data", "data.text.tokenize:Tokenizer"),
         ("data", "data.images.transforms:Transform"),
@@ -132,7 +132,9 @@ def test_a_class_is_listed_with_its_arguments(listings):
     )
 
 
-@pytest.mark.parametrize("words", ["--help clip", "-h clip", "--clip.help", "--help=clip"])
+@pytest.mark.parametrize(
+    "words", ["--help grad_clip", "-h grad_clip", "--grad_clip.help", "--help=grad_clip"]
+)
 def test_ways_to_ask_for_a_slot(words, capsys):
     with pytest.raises(SystemExit) as end:
         main(["fit", "--config", "emoji_clip", *words.split()])

@@ -27,7 +27,7 @@ ELSEWHERE = {
     },
     "teachers": {"big": {"class_path": "their_own.Teacher"}},
     "optim": {"class_path": "their_own.Optimizer"},
-    "clip": {"class_path": "their_own.Clipper"},
+    "grad_clip": {"class_path": "their_own.Clipper"},
 }
 
 

@@ -44,7 +44,7 @@ def settings(folder: Path, manifest: Path) -> dict:
             "class_path": "counterpoint.train.optim.adamw.AdamW",
             "init_args": {"groups": {"frozen": ["image.trunk.patch_embed.*"]}},
         },
-        "clip": {
+        "grad_clip": {
             "class_path": "counterpoint.train.grad_clip.autoclip.AutoClip",
             "init_args": {"window": 6},
         },
@@ -130,7 +130,7 @@ def test_no_parameter_comes_goes_or_changes_shape(whole):
 
 
 def test_each_phase_begins_with_new_statistics_of_norms(whole):
-    counts = [int(state["counterpoint"]["clip"]["count"]) for state in states(whole)]
+    counts = [int(state["counterpoint"]["grad_clip"]["count"]) for state in states(whole)]
     assert counts == [*range(1, EACH + 1)] * len(REDUCERS)
 
 
@@ -164,7 +164,10 @@ def test_a_resume_at_a_boundary_or_in_a_phase_is_bit_equal(tmp_path, whole, step
     assert got and got == {n: row for n, row in want.items() if int(n.split("/")[0]) >= step}
     one, other = (dict(flat(load(newest(folder / "run")))) for folder in (whole, again))
     assert one.keys() == other.keys()
-    assert {"/counterpoint/clip/history", "/state_dict/ema.model.image.mask_token"} <= one.keys()
+    assert {
+        "/counterpoint/grad_clip/history",
+        "/state_dict/ema.model.image.mask_token",
+    } <= one.keys()
     assert [name for name, value in one.items() if not torch.equal(value, other[name])] == []
 
 

@@ -53,7 +53,7 @@ def arguments(folder: Path, manifest: Path, bad=BAD, factor=1e4, **changes) -> l
     values |= {
         "checkpoint": {"every_n_steps": 4, "keep": 9},
         "guard": {"max_nonfinite": 3, "spikes": SPIKES | changes.pop("spikes", {})},
-        "clip": {"class_path": "counterpoint.train.grad_clip.autoclip.AutoClip"},
+        "grad_clip": {"class_path": "counterpoint.train.grad_clip.autoclip.AutoClip"},
         "ema": {"decay": 0.9},
     } | changes
     values["trainer"]["gradient_clip_val"] = None

@@ -22,13 +22,13 @@ from counterpoint.train.grad_clip.base import Clipper
 from counterpoint.train.optim.adamw import AdamW
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-CLIPS = sorted((CONFIGS / "clip").glob("*.yaml"))
+CLIPS = sorted((CONFIGS / "grad_clip").glob("*.yaml"))
 OPTIMS = sorted((CONFIGS / "optim").glob("*.yaml"))
 LIMITS = {
-    "norm": {"clip/limit", "clip/clipped"},
-    "autoclip": {"clip/limit", "clip/clipped"},
-    "zclip": {"clip/clipped"},  # within a few steps there is no limit yet
-    "per_tower": {"clip/rest/limit", "clip/image/clipped", "clip/text/clipped"},
+    "norm": {"grad_clip/limit", "grad_clip/clipped"},
+    "autoclip": {"grad_clip/limit", "grad_clip/clipped"},
+    "zclip": {"grad_clip/clipped"},  # within a few steps there is no limit yet
+    "per_tower": {"grad_clip/rest/limit", "grad_clip/image/clipped", "grad_clip/text/clipped"},
     "agc": set(),
     "value": set(),
 }
@@ -131,9 +131,9 @@ def test_every_optimiser_trains(base, tmp_path, path):
 def test_resumed_in_or_at_the_end_of_a_phase(base, written, tmp_path, clip, optim, step):
     parts = {
         slot: yaml.safe_load((CONFIGS / slot / f"{name}.yaml").read_text())
-        for slot, name in (("clip", clip), ("optim", optim))
+        for slot, name in (("grad_clip", clip), ("optim", optim))
     }
-    parts["clip"]["init_args"] |= {"zclip": {"warmup": 3}, "autoclip": {"window": 6}}[clip]
+    parts["grad_clip"]["init_args"] |= {"zclip": {"warmup": 3}, "autoclip": {"window": 6}}[clip]
     phases = {
         name: {"samples": 60, "batch_size": 12, "learning_rate": 1e-3} for name in ("one", "two")
     }
@@ -158,20 +158,20 @@ def test_resumed_in_or_at_the_end_of_a_phase(base, written, tmp_path, clip, opti
     got = dict(tensors(load(newest(again))))
     assert want.keys() == got.keys()
     assert [key for key in want if not torch.equal(want[key], got[key])] == []
-    assert {"/counterpoint/clip/count", "/counterpoint/guard/log_norm"} <= want.keys()
-    assert want["/counterpoint/clip/count"] == 5  # the second phase's
+    assert {"/counterpoint/grad_clip/count", "/counterpoint/guard/log_norm"} <= want.keys()
+    assert want["/counterpoint/grad_clip/count"] == 5  # the second phase's
 
 
 def test_two_clippers_are_refused(base, tmp_path):
     changes = {"trainer.gradient_clip_val": 1.0}
     with pytest.raises(ValueError, match=r"set trainer\.gradient_clip_val=null"):
-        train_with(base, tmp_path / "run", CONFIGS / "clip" / "zclip.yaml", **changes)
+        train_with(base, tmp_path / "run", CONFIGS / "grad_clip" / "zclip.yaml", **changes)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_nan_leaves_weights_average_and_statistics_alone_and_is_counted(train):
     run_dir = train(
-        *("--clip", str(CONFIGS / "clip" / "autoclip.yaml")),
+        *("--grad_clip", str(CONFIGS / "grad_clip" / "autoclip.yaml")),
         steps=4,
         trainer={"callbacks": [{"class_path": "poison.Poison", "init_args": {"steps": [3]}}]},
         ema={"decay": 0.5},
@@ -182,7 +182,7 @@ def test_a_nan_leaves_weights_average_and_statistics_alone_and_is_counted(train)
         old, new = dict(tensors(before[part])), dict(tensors(after[part]))
         assert old and [key for key in old if not torch.equal(old[key], new[key])] == []
     assert any(name.startswith("ema") for name in before["state_dict"])
-    past = [state["counterpoint"]["clip"]["count"].item() for state in (before, after, later)]
+    past = [state["counterpoint"]["grad_clip"]["count"].item() for state in (before, after, later)]
     assert past == [2, 2, 3]
     assert [row["guard/nonfinite"] for row in rows(run_dir)] == [0, 0, 1, 1]
     assert math.isfinite(rows(run_dir)[-1]["loss"])

@@ -21,10 +21,10 @@ class Seen(Recorded):
         layer.register_forward_hook(lambda m, i, o: found.add((m.weight.dtype, o.dtype, o.device)))
 
 
-@pytest.mark.parametrize("keep", ["sharded", "host"])
-def test_a_teacher_on_the_host_answers_on_the_device(keep):
+@pytest.mark.parametrize("placement", ["sharded", "host"])
+def test_a_teacher_on_the_host_answers_on_the_device(placement):
     torch.manual_seed(0)
-    towers = FrozenTowers(module(1).model, keep)
+    towers = FrozenTowers(module(1).model, placement)
     layer = towers.model.image.trunk.blocks[0]
     batch = batches(1)[0]
     want = towers(batch, NEEDS)

@@ -139,7 +139,7 @@ def test_what_may_change_on_resume():
     }
     check_resume(saved, wanted, "a", "a", 4)
     teacher = {"class_path": "Frozen", "init_args": {"source": "x"}}
-    moved = {"class_path": "Frozen", "init_args": {"source": "x", "keep": "host"}}
+    moved = {"class_path": "Frozen", "init_args": {"source": "x", "placement": "host"}}
     other = {"class_path": "Frozen", "init_args": {"source": "y"}}
     taught = saved | {"teachers": {"t": teacher}}
     check_resume(taught, wanted | {"teachers": {"t": moved}}, "a", "a", 4)

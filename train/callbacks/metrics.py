@@ -198,7 +198,9 @@ class Metrics(Reporter):
         pairs = samples(step) - samples(self._last_step)
         values |= self._compute(values, pairs / module.trainer.world_size, seconds)
         # No limit yet is an infinite one, for which JSON has no number.
-        values = {k: v for k, v in values.items() if not (k.startswith("clip/") and v == math.inf)}
+        values = {
+            k: v for k, v in values.items() if not (k.startswith("grad_clip/") and v == math.inf)
+        }
         module.guard.check()
         for name in module.objective.weights:
             values[f"weight/{name}"] = module.objective.weight(name)

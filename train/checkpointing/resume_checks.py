@@ -20,7 +20,7 @@ FIXED_DATA = (
     "keep_weights",
 )
 MOVABLE = ("folder", "max_open")
-PLACED = "keep"  # where a teacher's weights are
+PLACED = "placement"  # where a teacher's weights are
 USUAL = {"class_path": f"{AdamW.__module__}.{AdamW.__qualname__}"}  # of a run file without `optim`
 # How features are computed, not what they are.
 COMPUTED = ("model.chunks", "model.text_parts")

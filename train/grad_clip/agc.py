@@ -33,7 +33,9 @@ class AGC(Clipper):
         skip: Sequence[str] = ("image_projection.*", "text_projection.*", "objective.*"),
     ):
         if ratio <= 0:
-            raise ValueError(f"clip.ratio is {ratio}: it must be > 0 (no clipping: clip=null)")
+            raise ValueError(
+                f"grad_clip.ratio is {ratio}: it must be > 0 (no clipping: grad_clip=null)"
+            )
         self.ratio, self.eps, self.skip = ratio, eps, tuple(skip)
 
     @torch.no_grad()

@@ -23,8 +23,8 @@ class AutoClip(Threshold):
 
     def __init__(self, percentile: float = 10.0, window: int = 10_000):
         if not 0 <= percentile <= 100:
-            raise ValueError(f"clip.percentile is {percentile}: it must lie between 0 and 100")
-        at_least("clip.window", window, 1)
+            raise ValueError(f"grad_clip.percentile is {percentile}: it must lie between 0 and 100")
+        at_least("grad_clip.window", window, 1)
         super().__init__(history=torch.zeros(window), count=torch.zeros((), dtype=torch.int64))
         self.percentile = percentile
 

@@ -57,7 +57,7 @@ class Clipper(ABC):
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
             raise ValueError(
                 f"the checkpoint holds the state of another clipper ({sorted(state)}, this one has "
-                f"{sorted(own)}): resume with the `clip` the run was started with"
+                f"{sorted(own)}): resume with the `grad_clip` the run was started with"
             )
         for key, value in state.items():
             own[key].copy_(value)

@@ -22,7 +22,7 @@ class Norm(Threshold):
     def __init__(self, max_norm: float = 1.0):
         if max_norm <= 0:
             raise ValueError(
-                f"clip.max_norm is {max_norm}: it must be > 0 (no clipping: clip=null)"
+                f"grad_clip.max_norm is {max_norm}: it must be > 0 (no clipping: grad_clip=null)"
             )
         super().__init__()
         self.max_norm = max_norm
@@ -44,7 +44,9 @@ class Value(Clipper):
 
     def __init__(self, limit: float = 1.0):
         if limit <= 0:
-            raise ValueError(f"clip.limit is {limit}: it must be > 0 (no clipping: clip=null)")
+            raise ValueError(
+                f"grad_clip.limit is {limit}: it must be > 0 (no clipping: grad_clip=null)"
+            )
         self.limit = limit
 
     def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:

@@ -24,7 +24,7 @@ class PerTower(Clipper):
     def __init__(self, towers: dict[str, Threshold]):
         if not towers or not towers.keys() <= {"image", "text", "rest"}:
             raise ValueError(
-                f"clip.towers names {sorted(towers)}: give clippers for image, text or rest"
+                f"grad_clip.towers names {sorted(towers)}: give clippers for image, text or rest"
             )
         self.towers = towers
 

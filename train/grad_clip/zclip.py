@@ -42,13 +42,13 @@ class ZClip(Threshold):
         patience: int | None = None,
     ):
         if not 0 <= alpha < 1:
-            raise ValueError(f"clip.alpha is {alpha}: it must lie in [0, 1)")
+            raise ValueError(f"grad_clip.alpha is {alpha}: it must lie in [0, 1)")
         if z <= 0 or scale <= 0:
-            raise ValueError(f"clip.z is {z} and clip.scale {scale}: both must be > 0")
+            raise ValueError(f"grad_clip.z is {z} and grad_clip.scale {scale}: both must be > 0")
         if warmup < 2:
-            raise ValueError(f"clip.warmup is {warmup}: a spread needs at least 2 norms")
+            raise ValueError(f"grad_clip.warmup is {warmup}: a spread needs at least 2 norms")
         if max_norm is not None and max_norm <= 0:
-            raise ValueError(f"clip.max_norm is {max_norm}: it must be > 0, or null for none")
+            raise ValueError(f"grad_clip.max_norm is {max_norm}: it must be > 0, or null for none")
         super().__init__(
             history=torch.zeros(warmup),
             count=torch.zeros((), dtype=torch.int64),

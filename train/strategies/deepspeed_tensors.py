@@ -59,7 +59,8 @@ class ZeroTensors(Tensors):
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
         """Not to be had."""
         raise ValueError(
-            "clip: AGC needs whole rows, and ZeRO cuts inside them; use DDP, FSDP2 or another clip"
+            "grad_clip: AGC needs whole rows, and ZeRO cuts inside them; use DDP, FSDP2 or "
+            "another clipper"
         )
 
     def clamp(self, parameters: Parameters, limit: float) -> None:

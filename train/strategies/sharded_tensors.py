@@ -139,7 +139,7 @@ class ShardedTensors(Tensors):
         """Shards of whole rows (FSDP2 cuts the first dimension unless told otherwise)."""
         found = [(p, p.grad) for p in parameters if p.grad is not None]
         if any(isinstance(p, DTensor) and p.placements != (Shard(0),) for p, _ in found):
-            raise ValueError("clip: AGC needs parameters sharded along their first dimension")
+            raise ValueError("grad_clip: AGC needs parameters sharded along their first dimension")
         return [(local(p.detach()), local(g)) for p, g in found]
 
     def value(self, parameter: nn.Parameter) -> Tensor:

@@ -26,12 +26,12 @@ def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
         return
     towers.placed = True
     world_size = world()[1]
-    sharded = towers.keep == "sharded" and world_size > 1
-    layers = list(blocks(towers.model)) if towers.keep != "device" else []
-    if towers.keep != "device" and not layers:
+    sharded = towers.placement == "sharded" and world_size > 1
+    layers = list(blocks(towers.model)) if towers.placement != "device" else []
+    if towers.placement != "device" and not layers:
         raise ValueError(
-            f"a teacher with keep={towers.keep} is fetched layer by layer, and this one has no "
-            "list of equal layers; leave keep out"
+            f"a teacher with placement={towers.placement} is fetched layer by layer, and this "
+            "one has no list of equal layers; leave placement out"
         )
     if sharded:
         mesh = init_device_mesh(device.type, (world_size,))
@@ -41,7 +41,7 @@ def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
         cut = {p for layer in layers for p in layer.parameters()}
         outside = {p for p in towers.model.parameters() if p not in cut}
         fully_shard(towers.model, mesh=mesh, ignored_params=outside)
-    if sharded or towers.keep == "device":
+    if sharded or towers.placement == "device":
         towers.to(device)
         return
     inside: set[nn.Module] = set()

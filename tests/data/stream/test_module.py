@@ -307,11 +307,11 @@ def test_fewer_shards_than_workers(write):
 
 def test_choices_that_need_listed_shards_are_refused():
     stream = Stream("a.tar")
-    usual = {"caption": ("txt",), "lanes": 16, "keep": (), "sources": None, "num_workers": 3}
+    usual = {"caption": ("txt",), "lanes": 16, "keep_lists": (), "sources": None, "num_workers": 3}
     assert isinstance(make_pairs(stream=stream, **usual), StreamingPairs)
     for name, value in {
         "lanes": 8,
-        "keep": ("k.parquet",),
+        "keep_lists": ("k.parquet",),
         "keep_weights": LossWeights(),
         "temperature": 2.0,
         "same_as": "teacher.augmentation",

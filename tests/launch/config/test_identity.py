@@ -77,11 +77,11 @@ def test_a_key_that_only_a_later_version_knows_counts_once_it_is_chosen():
 
 def test_adamw_by_its_class_is_adamw_as_it_always_stood():
     named = {"class_path": "counterpoint.train.optim.adamw.AdamW", "init_args": CONFIG["optim"]}
-    now = {"optim": named, "clip": None, "guard": {"max_nonfinite": 50, "spikes": None}}
+    now = {"optim": named, "grad_clip": None, "guard": {"max_nonfinite": 50, "spikes": None}}
     assert changed(**now).agrees(changed()) and changed().agrees(changed(**now))
     lion = named | {"class_path": "counterpoint.train.optim.timm_optimizers.Timm"}
     assert not changed(optim=lion).agrees(Identity.of(CONFIG, CHOSEN | {"optim": CONFIG["optim"]}))
-    clip = {"clip": {"class_path": "C", "init_args": {"z": 3}}}
+    clip = {"grad_clip": {"class_path": "C", "init_args": {"z": 3}}}
     clipped = Identity.of(CONFIG | clip, CHOSEN | clip)
     assert not clipped.agrees(changed()) and not changed().agrees(clipped)
 

@@ -40,7 +40,7 @@ def traces(rank, world_size, name, clippers):
     found = {}
     for key in clippers:
         made = module(STEPS, kind=Traced)
-        made.optim, made.clip, made.reports = AdamW(eps=1e-3), CLIPPERS[key](), []
+        made.optim, made.grad_clip, made.reports = AdamW(eps=1e-3), CLIPPERS[key](), []
         made.guard = SpikeGuard(spikes=Spikes(warmup=2))
         trainer = train(made, world_size, name)
         state = trainer.strategy.lightning_module_state_dict()

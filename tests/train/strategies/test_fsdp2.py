@@ -197,7 +197,7 @@ def refused(rank, world_size, name, parts, why="ZeRO cuts"):
 @pytest.mark.soak
 def test_what_needs_whole_tensors_is_refused_where_they_are_cut(gloo):
     assert "optim names timm's lamb" in gloo(1, refused, "zero2", {"optim": Timm("lamb")})[0]
-    assert "clip: AGC" in gloo(1, refused, "zero2", {"clip": AGC()})[0]
+    assert "grad_clip: AGC" in gloo(1, refused, "zero2", {"grad_clip": AGC()})[0]
     why = "neither ZeRO nor the gradient scaler"
     assert "optim names SophiaG" in gloo(1, refused, "zero2", {"optim": SophiaG()}, why)[0]
 

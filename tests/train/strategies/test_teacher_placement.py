@@ -19,20 +19,20 @@ NEEDS = ("image", "text.raw", "logit_scale")
 STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
 
 
-def teacher(keep):
+def teacher(placement):
     torch.manual_seed(9)
-    return FrozenTowers(module(1).model, keep)
+    return FrozenTowers(module(1).model, placement)
 
 
 def layer_of(towers):
     return towers.model.image.trunk.blocks[0]
 
 
-def run(rank, world_size, strategy, keep):
+def run(rank, world_size, strategy, placement):
     """Losses of a run with this teacher, and what a rank has of a layer."""
     terms = {"infonce": InfoNCE(), "mimic": FeatureRegression("image", "teacher.x.image")}
     made = module(3, objective=Objective(terms), chunks=2)
-    made.providers["teacher.x"] = teacher(keep)
+    made.providers["teacher.x"] = teacher(placement)
     train(made, world_size, strategy)
     weight = layer_of(made.providers["teacher.x"]).mlp.fc1.weight
     here = weight.to_local().numel() if isinstance(weight, DTensor) else weight.numel()
@@ -40,19 +40,19 @@ def run(rank, world_size, strategy, keep):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "keep"),
+    ("strategy", "placement"),
     [
         pytest.param(s, k, marks=[] if (s, k) == ("ddp", "sharded") else pytest.mark.soak)
         for s in STRATEGIES
         for k in ("sharded", "host")
     ],
 )
-def test_losses_are_those_of_a_whole_teacher(gloo, strategy, keep):
+def test_losses_are_those_of_a_whole_teacher(gloo, strategy, placement):
     want = gloo(2, run, strategy, "device")
-    got = gloo(2, run, strategy, keep)
+    got = gloo(2, run, strategy, placement)
     for (losses, here), (want_losses, size) in zip(got, want, strict=True):
         assert losses == want_losses and len(losses) == 3
-        assert here == (size // 2 if keep == "sharded" else size)
+        assert here == (size // 2 if placement == "sharded" else size)
 
 
 def test_a_layer_on_the_host_is_copied_while_it_runs():
@@ -91,13 +91,15 @@ class Flat(nn.Module):
 
 
 def test_a_teacher_without_layers_is_refused():
-    with pytest.raises(ValueError, match=r"keep=host .* no list of equal layers; leave keep out"):
+    with pytest.raises(
+        ValueError, match=r"placement=host .* no list of equal layers; leave placement out"
+    ):
         place_teacher(FrozenTowers(Flat(), "host"), torch.device("cpu"))  # type: ignore[arg-type]
 
 
-def foreign(rank, world_size, folder, keep):
+def foreign(rank, world_size, folder, placement):
     kind = OpenClip if (folder / "open_clip_config.json").exists() else Transformers
-    towers = kind(str(folder), keep=keep).build(None)
+    towers = kind(str(folder), placement=placement).build(None)
     place_teacher(towers, torch.device("cpu"))
     draw = torch.Generator().manual_seed(rank)
     size = towers.model.image_size
@@ -133,11 +135,11 @@ def transformers_folder(folder):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("layout", [open_clip_folder, transformers_folder])
-@pytest.mark.parametrize("keep", ["sharded", "host"])
-def test_models_of_other_libraries(gloo, tmp_path, layout, keep):
+@pytest.mark.parametrize("placement", ["sharded", "host"])
+def test_models_of_other_libraries(gloo, tmp_path, layout, placement):
     layout(tmp_path)
     whole = gloo(2, foreign, tmp_path, "device")
-    for (got, cut), (want, _) in zip(gloo(2, foreign, tmp_path, keep), whole, strict=True):
+    for (got, cut), (want, _) in zip(gloo(2, foreign, tmp_path, placement), whole, strict=True):
         for name in NEEDS:
             torch.testing.assert_close(got[name], want[name])
-        assert (cut > 40) == (keep == "sharded")
+        assert (cut > 40) == (placement == "sharded")
