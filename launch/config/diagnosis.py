@@ -312,7 +312,7 @@ def unknown(
     known = list(known)
     same = {one.lower(): one for one in known}
     plain = name.lower().replace("-", "_")
-    longer = [one for one in same if one.startswith(f"{plain}_")]
+    longer = sorted((one for one in same if one.startswith(f"{plain}_")), key=len)
     close = get_close_matches(plain, same, n=1, cutoff=0.7) or longer
     elsewhere = [key for key in keys or () if key.rpartition(".")[2] == name]
     slot = group.partition(".")[0]
