@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from ..arguments import Arguments
-from ..config.packaged import CONFIGS, config_names, packaged_config
+from ..config.packaged import CONFIGS, find_packaged, packaged_files
 
 # For photographs: a look on a CPU, one GPU, eight, many nodes.
 STARTING = ("clip_cpu", "clip_cc3m", "clip_cc12m", "clip_400m")
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         "--run",
         action="append",
         metavar="NAME",
-        help=f"may be repeated ({', '.join(STARTING)}); one of: {', '.join(config_names())}",
+        help=f"may be repeated ({', '.join(STARTING)}); one of: {', '.join(packaged_files())}",
     )
     parser.add_argument("--all", action="store_true", help="all runs, parts, suites and sweeps")
     options = parser.parse_args(argv)
@@ -59,7 +59,7 @@ def files_of(runs: Iterable[str]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for run in runs:
-        path = packaged_config(run)
+        path = find_packaged(run)
         content = yaml.safe_load(path.read_text())
         named = (value for value in content.values() if isinstance(value, str))
         parts = (path.parent / value for value in named if value.endswith(".yaml"))
@@ -97,12 +97,13 @@ def copy_configs(folder: Path, sources: Sequence[Path]) -> tuple[list[Path], lis
 
 def next_commands(folder: Path, runs: Sequence[str]) -> list[str]:
     """Returns what to type now, in the order in which it is needed."""
-    first = packaged_config(runs[0]).stem
-    content = yaml.safe_load(packaged_config(first).read_text())
+    first = find_packaged(runs[0])
+    run_file = Path("configs", first.relative_to(CONFIGS)).as_posix()
+    content = yaml.safe_load(first.read_text())
     commands = []
     if folder.resolve() != Path.cwd():
         commands.append(f"cd {shlex.quote(str(folder))}")
-    if content["data"].startswith("../data/pairs"):
+    if Path(content["data"]).name.startswith("pairs"):
         commands.append(
             "counterpoint data index '/data/pairs/*.tar' --out train.parquet "
             f"--holdout {HELD_OUT}  # your shards"
@@ -110,7 +111,7 @@ def next_commands(folder: Path, runs: Sequence[str]) -> list[str]:
     else:
         commands.append("counterpoint data emoji emoji")
     if "init_from" in content:
-        commands.append(f"edit configs/run/{first}.yaml: init_from is the run that goes on")
-    commands.append(f"counterpoint fit --config configs/run/{first}.yaml")
+        commands.append(f"edit {run_file}: init_from is the run that goes on")
+    commands.append(f"counterpoint fit --config {run_file}")
     run_dir = f"runs/{content['name']}"
     return [*commands, f"counterpoint evaluate {run_dir}", f"counterpoint report {run_dir}"]

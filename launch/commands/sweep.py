@@ -22,9 +22,10 @@ import yaml
 from ...data.files import write_json
 from ..arguments import Arguments
 from ..config.identity import Identity
+from ..config.packaged import find
 from ..experiments.catalogue import render_file
 from ..experiments.claims import claimed
-from ..experiments.results import find_yaml, identity, read_result, result, settings
+from ..experiments.results import identity, read_result, result, settings
 from ..reporting.tables import duration
 from ..run.provenance import commit
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
     # As an exception it gives claims back and stops the run in progress.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if options.file:
-        pairs = read_sweep(find_yaml(options.file, "sweep"), options.only)
+        pairs = read_sweep(find(options.file, "sweep"), options.only)
         status = run_sweep(pairs, options.results, options.runs, limit=options.limit)
     if options.render:
         print(f"catalogue: {render_file(options.catalogue, options.results)}")

@@ -17,7 +17,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from . import signatures
-from .packaged import config_names
+from .packaged import packaged_files
 from .run_files import EXAMPLES, KEYS, NAMED, SLOTS, Written
 from .signatures import REQUIRED, Parameter
 from .vocabulary import PHASE_WORDS, TRAINER_WORDS, accepted_value, meaning
@@ -253,7 +253,7 @@ def resolve(bases: list[Any], name: str, key: str) -> Any:
     known = {n: kind for base in bases for n, kind in signatures.classes(base).items()}
     if "." not in name:
         found = known.get(name)
-        if found is None and name.lower() in config_names(key):
+        if found is None and name.lower() in packaged_files(key):
             raise Fault(
                 key, f"there is no class '{name}'; did you mean the packaged {name.lower()}?"
             )

@@ -7,8 +7,9 @@ parser. `fit --help SLOT` (`slot_help`) lists everything, from the classes thems
 import re
 import textwrap
 from itertools import takewhile
+from pathlib import Path
 
-from .packaged import CONFIGS, config_names
+from .packaged import packaged_files
 from .run_files import SLOTS
 
 REQUIRED = "required"
@@ -117,7 +118,7 @@ def page() -> str:
             lines.append(f"  --{key:<{WIDTH}}  {text}{shown}")
     slots = []
     for slot in SLOTS:
-        count = len(config_names(slot))
+        count = len(packaged_files(slot))
         files = f" ({count} files)" if count else ""
         slots.append(f"  {slot:<11} {ABOUT[slot]}{files}")
     return PAGE.format(options="\n".join([*lines, ""]), slots="\n".join(slots))
@@ -125,17 +126,17 @@ def page() -> str:
 
 def packaged(kind: str) -> str:
     """Returns the packaged files of a kind, each with the first sentence of its comment."""
-    names = config_names(kind)
-    if not names:
+    files = packaged_files(kind)
+    if not files:
         return ""
-    width = max(map(len, names))
-    rows = [f"  {name:<{width}}  {_comment(kind, name)}".rstrip() for name in names]
+    width = max(map(len, files))
+    rows = [f"  {name:<{width}}  {_comment(path)}".rstrip() for name, path in files.items()]
     return "\n".join([f"Packaged files (--{'config' if kind == 'run' else kind} NAME):", *rows])
 
 
-def _comment(kind: str, name: str) -> str:
+def _comment(file: Path) -> str:
     """The first sentence of the comment that a file begins with."""
-    text = (CONFIGS / kind / f"{name}.yaml").read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
     lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     first = re.split(
         r"[.:;] (?![^(]*\))", " ".join(line.removeprefix("#").strip() for line in lines)

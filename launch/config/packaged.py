@@ -1,7 +1,8 @@
 """Where packaged configurations lie.
 
-In: what a user wrote after `--config` or `--suite`: a path, or the name of a file the package
-brings along. Out: the path of an existing file.
+In: what a user wrote after `--config`, `--suite` or a slot: a path, or the name of a file that the
+package brings along. Out: the path of an existing file. A packaged file is named by its stem alone,
+whichever folder below its kind's it lies in.
 """
 
 from difflib import get_close_matches
@@ -11,12 +12,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUM_SHOWN = 8  # names in a message
 
 
-def config_names(kind: str = "run") -> list[str]:
-    """Returns the sorted names of the packaged files of one kind (a folder of configs/)."""
-    return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
+def packaged_files(kind: str = "run") -> dict[str, Path]:
+    """Returns the packaged files of one kind (a folder of configs/) by name, sorted."""
+    files = {path.stem: path for path in (CONFIGS / kind).rglob("*.yaml")}
+    return dict(sorted(files.items()))
 
 
-def find_config(name_or_path: str | Path, kind: str = "run") -> Path:
+def find(name_or_path: str | Path, kind: str = "run") -> Path:
     """Finds a configuration by path or by name.
 
     Args:
@@ -28,50 +30,25 @@ def find_config(name_or_path: str | Path, kind: str = "run") -> Path:
         ValueError: there is neither such a file nor such a name.
     """
     path = Path(name_or_path).expanduser()
-    return path if path.is_file() else packaged_config(str(name_or_path), kind)
+    return path if path.is_file() else find_packaged(str(name_or_path), kind)
 
 
-def packaged_config(name: str, kind: str = "run") -> Path:
+def find_packaged(name: str, kind: str = "run") -> Path:
     """Finds a configuration of the package by name alone.
 
     Raises:
         ValueError: there is none of that name.
     """
-    if found := _packaged(name, kind):
-        return found
-    raise ValueError(f"'{name}' is neither a file nor a packaged {kind}: {nearest(name, kind)}")
-
-
-def find_part(name: str, slot: str, place: str) -> Path:
-    """Finds the packaged file for a slot of a run by name.
-
-    Args:
-        name: with or without `.yaml`.
-        slot: folder of configs/.
-        place: where the name was written, for the message.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if found := _packaged(name, slot):
-        return found
-    if not config_names(slot):
-        raise ValueError(f"{slot} ({place}): '{name}' is no file; write its keys below `{slot}:`")
-    known = nearest(name, slot)
-    raise ValueError(f"{slot} ({place}): '{name}' is no file and no packaged {slot}: {known}")
-
-
-def nearest(name: str, kind: str) -> str:
-    """Returns which packaged file may be meant, and which others there are."""
-    names = config_names(kind)
-    close = get_close_matches(Path(name).stem, names, n=3, cutoff=0.5)
+    files = packaged_files(kind)
+    if path := files.get(name.removesuffix(".yaml")):
+        return path
+    if not files:
+        raise ValueError(f"'{name}' is no file; write its keys below `{kind}:`")
+    close = get_close_matches(Path(name).stem, files, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    if len(names) <= NUM_SHOWN:
-        return f"{hint}there are {', '.join(names) or 'none'}"
-    some = "" if close else f", such as {', '.join(names[:NUM_SHOWN])}"
-    return f"{hint}there are {len(names)}{some} (counterpoint fit --help {kind} lists them)"
-
-
-def _packaged(name: str, kind: str) -> Path | None:
-    stem = name.removesuffix(".yaml")
-    return CONFIGS / kind / f"{stem}.yaml" if stem in config_names(kind) else None
+    if len(files) <= NUM_SHOWN:
+        known = f"there are {', '.join(files)}"
+    else:
+        some = "" if close else f", such as {', '.join(list(files)[:NUM_SHOWN])}"
+        known = f"there are {len(files)}{some} (counterpoint fit --help {kind} lists them)"
+    raise ValueError(f"'{name}' is neither a file nor a packaged {kind}: {hint}{known}")

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
-from .packaged import CONFIGS, find_config, find_part
+from .packaged import CONFIGS, find, find_packaged
 
 SLOTS = (
     *("trainer", "data", "model", "objective", "optim", "grad_clip", "guard", "phases", "teachers"),
@@ -119,7 +119,7 @@ def read(argv: list[str]) -> Written:
     found = Written()
     for option in options:
         if option.name == "config":
-            _merge_file(found, find_config(_value(option)))
+            _merge_file(found, find(_value(option)))
     for option in options:
         if option.name == "config":
             continue
@@ -254,7 +254,12 @@ def _slot_file(slot: str, value: str | None, folder: Path, place: str) -> Path |
     if path.is_file():
         return path
     is_class = re.fullmatch(r"([a-z_]\w*\.)*[A-Z]\w*", value) is not None
-    return None if slot in CLASSES and is_class else find_part(value, slot, place)
+    if slot in CLASSES and is_class:
+        return None
+    try:
+        return find_packaged(value, slot)
+    except ValueError as error:
+        raise ValueError(f"{slot} ({place}): {error}") from None
 
 
 def _is_below(key: str, prefix: str) -> bool:

@@ -12,21 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.identity import Identity
-from ..run.provenance import ROOT, machine
-
-
-def find_yaml(name: str, folder: str) -> Path:
-    """Returns the YAML file meant by `name`: a path, or a packaged file of `configs/<folder>`.
-
-    Raises:
-        ValueError: there is neither.
-    """
-    packaged = ROOT / "configs" / folder
-    for path in (Path(name), packaged / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in packaged.glob("*.yaml"))) or "none"
-    raise ValueError(f"there is no file {name}, and of packaged ones only: {known}")
+from ..run.provenance import machine
 
 
 def identity(config: str, overrides: dict[str, Any]) -> Identity:

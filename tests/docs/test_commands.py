@@ -88,7 +88,7 @@ def project(tmp_path, monkeypatch, parser):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_config, "make_parser", lambda *args, **kwargs: parser)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    run = paths.find_config("emoji_clip")
+    run = paths.find("emoji_clip")
     for folder in ("emoji_clip", "smoke", "first"):
         (tmp_path / "runs" / folder).mkdir(parents=True)
         shutil.copy(run, tmp_path / "runs" / folder / "config.yaml")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from counterpoint.data.shards.index import index_shards
 from counterpoint.data.sidecar import Sidecar
 from counterpoint.launch.config import parser as run_config
-from counterpoint.launch.config.packaged import config_names
+from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.train.evaluation.suite import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,4 +92,4 @@ def test_the_suite_in_docs_evaluation(tmp_path):
     tasks = load_suite(tmp_path / "mine.yaml").tasks
     assert len(tasks["imagenet_simple"].templates) == 7 and "mine" in tasks
     table = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert {*table, "example_folder"} == set(config_names("suite"))
+    assert {*table, "example_folder"} == set(packaged_files("suite"))

@@ -8,7 +8,7 @@ import textwrap
 from doc_pages import ROOT, blocks
 
 from counterpoint.launch.cli import COMMANDS
-from counterpoint.launch.config.packaged import find_config
+from counterpoint.launch.config.packaged import find
 from counterpoint.train.module import ContrastiveModule
 
 PAGE = ROOT / "README.md"
@@ -28,7 +28,7 @@ def test_commands_and_configs():
     named = set(re.findall(r"^(?:`?)counterpoint (\w+)", TEXT, re.MULTILINE))
     assert {"fit", "evaluate", "report", "data", "init"} <= named <= COMMANDS.keys()
     for name in re.findall(r"--config (\w+)$", TEXT, re.MULTILINE):
-        assert find_config(name).is_file()
+        assert find(name).is_file()
 
 
 def test_make_targets():

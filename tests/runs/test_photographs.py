@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tiny import config, write_config, write_shards
 
 from counterpoint.launch import cli
-from counterpoint.launch.config.packaged import packaged_config
+from counterpoint.launch.config.packaged import find_packaged
 
 FEW = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--data.num_workers=0")
 RUNS = ("clip_cpu", "clip_cc3m", "clip_400m", "siglip", "flip", "clipa", "lit")
@@ -29,7 +29,7 @@ def project(tmp_path, monkeypatch):
 
 def train(run, *options):
     """Two steps of each phase; returns the rows of metrics."""
-    phases = yaml.safe_load(packaged_config(run).read_text())["phases"]
+    phases = yaml.safe_load(find_packaged(run).read_text())["phases"]
     short = {"samples": 8, "batch_size": 4, "warmup_samples": 4}
     changes = [f"--phases.{name}.{key}={n}" for name in phases for key, n in short.items()]
     assert cli.main(["fit", "--config", run, *FEW, *changes, *options]) == 0

@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from counterpoint.launch import cli
 from counterpoint.launch.commands import init
-from counterpoint.launch.config.packaged import CONFIGS, config_names
+from counterpoint.launch.config.packaged import CONFIGS, packaged_files
 
 
 def files(folder):
@@ -46,10 +46,10 @@ def test_runs_for_photographs_with_what_they_use_and_nothing_else(tmp_path, caps
     assert "--out train.parquet --holdout 5000" in typed[1]
     assert typed[2] == "counterpoint fit --config configs/run/clip_cpu.yaml"
     listed = printed.split("further runs for photographs: ")[1].split(" (")[0].split(", ")
-    assert set(listed) <= set(config_names())
+    assert set(listed) <= set(packaged_files())
 
 
-@pytest.mark.parametrize("run", config_names())
+@pytest.mark.parametrize("run", packaged_files())
 def test_every_run_finds_its_parts_at_its_new_place(tmp_path, run):
     init.copy_configs(tmp_path, init.files_of([run]))
     parts = named(tmp_path / "configs" / "run" / f"{run}.yaml")

@@ -12,9 +12,10 @@ from waiting import PATIENCE, until
 
 from counterpoint.launch.commands.sweep import fit_command, main, read_sweep, run_sweep
 from counterpoint.launch.config.identity import Identity
+from counterpoint.launch.config.packaged import find
 from counterpoint.launch.experiments import claims, results
 from counterpoint.launch.experiments.catalogue import read_catalogue
-from counterpoint.launch.experiments.results import find_yaml, read_results
+from counterpoint.launch.experiments.results import read_results
 from counterpoint.launch.run import provenance
 
 # Writes the summary that `fit` would write; seed 13 brings bad luck.
@@ -276,7 +277,7 @@ def test_the_shipped_sweeps_are_what_the_catalogue_expects():
     shipped = {}
     for file in sorted((provenance.ROOT / "configs" / "sweep").glob("*.yaml")):
         pairs = read_sweep(
-            find_yaml(file.stem, "sweep"), identity_of=lambda *_: Identity({}, frozenset())
+            find(file.stem, "sweep"), identity_of=lambda *_: Identity({}, frozenset())
         )
         assert {pair.sweep for pair in pairs} == {file.stem}
         shipped |= {f"{pair.sweep}/{pair.run}": pair.config for pair in pairs}
@@ -289,7 +290,7 @@ def test_the_shipped_sweeps_are_what_the_catalogue_expects():
 def test_the_shipped_sweeps_can_be_configured(name):
     """The real identity: every run file parses, runs differ."""
     digests = {}
-    for pair in read_sweep(find_yaml(name, "sweep")):
+    for pair in read_sweep(find(name, "sweep")):
         digests.setdefault(pair.trained.digest, set()).add((pair.sweep, pair.run))
     for names in digests.values():
         assert len({sweep for sweep, _ in names}) == len(names)  # one of a kind in its sweep
