@@ -15,6 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import repeated_layers
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 # Arguments of timm.create_model that name weights begin with one of these.
@@ -49,10 +51,22 @@ class ImageTower(nn.Module):
     Attributes:
         width: length of the pooled vector.
         image_size: side of the square input in pixels.
+        has_class_token: whether the first token that enters the layers is a class token; the
+            patches are the last ones.
     """
 
     width: int
     image_size: int
+    has_class_token: bool = False
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Returns the repeated layers, from the embedding to the top.
+
+        Strategies shard them and `trainer.compile` compiles them one by one, learning rates decay
+        from each to the one below it, and a smaller student inherits every d-th of them. Without
+        any (the default) the tower is sharded as a whole, and what needs layers is refused.
+        """
+        return ()
 
     def load_pretrained(self) -> str:
         """Loads the weights that the configuration asks for; once, when a run starts from nothing.
@@ -118,6 +132,7 @@ class TimmTower(ImageTower):
                 "evaluation; name the weights to start from with `pretrained` beside `name`"
             )
         self.trunk = _trunk(name, image_size, model_args)
+        self.has_class_token = bool(getattr(self.trunk, "has_class_token", False))
         self.pretrained = pretrained
         self._made = name, image_size, model_args
         self.stem = PixelStem(mean, std)
@@ -125,6 +140,10 @@ class TimmTower(ImageTower):
         # Of what comes out: some convolutional networks have a wider layer behind the pooling.
         self.width: int = self.trunk.head_hidden_size  # type: ignore[assignment]
         self.mask_token: nn.Parameter | None = None
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Returns the blocks, whatever timm's model calls them."""
+        return repeated_layers(self.trunk)
 
     def load_pretrained(self) -> str:
         """Replaces all weights of timm's model by the published ones, or by those of a file.

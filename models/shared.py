@@ -5,6 +5,8 @@ owns the transformer, its last norm and the projection; the caption's side borro
 de Melo, "Mitigate the Gap" (2024), section 3.1.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64, UInt8
 from timm.models.vision_transformer import Block, init_weights_vit_jax
@@ -28,6 +30,8 @@ class SharedImageTower(ImageTower):
     Raises:
         ValueError: pictures do not divide into patches, or the width into heads.
     """
+
+    has_class_token = True
 
     def __init__(
         self,
@@ -59,6 +63,10 @@ class SharedImageTower(ImageTower):
         for name, module in self.named_modules():
             init_weights_vit_jax(module, name)
         nn.init.normal_(self.positions, std=0.02)
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Returns the blocks; the captions' tower, which borrows them, has none of its own."""
+        return list(self.blocks)
 
     def grid(self, image: UInt8[Tensor, "n 3 h w"]) -> tuple[int, int]:
         """Rows and columns of the patches, for token reducers.

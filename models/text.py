@@ -1,9 +1,13 @@
 """Text towers: token ids in, one pooled vector a caption out."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from .layers import repeated_layers
 
 
 class TextTower(nn.Module):
@@ -19,6 +23,15 @@ class TextTower(nn.Module):
     width: int
     context_length: int
     ignores_padding: bool = False
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Returns the repeated layers, from the embedding to the top.
+
+        Strategies shard them and `trainer.compile` compiles them one by one, learning rates decay
+        from each to the one below it, and a smaller student inherits every d-th of them. Without
+        any (the default) the tower is sharded as a whole, and what needs layers is refused.
+        """
+        return ()
 
     def borrow(self, model: nn.Module) -> None:
         """Called once by the model when both towers are there; most towers borrow nothing."""
@@ -75,6 +88,10 @@ class ClipTextTower(TextTower):
         self.trunk = CLIPTextModel(config)
         self.context_length = context_length
         self.width = width
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Returns the transformer's layers; releases of transformers differ in where they are."""
+        return repeated_layers(self.trunk)
 
     def forward(
         self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]

@@ -83,6 +83,14 @@ class TwoTower(nn.Module):
         """Longest caption in tokens."""
         return cast(int, self.text.context_length)
 
+    def layers(self) -> list[nn.Module]:
+        """Returns the layers of both towers."""
+        return [*self.image.layers(), *self.text.layers()]
+
+    def components(self) -> tuple[nn.Module, ...]:
+        """Returns the modules that compute features: towers and projections."""
+        return self.image, self.text, self.image_projection, self.text_projection
+
     def forward(
         self,
         batch: Mapping[str, Tensor],

@@ -6,72 +6,80 @@ every tensor; attention keeps its first heads. Wu et al., "TinyCLIP" (2023), sec
 inheritance.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-# `blocks.3.` of timm, `layers.3.` of transformers: the name up to the number, and the number.
-BLOCK = re.compile(r"(.*\b(?:blocks|layers)\.)(\d+)(?=\.)")
+from .image import ImageTower
+from .text import TextTower
+from .two_tower import TwoTower
+
 # What attention makes of a token, heads side by side, and how many of queries, keys and values.
 BY_HEADS = {"qkv": 3, "kv": 2, "q": 1, "k": 1, "v": 1, "q_proj": 1, "k_proj": 1, "v_proj": 1}
 
 
 @torch.no_grad()
-def inherit(student: nn.Module, teacher: nn.Module) -> str:
+def inherit(
+    student: TwoTower | ImageTower | TextTower, teacher: TwoTower | ImageTower | TextTower
+) -> str:
     """Fills all tensors of the student; returns a sentence about what was done.
 
     Raises:
         ValueError: the models are of different kinds, or the student is larger somewhere.
     """
     own, theirs = student.state_dict(), teacher.state_dict()
-    depths, their_depths = depths_of(own), depths_of(theirs)
+    lists, their_lists = layer_names(student), layer_names(teacher)
+    sources = layer_sources(lists, their_lists)
     heads, their_heads = heads_of(student), heads_of(teacher)
     for name, tensor in own.items():
-        source = source_of(name, depths, their_depths)
+        layer = next((layer for layer in sources if name.startswith(f"{layer}.")), "")
+        source = sources.get(layer, "") + name.removeprefix(layer)
         if source not in theirs:
             raise ValueError(
                 f"inherit_from: the larger model has no '{source}' for the student's '{name}'; "
                 "inherit from a model with the same kinds of towers"
             )
-        attention, theirs_there = owner(name, heads), owner(source, their_heads)
-        if attention is not None and theirs_there is not None:
-            found = cut_heads(
-                theirs[source], tensor, name, heads[attention], their_heads[theirs_there]
+        attention, their_attention = owner(name, heads), owner(source, their_heads)
+        if attention is not None and their_attention is not None:
+            value = cut_heads(
+                theirs[source], tensor, name, heads[attention], their_heads[their_attention]
             )
         else:
-            found = cut(theirs[source], tensor.shape, name)
-        tensor.copy_(found)
-    kept = [f"{depths[p]} of {their_depths[p]} layers in {p.rstrip('.')}" for p in sorted(depths)]
-    return f"{len(own)} tensors inherited, {', '.join(kept)}"
+            value = cut(theirs[source], tensor.shape, name)
+        tensor.copy_(value)
+    counts = [f"{len(lists[n])} of {len(their_lists[n])} layers in {n}" for n in sorted(lists)]
+    return f"{len(own)} tensors inherited, {', '.join(counts)}"
 
 
-def depths_of(names: Iterable[str]) -> dict[str, int]:
-    """Number of blocks by the name that comes before the number."""
-    depths: dict[str, int] = {}
-    for name in names:
-        if found := BLOCK.match(name):
-            depths[found[1]] = max(depths.get(found[1], 0), int(found[2]) + 1)
-    return depths
+def layer_names(model: TwoTower | ImageTower | TextTower) -> dict[str, list[str]]:
+    """Returns the names of the layers in order, by the name of the list that they stand in."""
+    names = {module: name for name, module in model.named_modules()}
+    lists: dict[str, list[str]] = {}
+    for layer in model.layers():
+        lists.setdefault(names[layer].rpartition(".")[0], []).append(names[layer])
+    return lists
 
 
-def source_of(name: str, depths: Mapping[str, int], theirs: Mapping[str, int]) -> str:
-    """The larger model's tensor for one of the student's.
+def layer_sources(
+    lists: Mapping[str, list[str]], their_lists: Mapping[str, list[str]]
+) -> dict[str, str]:
+    """Returns the larger model's layer for each of the student's.
 
     Raises:
         ValueError: the student is deeper.
     """
-    found = BLOCK.match(name)
-    if found is None or found[1] not in theirs:
-        return name
-    step = theirs[found[1]] // depths[found[1]]
-    if not step:
-        raise ValueError(
-            f"inherit_from: the student has {depths[found[1]]} layers in {found[1].rstrip('.')}, "
-            f"the larger model {theirs[found[1]]}; give the student as many or fewer"
-        )
-    return f"{found[1]}{int(found[2]) * step}{name[found.end() :]}"
+    sources = {}
+    for name, layers in lists.items():
+        their_layers = their_lists.get(name, layers)  # or its tensors are found to be missing
+        step = len(their_layers) // len(layers)
+        if not step:
+            raise ValueError(
+                f"inherit_from: the student has {len(layers)} layers in {name}, the larger model "
+                f"{len(their_layers)}; give the student as many or fewer"
+            )
+        sources |= zip(layers, their_layers[::step], strict=False)
+    return sources
 
 
 def heads_of(model: nn.Module) -> dict[str, int]:

@@ -22,9 +22,10 @@ from .ema import Ema, parameters_of
 from .features import score_patches, stored_features, teacher_features
 from .grad_clip.base import Clipper
 from .grad_clip.fixed import trainers_clipper
-from .optim.adamw import AdamW, named_parameters
+from .optim.adamw import AdamW
 from .optim.compatibility import check_elementwise, check_optimizer
 from .optim.freeze import freeze
+from .optim.param_groups import named_parameters
 from .phases import Phase, Phases, connect_data, prepare_reducers
 from .spike_guard import Decision, SpikeGuard, update_rms
 from .strategies.choose import check_row_shards, tensors_of
@@ -172,10 +173,11 @@ class ContrastiveModule(pl.LightningModule):
         check_row_shards(self.trainer.strategy, self)
         shard_rows(self)
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
-            shard(self.objective, self.device_mesh["data_parallel"])
+            mesh = self.device_mesh["data_parallel"]
+            shard(self.model, self.model.layers(), mesh)
+            shard(self.objective, (), mesh)
             if self.ema is not None:
-                shard(self.ema.model, self.device_mesh["data_parallel"])
+                shard(self.ema.model, self.ema.model.layers(), mesh)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""

@@ -134,21 +134,19 @@ def plain_blocks(tower: ImageTower) -> list[Block]:
         ValueError: It is none of timm's with a class token, or its blocks or their attention are
             not timm's usual ones.
     """
-    trunk = getattr(tower, "trunk", None)
-    blocks: list[Any] = list(getattr(trunk, "blocks", ()))
+    blocks: list[Any] = list(tower.layers())
     # By their forward: sharding makes a class of its own of each kind of block.
-    usual = [
-        block
+    are_plain = all(
+        type(block).forward is Block.forward and type(block.attn).forward is Attention.forward
         for block in blocks
-        if type(block).forward is Block.forward and type(block.attn).forward is Attention.forward
-    ]
-    if not getattr(trunk, "has_class_token", False) or not usual or len(usual) < len(blocks):
+    )
+    if not tower.has_class_token or not blocks or not are_plain:
         raise ValueError(
             "attentive masking reads the attention of the class token in timm's usual blocks, and "
             "the image tower has none; use a TimmTower with class_token: true in its model_args, "
             "or RandomPatches"
         )
-    return usual
+    return blocks
 
 
 def class_row(block: Block, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t"]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..image import ImageTower, PixelStem
+from ..layers import repeated_layers
 from ..text import TextTower
 from ..two_tower import TwoTower
 from .frozen import DTYPES, FrozenTowers, Placement, Teacher, lowered
@@ -175,6 +176,10 @@ class ForeignImage(ImageTower):
         self.stem = PixelStem(mean, std)
         self.image_size = sides.pop()
         self.width = width_of(self)
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Returns the layers of both sides, since the whole model is kept here."""
+        return repeated_layers(self.model)
 
     def forward(self, image: UInt8[Tensor, "n 3 h w"], keep: None = None) -> Float[Tensor, "n d"]:
         """Returns projected features, before normalisation."""

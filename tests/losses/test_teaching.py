@@ -16,8 +16,7 @@ from counterpoint.losses.distillation.standardized_logits import StandardizedLog
 from counterpoint.losses.distributed.exchange import NoGradGather
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.wrappers.projected import Projected
-from counterpoint.train.optim.adamw import named_parameters
-from counterpoint.train.optim.param_groups import kind_of
+from counterpoint.train.optim.param_groups import kind_of, named_parameters
 
 T = "teacher.large"
 SCALARS = {"logit_scale": 20.0, "logit_bias": -5.0}

@@ -20,7 +20,6 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
 from ..module import ContrastiveModule
-from ..strategies.layers import blocks
 from .screen import log_line
 
 # Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past
@@ -47,14 +46,15 @@ class Compile(pl.Callback):
             ValueError: the towers have no layers.
         """
         assert isinstance(pl_module, ContrastiveModule)
-        layers = compile_layers(pl_module.model, self.backend)
+        layers = pl_module.model.layers()
         if not layers:
             raise ValueError(
-                "trainer.compile compiles the layers of the towers, and these towers have no list "
-                "of equal layers; set trainer.compile=null"
+                "trainer.compile compiles the layers of the towers, and these towers name none "
+                "(their method `layers`); set trainer.compile=null"
             )
         for frozen in pl_module.providers.values():
-            layers += compile_layers(frozen.model, self.backend)
+            layers += frozen.model.layers()
+        compile_layers(layers, self.backend)
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             gather_at_once(layers)
         if trainer.is_global_zero:
@@ -77,8 +77,8 @@ def gather_at_once(layers: Iterable[nn.Module]) -> None:
     stage3.z3_leaf_parameter = lambda parameter: False
 
 
-def compile_layers(model: nn.Module, backend: str | Callable[..., Any]) -> list[nn.Module]:
-    """Compiles the layers of towers in place; returns them."""
+def compile_layers(layers: Iterable[nn.Module], backend: str | Callable[..., Any]) -> None:
+    """Compiles layers in place, those of a kind with one function."""
     settings: Any = torch._dynamo.config
     settings.recompile_limit = MAX_GRAPHS
     settings.optimize_ddp = False  # graphs of a layer need not be cut up to send gradients early
@@ -90,20 +90,13 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any]) -> list[
     eval_frame: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
     if hasattr(eval_frame, "_set_lru_cache"):
         eval_frame._set_lru_cache(False)
-    found: list[nn.Module] = []
-    inside: set[nn.Module] = set()
     functions: dict[type, Callable[..., Any]] = {}
-    for layer in blocks(model):
-        if not inside.isdisjoint(layer.modules()):
-            continue  # a stage, whose layers are compiled
+    for layer in layers:
         kind = type(layer)
         if kind not in functions:
             functions[kind] = compiled(kind, backend)
         # A method, so that a copy of the layer runs on its own parameters.
         layer.forward = MethodType(functions[kind], layer)
-        found.append(layer)
-        inside.add(layer)
-    return found
 
 
 def compiled(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-PARTS = ("image", "text", "image_projection", "text_projection")
+from ...models.two_tower import TwoTower
+
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 # Of the products that measure a peak: sides, and how much longer one of twice the side may take (8
 # times the work, outside of caches, the first of its size).
@@ -54,20 +55,20 @@ class FlopMeter:
     Made before a strategy wraps or a backend compiles the models: the copies stay as they are here.
 
     Args:
-        models: `TwoTower`s, frozen ones too.
+        models: whose calls are counted, frozen ones too.
 
     Attributes:
         listening: whether calls count; evaluation's do not.
     """
 
-    def __init__(self, models: Iterable[nn.Module]):
+    def __init__(self, models: Iterable[TwoTower]):
         self.listening = False
         self._calls: Counter[Call] = Counter()
         self._costs: dict[Call, tuple[float, float]] = {}
         for model in models:
             twin = on_meta(model)
-            parts = {getattr(model, name): getattr(twin, name) for name in PARTS}
-            for part, its_twin in parts.items():  # a shared projection is one part
+            twins = dict(zip(model.components(), twin.components(), strict=True))
+            for part, its_twin in twins.items():  # a shared projection is one part
                 part.register_forward_pre_hook(partial(self._note, its_twin))
 
     def _note(self, twin: nn.Module, part: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
@@ -120,7 +121,7 @@ def _cost_if_known(call: Call) -> tuple[float, float]:
         return math.nan, math.nan
 
 
-def on_meta(model: nn.Module) -> Any:
+def on_meta(model: TwoTower) -> TwoTower:
     """A copy of a model whose parameters and buffers have shapes only."""
     memo: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     for p in model.parameters():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .param_groups import OBJECTIVE, USUAL, Groups, parameter_groups
+from .param_groups import USUAL, Groups, named_parameters, parameter_groups
 
 if TYPE_CHECKING:
     from ..module import ContrastiveModule
@@ -62,9 +62,10 @@ class AdamW:
         `fused` is torch's: one kernel for all parameters. With a gradient scaler it must be off,
         because a fused step unscales after the clipping.
         """
-        named = named_parameters(model, objective)
-        groups = parameter_groups(named.items(), self.weight_decay, self.scalar_rate, self.groups)
-        optimizer = self.make(groups, named, fused)
+        groups = parameter_groups(
+            model, objective, self.weight_decay, self.scalar_rate, self.groups
+        )
+        optimizer = self.make(groups, named_parameters(model, objective), fused)
         optimizer.register_load_state_dict_pre_hook(keep_settings)
         return optimizer
 
@@ -87,13 +88,3 @@ def keep_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     for group, own in zip(groups, optimizer.param_groups, strict=False):
         group.update({key: own[key] for key in optimizer.defaults if key != "lr"})
     return {**state, "param_groups": groups}
-
-
-def named_parameters(
-    model: nn.Module, objective: nn.Module | None = None
-) -> dict[str, nn.Parameter]:
-    """Parameters by the names that patterns speak of; the objective's begin with `objective.`."""
-    named = dict(model.named_parameters())
-    if objective is not None:
-        named |= {f"{OBJECTIVE}{name}": p for name, p in objective.named_parameters()}
-    return named

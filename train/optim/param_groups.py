@@ -4,8 +4,7 @@ Weight decay as the field does it (open_clip, from Radford et al. 2021, section 
 only; gains, biases, the logit scale and bias and the objective's heads get none.
 """
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
@@ -16,7 +15,6 @@ from ...losses.distributed.sharded_rows import RowShard
 
 OBJECTIVE = "objective."
 KINDS = ("matrices", "vectors", "scalars", "heads", "slices")
-BLOCK = re.compile(r"\.(?:blocks|resblocks|layers|layer|stages|h)\.?(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Tower:
         rate: learning rate as a multiple of the phase's.
         weight_decay: None: the optimiser's.
         layer_decay: each layer's rate as a multiple of that of the layer above it (Bao et al.
-            2021): 1 for what follows the blocks, this for the last block, and so on down to the
+            2021): 1 for what follows the layers, this for the last layer, and so on down to the
             embeddings.
     """
 
@@ -56,7 +54,8 @@ USUAL = Groups()
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]],
+    model: nn.Module,
+    objective: nn.Module | None,
     weight_decay: float,
     scalar_rate: float = 1.0,
     groups: Groups = USUAL,
@@ -69,24 +68,24 @@ def parameter_groups(
     Raises:
         ValueError: a pattern matches no parameter.
     """
-    named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    check_patterns("no_decay", groups.no_decay, [name for name, _ in named])
-    layers = _layer_rates([name for name, _ in named], groups)
-    found: dict[tuple[int, float, float], list[nn.Parameter]] = {}
-    for name, parameter in named:
+    named = {n: p for n, p in named_parameters(model, objective).items() if p.requires_grad}
+    check_patterns("no_decay", groups.no_decay, list(named))
+    layers = layer_rates(model, groups)
+    by_setting: dict[tuple[int, float, float], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
         kind = kind_of(name, parameter)
         tower = _tower(name, groups)
         rate, decay = 1.0, 0.0
         if kind == "scalars":
             rate = scalar_rate
         elif kind not in ("heads", "slices"):
-            rate = tower.rate * layers[name]
+            rate = tower.rate * layers.get(parameter, 1.0)
         if kind == "matrices" and not matches(name, groups.no_decay):
             decay = weight_decay if tower.weight_decay is None else tower.weight_decay
-        found.setdefault((KINDS.index(kind), rate, decay), []).append(parameter)
+        by_setting.setdefault((KINDS.index(kind), rate, decay), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "rate": rate}
-        for (_, rate, decay), parameters in sorted(found.items(), key=lambda item: item[0][0])
+        for (_, rate, decay), parameters in sorted(by_setting.items(), key=lambda item: item[0][0])
     ]
 
 
@@ -134,16 +133,31 @@ def _tower(name: str, groups: Groups) -> Tower:
     return getattr(groups, tower_of(name), Tower())
 
 
-def _layer_rates(names: Sequence[str], groups: Groups) -> dict[str, float]:
-    """Multiples by name: what precedes a tower's blocks is its lowest layer, the rest its top."""
+def layer_rates(model: nn.Module, groups: Groups) -> dict[nn.Parameter, float]:
+    """Returns the multiples by `layer_decay` of the parameters of towers that have one.
+
+    What precedes a tower's layers (embeddings, tokens, positions) is one below the lowest, what
+    follows them is one above the last; parameters between two layers belong to the upper one.
+    """
     rates = {}
-    for which in ("image", "text", "rest"):
-        own = [name for name in names if tower_of(name) == which]
-        blocks = [int(found[1]) for name in own if (found := BLOCK.search(name))]
-        top, lowest = max(blocks, default=-1) + 2, True
-        for name in own:
-            block = BLOCK.search(name)
-            lowest = lowest and block is None and bool(blocks)
-            layer = int(block[1]) + 1 if block else 0 if lowest else top
-            rates[name] = _tower(name, groups).layer_decay ** (top - layer)
+    for name in ("image", "text"):
+        decay = getattr(groups, name).layer_decay
+        if decay == 1 or not (layers := getattr(model, name).layers()):
+            continue
+        numbers = {p: i for i, layer in enumerate(layers, start=1) for p in layer.parameters()}
+        top = number = len(layers) + 1
+        for parameter in reversed(list(getattr(model, name).parameters())):
+            number = numbers.get(parameter, number)
+            is_below = number == 1 and parameter not in numbers
+            rates[parameter] = decay ** (top - (0 if is_below else number))
     return rates
+
+
+def named_parameters(
+    model: nn.Module, objective: nn.Module | None = None
+) -> dict[str, nn.Parameter]:
+    """Returns parameters by the names that patterns use, the objective's as `objective.*`."""
+    named = dict(model.named_parameters())
+    if objective is not None:
+        named |= {f"{OBJECTIVE}{name}": p for name, p in objective.named_parameters()}
+    return named

@@ -7,7 +7,7 @@ shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), an
 parameters are in the host's memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.strategies import (
@@ -19,7 +19,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .layers import blocks
 from .row_shards import row_shards_in
 
 
@@ -91,14 +90,14 @@ def cut_like(parameter: nn.Parameter, value: Any) -> Any:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shards the blocks of a module, then what is left of it (FSDP2).
+def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """Shards the layers of a module one by one, then what is left of it (FSDP2).
 
     Parameters outside a sharded module would drift apart: the single numbers (the logit scale) are
     in the module's own group. Rows that each rank keeps for good stay as they are.
     """
     kept: set[nn.Parameter] = set(row_shards_in(module).values())
-    for block in blocks(module):
-        fully_shard(block, mesh=mesh, ignored_params=kept)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, ignored_params=kept)
     if any(parameter not in kept for parameter in module.parameters()):
         fully_shard(module, mesh=mesh, ignored_params=kept)

@@ -11,7 +11,6 @@ from torch.distributed.fsdp import fully_shard
 
 from ...losses.distributed.collectives import world
 from ...models.teachers.frozen import FrozenTowers
-from .layers import blocks
 
 
 def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
@@ -27,11 +26,11 @@ def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
     towers.placed = True
     world_size = world()[1]
     sharded = towers.placement == "sharded" and world_size > 1
-    layers = list(blocks(towers.model)) if towers.placement != "device" else []
+    layers = towers.model.layers() if towers.placement != "device" else []
     if towers.placement != "device" and not layers:
         raise ValueError(
-            f"a teacher with placement={towers.placement} is fetched layer by layer, and this "
-            "one has no list of equal layers; leave placement out"
+            f"a teacher with placement={towers.placement} is fetched layer by layer, and the "
+            "towers of this one name no layers; leave placement out"
         )
     if sharded:
         mesh = init_device_mesh(device.type, (world_size,))
@@ -45,10 +44,9 @@ def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
         towers.to(device)
         return
     inside: set[nn.Module] = set()
-    for layer in layers:  # inner ones come first
-        if inside.isdisjoint(layer.modules()):
-            Fetched(layer, device)
-            inside.update(layer.modules())
+    for layer in layers:
+        Fetched(layer, device)
+        inside.update(layer.modules())
     for module in towers.modules():
         if module not in inside:
             module._apply(lambda tensor: tensor.to(device), recurse=False)

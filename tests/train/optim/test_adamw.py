@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.train.optim.adamw import AdamW, parameter_groups
+from counterpoint.train.optim.adamw import AdamW
+from counterpoint.train.optim.param_groups import parameter_groups
 
 
 class Model(nn.Module):
@@ -18,7 +19,7 @@ class Model(nn.Module):
 
 def test_every_trainable_parameter_is_in_one_group():
     model = Model()
-    groups = parameter_groups(model.named_parameters(), 0.3, scalar_rate=20.0)
+    groups = parameter_groups(model, None, 0.3, scalar_rate=20.0)
     matrices, vectors, scalars = groups
     assert [id(p) for p in matrices["params"]] == [id(model.linear.weight)]
     assert len(vectors["params"]) == 3

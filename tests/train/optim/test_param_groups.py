@@ -8,8 +8,14 @@ from torch import nn
 
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.train.optim.adamw import AdamW, named_parameters
-from counterpoint.train.optim.param_groups import Groups, Tower, parameter_groups, tower_of
+from counterpoint.train.optim.adamw import AdamW
+from counterpoint.train.optim.param_groups import (
+    Groups,
+    Tower,
+    named_parameters,
+    parameter_groups,
+    tower_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +28,7 @@ def model():
 def settings(model, groups, decay=0.2, scalar_rate=5.0):
     """(rate, decay) by name, each parameter once."""
     names = {id(p): name for name, p in model.named_parameters()}
-    made = parameter_groups(model.named_parameters(), decay, scalar_rate, groups)
+    made = parameter_groups(model, None, decay, scalar_rate, groups)
     flat = [(names[id(p)], g["rate"], g["weight_decay"]) for g in made for p in g["params"]]
     found = {name: (rate, decay) for name, rate, decay in flat}
     assert len(flat) == len(found) == len(names)

@@ -87,13 +87,14 @@ def ptr(tensor):
 
 
 class Flat(nn.Module):
-    """No layers."""
+    """A model whose towers name no layers."""
+
+    def layers(self):
+        return []
 
 
 def test_a_teacher_without_layers_is_refused():
-    with pytest.raises(
-        ValueError, match=r"placement=host .* no list of equal layers; leave placement out"
-    ):
+    with pytest.raises(ValueError, match=r"placement=host .* name no layers; leave placement out"):
         place_teacher(FrozenTowers(Flat(), "host"), torch.device("cpu"))  # type: ignore[arg-type]
 
 
