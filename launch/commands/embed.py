@@ -29,6 +29,7 @@ from ...models.teachers.frozen import DTYPES, FrozenTowers
 from ...train.strategies.teacher_placement import place_teacher
 from .. import arguments
 from ..config import parser as run_config
+from ..config.identity import OF_A_STORE, differences, leaves_of
 from ..experiments.claims import claimed
 from ..run.build import build
 from ..run.teachers import checked_teacher
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> int:
     if not isinstance(parts.data, PairsDataModule):
         raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
     store = EmbeddingStore(chosen, towers, views, parts.data)
-    store.open(about(module.resolved_config, chosen, store))
+    named = configured(run_config.without_defaults(parser, config), chosen.teacher)
+    store.open(about(module.resolved_config, chosen, store), frozenset(named))
     store.write_all()
     return store.report()
 
@@ -83,8 +85,12 @@ class EmbeddingStore:
         """The shards."""
         return self.data.manifest
 
-    def open(self, wanted: dict[str, Any]) -> None:
-        """Makes the folder; says how large the store will be.
+    def open(self, wanted: dict[str, Any], chosen: frozenset[str]) -> None:
+        """Makes the folder and prints how large the store will be.
+
+        Args:
+            wanted: what is stored; see `about`.
+            chosen: names of what is not at its default in the run file.
 
         Raises:
             ValueError: the folder holds another store, the disk is too small, or two shards would
@@ -94,11 +100,9 @@ class EmbeddingStore:
         path = self.out / ABOUT
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            changed = sorted(key for key in wanted if found.get(key) != wanted[key])
-            if changed:
-                raise ValueError(
-                    f"{self.out} holds a store of other {', '.join(changed)}; choose another --out"
-                )
+            changed = differences(found, wanted, OF_A_STORE, new_chosen=chosen)
+            if names := ", ".join(each.name for each in changed):
+                raise ValueError(f"{self.out} holds a store of other {names}; choose another --out")
         missing = sum(int(self.counts[shard]) for shard in self.missing())
         if not missing:
             return
@@ -243,19 +247,20 @@ class ShardBatches(Dataset):
         return batch | self.dataset.tokenized(texts)
 
 
+def configured(config: dict[str, Any], teacher: str) -> dict[str, Any]:
+    """The leaves of a run's configuration that a store of this teacher depends on."""
+    parts = {key: config[key] for key in ("seed", "data") if key in config}
+    parts["teachers"] = {"NAME": config["teachers"][teacher]}
+    return leaves_of(parts, OF_A_STORE)
+
+
 def about(resolved: dict[str, Any], chosen: Any, store: EmbeddingStore) -> dict[str, Any]:
     """What makes two stores the same; written beside the rows."""
-    left_out = ("num_workers", "manifest", "cache", "keep_weights")
-    teacher = resolved["teachers"][chosen.teacher]
     scale = float(store.towers.model.logit_scale.exp())
-    arguments = {k: v for k, v in teacher.get("init_args", {}).items() if k != "placement"}
-    return {
-        "teacher": {**teacher, "init_args": arguments},
+    return configured(resolved, chosen.teacher) | {
         "columns": store.views,
         "variants": chosen.variants,
         "precision": chosen.precision,
-        "seed": resolved["seed"],
-        "data": {k: v for k, v in resolved["data"].items() if k not in left_out},
         "image_size": store.data.image_size,
         "fingerprint": store.data.fingerprint,
         "logit_scale": None if math.isnan(scale) else round(scale, 4),

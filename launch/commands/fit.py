@@ -20,14 +20,12 @@ from ...models.weights import load_weights, read_weights
 from ...train.callbacks.early_stopping import ActOnMetrics
 from ...train.callbacks.stop import StopOnSignal
 from ...train.checkpointing import checkpoint as checkpoints
-from ...train.checkpointing.resume_checks import check_groups, check_resume
 from ...train.checkpointing.rewind import RewindingCheckpoints
 from ...train.grad_clip.fixed import check_no_other
 from ...train.module import ContrastiveModule
 from .. import arguments
 from ..arguments import AUTO
 from ..config import parser as run_config
-from ..config.identity import names
 from ..run.build import build
 from ..run.devices import world_size
 from ..run.env import (
@@ -44,6 +42,7 @@ from ..run.folder import freeze, is_finished, prepare_folder, write_summary
 from ..run.load import load_run, weights_file
 from ..run.loggers import Loggers
 from ..run.precision import settle_precision
+from ..run.resume import find_checkpoint
 from ..run.run_log import RunLog, keep_screen
 from ..run.teachers import attach
 from ..run.trainer import make_trainer, saves, trainer_arguments
@@ -147,7 +146,7 @@ def train(
     if resume is None:
         prepare_folder(run_dir)
     else:
-        checkpoint = resumable(Path(resume), resolved, chosen, module)
+        checkpoint = find_checkpoint(Path(resume), resolved, chosen, module)
     step = 0 if checkpoint is None else checkpoints.step_of(checkpoint)
     if step >= total_steps and is_finished(run_dir, total_steps):
         if resume_is_implied:
@@ -217,33 +216,3 @@ def initialise(model: TwoTower, source: str) -> None:
     """Loads the weights of a run folder or file and says what matched."""
     path = weights_file(source)
     say(f"init_from {path}: {load_weights(model, read_weights(path), str(path))}")
-
-
-def resumable(
-    run_dir: Path, resolved: dict[str, Any], chosen: dict[str, Any], module: ContrastiveModule
-) -> Path:
-    """The newest whole checkpoint of a run, after checking that it may be continued like this.
-
-    Damaged ones that are newer get another name, so that nobody takes them for whole ones.
-
-    Raises:
-        ValueError: no whole checkpoint, one past the end, or a change that may not be made.
-    """
-    path, damaged = checkpoints.newest_whole(run_dir)
-    for worse, reason in damaged.items():
-        say(f"{worse} is damaged ({reason}); {path.name} is used instead")
-        if is_first_process():
-            worse.replace(worse.with_suffix(".damaged"))
-    saved = checkpoints.load(path)
-    if "counterpoint" not in saved:
-        raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
-    ours, step = saved["counterpoint"], checkpoints.step_of(path)
-    data = (ours["fingerprint"], module.fingerprint)
-    check_resume(ours["config"], resolved, *data, step, frozenset(names(chosen)))
-    optimizer = module.optim.build(module.model, module.objective)
-    check_groups(saved["optimizer_states"][0], optimizer)
-    if step > (end := module.phases.total_steps):
-        raise ValueError(
-            f"{path} is past the end of a run of {end} steps; raise phases.NAME.samples"
-        )
-    return path

@@ -1,91 +1,160 @@
-"""What makes two runs the same but for their seed: what is trained, and on what.
+"""What each configuration key means: whether a changed value makes another run.
 
-In: a configuration. Out: its leaves, which of them the user chose, and a hash. Where a run is, on
-how many devices, and how it logs is not part of it. A key that a later version adds does not make
-old results another configuration as long as nobody sets it: a leaf that only one side knows counts
-only if it was chosen there. A default that changes does. A precision that was left to the machine
-(`auto`) agrees with any that a result was trained in; one that is named does not.
+In: resolved configurations. Out: where they differ, as far as the asker minds: a resumed run
+(`launch/run/resume.py`), the results of a sweep (`Identity`), or a store of embeddings.
 """
 
-import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from functools import cache
 from typing import Any
 
-SLOTS = (
-    "data",
-    "model",
-    "objective",
-    "optim",
-    "grad_clip",
-    "guard",
-    "phases",
-    "init_from",
-    "inherit_from",
-    "teachers",
-    "ema",
-)
-ADAMW = "counterpoint.train.optim.adamw.AdamW"
-TRAINER_KEYS = ("precision", "gradient_clip_val")
+
+class Role(Enum):
+    """What a key decides."""
+
+    TRAINS = "what is learned, from what"
+    ORDERS = "which sample comes when, and how often"
+    SEEDS = "which of the equal repetitions of a configuration this is"
+    ADJUSTS = "how training proceeds; it may change while a run is under way"
+    OPTIMIZES = "ADJUSTS where the value is a number, such as a decay; else TRAINS, such as a class"
+    HOW = "how the same numbers are computed, equal up to rounding"
+    WHERE = "places, devices, workers, logs, files, evaluation"
+
+
+# A key that is not listed TRAINS, so that a new option cannot change unnoticed when a run is
+# resumed. An entry holds for every key below it as well; `*` stands for one name.
+ROLES = {
+    "run_dir": Role.WHERE,
+    "name": Role.WHERE,
+    "seed": Role.SEEDS,
+    # A resumed run has them in its weights.
+    "init_from": Role.ADJUSTS,
+    "inherit_from": Role.ADJUSTS,
+    "trainer.accelerator": Role.WHERE,
+    "trainer.devices": Role.WHERE,
+    "trainer.num_nodes": Role.WHERE,
+    "trainer.callbacks": Role.WHERE,
+    "trainer.max_time": Role.WHERE,
+    "trainer.log_every_n_steps": Role.WHERE,
+    "trainer.enable_progress_bar": Role.WHERE,
+    "trainer.enable_model_summary": Role.WHERE,
+    "trainer.profiler": Role.WHERE,
+    "trainer.logger": Role.WHERE,
+    "trainer.peak_tflops": Role.WHERE,
+    "trainer.strategy": Role.HOW,
+    "trainer.plugins": Role.HOW,
+    "trainer.compile": Role.HOW,
+    "trainer.deterministic": Role.HOW,
+    "trainer.benchmark": Role.HOW,
+    "trainer.detect_anomaly": Role.HOW,
+    "trainer.inference_mode": Role.HOW,
+    "trainer.accumulate_grad_batches": Role.HOW,  # always 1
+    "trainer.precision": Role.ADJUSTS,
+    "trainer.gradient_clip_val": Role.ADJUSTS,
+    "trainer.gradient_clip_algorithm": Role.ADJUSTS,
+    "data.num_workers": Role.WHERE,
+    "data.manifest": Role.WHERE,  # resume compares the fingerprint of the shards
+    "data.cache": Role.WHERE,
+    "data.allow_pipe": Role.WHERE,
+    "data.sidecars.*.init_args.folder": Role.WHERE,
+    "data.sidecars.*.init_args.max_open": Role.WHERE,
+    "data.lanes": Role.ORDERS,
+    "data.block": Role.ORDERS,
+    "data.temperature": Role.ORDERS,
+    "data.keep_weights": Role.ORDERS,
+    "data.sources.*.share": Role.ORDERS,
+    "data.keep_lists": Role.ADJUSTS,  # lists may move; the fingerprint covers the samples they keep
+    "data.stream": Role.ADJUSTS,  # its samples cannot be repeated in any case
+    "data.eval_transform": Role.ADJUSTS,
+    "data.max_error_rate": Role.ADJUSTS,
+    "model.chunks": Role.HOW,
+    "model.text_parts": Role.HOW,
+    "optim": Role.OPTIMIZES,
+    "grad_clip": Role.ADJUSTS,
+    "guard": Role.ADJUSTS,
+    # Resume compares the samples of phases that are over (`check_resume`).
+    "phases.*.samples": Role.ADJUSTS,
+    "phases.*.learning_rate": Role.ADJUSTS,
+    "phases.*.warmup_samples": Role.ADJUSTS,
+    "phases.*.cooldown_samples": Role.ADJUSTS,
+    "phases.*.timescale_samples": Role.ADJUSTS,
+    "phases.*.schedule": Role.ADJUSTS,
+    "phases.*.final_fraction": Role.ADJUSTS,
+    "phases.*.rate_batch": Role.ADJUSTS,
+    "phases.*.rate_scaling": Role.ADJUSTS,
+    "phases.*.image_reducer": Role.ADJUSTS,
+    "phases.*.text_reducer": Role.ADJUSTS,
+    "phases.*.word_reducer": Role.ADJUSTS,
+    "teachers.*.init_args.placement": Role.WHERE,
+    "evaluation": Role.WHERE,
+    "checkpoint": Role.WHERE,
+    "watch": Role.WHERE,
+}
+
+# What the three askers mind.
+OF_A_RUN = frozenset({Role.TRAINS, Role.ORDERS, Role.SEEDS})
+OF_A_RESULT = frozenset({Role.TRAINS, Role.ORDERS, Role.ADJUSTS})
+OF_A_STORE = frozenset({Role.TRAINS, Role.SEEDS})
+
 PRECISION = "trainer.precision"
-# Where the shards lie and how they are loaded; the order of samples does not depend on it.
-DATA_KEYS_LEFT_OUT = ("num_workers", "manifest", "cache", "allow_pipe")
+EMPTY = ({}, [], ())
 
 
 @dataclass(frozen=True)
-class Identity:
-    """A configuration, as far as it decides what is trained.
+class Difference:
+    """One key with two values; None: it has none there."""
 
-    Attributes:
-        values: every leaf by its dotted name, defaults included.
-        chosen: names of the leaves that differ from their default.
+    name: str
+    old: Any
+    new: Any
+
+
+def differences(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    roles: Collection[Role],
+    old_chosen: Collection[str] | None = None,
+    new_chosen: Collection[str] | None = None,
+) -> Iterator[Difference]:
+    """Compares the leaves of two configurations; an empty value counts as none.
+
+    Args:
+        old: a leaf's value by its dotted name.
+        new: likewise.
+        roles: of the keys to compare.
+        old_chosen: names of the leaves of `old` that are not at their default (None: all). Versions
+            of the code know different keys: one that is known on one side only is a difference if
+            it was chosen there.
+        new_chosen: likewise.
     """
+    for name in sorted(old.keys() | new.keys()):
+        a, b = _value(old.get(name)), _value(new.get(name))
+        if a == b or not {role(name, a), role(name, b)} & set(roles):
+            continue
+        in_both = _knows(old, name) and _knows(new, name)
+        chosen = old_chosen if name in old else new_chosen
+        if in_both or chosen is None or name in chosen:
+            yield Difference(name, a, b)
 
-    values: dict[str, Any]
-    chosen: frozenset[str]
 
-    @classmethod
-    def of(cls, resolved: Mapping[str, Any], chosen: Mapping[str, Any]) -> "Identity":
-        """Builds it from the resolved configuration and the same one without its defaults."""
-        values = leaves(_kept(resolved))
-        return cls(values, frozenset(leaves(_kept(chosen))) & frozenset(values))
+def role(name: str, value: Any = None) -> Role:
+    """Returns what a key decides, by its dotted name."""
+    listed = _listed(name)
+    if listed is Role.OPTIMIZES:
+        items = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        is_choice = any(isinstance(x, bool) or not isinstance(x, int | float) for x in items)
+        return Role.TRAINS if is_choice else Role.ADJUSTS
+    return listed
 
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Identity":
-        """Reads what `to_json` wrote."""
-        return cls(dict(stored["values"]), frozenset(stored["chosen"]))
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain JSON."""
-        return {"values": self.values, "chosen": sorted(self.chosen)}
-
-    @property
-    def digest(self) -> str:
-        """Hash of all values: a short name for the configuration in this version of the code."""
-        text = json.dumps(self.values, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def agrees(self, other: "Identity") -> bool:
-        """Tells whether a result of `other` is one of this configuration."""
-        missing = object()
-        for name in self.values.keys() | other.values.keys():
-            mine, theirs = self.values.get(name, missing), other.values.get(name, missing)
-            if mine is missing:
-                if name in other.chosen:
-                    return False
-            elif theirs is missing:
-                if name in self.chosen:
-                    return False
-            elif mine != theirs and (name != PRECISION or name in self.chosen):
-                return False
-        return True
-
-    def trained_in(self, precision: str | None) -> "Identity":
-        """Returns it with the precision that `auto` became; None: as it is."""
-        known = {} if precision is None else {PRECISION: precision}
-        return Identity(self.values | known, self.chosen)
+def leaves_of(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, Any]:
+    """Returns the leaves of a configuration with these roles."""
+    flat = leaves(config)
+    return {name: value for name, value in flat.items() if role(name, value) in roles}
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -110,21 +179,70 @@ def names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from names(value, f"{prefix}{key}.")
 
 
-def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the part of a configuration that decides what is trained."""
-    kept = {slot: copy.deepcopy(config[slot]) for slot in SLOTS if slot in config}
-    if isinstance(kept.get("data"), Mapping):
-        kept["data"] = {k: v for k, v in kept["data"].items() if k not in DATA_KEYS_LEFT_OUT}
-    for teacher in (kept.get("teachers") or {}).values():
-        (teacher.get("init_args") or {}).pop("placement", None)  # where its weights are
-    kept["optim"] = _flat(kept.get("optim") or {})
-    trainer = config.get("trainer") or {}
-    kept["trainer"] = {key: trainer[key] for key in TRAINER_KEYS if key in trainer}
-    return kept
+@cache
+def _listed(name: str) -> Role:
+    parts = name.split(".")
+    for pattern, found in ROLES.items():
+        wanted = pattern.split(".")
+        if len(wanted) <= len(parts) and all(
+            one in ("*", part) for one, part in zip(wanted, parts, strict=False)
+        ):
+            return found
+    return Role.TRAINS
 
 
-def _flat(optim: Mapping[str, Any]) -> dict[str, Any]:
-    """AdamW's arguments as they stood before other optimisers could be named."""
-    if optim.get("class_path", ADAMW) != ADAMW:
-        return dict(optim)
-    return dict(optim.get("init_args", optim))
+def _value(value: Any) -> Any:
+    return None if value in EMPTY else value
+
+
+def _knows(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the key is there, or one above it has no value, such as `ema` for `ema.decay`."""
+    parts = name.split(".")
+    return any(".".join(parts[: i + 1]) in config for i in range(len(parts)))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A configuration without its seed, as far as it decides the results of a run.
+
+    A precision that was left to the machine (`auto`) agrees with any that a result was trained in;
+    one that is named does not.
+
+    Attributes:
+        values: every leaf by its dotted name, defaults included.
+        chosen: names of the leaves that differ from their default.
+    """
+
+    values: dict[str, Any]
+    chosen: frozenset[str]
+
+    @classmethod
+    def of(cls, resolved: Mapping[str, Any], chosen: Mapping[str, Any]) -> "Identity":
+        """Builds it from the resolved configuration and the same one without its defaults."""
+        values = leaves_of(resolved, OF_A_RESULT)
+        return cls(values, frozenset(leaves(chosen)) & frozenset(values))
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Identity":
+        """Reads what `to_json` wrote."""
+        return cls(dict(stored["values"]), frozenset(stored["chosen"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain JSON."""
+        return {"values": self.values, "chosen": sorted(self.chosen)}
+
+    @property
+    def digest(self) -> str:
+        """Hash of all values: a short name for the configuration in this version of the code."""
+        text = json.dumps(self.values, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def agrees(self, other: "Identity") -> bool:
+        """Whether a result of `other` is one of this configuration."""
+        found = differences(self.values, other.values, OF_A_RESULT, self.chosen, other.chosen)
+        return all(each.name == PRECISION and PRECISION not in self.chosen for each in found)
+
+    def trained_in(self, precision: str | None) -> "Identity":
+        """Returns it with the precision that `auto` became; None: as it is."""
+        known = {} if precision is None else {PRECISION: precision}
+        return Identity(self.values | known, self.chosen)

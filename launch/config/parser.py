@@ -65,6 +65,7 @@ OWNED: set[str | int] = {
     "barebones",
 }
 
+ADAMW = f"{AdamW.__module__}.{AdamW.__qualname__}"  # of a run that names no optimizer
 # What Lightning takes; `auto` is ours, and null is Lightning's own default, 32-true.
 PRECISIONS = Literal["auto"] | typing.get_type_hints(Trainer.__init__)["precision"]
 # Defaults of Lightning's that are enums of strings (Timer's interval) go into files as such.
@@ -146,7 +147,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_class_arguments(class_from_function(make_pairs), "data")
     add_model(parser)
-    # No default class: arguments of another one of the same names would begin with its defaults.
+    # No default: arguments of another class of the same names would begin with AdamW's defaults.
     parser.add_subclass_arguments(AdamW, "optim", required=False)
     parser.add_subclass_arguments(Clipper, "grad_clip", required=False)
     parser.add_class_arguments(SpikeGuard, "guard")
@@ -182,8 +183,11 @@ def parse_written(parser: ArgumentParser, written: Written) -> Namespace:
     Raises:
         ValueError: a key or a value is not accepted.
     """
+    words = written.words()
+    if written.whole().get("optim") is None:
+        words.append(f"--optim={ADAMW}")
     try:
-        return parser.parse_args(written.words())
+        return parser.parse_args(words)
     except ArgumentError as error:
         found = diagnose(parser, written) or shortened(str(error))
         raise ValueError(found) from None

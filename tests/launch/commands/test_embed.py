@@ -159,6 +159,10 @@ def test_it_goes_on_where_it_was_left(world, store, tmp_path, capsys):
     [
         (["--precision", "bfloat16"], "holds a store of other precision; choose another --out"),
         (["--precision", "float32", "--variants", "2"], "holds a store of other variants"),
+        (
+            ["--precision", "float32", "--seed", "9", "--data.key_field", "uid"],
+            r"a store of other data\.key_field, seed; choose",
+        ),
         (["--teacher", "none"], "the run file has no teacher 'none'; it has big"),
         (["--variants", "0"], "--variants 0 and --batch_size 4: give 1 or more"),
     ],
@@ -166,6 +170,12 @@ def test_it_goes_on_where_it_was_left(world, store, tmp_path, capsys):
 def test_what_cannot_be_stored_is_refused(world, store, more, words):
     with pytest.raises(ValueError, match=words):
         embed(world, store, *more)
+
+
+def test_a_store_does_not_depend_on_the_order_and_the_place_of_samples(world, store, capsys):
+    order = ["--data.lanes", "4", "--data.block", "8", "--data.num_workers", "0"]
+    assert embed(world, store, "--precision", "float32", *order) == 0
+    assert "complete" in capsys.readouterr().out
 
 
 def test_shards_that_would_share_a_file_are_refused(world, store, tmp_path):

@@ -301,7 +301,7 @@ def test_overrides_of_what_is_trained_count():
     assert plain.agrees(plain)
     assert not plain.agrees(results.identity("emoji_clip_short", {"phases.train.samples": 1280}))
     # What a later version adds counts once it is chosen; what only says where and how does not.
-    assert {"phases.train.samples", "optim.weight_decay"} <= plain.values.keys()
+    assert {"phases.train.samples", "optim.init_args.weight_decay"} <= plain.values.keys()
     # What a later version adds to parts of these must not count as chosen.
     assert not any(name.startswith("phases.train.rate_") for name in plain.chosen)
     more = {"ema.decay": 0.9, "guard.spikes.patience": 5}

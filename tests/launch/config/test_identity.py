@@ -1,8 +1,42 @@
 """When two configurations mean the same training."""
 
 import pytest
+import tiny
 
-from counterpoint.launch.config.identity import Identity, leaves, names
+from counterpoint.data.recipe import Source
+from counterpoint.data.sidecar import Sidecar
+from counterpoint.launch.config import parser as run_config
+from counterpoint.launch.config import signatures
+from counterpoint.launch.config.identity import ROLES, Identity, Role, leaves, names, role
+from counterpoint.models.teachers.frozen import Teacher
+from counterpoint.train.optim.adamw import AdamW
+from counterpoint.train.phases import Phase
+
+# Every key that does not train, by what it does; a new one has to be thought of here.
+KEYS = {
+    Role.WHERE: "run_dir name evaluation.suite evaluation.every_n_steps evaluation.batch_size "
+    "evaluation.data_root checkpoint.every_n_steps checkpoint.keep checkpoint.max_failures "
+    "watch.timeout trainer.accelerator trainer.devices trainer.num_nodes trainer.callbacks "
+    "trainer.max_time trainer.log_every_n_steps trainer.enable_progress_bar "
+    "trainer.enable_model_summary trainer.profiler trainer.logger trainer.peak_tflops "
+    "data.num_workers data.manifest data.cache data.allow_pipe data.sidecars.X.init_args.folder "
+    "data.sidecars.X.init_args.max_open teachers.X.init_args.placement",
+    Role.HOW: "trainer.strategy trainer.plugins trainer.compile trainer.deterministic "
+    "trainer.benchmark trainer.detect_anomaly trainer.inference_mode "
+    "trainer.accumulate_grad_batches model.chunks model.text_parts",
+    Role.SEEDS: "seed",
+    Role.ORDERS: "data.lanes data.block data.temperature data.keep_weights data.sources.X.share",
+    Role.ADJUSTS: "init_from inherit_from trainer.precision trainer.gradient_clip_val "
+    "trainer.gradient_clip_algorithm data.keep_lists data.stream data.eval_transform "
+    "data.max_error_rate grad_clip guard.max_nonfinite guard.spikes phases.X.samples "
+    "phases.X.learning_rate phases.X.warmup_samples phases.X.cooldown_samples "
+    "phases.X.timescale_samples phases.X.schedule phases.X.final_fraction phases.X.rate_batch "
+    "phases.X.rate_scaling phases.X.image_reducer phases.X.text_reducer phases.X.word_reducer",
+}
+# Numbers of an optimizer adjust; all else about it trains.
+OPTIMIZER = {"optim.class_path": "A", "optim.init_args.adamw": ["*head*"]}
+OPTIMIZER |= {"optim.init_args.nesterov": True, "optim.init_args.form": [1.0, "a"]}
+NUMBERS = {"optim.init_args.betas": [0.9, 0.95], "optim.init_args.groups.image.rate": 0.5}
 
 CONFIG = {
     "name": "a",
@@ -28,7 +62,9 @@ def changed(**slots) -> Identity:
     [
         {"name": "b"},
         {"data": CONFIG["data"] | {"manifest": "elsewhere", "num_workers": 7}},
-        {"trainer": CONFIG["trainer"] | {"devices": 8}},
+        {"trainer": CONFIG["trainer"] | {"devices": 8, "strategy": "fsdp2"}},
+        {"model": CONFIG["model"] | {"chunks": 4, "text_parts": 1}},
+        {"seed": 3},
     ],
 )
 def test_where_and_how_a_run_is_done_does_not_count(slots):
@@ -75,15 +111,67 @@ def test_a_key_that_only_a_later_version_knows_counts_once_it_is_chosen():
     assert not chosen.agrees(changed()) and not changed().agrees(chosen)
 
 
-def test_adamw_by_its_class_is_adamw_as_it_always_stood():
-    named = {"class_path": "counterpoint.train.optim.adamw.AdamW", "init_args": CONFIG["optim"]}
-    now = {"optim": named, "grad_clip": None, "guard": {"max_nonfinite": 50, "spikes": None}}
+def test_a_run_that_names_no_optimizer_is_one_of_adamw(tmp_path):
+    def trained(*argv, **slots):
+        values = {k: v for k, v in tiny.config(tmp_path / "m").items() if k != "optim"}
+        path = tiny.write_config(tmp_path, values | slots)
+        parser = run_config.make_parser()
+        return run_config.identity(parser, run_config.parse(parser, ["--config", str(path), *argv]))
+
+    name = f"{AdamW.__module__}.AdamW"
+    without = trained()
+    assert without.values["optim.class_path"] == name
+    assert without == trained(optim={"class_path": name}) == trained(optim=None)
+    other = trained("--optim.weight_decay", "0.3")
+    assert (other.values["optim.class_path"], other.values["optim.init_args.weight_decay"]) == (
+        name,
+        0.3,
+    )
+    assert not without.agrees(other)
+
+
+def test_a_slot_of_a_later_version_counts_once_it_is_chosen():
+    now = {"grad_clip": None, "guard": {"max_nonfinite": 50, "spikes": None}}
     assert changed(**now).agrees(changed()) and changed().agrees(changed(**now))
-    lion = named | {"class_path": "counterpoint.train.optim.timm_optimizers.Timm"}
-    assert not changed(optim=lion).agrees(Identity.of(CONFIG, CHOSEN | {"optim": CONFIG["optim"]}))
     clip = {"grad_clip": {"class_path": "C", "init_args": {"z": 3}}}
     clipped = Identity.of(CONFIG | clip, CHOSEN | clip)
     assert not clipped.agrees(changed()) and not changed().agrees(clipped)
+    # Both know whether there is one, though all its values are defaults.
+    unclipped = changed(grad_clip=None)
+    assert not Identity.of(CONFIG | clip, CHOSEN).agrees(unclipped)
+    assert not unclipped.agrees(Identity.of(CONFIG | clip, CHOSEN))
+
+
+def all_keys():
+    yield from signatures.keys_of(run_config.make_parser())
+    yield from (f"phases.X.{name}" for name in signatures.parameters(Phase))
+    yield from (f"data.sources.X.{name}" for name in signatures.parameters(Source))
+    yield from (f"data.sidecars.X.init_args.{name}" for name in signatures.parameters(Sidecar))
+    for kind in signatures.classes(Teacher).values():
+        yield from (f"teachers.X.init_args.{name}" for name in signatures.parameters(kind))
+
+
+def test_every_key_has_the_role_that_it_should_have():
+    expected = {name: kind for kind, keys in KEYS.items() for name in keys.split()}
+    keys = set(all_keys()) - {"optim"}
+    assert expected.keys() <= keys
+    for name in keys:
+        assert role(name, "a") is expected.get(name, Role.TRAINS), name
+    assert {role(name, value) for name, value in OPTIMIZER.items()} == {Role.TRAINS}
+    assert {role(name, value) for name, value in NUMBERS.items()} == {Role.ADJUSTS}
+    # No line of the table is about a key that is gone.
+    for pattern in ROLES:
+        name = pattern.replace("*", "X")
+        assert any(f"{key}.".startswith(f"{name}.") for key in {*keys, "optim"}), pattern
+
+
+@pytest.mark.parametrize(
+    "name", ["new", "data.new", "phases.train.new", "trainer.new", "model.x.y"]
+)
+def test_a_key_that_is_not_listed_trains(name):
+    assert role(name) is Role.TRAINS
+    # Names that only begin alike are not those of the table.
+    assert role("watchful") is role("data.cached") is role("names") is Role.TRAINS
 
 
 def test_it_survives_json():

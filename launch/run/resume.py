@@ -1,0 +1,133 @@
+"""Resuming: which checkpoint a run continues from, and whether it may.
+
+In: a run folder, and the configuration to continue with. Out: the newest whole checkpoint, or one
+sentence that names every change that would make the continued run another run.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from ...train.checkpointing import checkpoint as checkpoints
+from ...train.module import ContrastiveModule
+from ..config.identity import OF_A_RUN, Difference, differences, leaves
+from .env import is_first_process, say
+
+
+def find_checkpoint(
+    run_dir: Path, resolved: dict[str, Any], chosen: dict[str, Any], module: ContrastiveModule
+) -> Path:
+    """Returns the newest whole checkpoint of a run, after checking that it may be continued.
+
+    Damaged ones that are newer are renamed, so that they are not taken for whole ones later.
+
+    Args:
+        run_dir: the run folder.
+        resolved: the configuration to continue with.
+        chosen: the same without its defaults.
+        module: built from it.
+
+    Raises:
+        ValueError: no whole checkpoint, one past the end, or a change that may not be made.
+    """
+    path, damaged = checkpoints.newest_whole(run_dir)
+    for worse, reason in damaged.items():
+        say(f"{worse} is damaged ({reason}); {path.name} is used instead")
+        if is_first_process():
+            worse.replace(worse.with_suffix(".damaged"))
+    saved = checkpoints.load(path)
+    if "counterpoint" not in saved:
+        raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
+    ours, step = saved["counterpoint"], checkpoints.step_of(path)
+    data = (ours["fingerprint"], module.fingerprint)
+    check_resume(ours["config"], resolved, *data, step, leaves(chosen).keys())
+    optimizer = module.optim.build(module.model, module.objective)
+    check_groups(saved["optimizer_states"][0], optimizer)
+    if step > (end := module.phases.total_steps):
+        raise ValueError(
+            f"{path} is past the end of a run of {end} steps; raise phases.NAME.samples"
+        )
+    return path
+
+
+def check_resume(
+    saved: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    saved_data: str,
+    wanted_data: str,
+    step: int,
+    chosen: Collection[str] | None = None,
+) -> None:
+    """Compares two resolved configurations and two data fingerprints.
+
+    Args:
+        saved: the configuration in the checkpoint.
+        wanted: the one to continue with.
+        saved_data: fingerprint of the data until now.
+        wanted_data: fingerprint of the data from now on.
+        step: the run continues after it.
+        chosen: dotted names of the leaves of `wanted` that are not at their default (None: all).
+
+    Raises:
+        ValueError: a key differs that is fixed for a run (`launch/config/identity.py`), or the data
+            do, or the phases before `step` took another number of samples.
+    """
+    old_names, new_names = list(saved["phases"]), list(wanted["phases"])
+    # Phases may be appended.
+    old, new = (_leaves(c, set(old_names) & set(new_names)) for c in (saved, wanted))
+    found = list(differences(old, new, OF_A_RUN, new_chosen=chosen))
+    if old_names != new_names[: len(old_names)]:
+        found.append(Difference("phases", old_names, new_names))
+    changes = [f"{each.name}: {each.old} -> {each.new}" for each in found]
+    old_seen, new_seen = (_samples_before(c["phases"], step) for c in (saved, wanted))
+    if not changes and None not in (old_seen, new_seen) and old_seen != new_seen:
+        changes.append(
+            f"phases.NAME.samples of phases that are over: step {step} would begin after "
+            f"{new_seen} samples, where the run had seen {old_seen}"
+        )
+    if saved_data != wanted_data:
+        changes.append(f"the data behind data.manifest: {saved_data[:12]} -> {wanted_data[:12]}")
+    if changes:
+        raise ValueError(
+            "cannot resume: " + "; ".join(changes) + ". A resumed run keeps its seed, data, global "
+            "batch, model, objective and optimiser; start a new run with --init_from to change them"
+        )
+
+
+def check_groups(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Compares the parameter groups, by whose order an optimizer's states are found again.
+
+    Args:
+        saved: the optimizer's state in the checkpoint.
+        optimizer: the one to continue with.
+
+    Raises:
+        ValueError: changed rates or decays have split groups, or joined them.
+    """
+    old = [len(group["params"]) for group in saved["param_groups"]]
+    new = [len(group["params"]) for group in optimizer.param_groups]
+    if old != new:
+        raise ValueError(
+            f"cannot resume: optim makes groups of {new} parameters, and the run had {old}. Rates "
+            "and decays may change, but those that were equal stay equal and others apart; start "
+            "a new run with --init_from to change more"
+        )
+
+
+def _leaves(config: Mapping[str, Any], phases: Collection[str]) -> dict[str, Any]:
+    """The leaves of a configuration with these of its phases."""
+    named = {name: phase for name, phase in config["phases"].items() if name in phases}
+    return leaves({**config, "phases": named})
+
+
+def _samples_before(phases: Mapping[str, Any], step: int) -> int | None:
+    """Returns how many samples the phases take before a step; None: they end before it."""
+    seen = 0
+    for phase in phases.values():
+        num_steps = min(step, math.ceil(phase["samples"] / phase["batch_size"]))
+        seen += num_steps * phase["batch_size"]
+        step -= num_steps
+    return None if step else seen
