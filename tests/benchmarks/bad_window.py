@@ -75,8 +75,8 @@ def run_file(folder: Path, seed: int, variant: Mapping[str, Any]) -> Path:
     """Writes the run file of a variant."""
     configs = ROOT / "configs"
     slots = ("data", "model", "objective", "optim")
-    values = yaml.safe_load((configs / "run/emoji_clip_short.yaml").read_text())
-    values |= {slot: str((configs / "run" / values[slot]).resolve()) for slot in slots}
+    values = yaml.safe_load((configs / "run/emoji/emoji_clip_short.yaml").read_text())
+    values |= {slot: str((configs / "run" / "emoji" / values[slot]).resolve()) for slot in slots}
     bad = [step * BATCH for step in variant.get("bad", BAD)]
     spoil = {"class_path": "benchmarks.bad_window.BadWindow"}
     trainer = yaml.safe_load((configs / "trainer/cpu.yaml").read_text())

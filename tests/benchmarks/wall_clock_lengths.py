@@ -3,7 +3,7 @@
 Run from the repository, with `emoji/` made: `OMP_NUM_THREADS=1 .venv/bin/python
 tests/benchmarks/wall_clock_lengths.py`. Short runs of each configuration take turns; the
 processor time of a step of each phase, and of an evaluation, are differences between them, medians
-of the rounds. Printed as Markdown: the lengths stand in `configs/run/emoji96_*.yaml`.
+of the rounds. Printed as Markdown: the lengths stand in `configs/run/emoji/emoji96_*.yaml`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import yaml
 STANDARD = "emoji_clip_short"
 RUNS = ("emoji96_clip", "emoji96_flip", "emoji96_clipa", "emoji96_aclip", "emoji96_aclip_efficient")
 FEW, MANY, BATCH = 6, 30, 128
-CONFIGS = Path(__file__).parents[2] / "configs" / "run"
+CONFIGS = Path(__file__).parents[2] / "configs" / "run" / "emoji"
 
 
 def phases_of(config: str) -> dict[str, int]:

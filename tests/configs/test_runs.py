@@ -18,7 +18,7 @@ from counterpoint.train.optim.freeze import freeze
 from counterpoint.train.phases import Phases
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
+RUNS = sorted((CONFIGS / "run").rglob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
 EXAMPLES = ("mixture", "remote", "stream", "views")
 SPARE_OPTIMISERS = ("adafactor", "lamb", "lion", "muon", "sophia_g", "stable_adamw")
@@ -105,7 +105,7 @@ def test_a_run_that_was_written_out_is_the_same(parser, path, tmp_path):
 
 def test_every_part_is_used_by_a_run():
     used = {
-        (CONFIGS / "run" / yaml.safe_load(run.read_text())[slot]).resolve()
+        (run.parent / yaml.safe_load(run.read_text())[slot]).resolve()
         for run in RUNS
         for slot in SLOTS
     }
@@ -129,7 +129,7 @@ def spared(prefix, unused):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_of_data(parser, name, tmp_path):
-    run = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml")]
+    run = ["--config", str(CONFIGS / "run" / "emoji" / "emoji_clip.yaml")]
     config = run_config.parse(parser, [*run, "--data", str(CONFIGS / "data" / f"{name}.yaml")])
     with torch.device("meta"):
         data = parser.instantiate(config).data
@@ -144,7 +144,12 @@ def test_example_of_data(parser, name, tmp_path):
 
 @pytest.mark.parametrize("path", recipes(OBJECTIVES))
 def test_objective_gives_a_finite_value_and_gradients(parser, path):
-    argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--objective", str(path)]
+    argv = [
+        "--config",
+        str(CONFIGS / "run" / "emoji" / "emoji_clip.yaml"),
+        "--objective",
+        str(path),
+    ]
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
     width = 128  # of the emoji model, which heads are made for
     batch = {
@@ -176,7 +181,7 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path):
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_optimiser(parser, name):
-    argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml")]
+    argv = ["--config", str(CONFIGS / "run" / "emoji" / "emoji_clip.yaml")]
     argv += ["--optim", str(CONFIGS / "optim" / f"{name}.yaml")]
     config = run_config.parse(parser, argv)
     parts = parser.instantiate(config)
@@ -189,7 +194,12 @@ def test_optimiser(parser, name):
 
 @pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.stem)
 def test_clipper(parser, path):
-    argv = ["--config", str(CONFIGS / "run" / "emoji_clip.yaml"), "--grad_clip", str(path)]
+    argv = [
+        "--config",
+        str(CONFIGS / "run" / "emoji" / "emoji_clip.yaml"),
+        "--grad_clip",
+        str(path),
+    ]
     config = run_config.parse(parser, [*argv, "--guard.spikes.z", "6"])
     with torch.device("meta"):
         parts = parser.instantiate(config)

@@ -45,10 +45,10 @@ KEY = re.compile(
 )
 # Runs that together have every key: slots and mappings that are empty by default are filled.
 RUNS = [
-    ["--config", str(ROOT / "configs" / "run" / "emoji_aclip_short.yaml")],
-    ["--config", str(ROOT / "configs" / "run" / "distill_crd.yaml")],
+    ["--config", str(ROOT / "configs" / "run" / "emoji" / "emoji_aclip_short.yaml")],
+    ["--config", str(ROOT / "configs" / "run" / "distillation" / "distill_crd.yaml")],
     [
-        *["--config", str(ROOT / "configs" / "run" / "emoji_siglip.yaml")],
+        *["--config", str(ROOT / "configs" / "run" / "emoji" / "emoji_siglip.yaml")],
         *[
             "--grad_clip",
             str(ROOT / "configs" / "grad_clip" / "zclip.yaml"),

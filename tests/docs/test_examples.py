@@ -19,7 +19,7 @@ TEXT = (ROOT / "docs" / "data.md").read_text()
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 BLOCKS = BLOCK.findall(TEXT)
 OBJECTIVES = BLOCK.findall((ROOT / "docs" / "objectives.md").read_text())
-RUN = ROOT / "configs" / "run" / "emoji_clip.yaml"
+RUN = ROOT / "configs" / "run" / "emoji" / "emoji_clip.yaml"
 
 
 @pytest.fixture(scope="module")

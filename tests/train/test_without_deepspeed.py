@@ -23,7 +23,7 @@ for name in names:
 from counterpoint.launch.config.parser import make_parser, parse
 from counterpoint.train.strategies.choose import choose_strategy
 
-run = str(root / "configs" / "run" / "emoji_clip.yaml")
+run = str(root / "configs" / "run" / "emoji" / "emoji_clip.yaml")
 parse(make_parser(), ["--config", run, "--trainer.strategy", "zero2"])
 told = []
 for name in ("fsdp2", "zero1", "zero2", "zero3_offload"):

@@ -52,10 +52,13 @@ def test_runs_for_photographs_with_what_they_use_and_nothing_else(tmp_path, caps
 @pytest.mark.parametrize("run", packaged_files())
 def test_every_run_finds_its_parts_at_its_new_place(tmp_path, run):
     init.copy_configs(tmp_path, init.files_of([run]))
-    parts = named(tmp_path / "configs" / "run" / f"{run}.yaml")
+    (copied,) = (tmp_path / "configs" / "run").rglob("*.yaml")
+    parts = named(copied)
     assert len(parts) >= 5
     assert all(part.is_file() for part in parts)
-    assert init.next_commands(tmp_path, [run])
+    assert f"--config {copied.relative_to(tmp_path)}" in " ".join(
+        init.next_commands(tmp_path, [run])
+    )
 
 
 def test_runs_are_added_and_what_is_there_stays(tmp_path, capsys):
