@@ -19,8 +19,8 @@ def packaged(tmp_path, monkeypatch):
 
 
 def test_a_name_finds_the_packaged_file_of_its_kind(packaged):
-    assert paths.find("emoji_clip") == packaged / "run" / "emoji" / "emoji_clip.yaml"
-    assert paths.find("emoji_clip.yaml") == packaged / "run" / "emoji" / "emoji_clip.yaml"
+    assert paths.find("emoji_clip") == packaged / "run" / "emoji_clip.yaml"
+    assert paths.find("emoji_clip.yaml") == packaged / "run" / "emoji_clip.yaml"
     assert paths.find("emoji", kind="suite") == packaged / "suite" / "emoji.yaml"
 
 

@@ -1,5 +1,7 @@
 """Run files, slots' files and options become one configuration; words of other trainers."""
 
+import re
+
 import pytest
 import yaml
 
