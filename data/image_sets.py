@@ -63,7 +63,7 @@ class ImageSet(ABC):
 
     Attributes:
         default_label: The field that names the class unless a task says otherwise.
-        root: Where relative paths start; set by `load_suite` before the first use.
+        root: Where relative paths start; set when a suite is read, before the first use.
     """
 
     default_label: str

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from ...data.files import write_whole
 from ...train.checkpointing.checkpoint import step_of
 from ...train.evaluation.evaluate import evaluate
-from ...train.evaluation.suite import load_suite
 from .. import arguments
+from ..config.suites import load_suite
 from ..run.env import choose_attention, is_first_process, num_threads, prepare, under_torchrun
 from ..run.load import checkpoint_of, load_run
 from ..run.precision import slow_bf16

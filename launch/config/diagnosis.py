@@ -326,7 +326,8 @@ def unknown(
         return f"there is no such key; {found}"
     if elsewhere:
         return f"there is no such key; did you mean {elsewhere[0]}?"
-    more = f" (counterpoint fit --help{f' {slot}' if slot else ''})"
+    more = f" (counterpoint fit --help {slot})" if slot in SLOTS else ""
+    more = more if slot else " (counterpoint fit --help)"
     return f"there is no such key; there are {listed(sorted(known))}{more}"
 
 

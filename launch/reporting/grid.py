@@ -121,7 +121,7 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
     from ...train.evaluation.encode import Encoder
     from ...train.evaluation.evaluate import untouched
     from ...train.evaluation.retrieval import Retrieval
-    from ...train.evaluation.suite import load_suite
+    from ..config.suites import load_suite
     from ..run.load import load_run
 
     run = load_run(run_dir)

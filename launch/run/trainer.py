@@ -21,6 +21,7 @@ from ...train.checkpointing.checkpoint import Checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
 from ...train.checks import at_least
 from ...train.strategies.choose import choose_strategy
+from ..config.suites import load_suite
 from .callbacks import checked_callbacks, progress_bar
 from .env import cluster_plugins, under_torchrun
 from .progress import progress
@@ -79,7 +80,10 @@ def make_trainer(
     callbacks = checked_callbacks(arguments.get("callbacks") or [], parts.evaluation, run_dir)
     bar = progress_bar(arguments)
     own_bar = [] if "enable_progress_bar" in arguments else progress(callbacks, metrics)
-    errors, evaluation = CountErrors(saving, run_dir / "skipped.json"), Evaluate(parts.evaluation)
+    errors = CountErrors(saving, run_dir / "skipped.json")
+    settings = parts.evaluation
+    suite = None if settings.suite is None else load_suite(settings.suite, settings.data_root)
+    evaluation = Evaluate(settings, suite)
     ours = {
         "logger": [*loggers, file],
         "callbacks": [

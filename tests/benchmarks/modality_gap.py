@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from counterpoint.launch.config.suites import load_suite
 from counterpoint.launch.run.env import prepare
 from counterpoint.launch.run.load import load_run
 from counterpoint.losses.components.similarity import Dot, Metric
 from counterpoint.train.evaluation.encode import Encoder
 from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.retrieval import Retrieval
-from counterpoint.train.evaluation.suite import Suite, load_suite
+from counterpoint.train.evaluation.suite import Suite
 
 COLUMNS = {
     "length_image": "Length of pictures",

@@ -12,7 +12,7 @@ from counterpoint.data.shards.index import index_shards
 from counterpoint.data.sidecar import Sidecar
 from counterpoint.launch.config import parser as run_config
 from counterpoint.launch.config.packaged import packaged_files
-from counterpoint.train.evaluation.suite import load_suite
+from counterpoint.launch.config.suites import load_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "data.md").read_text()

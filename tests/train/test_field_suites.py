@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from counterpoint.launch.config.suites import load_suite
 from counterpoint.train.evaluation.evaluate import evaluate
-from counterpoint.train.evaluation.suite import load_suite
 
 NUMBERS = 1100
 TABLE = torch.nn.functional.normalize(
@@ -193,5 +193,5 @@ def test_what_a_suite_imports_has_to_exist(tmp_path):
         "    init_args: {data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: "
         "{path: x}}, classes: {import: open_clip.IMAGENET_CLASSES}}\n"
     )
-    with pytest.raises(ValueError, match=r"classes: import open_clip\.IMAGENET_CLASSES cannot be"):
+    with pytest.raises(ValueError, match=r"classes.import: open_clip\.IMAGENET_CLASSES cannot be"):
         load_suite(suite)

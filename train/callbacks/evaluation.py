@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from ...data.validation import ValidationPairs
 from ..checks import at_least
 from ..evaluation.evaluate import evaluate, prepare
-from ..evaluation.suite import Suite, load_suite
+from ..evaluation.suite import Suite
 from ..module import ContrastiveModule
 from .metrics import log_row
 from .screen import log_beside_bar, log_line
@@ -45,17 +45,16 @@ class EvaluationConfig:
 
 
 class Evaluate(pl.Callback):
-    """Runs the suite of `config` and logs what it finds; decoded images are kept in memory.
+    """Runs a suite and logs the results; decoded images are kept in memory.
 
-    Raises:
-        ValueError: no such suite.
+    Args:
+        config: when to evaluate.
+        suite: the one that `config` names; None: no evaluation.
     """
 
-    def __init__(self, config: EvaluationConfig):
+    def __init__(self, config: EvaluationConfig, suite: Suite | None):
         self.config = config
-        self.suite: Suite | None = None
-        if config.suite is not None:
-            self.suite = load_suite(config.suite, config.data_root)
+        self.suite = suite
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Looks at the data before hours of training depend on it.

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 import counterpoint.configs
+from counterpoint.launch.config.suites import load_suite
 from counterpoint.train.evaluation.evaluate import evaluate, prepare
-from counterpoint.train.evaluation.suite import load_suite
 
 SUITES = sorted((Path(counterpoint.configs.__path__[0]) / "suite").glob("*.yaml"))
 SETS = "counterpoint.data.image_sets"
@@ -25,29 +25,40 @@ ZERO = f"{TASKS}.zeroshot.ZeroShot"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"task": {}}, "has the unknown key 'task'; known: name, root, tasks"),
-        ({"tasks": {}}, "has no tasks"),
-        ([1], r"is \[1\], not a mapping"),
-        ({"tasks": {"t": {"init_args": {}}}}, "task 't' of .* has no class_path"),
-        ({"tasks": {"t": {"class_path": "no.Such"}}}, "class_path no.Such cannot be imported"),
-        ({"tasks": {"t": DATA}}, "task 't' of .*: FolderSet is not a Task"),
-        ({"tasks": {"t": {"class_path": ZERO}}}, "ZeroShot needs `data` in its init_args"),
+        ({"task": {}}, "mine.yaml: task: there is no such key; there are name, root, tasks"),
+        ({"tasks": {}}, r"tasks is \{\}; it takes names, each with a class_path"),
+        ([1], "mine.yaml holds no keys"),
+        ({"tasks": {"t": {"init_args": {}}}}, "tasks.t: names no class: .*, such as .*ZeroShot"),
+        ({"tasks": {"t": {"class_path": "no.Such"}}}, "t.class_path: there is no module 'no'"),
+        ({"tasks": {"t": {"class_path": "ZeroShut"}}}, f"there is no class .* did you mean {ZERO}"),
+        ({"tasks": {"t": DATA}}, "tasks.t.class_path: .*FolderSet is not derived from .*Task,"),
+        ({"tasks": {"t": {"class_path": ZERO}}}, "data: is missing: ZeroShot needs it .*ImageSet"),
         (
             {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA, "lable": "x"}}}},
-            "ZeroShot has the unknown key 'lable'; known: by, classes, data, label",
+            "lable: there is no such key; did you mean tasks.t.init_args.label",
         ),
         (
             {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": "photos"}}}},
-            "data: 'photos' is not an image set",
+            "data: there is no class 'photos'; there are FolderSet, ShardSet",
         ),
         (
             {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA | {"args": 1}}}}},
-            "t' of .*data has the unknown key 'args'",
+            "t.init_args.data.args: there is no such key; there are class_path, .*init_args",
         ),
         (
             {"tasks": {"t": {"class_path": f"{TASKS}.retrieval.Retrieval",
                              "init_args": {"data": DATA, "k": [0]}}}},
-            r"task 't' of .*: k: \[0\] is not a list",
+            r"mine.yaml: tasks.t: k: \[0\] is not a list",
+        ),
+        (
+            {"tasks": {"t": {"class_path": f"{TASKS}.retrieval.Retrieval",
+                             "init_args": {"data": DATA, "k": "x"}}}},
+            "tasks.t.init_args.k: is 'x'; it takes a list of whole numbers",
+        ),
+        (
+            {"tasks": {"t": {"class_path": ZERO,
+                             "init_args": {"data": DATA, "classes": {"import": "open_clip.X"}}}}},
+            "tasks.t.init_args.classes.import: open_clip.X cannot be imported",
         ),
     ],
 )  # fmt: skip
@@ -60,8 +71,21 @@ def test_a_mistake_in_a_suite_is_one_sentence(tmp_path, content, message):
 
 
 def test_an_unknown_name_tells_the_packaged_suites():
-    with pytest.raises(ValueError, match=r"no packaged suite 'none' .there are: .*emoji.*"):
+    with pytest.raises(ValueError, match=r"'none' is .* packaged suite: there are .*emoji.*"):
         load_suite("none")
+    with pytest.raises(ValueError, match="did you mean emoji"):
+        load_suite("emojis")
+
+
+def test_equal_image_sets_are_one_and_others_are_not(tmp_path):
+    names = {"a": "d", "b": "d", "c": "e"}
+    tasks = {
+        name: {"class_path": ZERO, "init_args": {"data": DATA | {"init_args": {"path": path}}}}
+        for name, path in names.items()
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    first, second, other = load_suite(tmp_path / "mine.yaml").tasks.values()
+    assert first.data is second.data is not other.data
 
 
 def crop(image, size, rng):
