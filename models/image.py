@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -45,8 +45,8 @@ class PixelStem(nn.Module):
 class ImageTower(nn.Module):
     """What an image tower must offer: `forward(uint8 [n, 3, h, w], keep=None) -> [n, width]`.
 
-    `keep` [n, k] are rising indices of the patches that it sees, of those that `grid` counts; `~i`
-    is patch `i` hidden behind the mask token, which is there after `learn_mask_token`.
+    `keep` [n, k] are rising indices of the patches that it sees, of those that `grid` counts. After
+    `learn_mask_token` it also takes `hidden` [n, k]: which of them the mask token stands for.
 
     Attributes:
         width: length of the pooled vector.
@@ -211,29 +211,35 @@ class TimmTower(ImageTower):
         return height // rows, width // columns
 
     def forward(
-        self, image: UInt8[Tensor, "n 3 h w"], keep: Int64[Tensor, "n k"] | None = None
+        self,
+        image: UInt8[Tensor, "n 3 h w"],
+        keep: Int64[Tensor, "n k"] | None = None,
+        hidden: Bool[Tensor, "n k"] | None = None,
     ) -> Float[Tensor, "n width"]:
         """Returns the pooled vector of each image, before projection and normalisation.
 
-        A ViT takes pictures of any size that divides into its patches: its positions are resampled
+        A ViT takes images of any size that divides into its patches: its positions are resampled
         and none of its parameters changes shape.
 
         Args:
             image: pixels.
-            keep: rising indices of the patches to encode, `~i` for the mask token at place `i`;
-                None: all. Li et al. (FLIP, 2023).
+            keep: rising indices of the patches to encode; None: all. Li et al. (FLIP, 2023).
+            hidden: which of these the mask token replaces; None: none.
         """
         usual = image.shape[-2:] == (self.image_size, self.image_size)
         if keep is None and (usual or self._vit() is None):
             pooled = self.trunk(self.stem(image))
         else:
-            tokens, trunk = self.tokens(image, keep)
+            tokens, trunk = self.tokens(image, keep, hidden)
             pooled = trunk.forward_head(trunk.norm(trunk.blocks(tokens)))
         # Every step has a gradient for every parameter, if only zero: data-parallel training waits.
         return pooled if self.mask_token is None else pooled + 0.0 * self.mask_token.sum()
 
     def tokens(
-        self, image: UInt8[Tensor, "n 3 h w"], keep: Int64[Tensor, "n k"] | None = None
+        self,
+        image: UInt8[Tensor, "n 3 h w"],
+        keep: Int64[Tensor, "n k"] | None = None,
+        hidden: Bool[Tensor, "n k"] | None = None,
     ) -> tuple[Float[Tensor, "n t d"], VisionTransformer]:
         """Returns what enters the first block, and the ViT.
 
@@ -246,9 +252,6 @@ class TimmTower(ImageTower):
         assert trunk is not None
         patches = image.unflatten(-1, (grid[1], -1)).unflatten(-3, (grid[0], -1))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # [n, patches, 3, p, p]
-        hidden = None
-        if keep is not None and self.mask_token is not None:
-            hidden, keep = keep < 0, torch.where(keep < 0, ~keep, keep)
         if keep is not None:
             patches = patches[torch.arange(num_images, device=image.device)[:, None], keep]
         embed = trunk.patch_embed

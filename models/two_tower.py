@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -133,13 +133,13 @@ class TwoTower(nn.Module):
     def _encode_images(
         self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None, chunks: int
     ) -> Float[Tensor, "n d"]:
-        image, kept = batch[view], None
+        image, patches = batch[view], None
         # Drawn for the whole batch: what is kept does not depend on the parts.
         if reduction is not None and reduction.image is not None:
             image = reduction.image.pixels(image)
             grid = self.image.grid(image)  # type: ignore[operator] - see ImageTower
-            kept = reduction.image.keep(grid, batch["key"], view, reduction)
-        pieces = parts.split((image, kept), chunks)
+            patches = reduction.image.keep(grid, batch["key"], view, reduction)
+        pieces = parts.split((image, *(patches or ())), chunks)
         return parts.encode(self.project_image, pieces, chunks > 1)
 
     def _captions(
@@ -156,11 +156,15 @@ class TwoTower(nn.Module):
         return parts.trimmed(text, length, num_parts, self.context_length, known), length
 
     def project_image(
-        self, image: UInt8[Tensor, "n 3 h w"], kept: Int64[Tensor, "n k"] | None = None
+        self,
+        image: UInt8[Tensor, "n 3 h w"],
+        kept: Int64[Tensor, "n k"] | None = None,
+        hidden: Bool[Tensor, "n k"] | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Image embeddings before normalisation, from the patches in `kept` (None: from all)."""
-        pooled = self.image(image) if kept is None else self.image(image, kept)
-        return self.image_projection(pooled)
+        """Image embeddings before normalisation; see `reducers.base.Patches`."""
+        # Not every tower knows patches, and not every one that does has a mask token.
+        patches = [indices for indices in (kept, hidden) if indices is not None]
+        return self.image_projection(self.image(image, *patches))
 
     def project_text(
         self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]

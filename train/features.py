@@ -1,7 +1,8 @@
-"""Feature providers: frozen teachers and the moving average of the student.
+"""Features that do not come from the student: of teachers, of its moving average, of sidecars.
 
-In: a batch and the names that the terms need. Out: features named `teacher.NAME.VIEW` and
-`ema.VIEW` (each also as `.raw`, and `.logit_scale`), without gradient.
+In: a batch and the names that terms and reducers need. Out: features named `teacher.NAME.VIEW` and
+`ema.VIEW` (each also as `.raw` and, for images, `.attention`; and `.logit_scale`), and entries of
+sidecars, without gradient; the scores by which a reducer keeps patches.
 
 Teachers are not part of the saved state: they are loaded again. The average is: it is what the run
 has learned, a function of synchronised weights and so the same on every rank.
@@ -9,17 +10,13 @@ has learned, a function of synchronised weights and so the same on every rank.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from ..losses.features import MODEL_SCALARS
-from ..models.reducers.attentive import PLACE, attended, moved
-from ..models.reducers.base import Reduction
-from ..models.teachers.frozen import FrozenTowers
-from ..models.two_tower import TwoTower
-from .ema import Ema
+from ..models.image import ImageTower
+from ..models.reducers.base import ImageView, Reduction
+from ..models.teachers.frozen import FrozenTowers, view_of
 from .phases import Phases
 
 
@@ -30,8 +27,8 @@ def teacher_features(
 
     Args:
         providers: `ema` and `teacher.NAME`.
-        batch: As for the model.
-        needs: Names of features; those of nobody here are left to others.
+        batch: as for the model.
+        needs: names of features; other names are ignored.
     """
     features: dict[str, Tensor] = {}
     for provider, towers in providers.items():
@@ -48,91 +45,84 @@ def stored_features(
     """Returns the needed features that come with the batch (a sidecar's), in float32 at least.
 
     Args:
-        batch: As for the model.
-        needs: Names of features.
-        features: Those that are there already.
+        batch: as for the model.
+        needs: names of features.
+        features: names of those already computed.
     """
-    found = {name: batch[name] for name in needs if name in batch and name not in features}
+    stored = {name: batch[name] for name in needs if name in batch and name not in features}
     return {
         name: value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value
-        for name, value in found.items()
+        for name, value in stored.items()
     }
 
 
 def score_patches(
-    reduction: Reduction, ema: Ema | None, batch: Mapping[str, Tensor], needs: Iterable[str]
+    reduction: Reduction,
+    tower: ImageTower,
+    providers: Mapping[str, FrozenTowers],
+    batch: Mapping[str, Tensor],
+    needs: Iterable[str],
 ) -> tuple[Reduction, dict[str, Tensor]]:
-    """Lets the average look at the pictures first, if the step's reducer keeps what it looks at.
+    """Computes the scores by which the step's image reducer keeps patches, if it has any.
 
     Args:
-        reduction: Of the step.
-        ema: The average.
-        batch: As for the model, with each view's `.augmentation`.
-        needs: Names of features.
+        reduction: of the step.
+        tower: image tower of the student.
+        providers: `ema` and `teacher.NAME`.
+        batch: as for the model, with each view's `.augmentation`.
+        needs: names of features that terms read.
 
     Returns:
-        The reduction with scores of all views of the picture that are needed, and those features of
-        the average that come of it: it sees those pictures once.
+        The reduction with scores of the image views that the student encodes, and the features
+        computed for them, so that no frozen model encodes a view twice.
+
+    Raises:
+        ValueError: the run does not have what the reducer needs.
     """
-    seen = None if reduction.image is None else reduction.image.sees
-    if reduction.image is None or seen is None:
+    reducer = reduction.image
+    if reducer is None:
         return reduction, {}
-    assert ema is not None, "check_scores comes first"
-    tower = ema.model.image
-    names = {name.removeprefix("ema.") for name in needs if name.startswith("ema.")}
-    wanted = {name for name in names if name.removesuffix(".raw") == seen} or {seen}
-    features, attention = attended(tower, batch[seen], partial(ema, batch, wanted))
-    scores = {}
-    for view in image_views(needs):
-        size = reduction.image.pixels(batch[view][:1])
-        whole, part = (batch[f"{n}.augmentation"][:, : len(PLACE)] for n in (seen, view))
-        scores[view] = moved(attention, whole, part, tower.grid(size))
-    return replace(reduction, scores=scores), {f"ema.{n}": v for n, v in features.items()}
+    features = teacher_features(providers, batch, reducer.needs)
+    features |= stored_features(batch, reducer.needs, features)
+    for name in set(reducer.needs) - features.keys():
+        raise ValueError(f"{type(reducer).__name__} needs '{name}': {_fix(name.split('.'))}")
+    grids = {v: tower.grid(reducer.pixels(batch[v][:1])) for v in image_views(needs)}
+    return replace(reduction, scores=reducer.scores(features, batch, grids)), features
 
 
 def image_views(needs: Iterable[str]) -> list[str]:
-    """The views of the picture that the student encodes."""
+    """Returns the image views that the student encodes."""
     names = {name.removesuffix(".raw") for name in needs if name.split(".")[0] == "image"}
     return sorted(names)
 
 
 def check_scores(
-    phases: Phases,
-    needs: Iterable[str],
-    providers: Collection[str],
-    placed: Mapping[str, int],
-    model: TwoTower,
+    phases: Phases, needs: Iterable[str], views: Mapping[str, ImageView], tower: ImageTower
 ) -> None:
-    """Looks at what phases need that keep the patches that the average looks at.
+    """Checks that the image reducers of all phases can score what the student encodes.
 
     Args:
-        phases: Of the run.
-        needs: Of the objective.
-        providers: `ema` and `teacher.NAME`, as far as configured.
-        placed: Side in pixels of the views whose place in the picture batches tell.
-        model: The student.
+        phases: of the run.
+        needs: of the objective.
+        views: the images that batches hold.
+        tower: image tower of the student.
 
     Raises:
-        ValueError: Scores cannot be computed.
+        ValueError: one cannot.
     """
     for name, phase in phases.named.items():
-        seen = None if phase.image_reducer is None else phase.image_reducer.sees
-        if seen is None:
+        if (reducer := phase.image_reducer) is None:
             continue
-        if "ema" not in providers:
-            raise ValueError(
-                f"phases.{name}.image_reducer keeps what an average of the student looks at: "
-                "give the run one, such as ema: {decay: 0.996}, or use RandomPatches"
-            )
-        for view in (seen, *image_views(needs)):
-            if view not in placed:
+        student = [need for need in reducer.needs if need.split(".")[0] in ("image", "text")]
+        try:
+            if student:
                 raise ValueError(
-                    f"phases.{name}.image_reducer needs to know where '{view}' lies in the "
-                    f"picture, and there are {sorted(placed)}: make it in data.views, with a "
-                    "TrainTransform or an EnclosingCrop"
+                    f"{type(reducer).__name__} needs {student} of the student, which runs after "
+                    "the scores: name features of ema or of teacher.NAME, or read the batch"
                 )
-        side = placed[seen]
-        model.image.grid(torch.empty(1, 3, side, side, dtype=torch.uint8))
+            reducer.check_views(tower, views, image_views(needs))
+        except ValueError as error:
+            raise ValueError(f"phases.{name}.image_reducer: {error}") from None
 
 
 def check_needs(
@@ -140,17 +130,19 @@ def check_needs(
     providers: Collection[str],
     views: Collection[str],
     stored_features: Collection[str],
+    reader: str = "a term",
 ) -> None:
-    """Looks for needs that nobody provides.
+    """Checks that all features that a part of the run reads are provided.
 
     Args:
-        needs: Of the objective.
+        needs: names of the features.
         providers: `ema` and `teacher.NAME`, as far as configured.
         views: `image`, `text` and further ones that batches hold.
-        stored: Entries that come from sidecars.
+        stored_features: entries that come from sidecars.
+        reader: what reads them, for the message.
 
     Raises:
-        ValueError: There is one.
+        ValueError: one is not.
     """
     for name in sorted(set(needs) - set(stored_features)):
         words = name.split(".")
@@ -159,11 +151,11 @@ def check_needs(
             continue  # of every batch, such as its `key`
         provider = ".".join(words[:2]) if words[0] == "teacher" else words[0]
         if not own and provider not in providers:
-            raise ValueError(f"a term needs '{name}', which nobody provides: {_fix(words)}")
-        view = (name if own else name.removeprefix(f"{provider}.")).removesuffix(".raw")
+            raise ValueError(f"{reader} needs '{name}', which the run does not have: {_fix(words)}")
+        view = name.removesuffix(".raw") if own else view_of(name.removeprefix(f"{provider}."))
         if view not in views and (own or view not in MODEL_SCALARS):
             raise ValueError(
-                f"a term needs '{name}', but batches have no '{view}': name one of "
+                f"{reader} needs '{name}', but batches have no '{view}': name one of "
                 f"{sorted(views)}, or add it to data.views or data.texts"
             )
 

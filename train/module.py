@@ -144,9 +144,9 @@ class ContrastiveModule(pl.LightningModule):
         """What the objective needs, from the towers, the providers and the batch."""
         needs = self.objective.needs
         reduction = self.phases.reduction(self.global_step, self.seed)
-        reduction, seen = score_patches(reduction, self.ema, batch, needs)
-        features = self.model(batch, needs, reduction) | seen
-        features |= teacher_features(self.providers, batch, needs - seen.keys())
+        reduction, scored = score_patches(reduction, self.model.image, self.providers, batch, needs)
+        features = self.model(batch, needs, reduction) | scored
+        features |= teacher_features(self.providers, batch, needs - scored.keys())
         return features | stored_features(batch, needs, features)
 
     def transfer_batch_to_device(

@@ -124,6 +124,12 @@ class Phases:
         _, phase, _ = self.at(step)
         return Reduction(seed, step, phase.image_reducer, phase.text_reducer)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Features by which the image reducers of all phases keep patches."""
+        reducers = (phase.image_reducer for phase in self.named.values())
+        return frozenset(name for reducer in reducers if reducer for name in reducer.needs)
+
     def samples_before(self, step: int) -> int:
         """Pairs consumed by the steps before `step`."""
         total = 0

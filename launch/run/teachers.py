@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,8 +16,10 @@ from ...data.pairs import Pairs
 from ...data.recipe import View
 from ...data.text.tokenize import Tokenizer
 from ...losses.features import MODEL_SCALARS
-from ...models.reducers.attentive import PLACE
-from ...models.teachers.frozen import FrozenTowers, Teacher
+from ...models.attention import class_token_blocks
+from ...models.image import ImageTower
+from ...models.reducers.base import ImageView
+from ...models.teachers.frozen import ATTENTION, FrozenTowers, Teacher, view_of
 from ...models.two_tower import TwoTower
 from ...models.weights import load_weights, read_weights
 from ...train.checkpointing import checkpoint as checkpoints
@@ -32,10 +34,10 @@ PROBE_TOKENS = 64
 
 
 def attach(module: ContrastiveModule, parts: Any) -> None:
-    """Loads what the terms need beside the student.
+    """Loads what terms and reducers need beside the student.
 
     Raises:
-        ValueError: a term needs what nobody provides, or a teacher cannot be used.
+        ValueError: one needs what the run does not have, or a teacher cannot be used.
     """
     teachers, data = parts.teachers or {}, parts.data
     for name in teachers:
@@ -49,17 +51,19 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
     ]
     needs, sizes = module.objective.needs, sizes_of(module, data)
     check_needs(needs, names, sizes, stored)
-    made = {"image": View(data.train_transform)}
-    made |= {f"image.{name}": view for name, view in data.views.items()}
-    # Of the sample's own picture: where a crop of another one lies says nothing about this one.
-    placed = {
-        name: size
-        for name, view in made.items()
+    for name, phase in module.phases.named.items():
+        if phase.image_reducer is not None:
+            reader = f"phases.{name}.image_reducer"
+            check_needs(phase.image_reducer.needs, names, sizes, stored, reader)
+    views = {"image": View(data.train_transform)}
+    views |= {f"image.{name}": view for name, view in data.views.items()}
+    image_views = {
+        # The position of a crop in another image says nothing about this one.
+        name: ImageView(size, view.transform.columns if view.member is None else ())
+        for name, view in views.items()
         if (size := sizes[name]) is not None
-        and view.member is None
-        and view.transform.columns[: len(PLACE)] == PLACE
     }
-    check_scores(module.phases, needs, names, placed, module.model)
+    check_scores(module.phases, needs, image_views, module.model.image)
     for name in teachers:
         module.providers[f"teacher.{name}"], _ = checked_teacher(module, parts, name)
     _check_own_texts(module.objective.needs, data, module.model.context_length)
@@ -70,18 +74,18 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
 def checked_teacher(
     module: ContrastiveModule, parts: Any, name: str
 ) -> tuple[FrozenTowers, list[str]]:
-    """Loads one teacher; returns it and what terms need of it (`image`, `text.theirs.raw`).
+    """Loads one teacher; returns it and the embeddings read of it (`image`, `text.theirs.raw`).
 
     Raises:
-        ValueError: no term needs it, or it cannot be used.
+        ValueError: no term or reducer needs it, or it cannot be used.
     """
     teacher, data, prefix = parts.teachers[name], parts.data, f"teacher.{name}."
-    wanted = [n.removeprefix(prefix) for n in module.objective.needs if n.startswith(prefix)]
+    needs = module.objective.needs | module.phases.needs
+    wanted = {n.removeprefix(prefix) for n in needs if n.startswith(prefix)}
     if not wanted:
         raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
     sizes = sizes_of(module, data)
-    needs = sorted(need for need in wanted if need.removesuffix(".raw") in sizes)
-    views = sorted({need.removesuffix(".raw") for need in needs})
+    views = sorted({view_of(need) for need in wanted} & sizes.keys())
     tokenizers = [data.reads(view)[0] for view in views if view.startswith("text")]
     towers = teacher.build(partial(load, module, tokenizers))
     towers.model.chunks = module.model.chunks
@@ -97,7 +101,9 @@ def checked_teacher(
             _check_size(prefix + view, view, sizes[view], towers.model)
         else:
             _check_text(prefix + view, teacher, data, view, towers.model)
-    return towers, needs
+    if any(need.endswith(ATTENTION) for need in wanted):
+        class_token_blocks(cast(ImageTower, towers.model.image))
+    return towers, sorted(n for n in wanted if n.removesuffix(".raw") in sizes)
 
 
 def sizes_of(module: ContrastiveModule, data: Pairs) -> dict[str, int | None]:

@@ -1,31 +1,60 @@
 """Token reducers: what a training step leaves out before the towers run.
 
-In: uint8 pictures, token ids, sample keys. Out: smaller pictures, indices of kept patches, shorter
+In: uint8 images, token ids, sample keys. Out: smaller images, indices of kept patches, shorter
 captions. A reducer belongs to a phase; evaluation has none. What is kept depends on (seed, step,
-sample key, view) alone.
+sample key, view) and on the reducer's own scores alone.
 """
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from ..image import ImageTower
-from .keyed_random import draws, stream
+from .keyed_random import draw, stream
+
+
+class Patches(NamedTuple):
+    """What a tower sees of each image.
+
+    Attributes:
+        kept: rising indices into the grid of patches, row by row.
+        hidden: which of them are hidden behind the tower's mask token; None: none.
+    """
+
+    kept: Int64[Tensor, "n k"]
+    hidden: Bool[Tensor, "n k"] | None = None
+
+
+class ImageView(NamedTuple):
+    """An image entry of batches, as it is known before a run.
+
+    Attributes:
+        size: side in pixels.
+        augmentation: columns of the batch entry `NAME.augmentation`; () for views of an image that
+            is not the sample's own.
+    """
+
+    size: int
+    augmentation: tuple[str, ...] = ()
 
 
 class ImageReducer:
     """Shortens the image tower's sequence; this one changes nothing.
 
-    Subclasses override `pixels`, `keep`, or both: `pixels` acts first.
+    Subclasses override `pixels`, `keep`, or both: `pixels` acts first. A reducer that keeps patches
+    by scores of its own overrides `scores` too, and reads them in `keep` from `reduction.scores`.
 
     Attributes:
-        sees: Batch entry of the pictures that the moving average of the image tower must look at
-            for `Reduction.scores`; None: no scores are needed.
+        needs: features that `scores` reads: those of frozen models (`ema.VIEW`,
+            `teacher.NAME.VIEW`, each also as `.raw` and, of a ViT with a class token,
+            `.attention`), or entries of sidecars (`NAME.COLUMN`).
     """
 
-    sees: str | None = None
+    needs: tuple[str, ...] = ()
 
     def prepare(self, tower: ImageTower) -> None:
         """Gives the tower the parameters that this reducer needs, when a run is built.
@@ -34,8 +63,37 @@ class ImageReducer:
             ValueError: the two do not fit.
         """
 
+    def check_views(
+        self, tower: ImageTower, views: Mapping[str, ImageView], scored: Sequence[str]
+    ) -> None:
+        """Checks, when a run is built, that `scores` can be computed from what batches hold.
+
+        Args:
+            tower: of the student.
+            views: the images that batches hold.
+            scored: names of those that the student encodes.
+
+        Raises:
+            ValueError: a view is missing or of no use.
+        """
+
+    def scores(
+        self,
+        features: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        grids: Mapping[str, tuple[int, int]],
+    ) -> Mapping[str, Float[Tensor, "n rows columns"]]:
+        """Scores the patches of each view in `grids`, before the student runs; {}: no scores.
+
+        Args:
+            features: those in `needs`, without gradient.
+            batch: as for the model.
+            grids: rows and columns of patches of the views that the student encodes.
+        """
+        return {}
+
     def pixels(self, image: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h2 w2"]:
-        """Returns the pictures to cut into patches."""
+        """Returns the images to cut into patches."""
         return image
 
     def keep(
@@ -44,20 +102,57 @@ class ImageReducer:
         keys: Int64[Tensor, " n"],
         view: str,
         reduction: "Reduction",
-    ) -> Int64[Tensor, "n k"] | None:
-        """Chooses the patches that the tower sees.
+    ) -> Patches | None:
+        """Chooses the patches that the tower sees; None: all as they are.
 
         Args:
-            grid: Rows and columns of patches of what `pixels` returned.
-            keys: Sample keys.
-            view: Batch entry, such as `image` or `image.strong_1`; each view draws anew.
-            reduction: Of the step.
-
-        Returns:
-            Rising indices into the grid, row by row; `~i` stands for patch `i` hidden behind the
-            tower's mask token. None: all patches as they are.
+            grid: rows and columns of patches of what `pixels` returned.
+            keys: sample keys.
+            view: batch entry, such as `image` or `image.strong_1`; each view draws anew.
+            reduction: of the step.
         """
         return None
+
+
+class WrappedReducer(ImageReducer, ABC):
+    """A reducer around another one: what it does not override, the inner one does.
+
+    Args:
+        inner: the reducer inside.
+    """
+
+    @abstractmethod
+    def __init__(self, inner: ImageReducer):
+        self.inner = inner
+        self.needs = inner.needs
+
+    def prepare(self, tower: ImageTower) -> None:
+        self.inner.prepare(tower)
+
+    def check_views(
+        self, tower: ImageTower, views: Mapping[str, ImageView], scored: Sequence[str]
+    ) -> None:
+        self.inner.check_views(tower, views, scored)
+
+    def scores(
+        self,
+        features: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        grids: Mapping[str, tuple[int, int]],
+    ) -> Mapping[str, Float[Tensor, "n rows columns"]]:
+        return self.inner.scores(features, batch, grids)
+
+    def pixels(self, image: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h2 w2"]:
+        return self.inner.pixels(image)
+
+    def keep(
+        self,
+        grid: tuple[int, int],
+        keys: Int64[Tensor, " n"],
+        view: str,
+        reduction: "Reduction",
+    ) -> Patches | None:
+        return self.inner.keep(grid, keys, view, reduction)
 
 
 class TextReducer:
@@ -74,11 +169,11 @@ class TextReducer:
         """Shortens captions; the last token of each (the end of text) stays its last.
 
         Args:
-            text: Token ids, padded after the end of text.
-            length: Tokens of each caption, start and end included.
-            keys: Sample keys.
-            view: Batch entry, such as `text`; each view draws anew.
-            reduction: Of the step.
+            text: token ids, padded after the end of text.
+            length: tokens of each caption, start and end included.
+            keys: sample keys.
+            view: batch entry, such as `text`; each view draws anew.
+            reduction: of the step.
 
         Returns:
             The ids, padded, and the new lengths.
@@ -91,11 +186,11 @@ class Reduction:
     """The reducers of one training step, and what their choices depend on.
 
     Attributes:
-        seed: Of the run.
-        step: Global step.
-        image: None: pictures stay whole.
+        seed: of the run.
+        step: global step.
+        image: None: images stay whole.
         text: None: captions stay whole.
-        scores: How much each patch matters, [n, rows, columns] by view, for reducers that ask.
+        scores: what `image.scores` returned, by view.
     """
 
     seed: int
@@ -104,6 +199,6 @@ class Reduction:
     text: TextReducer | None = None
     scores: Mapping[str, Float[Tensor, "n rows columns"]] = field(default_factory=dict)
 
-    def draws(self, keys: Int64[Tensor, " n"], view: str, count: int) -> Int64[Tensor, "n count"]:
+    def draw(self, keys: Int64[Tensor, " n"], view: str, count: int) -> Int64[Tensor, "n count"]:
         """Draws `count` numbers a sample, uniform in 0 .. 2^63 - 1, for this step and view."""
-        return draws(stream(self.seed, self.step, view), keys, count)
+        return draw(stream(self.seed, self.step, view), keys, count)

@@ -17,7 +17,7 @@ FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 LARGEST = (1 << 63) - 1
 
 
-def draws(word: int, keys: Int64[Tensor, " n"], count: int) -> Int64[Tensor, "n count"]:
+def draw(word: int, keys: Int64[Tensor, " n"], count: int) -> Int64[Tensor, "n count"]:
     """Draws `count` numbers a sample, uniform in 0 .. 2^63 - 1.
 
     Args:

@@ -1,52 +1,47 @@
 """Patches hidden behind a learned token: the sequence keeps its length, the tower learns to guess.
 
-In: what another reducer keeps. Out: indices of all patches, those that it leaves out marked. Bao et
-al., "BEiT: BERT Pre-Training of Image Transformers" (2022), section 2.3; for CLIP, Tschannen et
-al., "SigLIP 2" (2025), section 2.3.
+In: the patches that another reducer keeps. Out: all patches, with the others hidden. Bao et al.,
+"BEiT: BERT Pre-Training of Image Transformers" (2022), section 2.3; for CLIP, Tschannen et al.,
+"SigLIP 2" (2025), section 2.3.
 """
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor
 
 from ..image import ImageTower
-from .base import ImageReducer, Reduction
+from .base import ImageReducer, Patches, Reduction, WrappedReducer
 
 
-class MaskTokens(ImageReducer):
+class MaskTokens(WrappedReducer):
     """Puts a learned token in the place of each patch that another reducer leaves out.
 
     The token is a parameter of the image tower in all phases of a run that has such a phase. It
     gets the position of the patch.
 
     Args:
-        of: What chooses the patches that stay visible.
+        of: chooses the patches that stay visible.
     """
 
     def __init__(self, of: ImageReducer):
-        self.of = of
-        self.sees = of.sees
+        super().__init__(of)
 
     def prepare(self, tower: ImageTower) -> None:
         """Gives the tower the token.
 
         Raises:
-            ValueError: It cannot have one.
+            ValueError: it cannot have one.
         """
-        self.of.prepare(tower)
+        super().prepare(tower)
         tower.learn_mask_token()
-
-    def pixels(self, image: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h2 w2"]:
-        """As the other reducer."""
-        return self.of.pixels(image)
 
     def keep(
         self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Int64[Tensor, "n k"] | None:
-        """Keeps every place; `~i` where patch `i` is hidden."""
-        kept = self.of.keep(grid, keys, view, reduction)
-        if kept is None:
+    ) -> Patches | None:
+        patches = super().keep(grid, keys, view, reduction)
+        if patches is None:
             return None
-        places = torch.arange(grid[0] * grid[1], device=kept.device).expand(len(kept), -1)
-        hidden = torch.ones_like(places, dtype=torch.bool).scatter(1, kept, False)
-        return torch.where(hidden, ~places, places)
+        kept = patches.kept
+        indices = torch.arange(grid[0] * grid[1], device=kept.device).expand(len(kept), -1)
+        hidden = torch.ones_like(indices, dtype=torch.bool).scatter(1, kept, False)
+        return Patches(indices, hidden)

@@ -1,4 +1,4 @@
-"""Image reducers: fewer patches (random, one of each window, one block), or smaller pictures.
+"""Image reducers: fewer patches (random, one of each window, one block), or smaller images.
 
 In: the grid of patches and sample keys. Out: rising indices of the kept patches, as many for every
 sample, so that the tower's sequences are really shorter.
@@ -11,8 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..image import ImageTower
-from .base import ImageReducer, Reduction
+from .base import ImageReducer, Patches, Reduction, WrappedReducer
 
 
 class RandomPatches(ImageReducer):
@@ -21,24 +20,24 @@ class RandomPatches(ImageReducer):
     Li et al., "Scaling Language-Image Pre-training via Masking" (FLIP, 2023), section 3.
 
     Args:
-        drop: Share of the patches left out.
+        drop: fraction of the patches left out.
 
     Raises:
         ValueError: `drop` is outside 0 .. 1.
     """
 
     def __init__(self, drop: float = 0.5):
-        self.drop = _share(type(self).__name__, drop)
+        self.drop = _checked_drop(type(self).__name__, drop)
 
     def keep(
         self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Int64[Tensor, "n k"]:
+    ) -> Patches:
         """Keeps the patches with the lowest random numbers."""
         num_patches = grid[0] * grid[1]
         num_kept = max(1, int(num_patches * (1 - self.drop)))
         # Stable, so that equal numbers too fall alike on every device.
-        order = reduction.draws(keys, view, num_patches).argsort(dim=1, stable=True)
-        return order[:, :num_kept].sort(dim=1).values
+        order = reduction.draw(keys, view, num_patches).argsort(dim=1, stable=True)
+        return Patches(order[:, :num_kept].sort(dim=1).values)
 
 
 class GridPatches(ImageReducer):
@@ -48,7 +47,7 @@ class GridPatches(ImageReducer):
     Inverse Scaling Law for CLIP Training" (CLIPA, 2023), section 3 ("grid mask").
 
     Args:
-        window: Side of a window in patches.
+        window: side of a window in patches.
 
     Raises:
         ValueError: `window` is below 1.
@@ -61,15 +60,15 @@ class GridPatches(ImageReducer):
 
     def keep(
         self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Int64[Tensor, "n k"]:
+    ) -> Patches:
         """Keeps patch number `draw mod size` of each window."""
         starts = [torch.arange(0, n, self.window, device=keys.device) for n in grid]
         tops, lefts = (x.flatten() for x in torch.meshgrid(*starts, indexing="ij"))
         heights = (grid[0] - tops).clamp(max=self.window)
         widths = (grid[1] - lefts).clamp(max=self.window)
-        chosen = reduction.draws(keys, view, len(tops)) % (heights * widths)
+        chosen = reduction.draw(keys, view, len(tops)) % (heights * widths)
         rows, columns = tops + chosen // widths, lefts + chosen % widths
-        return (rows * grid[1] + columns).sort(dim=1).values
+        return Patches((rows * grid[1] + columns).sort(dim=1).values)
 
 
 class BlockPatches(ImageReducer):
@@ -79,36 +78,36 @@ class BlockPatches(ImageReducer):
     Training" (CLIPA, 2023), section 3 ("block mask").
 
     Args:
-        drop: Share of the patches left out.
+        drop: fraction of the patches left out.
 
     Raises:
         ValueError: `drop` is outside 0 .. 1.
     """
 
     def __init__(self, drop: float = 0.75):
-        self.drop = _share(type(self).__name__, drop)
+        self.drop = _checked_drop(type(self).__name__, drop)
 
     def keep(
         self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Int64[Tensor, "n k"]:
+    ) -> Patches:
         """Keeps the block; every place in which it fits is alike likely."""
         height, width = (max(1, round(n * math.sqrt(1 - self.drop))) for n in grid)
-        down, right = reduction.draws(keys, view, 2).unbind(1)
+        down, right = reduction.draw(keys, view, 2).unbind(1)
         top, left = down % (grid[0] - height + 1), right % (grid[1] - width + 1)
         rows = torch.arange(height, device=keys.device)[:, None]
         block = rows * grid[1] + torch.arange(width, device=keys.device)
-        return (top * grid[1] + left)[:, None] + block.flatten()
+        return Patches((top * grid[1] + left)[:, None] + block.flatten())
 
 
-class Resize(ImageReducer):
-    """Makes the pictures smaller (bicubic, antialiased); the tower resamples its positions.
+class Resize(WrappedReducer):
+    """Makes the images smaller (bicubic, antialiased); the tower resamples its positions.
 
     The reduction that costs CLIPA least accuracy; also the resolution of a phase. Li et al., "An
     Inverse Scaling Law for CLIP Training" (CLIPA, 2023), section 3.
 
     Args:
-        size: Side in pixels, a multiple of the tower's patches.
-        then: Applied to the smaller pictures.
+        size: side in pixels, a multiple of the tower's patches.
+        then: applied to the smaller images.
 
     Raises:
         ValueError: `size` is below 1.
@@ -117,24 +116,19 @@ class Resize(ImageReducer):
     def __init__(self, size: int, then: ImageReducer | None = None):
         if size < 1:
             raise ValueError(f"Resize has size={size}; give a side in pixels")
+        super().__init__(then or ImageReducer())
         self.size = size
-        self.then = then or ImageReducer()
-        self.sees = self.then.sees
-
-    def prepare(self, tower: ImageTower) -> None:
-        """As what follows."""
-        self.then.prepare(tower)
 
     def pixels(self, image: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 s s"]:
         """Resizes.
 
         Raises:
-            ValueError: The pictures are smaller than `size`.
+            ValueError: the images are smaller than `size`.
         """
         size = (self.size, self.size)
         if min(image.shape[-2:]) < self.size:
             raise ValueError(
-                f"Resize has size={self.size} and pictures are {image.shape[-2]} x "
+                f"Resize has size={self.size} and images are {image.shape[-2]} x "
                 f"{image.shape[-1]}; set the model's image_size to the largest size of all phases"
             )
         if image.shape[-2:] == size:
@@ -146,16 +140,12 @@ class Resize(ImageReducer):
             smaller = smaller.round_().clamp_(0, 255).to(torch.uint8)
         else:
             smaller = F.interpolate(image, size, mode="bicubic", antialias=True)
-        return self.then.pixels(smaller)
-
-    def keep(
-        self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Int64[Tensor, "n k"] | None:
-        """Keeps what `then` keeps."""
-        return self.then.keep(grid, keys, view, reduction)
+        return super().pixels(smaller)
 
 
-def _share(name: str, drop: float) -> float:
+def _checked_drop(name: str, drop: float) -> float:
     if not 0 <= drop < 1:
-        raise ValueError(f"{name} has drop={drop}; give a share of the patches, 0 or more, below 1")
+        raise ValueError(
+            f"{name} has drop={drop}; give a fraction of the patches, 0 or more, below 1"
+        )
     return drop

@@ -97,7 +97,7 @@ class RandomTokens(_Selection):
     ) -> Int64[Tensor, "n k"]:
         """Returns the positions of the words with the lowest random numbers."""
         place = torch.arange(width, device=length.device)
-        scores = reduction.draws(keys, view, width)
+        scores = reduction.draw(keys, view, width)
         scores = scores.masked_fill(place == 0, -1)
         # The end and the padding come last.
         scores = scores.masked_fill(place >= (length - 1)[:, None], torch.iinfo(torch.int64).max)
@@ -119,6 +119,6 @@ class TokenBlock(_Selection):
     ) -> Int64[Tensor, "n k"]:
         """Returns 0, then the span's positions."""
         places = (length - self.num_tokens + 1).clamp(min=1)
-        first = reduction.draws(keys, view, 1)[:, 0] % places
+        first = reduction.draw(keys, view, 1)[:, 0] % places
         offsets = torch.arange(self.num_tokens, device=length.device)
         return offsets + torch.where(offsets > 0, first[:, None], 0)

@@ -1,19 +1,24 @@
 """Frozen two-tower models: how a run file names one, and how it answers.
 
-In: whose weights, and batches. Out: named features without gradient, those that `TwoTower` makes.
+In: whose weights, and batches. Out: named features without gradient, those that `TwoTower` makes,
+and for images `VIEW.attention` (of a ViT with a class token).
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..attention import run_with_attention
+from ..image import ImageTower
 from ..two_tower import TwoTower
 
 # Where weights are: whole on the device; layers cut over ranks; layers in the host's memory.
 Placement = Literal["device", "sharded", "host"]
+ATTENTION = ".attention"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,8 +44,26 @@ class FrozenTowers(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Mapping[str, Tensor], needs: Iterable[str]) -> dict[str, Tensor]:
-        """Returns what `TwoTower` does, with all tokens, in the model's number of chunks."""
-        return self.model(batch, needs, chunks=self.model.chunks)
+        """Returns what `TwoTower` does, with all tokens, in the model's number of chunks.
+
+        Raises:
+            ValueError: `VIEW.attention` is needed of a tower that has none.
+        """
+        needs, features = set(needs), {}
+        for name in sorted(need for need in needs if need.endswith(ATTENTION)):
+            view = view_of(name)
+            run = partial(self.model, batch, (view,), chunks=self.model.chunks)
+            tower = cast(ImageTower, self.model.image)
+            view_features, features[name] = run_with_attention(tower, batch[view], run)
+            features |= view_features
+        if rest := needs - features.keys():
+            features |= self.model(batch, rest, chunks=self.model.chunks)
+        return features
+
+
+def view_of(feature: str) -> str:
+    """Returns the view that a frozen model makes a feature of: `image` of `image.raw`."""
+    return feature.removesuffix(".raw").removesuffix(ATTENTION)
 
 
 def lowered(model: TwoTower, dtype: torch.dtype) -> TwoTower:

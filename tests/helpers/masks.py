@@ -2,23 +2,25 @@
 
 from pathlib import Path
 
-from counterpoint.models.reducers.base import ImageReducer, TextReducer
+import torch
+
+from counterpoint.models.reducers.base import ImageReducer, TextReducer, WrappedReducer
 
 
-class Pictures(ImageReducer):
-    """Appends `step/view/key kept,kept,...`."""
+class Images(WrappedReducer):
+    """Appends `step/view/key kept,kept,...`; `~i` is patch `i` hidden behind the mask token."""
 
     def __init__(self, of: ImageReducer, path: str):
-        self.of, self.path, self.sees = of, path, of.sees
-
-    def prepare(self, tower):
-        self.of.prepare(tower)
+        super().__init__(of)
+        self.path = path
 
     def keep(self, grid, keys, view, reduction):
-        found = self.of.keep(grid, keys, view, reduction)
-        if len(keys) > 1:  # else it is tried on a picture before the run
-            write(self.path, reduction.step, view, keys, found)
-        return found
+        patches = super().keep(grid, keys, view, reduction)
+        kept, hidden = patches
+        if len(keys) > 1:  # else it is tried on an image before the run
+            signed = kept if hidden is None else torch.where(hidden, ~kept, kept)
+            write(self.path, reduction.step, view, keys, signed)
+        return patches
 
 
 class Texts(TextReducer):

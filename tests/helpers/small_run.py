@@ -88,7 +88,7 @@ def replay(model, data, reduction):
     if reduction is not None and reduction.image is not None:
         kept = reduction.image.keep(
             model.image.grid(data["image"]), data["key"], "image", reduction
-        ).tensor_split(model.chunks)
+        ).kept.tensor_split(model.chunks)
     images = data["image"].tensor_split(model.chunks)
     image = [model.project_image(p, kept and kept[i]) for i, p in enumerate(images)]
     length, order = data["text_length"].sort(stable=True)

@@ -9,6 +9,7 @@ from tiny_tower import tiny_vit
 from torch import nn
 
 from counterpoint.models.chunks import check_parts, stop_at, stops, trimmed
+from counterpoint.models.reducers.base import ImageReducer, Patches
 from counterpoint.models.text import ClipTextTower, TextTower
 from counterpoint.models.two_tower import TwoTower
 
@@ -124,19 +125,17 @@ def test_dropout_is_the_same_in_forward_and_recomputation(chunks, precision):
     assert not torch.allclose(other, want["text_projection.weight"], rtol=1e-2)
 
 
-class EveryOther:
+class EveryOther(ImageReducer):
     """A reducer that keeps half of the patches, by the sample's key."""
 
     def __init__(self):
         self.asked = []
 
-    def pixels(self, image):
-        return image
-
     def keep(self, grid, keys, view, reduction):
         self.asked.append((grid, view, len(keys)))
         drawn = (keys[:, None] * 7 + torch.arange(grid[0] * grid[1]) * (keys[:, None] % 5)) % 11
-        return drawn.argsort(dim=1, stable=True)[:, : grid[0] * grid[1] // 2].sort(dim=1).values
+        order = drawn.argsort(dim=1, stable=True)
+        return Patches(order[:, : grid[0] * grid[1] // 2].sort(dim=1).values)
 
 
 class FirstHalf:

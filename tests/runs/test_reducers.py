@@ -71,7 +71,7 @@ def settings(folder: Path, manifest: Path) -> dict:
         phase = {"samples": EACH * 12, "batch_size": 12, "learning_rate": 1e-3}
         if reducer is not None:
             init_args = {"of": reducer, "path": path}
-            phase["image_reducer"] = {"class_path": "masks.Pictures", "init_args": init_args}
+            phase["image_reducer"] = {"class_path": "masks.Images", "init_args": init_args}
         if name == "random":
             init_args = {"of": texts, "path": path}
             phase["text_reducer"] = {"class_path": "masks.Texts", "init_args": init_args}

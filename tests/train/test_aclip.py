@@ -24,12 +24,13 @@ from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.attentive import AttentivePatches
+from counterpoint.models.reducers.base import ImageView
 from counterpoint.models.reducers.mask_token import MaskTokens
 from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.ema import Ema, EmaConfig
-from counterpoint.train.features import check_scores, score_patches
+from counterpoint.train.features import check_needs, check_scores, score_patches
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases, prepare_reducers
 
@@ -46,11 +47,11 @@ class Watched(AttentivePatches):
         self.kept = {}
 
     def keep(self, grid, keys, view, reduction):
-        found = super().keep(grid, keys, view, reduction)
-        if len(keys) > 1:  # else it is tried on a picture before the run
-            rows = zip(keys.tolist(), found.tolist(), strict=True)
+        patches = super().keep(grid, keys, view, reduction)
+        if len(keys) > 1:  # else it is tried on an image before the run
+            rows = zip(keys.tolist(), patches.kept.tolist(), strict=True)
             self.kept |= {(reduction.step, view, key): row for key, row in rows}
-        return found
+        return patches
 
 
 def built(value):
@@ -244,34 +245,41 @@ def test_the_average_sees_the_crop_once_and_only_when_somebody_asks():
     calls = []
     made.ema.model.image.register_forward_hook(lambda *_: calls.append(1))
     needs = made.objective.needs
-    reduction, features = score_patches(made.phases.reduction(0, 0), made.ema, batch, needs)
+
+    def scored(reducer):
+        phases = Phases({"a": Phase(8, 8, 1.0, image_reducer=reducer)})
+        reduction = phases.reduction(0, 0)
+        return score_patches(reduction, made.model.image, made.providers, batch, needs)
+
+    reduction, features = scored(Watched())
     assert len(calls) == 1 and set(reduction.scores) == {"image", "image.other"}
     want = made.ema(batch, {"image.whole.raw"})["image.whole.raw"]
     assert torch.equal(features["ema.image.whole.raw"], want)
-    others = Phases({"a": Phase(8, 8, 1.0, image_reducer=RandomPatches())})
-    plain = others.reduction(0, 0)
-    assert score_patches(plain, made.ema, batch, needs) == (plain, {}) and len(calls) == 2
+    reduction, features = scored(RandomPatches())
+    assert (reduction.scores, features) == ({}, {}) and len(calls) == 2
     hidden = MaskTokens(AttentivePatches(cell=2))
-    reduction, _ = score_patches(
-        Phases({"a": Phase(8, 8, 1.0, image_reducer=hidden)}).reduction(0, 0),
-        made.ema,
-        batch,
-        needs,
-    )
-    found = hidden.keep((4, 4), batch["key"], "image.other", reduction)
-    assert found.shape == (B, 16) and ((found < 0).sum(1) == 8).all()
+    reduction, _ = scored(hidden)
+    patches = hidden.keep((4, 4), batch["key"], "image.other", reduction)
+    assert patches.kept.shape == (B, 16) and (patches.hidden.sum(1) == 8).all()
 
 
 def test_what_scores_need_is_asked_for_before_the_run():
     made = module(Watched())
     needs, phases = made.objective.needs, made.phases
-    placed = {"image": 16, "image.other": 16, "image.whole": 8}
-    check_scores(phases, needs, ["ema"], placed, made.model)
-    with pytest.raises(ValueError, match=r"phases.train.image_reducer keeps .* ema: \{decay"):
-        check_scores(phases, needs, ["teacher.x"], placed, made.model)
+    sides = {"image": 16, "image.other": 16, "image.whole": 8}
+    views = {name: ImageView(side, TrainTransform.columns) for name, side in sides.items()}
+    assert phases.needs == {"ema.image.whole.attention"}
+    check_needs(phases.needs, ["ema"], views, ())
+    check_scores(phases, needs, views, made.model.image)
+    reader = "phases.train.image_reducer"
+    with pytest.raises(ValueError, match=r"phases.train.image_reducer needs .* ema: \{decay"):
+        check_needs(phases.needs, ["teacher.x"], views, (), reader)
     for missing in ("image.whole", "image.other"):
-        rest = {name: side for name, side in placed.items() if name != missing}
-        with pytest.raises(ValueError, match=f"where '{missing}' lies"):
-            check_scores(phases, needs, ["ema"], rest, made.model)
+        rest = {name: view for name, view in views.items() if name != missing}
+        unplaced = views | {missing: ImageView(16)}
+        for known in (rest, unplaced):
+            with pytest.raises(ValueError, match=f"image_reducer: .* where '{missing}' lies"):
+                check_scores(phases, needs, known, made.model.image)
+    odd = views | {"image.whole": ImageView(10, TrainTransform.columns)}
     with pytest.raises(ValueError, match="10 x 10 pixels do not divide"):
-        check_scores(phases, needs, ["ema"], placed | {"image.whole": 10}, made.model)
+        check_scores(phases, needs, odd, made.model.image)

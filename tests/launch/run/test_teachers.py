@@ -27,6 +27,7 @@ from counterpoint.losses.objective import Objective
 from counterpoint.losses.wrappers.masked import Masked
 from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.attentive import AttentivePatches
+from counterpoint.models.reducers.base import ImageReducer
 from counterpoint.models.teachers.frozen import Frozen, FrozenTowers, Teacher
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
@@ -121,6 +122,36 @@ def test_a_run_is_loaded_with_its_own_architecture(student, other_run):
     assert not any("teacher" in name or "providers" in name for name in module.state_dict())
 
 
+def test_a_teacher_may_serve_a_mask_alone(student):
+    class Attended(ImageReducer):
+        needs = ("teacher.x.image.attention",)
+
+    module, parts = student(teachers={"x": Frozen()}, init_from="somewhere")
+    with pytest.raises(ValueError, match="no term needs the teacher 'x'"):
+        attach(module, parts)
+    module.phases.named["train"].image_reducer = Attended()
+    parts.teachers = {}
+    with pytest.raises(ValueError, match=r"phases.train.image_reducer needs 'teacher.x.image.att"):
+        attach(module, parts)
+    parts.teachers = {"x": Ready(module.model)}
+    attach(module, parts)
+    features = module.providers["teacher.x"](batch(), {"image.attention"})
+    assert features["image.attention"].shape == (4, 2, 2)
+    module.model.image.has_class_token = False
+    with pytest.raises(ValueError, match="class_token: true"):
+        attach(module, parts)
+
+
+class Ready(Teacher):
+    """A model that is there already."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def build(self, load):
+        return FrozenTowers(copy.deepcopy(self.model))
+
+
 def test_a_file_holds_weights_of_the_own_architecture(student, tmp_path):
     needs, path = ("teacher.x.image",), tmp_path / "weights.safetensors"
     teachers = {"x": Frozen(str(path), precision="bfloat16")}
@@ -170,7 +201,11 @@ def test_the_average_starts_as_the_student_and_is_in_the_state(student):
 @pytest.mark.parametrize(
     ("needs", "teachers", "words"),
     [
-        (["teacher.x.image"], {}, "'teacher.x.image', which nobody provides: configure teachers"),
+        (
+            ["teacher.x.image"],
+            {},
+            "'teacher.x.image', which the run does not have: configure teachers",
+        ),
         ([], {"x": Frozen("a")}, "no term needs the teacher 'x'"),
         (["teacher.x.image"], {"image": Frozen("a")}, "the teacher 'image' needs another name"),
         (["teacher.x.image"], {"x": Frozen("no.safetensors")}, "no weights file no.safetensors"),
@@ -211,7 +246,7 @@ def test_a_sidecar_provides_its_columns_and_where_it_has_rows(student):
     module, parts = student()
     term = Masked(FeatureRegression("image", "large.image"), "large.present")
     module.objective = Objective({"fd": term})
-    with pytest.raises(ValueError, match=r"'large.image', which nobody provides"):
+    with pytest.raises(ValueError, match=r"'large.image', which the run does not have"):
         attach(module, parts)
     parts.data.sidecars = {"large": SimpleNamespace(columns={"image": "image"})}
     attach(module, parts)
@@ -303,7 +338,7 @@ def test_what_the_documentation_shows(monkeypatch):
         names = {f"teacher.{name}" for name in chosen.get("teachers", ())} or {"ema"}
         views = {"image", "text", "image.strong_1", "image.strong_2"}
         check_needs(parts.objective.needs, names, views, ())
-        with pytest.raises(ValueError, match="which nobody provides"):
+        with pytest.raises(ValueError, match="which the run does not have"):
             check_needs(parts.objective.needs, (), views, ())
 
 

@@ -7,8 +7,9 @@ from timm.models.vision_transformer import ResPostBlock
 
 from counterpoint.data.images.decode import Pixels
 from counterpoint.data.images.transforms import TrainTransform
+from counterpoint.models.attention import run_with_attention
 from counterpoint.models.image import TimmTower
-from counterpoint.models.reducers.attentive import PLACE, AttentivePatches, attended, moved
+from counterpoint.models.reducers.attentive import PLACE, AttentivePatches, resample_scores
 from counterpoint.models.reducers.base import Reduction
 from counterpoint.models.reducers.mask_token import MaskTokens
 from counterpoint.models.reducers.patches import Resize
@@ -30,7 +31,7 @@ def tower(**more):
 def test_the_class_tokens_row_is_that_of_the_whole_maps(more, size, num_parts):
     model = tower(**more)
     image = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
-    result, got = attended(
+    result, got = run_with_attention(
         model, image, lambda: torch.cat([model(part) for part in image.tensor_split(num_parts)])
     )
     maps = []
@@ -54,8 +55,15 @@ def test_a_tower_without_class_token_or_with_other_blocks_is_refused():
 
 
 def test_who_wraps_the_reducer_passes_on_what_it_needs():
-    assert Resize(16, then=MaskTokens(AttentivePatches(sees="image.a"))).sees == "image.a"
-    assert Resize(16).sees is None
+    wrapped = Resize(16, then=MaskTokens(AttentivePatches(sees="image.a")))
+    assert wrapped.needs == ("ema.image.a.attention",) and Resize(16).needs == ()
+    place = torch.tensor([[0.0, 0.0, 8.0, 8.0, 0.0, 0.0, 0.0, 0.0]])
+    batch = {"image.augmentation": place, "image.a.augmentation": place}
+    attention = torch.rand(1, 2, 2)
+    scores = wrapped.scores({"ema.image.a.attention": attention}, batch, {"image": (2, 2)})
+    torch.testing.assert_close(scores["image"], attention)
+    with pytest.raises(ValueError, match=r"where 'image.a' lies"):
+        wrapped.check_views(tower(), {}, ["image"])
 
 
 def plane(rows, columns):
@@ -79,7 +87,9 @@ def test_scores_move_with_the_crops(mirrored):
     scores = plane(centres(10, 80, 8), centres(20, 64, 8, mirrored[0]))
     want = plane(centres(30, 40, 4), centres(40, 24, 4, mirrored[1]))
     boxes = [place(*box, flip=m) for box, m in zip((whole, part), mirrored, strict=True)]
-    torch.testing.assert_close(moved(scores[None], *boxes, (4, 4))[0], want, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        resample_scores(scores[None], *boxes, (4, 4))[0], want, rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("turned", [(0, 1), (1, 0), (1, 1)])
@@ -99,7 +109,7 @@ def test_scores_move_as_the_pixels_of_rotated_and_shifted_views_do(turned):
         drawn = [transform.draw(120, 120, g) for transform in transforms]
         first, second = (t.apply(sloping, 64, d)[0] for t, d in zip(transforms, drawn, strict=True))
         boxes = [torch.from_numpy(params[None, : len(PLACE)]) for params in drawn]
-        got = moved(first[None].float(), *boxes, (64, 64))[0]
+        got = resample_scores(first[None].float(), *boxes, (64, 64))[0]
         # Where both show the picture and not what lies beside it, they show the same.
         inside = (second < 240) & (got < 240)
         assert inside.float().mean() > 0.4
@@ -110,7 +120,7 @@ def test_the_best_cells_are_kept():
     g = torch.Generator().manual_seed(0)
     scores = torch.rand(6, 14, 14, generator=g)
     reduction = Reduction(0, 0, scores={"image": scores})
-    kept = AttentivePatches(0.5, cell=2).keep((14, 14), KEYS, "image", reduction)
+    kept = AttentivePatches(0.5, cell=2).keep((14, 14), KEYS, "image", reduction).kept
     assert kept.shape == (6, 100) and (kept.diff(dim=1) > 0).all()
     for row, found in zip(scores, kept.tolist(), strict=True):
         cells = {

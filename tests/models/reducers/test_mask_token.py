@@ -44,20 +44,20 @@ def gradients(model, value):
 
 
 def test_what_the_other_reducer_leaves_out_is_hidden_in_its_place():
-    found = MaskTokens(RandomPatches(0.75)).keep((4, 5), KEYS, "image", STEP)
-    kept = RandomPatches(0.75).keep((4, 5), KEYS, "image", STEP)
-    assert torch.equal(found[found >= 0].view(50, 5), kept)
-    assert torch.equal(torch.where(found < 0, ~found, found), torch.arange(20).expand(50, -1))
+    every, hidden = MaskTokens(RandomPatches(0.75)).keep((4, 5), KEYS, "image", STEP)
+    kept = RandomPatches(0.75).keep((4, 5), KEYS, "image", STEP).kept
+    assert torch.equal(every[~hidden].view(50, 5), kept)
+    assert torch.equal(every, torch.arange(20).expand(50, -1))
     assert MaskTokens(ImageReducer()).keep((4, 5), KEYS, "image", STEP) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_token_stands_where_a_patch_stood(kind):
     model, image = tower(kind), pixels()
-    keep = MaskTokens(RandomPatches(0.5)).keep((4, 4), KEYS[:5], "image", STEP)
-    got, trunk = model(image, keep), model.trunk
+    patches = MaskTokens(RandomPatches(0.5)).keep((4, 4), KEYS[:5], "image", STEP)
+    got, trunk = model(image, *patches), model.trunk
     x = trunk.patch_embed(model.stem(image))
-    x = torch.where((keep < 0)[:, :, None], model.mask_token, x)
+    x = torch.where(patches.hidden[:, :, None], model.mask_token, x)
     want = trunk.forward_head(trunk.norm(trunk.blocks(trunk.norm_pre(trunk._pos_embed(x)))))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     others = gradients(model, want)
@@ -74,7 +74,7 @@ def test_elsewhere_the_token_changes_nothing_and_has_a_gradient_of_zero(size):
     token = state.pop("mask_token")
     plain.load_state_dict(state)
     assert token.shape == (16,)
-    kept = RandomPatches(0.5).keep((size // 8, size // 8), KEYS[:5], "image", STEP)
+    kept = RandomPatches(0.5).keep((size // 8, size // 8), KEYS[:5], "image", STEP).kept
     for keep in (None, kept):
         assert torch.equal(model(image, keep), plain(image, keep))
         got, want = gradients(model, model(image, keep)), gradients(plain, plain(image, keep))

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from counterpoint.models.reducers.base import ImageReducer, Reduction
-from counterpoint.models.reducers.keyed_random import draws, stream
+from counterpoint.models.reducers.keyed_random import draw, stream
 from counterpoint.models.reducers.patches import BlockPatches, GridPatches, RandomPatches, Resize
 
 MASK = (1 << 64) - 1
@@ -19,8 +19,9 @@ STEP = Reduction(seed=1, step=5)
 
 
 def kept(reducer, grid=(4, 4), keys=KEYS, view="image", reduction=STEP):
-    found = reducer.keep(grid, keys, view, reduction)
-    assert found is not None and found.dtype == torch.int64
+    found, hidden = reducer.keep(grid, keys, view, reduction)
+    assert hidden is None
+    assert found.dtype == torch.int64
     assert (found.diff(dim=1) > 0).all() and found.min() >= 0 and found.max() < grid[0] * grid[1]
     return found
 
@@ -39,7 +40,7 @@ def splitmix(state):
 
 def test_draws_are_those_of_splitmix():
     keys = torch.tensor([0, 1, -1, 2**62, -(2**63)])
-    got = draws(stream(3, 4, "image"), keys, 3)
+    got = draw(stream(3, 4, "image"), keys, 3)
     for key, row in zip(keys.tolist(), got.tolist(), strict=True):
         start = ((key - 1) * 0x9E3779B97F4A7C15 + stream(3, 4, "image")) & MASK
         first = splitmix(start)
@@ -142,7 +143,7 @@ def test_resizing_is_pillows_antialiased_bicubic():
         difference = got.permute(1, 2, 0).int() - torch.from_numpy(np.array(want)).int()
         assert difference.abs().max() <= 1
     assert Resize(24).pixels(image) is image
-    with pytest.raises(ValueError, match="size=32 and pictures are 24 x 24"):
+    with pytest.raises(ValueError, match="size=32 and images are 24 x 24"):
         Resize(32).pixels(image)
 
 
