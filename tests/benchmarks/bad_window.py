@@ -34,7 +34,9 @@ SMALLER = (f"{IMAGE}.depth=2", f"{IMAGE}.patch_size=18", "--model.text.init_args
 TOP1 = "emoji/heldout/top1"
 
 SPIKES = {"window": 64, "warmup": 32, "z": 8.0, "patience": 8}
-CLIP = {name: str(ROOT / f"configs/clip/{name}.yaml") for name in ("norm", "autoclip", "zclip")}
+CLIP = {
+    name: str(ROOT / f"configs/grad_clip/{name}.yaml") for name in ("norm", "autoclip", "zclip")
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "no bad window": {"grad_clip": CLIP["norm"], "bad": (0, 0)},
     "fixed clip": {"grad_clip": CLIP["norm"]},

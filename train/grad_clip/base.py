@@ -90,7 +90,9 @@ class Threshold(Clipper):
         norm = shares.norms([parameters])[0]
         limit = self.limit(norm)
         shares.scale(parameters, factor(norm, limit))
-        return Clipped(norm, {"clip/limit": limit, "clip/clipped": (norm > limit).float()})
+        return Clipped(
+            norm, {"grad_clip/limit": limit, "grad_clip/clipped": (norm > limit).float()}
+        )
 
     def reset(self) -> None:
         """Starts from nothing."""

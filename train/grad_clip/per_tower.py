@@ -36,12 +36,12 @@ class PerTower(Clipper):
         norms = shares.norms(list(groups.values()))
         report = {}
         for (tower, parameters), norm in zip(groups.items(), norms, strict=True):
-            report[f"clip/{tower}/norm"] = norm
+            report[f"grad_clip/{tower}/norm"] = norm
             if clipper := self.towers.get(tower):
                 limit = clipper.limit(norm)
                 shares.scale(parameters, factor(norm, limit))
-                report[f"clip/{tower}/limit"] = limit
-                report[f"clip/{tower}/clipped"] = (norm > limit).float()
+                report[f"grad_clip/{tower}/limit"] = limit
+                report[f"grad_clip/{tower}/clipped"] = (norm > limit).float()
         return Clipped(torch.linalg.vector_norm(norms), report)
 
     def reset(self) -> None:

@@ -137,7 +137,7 @@ def test_norm_equals_torch():
     norm = nn.utils.clip_grad_norm_(other.parameters(), 0.25)
     clipped = Norm(0.25).clip(LocalTensors(), named)
     assert norm > 0.25 and clipped.norm == norm
-    assert clipped.report["clip/clipped"] == 1 and clipped.report["clip/limit"] == 0.25
+    assert clipped.report["grad_clip/clipped"] == 1 and clipped.report["grad_clip/limit"] == 0.25
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
     before = [p.grad.clone() for p in model.parameters()]
@@ -179,7 +179,7 @@ def test_towers_are_clipped_by_themselves():
     assert "image_projection.weight" in image
     norm = torch.cat([before[n].flatten() for n in image]).norm()
     clipped = PerTower({"image": Norm(0.1)}).clip(LocalTensors(), named)
-    torch.testing.assert_close(clipped.report["clip/image/norm"], norm)
+    torch.testing.assert_close(clipped.report["grad_clip/image/norm"], norm)
     for name in named:
         factor = 0.1 / norm if name in image else 1.0
         torch.testing.assert_close(named[name].grad, before[name] * factor, rtol=1e-4, atol=0)

@@ -32,7 +32,9 @@ class Traced(Recorded):
 
     def optimizer_step(self, *args, **kwargs):
         super().optimizer_step(*args, **kwargs)
-        self.reports.append({k: v.item() for k, v in self.report.items() if k.startswith("clip")})
+        self.reports.append(
+            {k: v.item() for k, v in self.report.items() if k.startswith("grad_clip/")}
+        )
 
 
 def traces(rank, world_size, name, clippers):
@@ -65,4 +67,4 @@ def test_clippers_and_guard_do_the_same_in_every_strategy(gloo, name):
             torch.testing.assert_close(result[key][3], guard, **close)
         assert guard["nonfinite"] == 1
     for key in ("zclip", "autoclip"):
-        assert {step["clip/clipped"] for step in want[key][1]} == {0, 1}
+        assert {step["grad_clip/clipped"] for step in want[key][1]} == {0, 1}
