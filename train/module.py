@@ -4,7 +4,6 @@ In: the batch (uint8 pixels, token ids). Out: the scalar to optimise; `report` k
 values on the device for whoever logs them.
 """
 
-import hashlib
 import time
 from typing import Any
 
@@ -27,6 +26,7 @@ from .optim.compatibility import check_elementwise, check_optimizer
 from .optim.freeze import freeze
 from .optim.param_groups import named_parameters
 from .phases import Phase, Phases, connect_data, prepare_reducers
+from .seeds import step_seed
 from .spike_guard import Decision, SpikeGuard, update_rms
 from .strategies.choose import check_row_shards, tensors_of
 from .strategies.fsdp2 import shard
@@ -63,6 +63,7 @@ class ContrastiveModule(pl.LightningModule):
         providers: frozen models by the prefix of their features (`ema`, `teacher.NAME`); in no
             state, but for the average.
         ema: the student's moving average.
+        logs_itself: the Trainer has no Reporter, so that values go through `self.log`.
         step_ended: when the last step and its callbacks were done (monotonic seconds).
         sources: names of the data's sources, in the order of the batch's `source`.
         source_loss: at log steps of a mixture, (sum, count) of this rank's losses by source
@@ -100,8 +101,7 @@ class ContrastiveModule(pl.LightningModule):
         self.sources: list[str] = []
         self.source_loss: Tensor | None = None
         self._settings: list[dict[str, Any]] = []
-        self._batch: dict[str, Tensor] = {}
-        self._logs_itself = False
+        self.logs_itself = False
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **arguments: Any) -> Any:
@@ -129,21 +129,25 @@ class ContrastiveModule(pl.LightningModule):
             prepare_reducers(self.phases, self.model)
             connect_data(data, self.model, self.phases, self.seed)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Adds the optimizer's callbacks, unless the Trainer already has them."""
+        attached = {type(callback) for callback in self.trainer.callbacks}  # type: ignore
+        return [callback for callback in self.optim.callbacks() if type(callback) not in attached]
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Features, objective, loss."""
         self.objective.progress = self.global_step / self.phases.total_steps
-        features = self.features(batch)
+        features = self.features(batch, self.global_step)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
         self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
         self.source_loss = self._loss_by_source(features, batch)
-        self._batch = batch
         return loss
 
-    def features(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the objective needs, from the towers, the providers and the batch."""
+    def features(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Returns what the objective needs, from the towers, the teachers and the batch."""
         needs = self.objective.needs
-        reduction = self.phases.reduction(self.global_step, self.seed)
+        reduction = self.phases.reduction(step, self.seed)
         reduction, scored = score_patches(reduction, self.model.image, self.providers, batch, needs)
         features = self.model(batch, needs, reduction) | scored
         features |= teacher_features(self.providers, batch, needs - scored.keys())
@@ -201,7 +205,7 @@ class ContrastiveModule(pl.LightningModule):
         self.shares = tensors_of(self.trainer.strategy)
         self.step_ended = time.monotonic()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        self._logs_itself = not any(isinstance(callback, Reporter) for callback in callbacks)
+        self.logs_itself = not any(isinstance(callback, Reporter) for callback in callbacks)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seeds dropout and sets the learning rate; a later phase starts with new statistics.
@@ -249,9 +253,7 @@ class ContrastiveModule(pl.LightningModule):
         if self.ema is not None and not bool(self.decision.skip):
             step, total_steps = self.global_step, self.phases.total_steps
             self.ema.update(self.model, self.objective, step, total_steps, self.shares)
-        self.optim.after_step(self, self._batch)
-        self._batch = {}
-        if self._logs_itself:
+        if self.logs_itself:
             self._log_report()
 
     def _log_report(self) -> None:
@@ -273,10 +275,6 @@ class ContrastiveModule(pl.LightningModule):
         if self.ema is None:
             return []
         return list(parameters_of(self.ema.followed(self.model, self.objective)))
-
-    def drawing_seed(self, step: int) -> int:
-        """Of what is drawn alike on all ranks; there is room for a few more above it."""
-        return step_seed(self.seed, step, -1) >> 2
 
     def update_rms(self) -> Tensor | None:
         """How far the image's first layer outgrows its second moment (collective); see spikes."""
@@ -330,9 +328,3 @@ class ContrastiveModule(pl.LightningModule):
 def lengths_on_host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The lengths of a batch's texts, under names that the device does not take."""
     return {f"{name}.host": batch[name] for name in batch if name.endswith("_length")}
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed from (seed, step, rank), the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

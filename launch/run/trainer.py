@@ -71,8 +71,9 @@ def make_trainer(
 
     The user's loggers come first: callbacks that know one logger take the first for it.
 
-    The order of the callbacks is that of events after a step: agree to stop, add up errors, log,
-    evaluate, and save last, so that a checkpoint holds what was counted and logged.
+    The order of the callbacks is that of events after a step: the optimizer's own, agree to stop,
+    add up errors, log, evaluate, and save last, so that a checkpoint holds what was counted and
+    logged.
     """
     step = None if checkpoint is None else checkpoints.step_of(checkpoint)
     file = MetricsFile(run_dir / "metrics.jsonl", step)
@@ -87,6 +88,7 @@ def make_trainer(
     ours = {
         "logger": [*loggers, file],
         "callbacks": [
+            *parts.optim.callbacks(),
             *callbacks,
             stop,
             errors,

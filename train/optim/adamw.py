@@ -3,15 +3,13 @@
 The learning rate is set by the phases at every step; here is only what it is multiplied by.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .param_groups import USUAL, Groups, named_parameters, parameter_groups
-
-if TYPE_CHECKING:
-    from ..module import ContrastiveModule
 
 
 class AdamW:
@@ -28,7 +26,7 @@ class AdamW:
         whole_tensors: a parameter's update depends on more than each of its elements' own past, so
             that strategies which cut parameters into flat pieces (ZeRO) would change it.
         own_shapes: keeps states that are neither single numbers nor shaped like their parameter.
-        own_backward: takes a backward pass besides the loss's.
+        own_backward: its callbacks take a backward pass besides the loss's.
     """
 
     whole_tensors = False
@@ -75,8 +73,9 @@ class AdamW:
         """The torch optimiser over finished groups."""
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=fused)
 
-    def after_step(self, module: "ContrastiveModule", batch: dict[str, Tensor]) -> None:
-        """Learns more from the step's batch, for optimisers that do (collective)."""
+    def callbacks(self) -> list[pl.Callback]:
+        """Returns what the optimizer does beside its step; called first after each step."""
+        return []
 
 
 def keep_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

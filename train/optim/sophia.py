@@ -8,20 +8,19 @@ Model Pre-training" (2023), algorithm 3; there the factor (tokens of a batch) is
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...losses.objective import Objective
+from ..seeds import step_seed
 from ..strategies.sharded_tensors import LocalTensors, local
 from .adamw import AdamW
 from .param_groups import USUAL, Groups
-
-if TYPE_CHECKING:
-    from ..module import ContrastiveModule
 
 
 class SophiaG(AdamW):
@@ -75,27 +74,50 @@ class SophiaG(AdamW):
         """Our own."""
         return Sophia(groups, self.betas, self.rho)
 
-    def after_step(self, module: "ContrastiveModule", batch: dict[str, Tensor]) -> None:
-        """Estimates the curvature on the step's batch every so often (collective)."""
-        step = module.global_step
-        assert module.decision is not None
-        if (step + 1) % self.every or bool(module.decision.skip):
+    def callbacks(self) -> list[pl.Callback]:
+        return [EstimateCurvature(self)]
+
+
+class EstimateCurvature(pl.Callback):
+    """Estimates the curvature on the step's batch every so often, by a backward pass of its own.
+
+    Args:
+        optim: the settings.
+    """
+
+    def __init__(self, optim: SophiaG):
+        self.optim = optim
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        module: Any = pl_module  # a ContrastiveModule, which imports the optimizers
+        step = trainer.global_step - 1
+        if (step + 1) % self.optim.every or bool(module.decision.skip):
             return
-        optimizer = module.trainer.optimizers[0]
+        optimizer = trainer.optimizers[0]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter in parameters:
             parameter.grad = None
-        with module.trainer.precision_plugin.forward_context():
-            features = module.features(batch)
-            # The same draw on all ranks.
-            loss = module.objective.sampled(features, batch, module.drawing_seed(step))
+        with trainer.precision_plugin.forward_context():
+            features = module.features(batch, step)
+            # The same draw on all ranks; there is room for the seeds of several terms above it.
+            seed = step_seed(module.seed, step, -1) >> 2
+            loss = module.objective.sampled(features, batch, seed)
         loss.backward()
         if isinstance(module.shares, LocalTensors):
             average(parameters)
         norm = module.shares.norms([parameters])[0]
         if bool(norm.isfinite()):
-            curve(optimizer, parameters, self.betas[1])
-            module.report["unclipped"] = unclipped(optimizer, parameters, self.rho)
+            curve(optimizer, parameters, self.optim.betas[1])
+            module.report["unclipped"] = unclipped(optimizer, parameters, self.optim.rho)
+            if module.logs_itself:
+                module.log("unclipped", module.report["unclipped"], sync_dist=True)
         for parameter in parameters:
             parameter.grad = None
 

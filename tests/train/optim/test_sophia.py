@@ -2,11 +2,18 @@
 
 import pytest
 import torch
+from small_run import module, train
 from torch import nn
 
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.siglip import SigLIP
-from counterpoint.train.optim.sophia import Sophia, SophiaG, curve, unclipped
+from counterpoint.train.optim.sophia import (
+    EstimateCurvature,
+    Sophia,
+    SophiaG,
+    curve,
+    unclipped,
+)
 
 
 def test_the_step_is_that_of_the_formula():
@@ -38,3 +45,18 @@ def test_what_has_no_softmax_is_refused():
         SophiaG().build(nn.Linear(2, 2), objective)
     with pytest.raises(ValueError, match=r"optim\.rho is 0"):
         SophiaG(rho=0)
+
+
+def test_a_trainer_of_ones_own_gets_the_callback_once():
+    made = module(4)
+    made.optim = SophiaG(every=2)
+    trainer = train(made, 1, "auto")
+    assert [type(callback) for callback in trainer.callbacks].count(EstimateCurvature) == 1
+    (optimizer,) = trainer.optimizers
+    # Estimated after the second and the fourth step, and logged.
+    assert sum(state["hessian"].sum() for state in optimizer.state.values()) > 0
+    assert 0 < trainer.logged_metrics["unclipped"] <= 1
+    again = module(1)
+    again.optim = made.optim
+    trainer = train(again, 1, "auto", made.optim.callbacks())
+    assert [type(callback) for callback in trainer.callbacks].count(EstimateCurvature) == 1

@@ -13,12 +13,12 @@ from counterpoint.losses.objective import Objective
 from counterpoint.losses.scalars import Temperature
 from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.train.grad_clip.agc import AGC
-from counterpoint.train.module import step_seed
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.optim.compatibility import check_optimizer
 from counterpoint.train.optim.freeze import freeze
 from counterpoint.train.optim.sophia import SophiaG
 from counterpoint.train.optim.timm_optimizers import Timm
+from counterpoint.train.seeds import step_seed
 from counterpoint.train.strategies.choose import choose_strategy
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
