@@ -20,11 +20,8 @@ from torch.nn import functional as F
 
 from .base import PairwiseTerm
 from .components.caption_embeddings import CaptionEmbeddings, StoredEmbeddings
-from .distributed.exchange import Exchange
 from .kernels.masks import Below, Distance
-from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums
-from .scalars import Scalar
 
 
 class Negatives(ABC):
@@ -67,9 +64,7 @@ class Separation(PairwiseTerm):
             what makes them of the batch (`semantics.SharedWords`).
         negatives: what becomes of those that mean nearly the same.
         sides: modalities that are spread out; `[image]` as in the paper.
-        exchange: how the other ranks' features arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
 
     Raises:
         ValueError: `sides` are no modalities.
@@ -82,11 +77,9 @@ class Separation(PairwiseTerm):
         semantics: CaptionEmbeddings | str,
         negatives: Negatives | None = None,
         sides: Sequence[str] = ("image", "text"),
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale, tile_bytes)
+        super().__init__(**pairwise)
         if not sides or not set(sides) <= {"image", "text"}:
             raise ValueError(f"Separation has sides={list(sides)}: name image, text or both")
         self.semantics = StoredEmbeddings(semantics) if isinstance(semantics, str) else semantics

@@ -7,6 +7,7 @@ Poisoning Attacks in Multimodal Contrastive Learning" (2023), section 3.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,11 +15,8 @@ from torch import Tensor
 
 from .base import PairwiseTerm
 from .distributed.collectives import total
-from .distributed.exchange import Exchange
 from .kernels.masks import Valid
-from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums
-from .scalars import Scalar
 
 
 class InModal(PairwiseTerm):
@@ -29,9 +27,7 @@ class InModal(PairwiseTerm):
 
     Args:
         pairs: features of anchors and of their augmentations.
-        exchange: how the other ranks' augmentations arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
 
     Raises:
         ValueError: no pairs.
@@ -45,11 +41,9 @@ class InModal(PairwiseTerm):
             ("image", "image.strong_1"),
             ("text", "text.augmented"),
         ),
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale, tile_bytes)
+        super().__init__(**pairwise)
         if not pairs:
             raise ValueError("InModal needs pairs, such as [[image, image.strong_1]]")
         self.pairs = [tuple(pair) for pair in pairs]

@@ -13,7 +13,7 @@ CLIP" (2021); the factor 1/s, the plain sum and the defaults are those of its pu
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,9 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import PairwiseTerm
-from .distributed.exchange import Exchange
 from .kernels.attention import retrieve
-from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Fixed, Scalar
 
@@ -32,10 +30,9 @@ class InfoLOOB(PairwiseTerm):
     """Leave-one-out in both directions between the embeddings as they are.
 
     Args:
-        exchange: how the other ranks' texts arrive; the default is exact.
         scale: a scalar of its own (None: fixed at 30), or the name of a feature (see
             `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
     """
 
     needs = ("image", "text")
@@ -43,11 +40,10 @@ class InfoLOOB(PairwiseTerm):
 
     def __init__(
         self,
-        exchange: Exchange | None = None,
         scale: Scalar | str | None = None,
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale or Fixed(30.0), tile_bytes)
+        super().__init__(scale=scale or Fixed(30.0), **pairwise)
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -66,10 +62,9 @@ class CLOOB(PairwiseTerm):
         pairs: the denominator: `others` leaves out the pair itself (CLOOB), `all` does not (the
             retrieval alone, with InfoNCE).
         beta: inverse temperature of the retrieval, a scalar of its own (None: fixed at 8).
-        exchange: how the other ranks' rows arrive; the default is exact.
         scale: a scalar of its own (None: fixed at 30), or the name of a feature (see
             `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
     """
 
     needs = ("image", "text")
@@ -79,11 +74,10 @@ class CLOOB(PairwiseTerm):
         self,
         pairs: Literal["others", "all"] = "others",
         beta: Scalar | None = None,
-        exchange: Exchange | None = None,
         scale: Scalar | str | None = None,
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale or Fixed(30.0), tile_bytes)
+        super().__init__(scale=scale or Fixed(30.0), **pairwise)
         self.pairs: Literal["others", "all"] = pairs
         self.beta = beta or Fixed(8.0)
 

@@ -7,6 +7,7 @@ Transferable Visual Models From Natural Language Supervision" (2021), section 2.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,11 +15,10 @@ from torch import Tensor
 from .base import PairwiseTerm
 from .components.similarity import Cosine, Similarity
 from .distributed.collectives import share, total
-from .distributed.exchange import Exchange, NoGradGather, NoGradGatherKeepLocal
+from .distributed.exchange import NoGradGather, NoGradGatherKeepLocal
 from .kernels.label_sampling import SampledLabels, sample_labels
-from .kernels.pairing import TILE_BYTES, Pairing
+from .kernels.pairing import Pairing
 from .kernels.reductions import softmax_sums
-from .scalars import Scalar
 
 
 class InfoNCE(PairwiseTerm):
@@ -28,10 +28,8 @@ class InfoNCE(PairwiseTerm):
 
     Args:
         similarity: what is scaled to logits; the default is the cosine.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
         views: the view of the pictures and that of the texts, without the form of the features.
+        pairwise: of `PairwiseTerm`.
     """
 
     name = "infonce"
@@ -39,12 +37,10 @@ class InfoNCE(PairwiseTerm):
     def __init__(
         self,
         similarity: Similarity | None = None,
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
         views: tuple[str, str] = ("image", "text"),
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale, tile_bytes)
+        super().__init__(**pairwise)
         self.similarity = similarity or Cosine()
         self.needs = tuple(f"{view}{self.similarity.form}" for view in views)
 

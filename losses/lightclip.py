@@ -10,17 +10,16 @@ uniform over all columns, is our reading.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .base import PairwiseTerm
-from .distributed.exchange import Exchange
-from .kernels.pairing import TILE_BYTES, Pairing, Target
+from .kernels.pairing import Pairing, Target
 from .kernels.reductions import row_sums, softmax_sums
 from .kernels.targets import Uniform
-from .scalars import Scalar
 from .weight_schedules import Weight
 
 
@@ -71,9 +70,7 @@ class Softened(PairwiseTerm):
         amount: a, the part of a target that is softened: a number, or a function of the fraction of
             the run done (`weights.Ramp`; the feature `progress`, 1 where there is none).
         softening: what the targets are softened to; by default all columns alike.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
     """
 
     name = "softened"
@@ -83,11 +80,9 @@ class Softened(PairwiseTerm):
         self,
         amount: float | Weight = 0.1,
         softening: Softening | None = None,
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale, tile_bytes)
+        super().__init__(**pairwise)
         self.amount = amount
         self.softening = softening or Evenly()
 

@@ -9,6 +9,7 @@ Gradients flow through the mixtures. Oh et al., "Geodesic Multi-Modal Mixup for 
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,9 +17,7 @@ from torch import Tensor
 
 from .base import PairwiseTerm
 from .distributed.collectives import total
-from .distributed.exchange import Exchange
 from .features import need
-from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums
 from .scalars import Fixed, Scalar
 
@@ -27,10 +26,9 @@ class M2Mix(PairwiseTerm):
     """Sum over both modalities of the cross-entropy against mixed negatives.
 
     Args:
-        exchange: how the other ranks' mixtures arrive; the default is exact.
         scale: inverse temperature: a scalar of its own (1/0.07 by default, not learned), or the
             name of a feature.
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
     """
 
     name = "m2mix"
@@ -38,11 +36,10 @@ class M2Mix(PairwiseTerm):
 
     def __init__(
         self,
-        exchange: Exchange | None = None,
         scale: Scalar | str | None = None,
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, Fixed(1 / 0.07) if scale is None else scale, tile_bytes)
+        super().__init__(scale=Fixed(1 / 0.07) if scale is None else scale, **pairwise)
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]

@@ -13,17 +13,15 @@ Reasoning of CLIP via Synthetic Vision-Language Negatives" (2024), section 3.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .base import PairwiseTerm
-from .distributed.exchange import Exchange
 from .kernels.masks import Valid
-from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums, softmax_sums
-from .scalars import Scalar
 
 
 class NegCLIP(PairwiseTerm):
@@ -32,9 +30,7 @@ class NegCLIP(PairwiseTerm):
     Args:
         negatives: features of the negative texts. A batch entry `NAME.present` says which samples
             have one; without such an entry all have.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
     """
 
     name = "negclip"
@@ -42,11 +38,9 @@ class NegCLIP(PairwiseTerm):
     def __init__(
         self,
         negatives: Sequence[str] = ("text.negative",),
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale, tile_bytes)
+        super().__init__(**pairwise)
         if isinstance(negatives, str) or not negatives:
             raise ValueError(f"negatives={negatives!r} must be a list such as [text.negative]")
         self.negatives = tuple(negatives)
@@ -91,9 +85,7 @@ class TripletCLIP(NegCLIP):
         text_negative: feature of the negative texts.
         image_negative: feature of their pictures. A batch entry `NAME.present` of either says
             which samples have one; without such an entry all have.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `NegCLIP`.
     """
 
     name = "tripletclip"
@@ -102,11 +94,9 @@ class TripletCLIP(NegCLIP):
         self,
         text_negative: str = "text.negative",
         image_negative: str = "image.negative",
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__([text_negative], exchange, scale, tile_bytes)
+        super().__init__([text_negative], **pairwise)
         self.image_negative = image_negative
         self.needs = (*self.needs, image_negative)
 

@@ -6,14 +6,13 @@ from s = 10 and b = -10.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from .base import PairwiseTerm
 from .components.similarity import Cosine, Similarity
-from .distributed.exchange import Exchange
-from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import softplus_sums
 from .scalars import Scalar
 
@@ -23,9 +22,8 @@ class SigLIP(PairwiseTerm):
 
     Args:
         similarity: what is scaled to logits; the default is the cosine.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale, bias: scalars of its own, or names of features (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        bias: a scalar of its own, or the name of a feature.
+        pairwise: of `PairwiseTerm`.
     """
 
     name = "siglip"
@@ -33,12 +31,10 @@ class SigLIP(PairwiseTerm):
     def __init__(
         self,
         similarity: Similarity | None = None,
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
         bias: Scalar | str = "logit_bias",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale, tile_bytes)
+        super().__init__(**pairwise)
         self.bias = bias
         self.similarity = similarity or Cosine()
         form = self.similarity.form

@@ -8,6 +8,7 @@ Chen et al., "A Simple Framework for Contrastive Learning of Visual Representati
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,9 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import PairwiseTerm
-from .distributed.exchange import Exchange
 from .features import full_precision
-from .kernels.pairing import TILE_BYTES
 from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Fixed, Scalar
 
@@ -29,10 +28,9 @@ class SimCLR(PairwiseTerm):
         head: from raw features to those that are compared (SLIP: an MLP of 4096, 4096 and 256);
             by default they are compared as they are.
         views: raw features of the two views.
-        exchange: how the other ranks' views arrive; the default is exact.
         scale: inverse temperature: a scalar of its own (10 by default, not learned), or the name
             of a feature.
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
 
     Raises:
         ValueError: the two views are one.
@@ -44,11 +42,10 @@ class SimCLR(PairwiseTerm):
         self,
         head: nn.Module | None = None,
         views: tuple[str, str] = ("image.strong_1.raw", "image.strong_2.raw"),
-        exchange: Exchange | None = None,
         scale: Scalar | str | None = None,
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, Fixed(10.0) if scale is None else scale, tile_bytes)
+        super().__init__(scale=Fixed(10.0) if scale is None else scale, **pairwise)
         if views[0] == views[1]:
             raise ValueError(
                 f"SimCLR compares {views[0]} with itself: name two views, such as "

@@ -5,7 +5,6 @@ resolved configuration, which goes into the run folder and every checkpoint. Unk
 refused.
 """
 
-import inspect
 import pkgutil
 import typing
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from ...train.phases import Phase
 from ...train.spike_guard import SpikeGuard, Spikes
 from ..run.loggers import Logging
 from ..run.precision import AUTO
+from . import signatures
 from .diagnosis import diagnose
 from .identity import Identity
 from .messages import shortened
@@ -239,7 +239,8 @@ def _drop_all_defaults(tree: dict[str, Any]) -> None:
 
 def _drop_defaults(values: dict[str, Any], kind: Callable[..., Any]) -> None:
     missing = object()
-    for name, parameter in inspect.signature(kind).parameters.items():
+    # With those of `**kwargs`: inherited ones are not chosen either.
+    for name, parameter in signatures.parameters(kind).items():
         default = parameter.default
         default = list(default) if isinstance(default, tuple) else default
         if values.get(name, missing) == default:

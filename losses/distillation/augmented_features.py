@@ -6,15 +6,14 @@ one and a scale of its own. Yang et al., "CLIP-KD: An Empirical Study of CLIP Mo
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..base import PairwiseTerm
-from ..distributed.exchange import Exchange
 from ..features import full_precision
-from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..scalars import Scalar, Temperature
 
@@ -26,9 +25,8 @@ class AugmentedFeatures(PairwiseTerm):
         teacher: prefix of the teacher's features, such as `teacher.large`.
         image_head, text_head: from both widths together to that of the student, rows of length one
             (`heads.UnitMLP`).
-        exchange: how the other ranks' texts arrive; the default is exact.
         scale: a scalar (None: a learned one of its own), or the name of a feature.
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
     """
 
     name = "augmented"
@@ -38,11 +36,10 @@ class AugmentedFeatures(PairwiseTerm):
         teacher: str,
         image_head: nn.Module,
         text_head: nn.Module,
-        exchange: Exchange | None = None,
         scale: Scalar | str | None = None,
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale or Temperature(), tile_bytes)
+        super().__init__(scale=scale or Temperature(), **pairwise)
         self.image_head, self.text_head = image_head, text_head
         self.needs = ("image", "text", f"{teacher}.image", f"{teacher}.text")
 

@@ -4,15 +4,12 @@ In: names of a student's and a teacher's features. Out: the pairs of them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..base import PairwiseTerm
-from ..distributed.exchange import Exchange
-from ..kernels.pairing import TILE_BYTES
-from ..scalars import Scalar
 
 
 class TeacherTerm(PairwiseTerm):
@@ -24,9 +21,7 @@ class TeacherTerm(PairwiseTerm):
         teachers: prefixes of the teachers' features, such as `teacher.large` for
             `teacher.large.image` and `teacher.large.text`, of any width.
         form: suffix of all features: none for normalised ones, `.raw` for those before it.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale: of the student: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
 
     Raises:
         ValueError: no teachers.
@@ -36,11 +31,9 @@ class TeacherTerm(PairwiseTerm):
         self,
         teachers: Sequence[str],
         form: Literal["", ".raw"] = "",
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale, tile_bytes)
+        super().__init__(**pairwise)
         if isinstance(teachers, str) or not teachers:
             raise ValueError(f"teachers={teachers!r} must be a list such as [teacher.large]")
         self.teachers = tuple(teachers)

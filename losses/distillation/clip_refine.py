@@ -13,6 +13,7 @@ Vision-Language Foundation Models" (2025), sections 4.1 and 4.2.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,10 +21,8 @@ from torch import Tensor
 
 from ..base import Term
 from ..distributed.collectives import share
-from ..distributed.exchange import Exchange
 from ..features import full_precision, need
 from ..kernels.keyed_random import normal
-from ..kernels.pairing import TILE_BYTES
 from ..scalars import Fixed
 from .soft_contrastive import SoftContrastive
 
@@ -70,8 +69,7 @@ class HyCD(SoftContrastive):
     Args:
         teachers: prefixes of the teachers' features.
         alpha: part of the target that is on the own pair.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        tile_bytes: memory of one block of logits.
+        pairwise: of `SoftContrastive`.
     """
 
     name = "hycd"
@@ -80,8 +78,7 @@ class HyCD(SoftContrastive):
         self,
         teachers: Sequence[str],
         alpha: float = 0.5,
-        exchange: Exchange | None = None,
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
         ones = [1.0] * len(teachers)
-        super().__init__(teachers, ones, alpha, ".raw", exchange, Fixed(1.0), tile_bytes)
+        super().__init__(teachers, ones, alpha, form=".raw", scale=Fixed(1.0), **pairwise)

@@ -13,6 +13,7 @@ divides by s instead of multiplying, which makes P and Q nearly uniform and take
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,11 +21,8 @@ from torch import Tensor, nn
 
 from ..base import PairwiseTerm
 from ..components.heads import fitting
-from ..distributed.exchange import Exchange
-from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..kernels.softmax_means import softmax_means
-from ..scalars import Scalar
 
 
 class GradientMatching(PairwiseTerm):
@@ -35,9 +33,7 @@ class GradientMatching(PairwiseTerm):
         teacher_scale: None: its own, `teacher.large.logit_scale`.
         image_head, text_head: trained, on the student's side: to the teacher's width, rows of
             length one (`heads.UnitMLP`). None: the embeddings as they are.
-        exchange: how the other ranks' columns arrive; the default is exact.
-        scale: of the student: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
     """
 
     name = "gradients"
@@ -48,11 +44,9 @@ class GradientMatching(PairwiseTerm):
         teacher_scale: float | None = None,
         image_head: nn.Module | None = None,
         text_head: nn.Module | None = None,
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale, tile_bytes)
+        super().__init__(**pairwise)
         self.teacher_scale = teacher_scale
         self.image_head = image_head or nn.Identity()
         self.text_head = text_head or nn.Identity()

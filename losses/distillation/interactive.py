@@ -8,15 +8,13 @@ both parts. Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..base import PairwiseTerm
 from ..components.heads import fitting
-from ..distributed.exchange import Exchange
-from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import row_sums
 from ..scalars import Scalar, Temperature
 
@@ -29,9 +27,8 @@ class Interactive(PairwiseTerm):
         image_head, text_head: trained, on the student's side: to the teacher's width, rows of
             length one (`heads.UnitMLP`). None: the embeddings as they are.
         form: suffix of the student's features: none for normalised ones, `.raw` for those before.
-        exchange: how the other ranks' columns arrive; the default is exact.
         scale: a scalar (None: a learned one of its own), or the name of a feature.
-        tile_bytes: memory of one block of logits.
+        pairwise: of `PairwiseTerm`.
     """
 
     name = "interactive"
@@ -42,11 +39,10 @@ class Interactive(PairwiseTerm):
         image_head: nn.Module | None = None,
         text_head: nn.Module | None = None,
         form: Literal["", ".raw"] = "",
-        exchange: Exchange | None = None,
         scale: Scalar | str | None = None,
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(exchange, scale or Temperature(), tile_bytes)
+        super().__init__(scale=scale or Temperature(), **pairwise)
         self.image_head = image_head or nn.Identity()
         self.text_head = text_head or nn.Identity()
         self.needs = (f"image{form}", f"text{form}", f"{teacher}.image", f"{teacher}.text")

@@ -9,16 +9,13 @@ Several teachers are averaged after the softmax: Vasu et al., "MobileCLIP" (2024
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ..distributed.exchange import Exchange
-from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
-from ..scalars import Scalar
 from .base import TeacherTerm
 
 
@@ -30,10 +27,7 @@ class SoftContrastive(TeacherTerm):
             the softmax.
         teacher_scales: a scale for each; None: each teacher's own, `teacher.large.logit_scale`.
         diagonal: part of the target that is on a sample's own pair, whatever the teachers say.
-        form: suffix of all features: none for normalised ones, `.raw` for those before it.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale: of the student: a scalar of its own, or the name of a feature (see `PairwiseTerm`).
-        tile_bytes: memory of one block of logits.
+        pairwise: of `TeacherTerm`.
 
     Raises:
         ValueError: no teachers, another number of scales, or a part outside 0 to 1.
@@ -46,12 +40,9 @@ class SoftContrastive(TeacherTerm):
         teachers: Sequence[str],
         teacher_scales: Sequence[float] | None = None,
         diagonal: float = 0.0,
-        form: Literal["", ".raw"] = "",
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(teachers, form, exchange, scale, tile_bytes)
+        super().__init__(teachers, **pairwise)
         self.also_need("logit_scale", teacher_scales)
         if not 0 <= diagonal <= 1:
             raise ValueError(f"diagonal={diagonal} must lie between 0 and 1")

@@ -7,12 +7,11 @@ z = s u_i.v_j + b and t the same sigmoid of the teacher's embeddings, scale and 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ..distributed.exchange import Exchange
-from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softplus_sums
 from ..kernels.targets import SoftMatch
 from ..scalars import Scalar
@@ -27,9 +26,8 @@ class SoftSigLIP(TeacherTerm):
             the sigmoid.
         teacher_scales, teacher_biases: numbers for each; None: each teacher's own,
             `teacher.large.logit_scale` and `teacher.large.logit_bias`.
-        exchange: how the other ranks' texts arrive; the default is exact.
-        scale, bias: of the student: scalars of its own, or names of features.
-        tile_bytes: memory of one block of logits.
+        bias: of the student: a scalar of its own, or the name of a feature.
+        pairwise: of `TeacherTerm`.
 
     Raises:
         ValueError: no teachers, or another number of scales or biases.
@@ -42,12 +40,10 @@ class SoftSigLIP(TeacherTerm):
         teachers: Sequence[str],
         teacher_scales: Sequence[float] | None = None,
         teacher_biases: Sequence[float] | None = None,
-        exchange: Exchange | None = None,
-        scale: Scalar | str = "logit_scale",
         bias: Scalar | str = "logit_bias",
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
-        super().__init__(teachers, "", exchange, scale, tile_bytes)
+        super().__init__(teachers, form="", **pairwise)
         self.also_need("logit_scale", teacher_scales)
         self.also_need("logit_bias", teacher_biases)
         self.teacher_scales, self.teacher_biases = teacher_scales, teacher_biases

@@ -15,14 +15,13 @@ are products of x_i - m and y_j / sqrt(y_j.C y_j + eps).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..distributed.collectives import total
-from ..distributed.exchange import Exchange
-from ..kernels.pairing import TILE_BYTES
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
 from .base import TeacherTerm
@@ -38,8 +37,7 @@ class StandardizedLogits(TeacherTerm):
             the softmax.
         temperature: t (LumiNet: 0.7 on ImageNet, 4 on CIFAR).
         eps: added to the variance of similarities.
-        exchange: how the other ranks' columns arrive; the default is exact.
-        tile_bytes: memory of one block of logits.
+        pairwise: of `TeacherTerm`.
 
     Raises:
         ValueError: no teachers, or a temperature or eps that is not above 0.
@@ -52,12 +50,11 @@ class StandardizedLogits(TeacherTerm):
         teachers: Sequence[str],
         temperature: float = 0.7,
         eps: float = 1e-5,
-        exchange: Exchange | None = None,
-        tile_bytes: int = TILE_BYTES,
+        **pairwise: Any,
     ):
         if temperature <= 0 or eps <= 0:
             raise ValueError(f"temperature={temperature} and eps={eps} must be above 0")
-        super().__init__(teachers, exchange=exchange, tile_bytes=tile_bytes)
+        super().__init__(teachers, form="", scale="logit_scale", **pairwise)
         self.temperature, self.eps = temperature, eps
 
     def per_sample(

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import tiny
 import yaml
 
 from counterpoint.launch.config import parser as run_config
@@ -117,3 +118,23 @@ def test_meant_values_are_accepted(parser, key):
     for word, meant in vocabulary.VALUES[key].items():
         assert signatures.accepts(kind, meant.partition(" ")[0])
         assert not signatures.accepts(kind, word)
+
+
+def test_defaults_that_a_term_inherits_are_not_chosen(parser, tmp_path):
+    """Arguments that reach a base class through `**kwargs` count as defaults, too."""
+    terms = {"a": "infonce.InfoNCE", "b": "distillation.clip_refine.HyCD"}
+    given = {"a": {"tile_bytes": 1000}, "b": {"teachers": ["teacher.x"], "alpha": 0.5}}
+    values = tiny.config(tmp_path / "m") | {
+        "objective": {
+            "terms": {
+                key: {"class_path": f"counterpoint.losses.{path}", "init_args": given[key]}
+                for key, path in terms.items()
+            }
+        }
+    }
+    config = run_config.parse(parser, ["--config", str(tiny.write_config(tmp_path, values))])
+    resolved = run_config.plain(parser, config)["objective"]["terms"]["b"]["init_args"]
+    assert resolved.keys() == {"teachers", "alpha", "exchange", "tile_bytes"}
+    chosen = run_config.without_defaults(parser, config)["objective"]["terms"]
+    assert chosen["a"]["init_args"] == given["a"]
+    assert chosen["b"]["init_args"] == {"teachers": ["teacher.x"]}
