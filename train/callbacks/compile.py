@@ -20,13 +20,12 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
 from ..module import ContrastiveModule
+from ..torch_internals import is_compiler_error, set_compile_options
 from .screen import log_line
 
 # Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past
 # the limit the run would end.
 MAX_GRAPHS = 64
-# Where torch's compilers define their errors, which have no class in common.
-COMPILERS = ("torch._dynamo.", "torch._inductor.", "torch.fx.")
 
 
 class Compile(pl.Callback):
@@ -79,17 +78,7 @@ def gather_at_once(layers: Iterable[nn.Module]) -> None:
 
 def compile_layers(layers: Iterable[nn.Module], backend: str | Callable[..., Any]) -> None:
     """Compiles layers in place, those of a kind with one function."""
-    settings: Any = torch._dynamo.config
-    settings.recompile_limit = MAX_GRAPHS
-    settings.optimize_ddp = False  # graphs of a layer need not be cut up to send gradients early
-    settings.specialize_float = True  # else everything is compiled twice, once with a symbolic eps
-    # A part is recomputed by the graph that computed it: as many rows as tokens make no graph of
-    # their own, and the first graph that fits is always the same one.
-    torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
-    # (Torch 2.9 has no such setting and tries the one used last first.)
-    eval_frame: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
-    if hasattr(eval_frame, "_set_lru_cache"):
-        eval_frame._set_lru_cache(False)
+    set_compile_options(MAX_GRAPHS)
     functions: dict[type, Callable[..., Any]] = {}
     for layer in layers:
         kind = type(layer)
@@ -111,7 +100,7 @@ def compiled(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callab
         try:
             return graph(self, *args, **kwargs)
         except Exception as error:
-            if not type(error).__module__.startswith(COMPILERS):
+            if not is_compiler_error(error):
                 raise
             raise ValueError(
                 f"trainer.compile cannot make one graph of {kind.__name__}; set "

@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.two_tower import TwoTower
+from ..torch_internals import is_in_backward
 
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 # Of the products that measure a peak: sides, and how much longer one of twice the side may take (8
@@ -76,9 +77,7 @@ class FlopMeter:
             shapes = tuple(
                 None if x is None else Input(x.shape, x.dtype, x.requires_grad) for x in inputs
             )
-            # Inside of a backward pass a call is a recomputation.
-            again = torch._C._current_graph_task_id() != -1
-            self._calls[Call(twin, shapes, torch.is_grad_enabled(), again)] += 1
+            self._calls[Call(twin, shapes, torch.is_grad_enabled(), is_in_backward())] += 1
 
     def take(self) -> tuple[float, float]:
         """Returns (model FLOPs, hardware FLOPs) of this rank since the last time.

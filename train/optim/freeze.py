@@ -1,10 +1,10 @@
 """Frozen parts of a model (LiT, Zhai et al. 2022): patterns in, a part that stays as it is out."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from torch import nn
 
+from ..torch_internals import stay_in_eval_mode
 from .param_groups import check_patterns, matches
 
 
@@ -27,13 +27,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 def _settle(module: nn.Module, patterns: Sequence[str], prefix: str) -> None:
     names = [prefix + name for name, _ in module.named_parameters()]
     if names and all(matches(name, patterns) for name in names):
-        module.eval()
-        # Not a hook: train() asks no hooks. A partial follows its module through copies.
-        module.train = partial(_stay, module)
+        stay_in_eval_mode(module)
         return
     for name, child in module.named_children():
         _settle(child, patterns, f"{prefix}{name}.")
-
-
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
-    return module

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ...losses.distributed.collectives import world
 from ...losses.distributed.sharded_rows import RowShard, rows_of, whole
+from ..torch_internals import hide_from_ddp
 
 
 def row_shards_in(module: nn.Module) -> dict[str, RowShard]:
@@ -26,7 +26,7 @@ def shard_rows(module: nn.Module) -> None:
         if any(isinstance(p, RowShard) for p in part.parameters(recurse=False)):
             part.cut()  # type: ignore[operator]
     if names := list(row_shards_in(module)):
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+        hide_from_ddp(module, names)
 
 
 def put_together(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequence[Any]) -> None:

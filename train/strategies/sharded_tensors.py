@@ -17,6 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...losses.distributed.collectives import world
 from ...losses.distributed.sharded_rows import RowShard, whole
+from ..torch_internals import clamp_all, norms_of, scale_all
 
 Parameters = Sequence[nn.Parameter]
 
@@ -50,14 +51,13 @@ class Tensors(ABC):
     def scale(self, parameters: Parameters, factor: Tensor) -> None:
         """Multiplies the gradients by `factor` []."""
         if pieces := self.pieces(parameters):
-            torch._foreach_mul_(pieces, factor.to(pieces[0].device))  # type: ignore
+            scale_all(pieces, factor.to(pieces[0].device))
 
     @torch.no_grad()
     def clamp(self, parameters: Parameters, limit: float) -> None:
         """Clamps every element of the gradients to [-limit, limit]."""
         if pieces := self.pieces(parameters):
-            torch._foreach_clamp_min_(pieces, -limit)  # type: ignore
-            torch._foreach_clamp_max_(pieces, limit)  # type: ignore
+            clamp_all(pieces, limit)
 
     def drop(self, optimizer: torch.optim.Optimizer, parameters: Parameters, skip: Tensor) -> None:
         """Makes the coming step change neither weights nor state where `skip` [] is true.
@@ -177,8 +177,8 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
     dtype = torch.promote_types(like.dtype, torch.float32)
     if not tensors:
         return torch.zeros((), dtype=dtype, device=like.device)
-    norms = torch._foreach_norm(list(tensors), 2.0, dtype=dtype)  # type: ignore
-    return torch.linalg.vector_norm(torch.stack([norm.to(like.device) for norm in norms]))
+    norms = [norm.to(like.device) for norm in norms_of(tensors, dtype)]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ...losses.distributed.collectives import world
 from ...models.teachers.frozen import FrozenTowers
+from ..torch_internals import move_own_tensors
 
 
 def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
@@ -49,7 +50,7 @@ def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
         inside.update(layer.modules())
     for module in towers.modules():
         if module not in inside:
-            module._apply(lambda tensor: tensor.to(device), recurse=False)
+            move_own_tensors(module, device)
 
 
 class Fetched:

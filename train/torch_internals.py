@@ -1,0 +1,82 @@
+"""What training needs of torch beside its public interface, one function each.
+
+In: modules and tensors. Out: what torch's documented functions do not do. Each has a test in
+tests/train/test_torch_internals.py, so that an upgrade of torch opens these two files.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+# Where torch's compilers define their errors, which have no class in common.
+COMPILERS = ("torch._dynamo.", "torch._inductor.", "torch.fx.")
+
+
+def is_in_backward() -> bool:
+    """Whether autograd is running a backward pass; what is called inside is a recomputation."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def set_compile_options(max_graphs: int) -> None:
+    """Sets for the whole process how graphs are made and looked up.
+
+    Args:
+        max_graphs: of one function; one more is an error.
+    """
+    settings: Any = torch._dynamo.config
+    settings.recompile_limit = max_graphs
+    settings.optimize_ddp = False  # graphs of a layer need not be cut up to send gradients early
+    settings.specialize_float = True  # else everything is compiled twice, once with a symbolic eps
+    # A part is recomputed by the graph that computed it: as many rows as tokens make no graph of
+    # their own, and the first graph that fits is always the same one.
+    torch.fx.experimental._config.use_duck_shape = False  # type: ignore[attr-defined]
+    # (Torch 2.9 has no such setting and tries the one used last first.)
+    eval_frame: Any = torch._C._dynamo.eval_frame  # type: ignore[attr-defined]
+    if hasattr(eval_frame, "_set_lru_cache"):
+        eval_frame._set_lru_cache(False)
+
+
+def is_compiler_error(error: Exception) -> bool:
+    """Whether it was raised by torch.compile, not by what is compiled."""
+    return type(error).__module__.startswith(COMPILERS)
+
+
+def stay_in_eval_mode(module: nn.Module) -> None:
+    """Puts a module into evaluation mode for good, whatever `train()` is called on above it."""
+    module.eval()
+    # Not a hook: train() asks no hooks. A partial follows its module through copies.
+    module.train = partial(_unchanged, module)
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+def move_own_tensors(module: nn.Module, device: torch.device) -> None:
+    """Moves parameters and buffers of a module, but not those of the modules inside it."""
+    module._apply(lambda tensor: tensor.to(device), recurse=False)
+
+
+def hide_from_ddp(module: nn.Module, names: Sequence[str]) -> None:
+    """Keeps DDP from broadcasting and averaging the parameters of these names."""
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+
+
+def scale_all(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiplies tensors in place by one number [], in few kernels."""
+    torch._foreach_mul_(list(tensors), factor)  # type: ignore[attr-defined]
+
+
+def clamp_all(tensors: Sequence[Tensor], limit: float) -> None:
+    """Clamps tensors in place to [-limit, limit], in few kernels."""
+    torch._foreach_clamp_min_(list(tensors), -limit)  # type: ignore[attr-defined]
+    torch._foreach_clamp_max_(list(tensors), limit)  # type: ignore[attr-defined]
+
+
+def norms_of(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Returns the L2 norm of each tensor, computed in `dtype`, in few kernels."""
+    return torch._foreach_norm(list(tensors), 2.0, dtype=dtype)  # type: ignore[attr-defined]
