@@ -5,6 +5,8 @@ values on the device for whoever logs them.
 """
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
@@ -39,6 +41,21 @@ class Reporter(pl.Callback):
     """Logs what the module reports; in a trainer without one, the module logs it itself."""
 
 
+@dataclass(frozen=True)
+class RunInfo:
+    """What checkpoints and metrics keep of the run that the module is part of.
+
+    Attributes:
+        config: the resolved configuration, as plain values.
+        fingerprint: of the data; a resumed run compares it.
+        sources: names of the data's sources, in the order of the batch's `source`.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    sources: list[str] = field(default_factory=list)
+
+
 class ContrastiveModule(pl.LightningModule):
     """Model + objective + optimiser, driven by the phases.
 
@@ -52,20 +69,18 @@ class ContrastiveModule(pl.LightningModule):
         seed: of dropout and of what is drawn in a step.
         grad_clip: clipper of gradients; None: the Trainer's `gradient_clip_val`.
         guard: against steps that are not finite, and spikes.
+        teachers: frozen models by name, whose features are `teacher.NAME...`; they are in no state.
+        ema: the student's moving average, whose features are `ema...`.
+        run: the run that it is part of; None: a Trainer of one's own.
 
     Attributes:
         report: detached values of the last step, this rank's share (mean over ranks = global).
         grad_norm: global norm of the last step's gradient, before clipping.
         decision: the guard's, about the last step.
         shares: reaches gradients and parameters in the strategy at hand.
-        resolved_config: the run's configuration; it goes into every checkpoint.
-        fingerprint: of the data; resume compares it.
-        providers: frozen models by the prefix of their features (`ema`, `teacher.NAME`); in no
-            state, but for the average.
-        ema: the student's moving average.
+        providers: the average and the teachers by the prefix of their features.
         logs_itself: the Trainer has no Reporter, so that values go through `self.log`.
         step_ended: when the last step and its callbacks were done (monotonic seconds).
-        sources: names of the data's sources, in the order of the batch's `source`.
         source_loss: at log steps of a mixture, (sum, count) of this rank's losses by source
             [sources, 2]; else None.
     """
@@ -79,6 +94,9 @@ class ContrastiveModule(pl.LightningModule):
         seed: int = 0,
         grad_clip: Clipper | None = None,
         guard: SpikeGuard | None = None,
+        teachers: Mapping[str, FrozenTowers] | None = None,
+        ema: Ema | None = None,
+        run: RunInfo | None = None,
     ):
         super().__init__()
         self.optim = optim or AdamW()
@@ -89,16 +107,16 @@ class ContrastiveModule(pl.LightningModule):
         self.seed = seed
         self.grad_clip = grad_clip
         self.guard = guard or SpikeGuard()
-        self.providers: dict[str, FrozenTowers] = {}
-        self.ema: Ema | None = None
+        self.ema = ema
+        # In a dict, so that teachers are no submodules.
+        self.providers = {f"teacher.{name}": towers for name, towers in (teachers or {}).items()}
+        self.providers |= {} if ema is None else {"ema": ema}
+        self.run = run or RunInfo()
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
         self.decision: Decision | None = None
         self.shares: Tensors = LocalTensors()
-        self.resolved_config: dict[str, Any] = {}
-        self.fingerprint = ""
         self.step_ended = 0.0
-        self.sources: list[str] = []
         self.source_loss: Tensor | None = None
         self._settings: list[dict[str, Any]] = []
         self.logs_itself = False
@@ -289,8 +307,8 @@ class ContrastiveModule(pl.LightningModule):
         """Adds what a resume must compare, and the past of norms and losses."""
         put_together(checkpoint, self, self.trainer.optimizers)
         checkpoint["counterpoint"] = {
-            "config": self.resolved_config,
-            "fingerprint": self.fingerprint,
+            "config": self.run.config,
+            "fingerprint": self.run.fingerprint,
             "samples": self.phases.samples_before(self.global_step),
             "grad_clip": {} if self.grad_clip is None else self.grad_clip.state_dict(),
             "guard": self.guard.state_dict(),
@@ -310,12 +328,12 @@ class ContrastiveModule(pl.LightningModule):
         """Sums what each sample contributed by source; every rank does so at the same steps."""
         step = self.global_step + 1
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if len(self.sources) < 2 or (step % every and step != self.trainer.max_steps):
+        if len(self.run.sources) < 2 or (step % every and step != self.trainer.max_steps):
             return None
         losses = self.objective.per_sample(features, batch)
         if losses is None:
             return None
-        table = losses.new_zeros(len(self.sources), 2)
+        table = losses.new_zeros(len(self.run.sources), 2)
         return table.index_add_(
             0, batch["source"], torch.stack([losses, losses.new_ones(len(losses))], 1)
         )

@@ -31,8 +31,8 @@ from .. import arguments
 from ..config import parser as run_config
 from ..config.identity import OF_A_STORE, differences, leaves_of
 from ..experiments.claims import claimed
-from ..run.build import build
-from ..run.teachers import checked_teacher
+from ..run.build import build_parts
+from ..run.teachers import load_teacher
 
 ABOUT = "store.json"
 
@@ -47,18 +47,17 @@ def main(argv: list[str]) -> int:
         )
     parser = run_config.make_parser()
     config = run_config.parse(parser, rest)
-    module, parts = build(parser, config)
-    module.resolved_config = run_config.plain(parser, config)
+    parts = build_parts(parser, config)
     if chosen.teacher not in (parts.teachers or {}):
         known = ", ".join(parts.teachers or {}) or "none"
         raise ValueError(f"the run file has no teacher '{chosen.teacher}'; it has {known}")
-    towers, views = checked_teacher(module, parts, chosen.teacher)
+    towers, views = load_teacher(parts, chosen.teacher)
     place_teacher(towers, torch.device(chosen.device))
     if not isinstance(parts.data, PairsDataModule):
         raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
     store = EmbeddingStore(chosen, towers, views, parts.data)
     named = configured(run_config.without_defaults(parser, config), chosen.teacher)
-    store.open(about(module.resolved_config, chosen, store), frozenset(named))
+    store.open(about(run_config.plain(parser, config), chosen, store), frozenset(named))
     store.write_all()
     return store.report()
 

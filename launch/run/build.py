@@ -1,20 +1,23 @@
 """A parsed configuration into the objects of a run, connected to one another."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from ...train.module import ContrastiveModule
+from ...models.teachers.frozen import FrozenTowers
+from ...train.ema import Ema
+from ...train.module import ContrastiveModule, RunInfo
 from ...train.phases import Phases, connect_data, prepare_reducers
 from ..config.messages import shortened
 
 
-def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule, Any]:
+def build_parts(parser: ArgumentParser, config: Namespace) -> Any:
     """Instantiates all slots; weights depend on the seed alone.
 
     Returns:
-        The module, and the instantiated slots (`data` is connected to the model and the phases).
+        The slots; `data` is connected to the model and the phases.
 
     Raises:
         ValueError: a slot refuses its values.
@@ -23,31 +26,46 @@ def build(parser: ArgumentParser, config: Namespace) -> tuple[ContrastiveModule,
     config = config.clone()
     config.trainer.logger = None  # made with the trainer, which knows the step it begins at
     parts = instantiate(parser, config)
-    phases = Phases(parts.phases)
-    prepare_reducers(phases, parts.model)
-    connect_data(parts.data, parts.model, phases, config.seed)
-    module = ContrastiveModule(
+    parts.phases = Phases(parts.phases)
+    prepare_reducers(parts.phases, parts.model)
+    connect_data(parts.data, parts.model, parts.phases, config.seed)
+    return parts
+
+
+def build_module(
+    parts: Any, teachers: Mapping[str, FrozenTowers] | None = None, run: RunInfo | None = None
+) -> ContrastiveModule:
+    """Makes the module that trains; its moving average starts as the model is now.
+
+    Args:
+        parts: the slots of a run.
+        teachers: by name; see `load_teachers`.
+        run: what its checkpoints keep of the run.
+    """
+    return ContrastiveModule(
         parts.model,
         parts.objective,
-        phases,
+        parts.phases,
         parts.optim,
-        config.seed,
+        parts.seed,
         grad_clip=parts.grad_clip,
         guard=parts.guard,
+        teachers=teachers,
+        ema=None if parts.ema is None else Ema(parts.model, parts.ema),
+        run=run,
     )
-    return module, parts
 
 
 def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
     """Builds the objects of a configuration.
 
     Raises:
-        ValueError: A class refuses its values, said as it says it.
+        ValueError: a class refuses its values; the message is its own.
     """
     try:
         return parser.instantiate(config)
     except ValueError as error:
-        # A class inside an optional value: the parser repeats what it said among other guesses.
+        # A class inside an optional value: the parser repeats its message among other guesses.
         if "Does not validate" not in str(error):
             raise
         raise ValueError(shortened(str(error))) from error

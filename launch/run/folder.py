@@ -37,6 +37,11 @@ SUMMARISED = (
 )
 
 
+def run_dir_of(config: Any) -> Path:
+    """Returns where the results of a run go."""
+    return Path(config.run_dir or f"runs/{config.name}")
+
+
 def prepare_folder(run_dir: Path) -> None:
     """Makes the run folder; a folder with a run in it is left alone.
 

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -19,7 +19,9 @@ from ...data.images.transforms import EvalTransform, Transform
 from ...data.module import PairsDataModule
 from ...data.text.tokenize import ClipTokenizer, Tokenizer
 from ...losses.objective import Objective
+from ...models.image import ImageTower
 from ...models.two_tower import TwoTower
+from ...models.weight_inheritance import inherit
 from ...models.weights import load_weights, read_weights
 from ...train.checkpointing import checkpoint as checkpoints
 from ..config import parser as run_config
@@ -128,6 +130,28 @@ def weights_file(source: str) -> Path:
     """
     path = Path(source)
     return checkpoint_of(path) if path.is_dir() else path
+
+
+def load_initial_weights(model: TwoTower, config: Any) -> None:
+    """Gives a model that is not resumed the weights that its configuration names, and logs them.
+
+    Args:
+        model: of the new run.
+        config: of the new run, parsed.
+
+    Raises:
+        ValueError: there are none, or they do not fit, or two sources are named.
+    """
+    if config.init_from and config.inherit_from:
+        raise ValueError("give init_from (equal shapes) or inherit_from (slices), not both")
+    if config.init_from:
+        path = weights_file(config.init_from)
+        say(f"init_from {path}: {load_weights(model, read_weights(path), str(path))}")
+    elif config.inherit_from:
+        larger = load_run(config.inherit_from).model
+        say(f"inherit_from {config.inherit_from}: {inherit(model, larger)}")
+    elif loaded := cast(ImageTower, model.image).load_pretrained():
+        say(loaded)
 
 
 def load_scalars(objective: Objective, state: Mapping[str, Tensor]) -> None:

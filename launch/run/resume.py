@@ -42,7 +42,7 @@ def find_checkpoint(
     if "counterpoint" not in saved:
         raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
     ours, step = saved["counterpoint"], checkpoints.step_of(path)
-    data = (ours["fingerprint"], module.fingerprint)
+    data = (ours["fingerprint"], module.run.fingerprint)
     check_resume(ours["config"], resolved, *data, step, leaves(chosen).keys())
     optimizer = module.optim.build(module.model, module.objective)
     check_groups(saved["optimizer_states"][0], optimizer)

@@ -1,7 +1,6 @@
-"""The teachers and the moving average of a run file, given to the module that trains.
+"""The teachers of a run file, loaded and checked against what terms need.
 
-In: the built run, with the weights it starts from. Out: the module with its providers, or one
-sentence about what cannot work.
+In: the slots of a run. Out: frozen models by name, or one sentence about what cannot work.
 """
 
 import copy
@@ -23,9 +22,7 @@ from ...models.teachers.frozen import ATTENTION, FrozenTowers, Teacher, view_of
 from ...models.two_tower import TwoTower
 from ...models.weights import load_weights, read_weights
 from ...train.checkpointing import checkpoint as checkpoints
-from ...train.ema import Ema
 from ...train.features import check_needs, check_scores
-from ...train.module import ContrastiveModule
 from .load import load_run, weights_file
 
 # What two tokenizers must agree on to be taken for the same.
@@ -33,8 +30,11 @@ PROBE = ["A photo of 3 red squares, a fish & the moon's house."]
 PROBE_TOKENS = 64
 
 
-def attach(module: ContrastiveModule, parts: Any) -> None:
-    """Loads what terms and reducers need beside the student.
+def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
+    """Loads the teachers, after checking that each need of a term or reducer is met.
+
+    Args:
+        parts: the slots of a run.
 
     Raises:
         ValueError: one needs what the run does not have, or a teacher cannot be used.
@@ -49,9 +49,9 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
         for name, sidecar in data.sidecars.items()
         for entry in (*sidecar.columns, "present")
     ]
-    needs, sizes = module.objective.needs, sizes_of(module, data)
+    needs, sizes = parts.objective.needs, sizes_of(parts)
     check_needs(needs, names, sizes, stored)
-    for name, phase in module.phases.named.items():
+    for name, phase in parts.phases.named.items():
         if phase.image_reducer is not None:
             reader = f"phases.{name}.image_reducer"
             check_needs(phase.image_reducer.needs, names, sizes, stored, reader)
@@ -63,32 +63,28 @@ def attach(module: ContrastiveModule, parts: Any) -> None:
         for name, view in views.items()
         if (size := sizes[name]) is not None
     }
-    check_scores(module.phases, needs, image_views, module.model.image)
-    for name in teachers:
-        module.providers[f"teacher.{name}"], _ = checked_teacher(module, parts, name)
-    _check_own_texts(module.objective.needs, data, module.model.context_length)
-    if parts.ema is not None:
-        module.ema = module.providers["ema"] = Ema(module.model, parts.ema)
+    check_scores(parts.phases, needs, image_views, parts.model.image)
+    loaded = {name: load_teacher(parts, name)[0] for name in teachers}
+    _check_own_texts(needs, data, parts.model.context_length)
+    return loaded
 
 
-def checked_teacher(
-    module: ContrastiveModule, parts: Any, name: str
-) -> tuple[FrozenTowers, list[str]]:
+def load_teacher(parts: Any, name: str) -> tuple[FrozenTowers, list[str]]:
     """Loads one teacher; returns it and the embeddings read of it (`image`, `text.theirs.raw`).
 
     Raises:
         ValueError: no term or reducer needs it, or it cannot be used.
     """
     teacher, data, prefix = parts.teachers[name], parts.data, f"teacher.{name}."
-    needs = module.objective.needs | module.phases.needs
+    needs = parts.objective.needs | parts.phases.needs
     wanted = {n.removeprefix(prefix) for n in needs if n.startswith(prefix)}
     if not wanted:
         raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
-    sizes = sizes_of(module, data)
+    sizes = sizes_of(parts)
     views = sorted({view_of(need) for need in wanted} & sizes.keys())
     tokenizers = [data.reads(view)[0] for view in views if view.startswith("text")]
-    towers = teacher.build(partial(load, module, tokenizers))
-    towers.model.chunks = module.model.chunks
+    towers = teacher.build(partial(load_model, parts, tokenizers))
+    towers.model.chunks = parts.model.chunks
     for scalar in MODEL_SCALARS:
         value = getattr(towers.model, scalar)
         if scalar in wanted and (value is None or bool(value.isnan().any())):
@@ -106,16 +102,14 @@ def checked_teacher(
     return towers, sorted(n for n in wanted if n.removesuffix(".raw") in sizes)
 
 
-def sizes_of(module: ContrastiveModule, data: Pairs) -> dict[str, int | None]:
-    """Sides in pixels of the pictures that batches hold; None for texts."""
-    sizes: dict[str, int | None] = {"image": module.model.image_size, "text": None}
-    sizes |= {f"image.{n}": view.size or sizes["image"] for n, view in data.views.items()}
-    return sizes | {f"text.{n}": None for n in data.texts}
+def sizes_of(parts: Any) -> dict[str, int | None]:
+    """Returns the side in pixels of each image that batches hold, and None for each text."""
+    sizes: dict[str, int | None] = {"image": parts.model.image_size, "text": None}
+    sizes |= {f"image.{n}": view.size or sizes["image"] for n, view in parts.data.views.items()}
+    return sizes | {f"text.{n}": None for n in parts.data.texts}
 
 
-def load(
-    module: ContrastiveModule, tokenizers: Sequence[Tokenizer], source: str | None
-) -> TwoTower:
+def load_model(parts: Any, tokenizers: Sequence[Tokenizer], source: str | None) -> TwoTower:
     """Returns a model with the weights of `source`, which reads ids of these tokenizers.
 
     See `Teacher.build`.
@@ -124,7 +118,7 @@ def load(
         ValueError: there are none, or they belong to another model or another tokenizer.
     """
     if source is None:
-        source = module.resolved_config["init_from"]
+        source = parts.init_from
         if not source:
             raise ValueError(
                 "a teacher without `source` is the model that the run starts from; name its "
@@ -132,7 +126,7 @@ def load(
             )
         # As in a new run: a checkpoint that is resumed does not hold the weights of the start.
         path = weights_file(source)
-        model = copy.deepcopy(module.model)
+        model = copy.deepcopy(parts.model)
         load_weights(model, read_weights(path), str(path))
         return model
     path = Path(source)
@@ -144,7 +138,7 @@ def load(
         for tokenizer in tokenizers:
             _check_tokenizer(source, tokenizer, theirs.tokenizer)
         return theirs.model
-    model = copy.deepcopy(module.model)
+    model = copy.deepcopy(parts.model)
     report = load_weights(model, read_weights(path), source)
     if report.missing or report.reshaped:
         raise ValueError(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from counterpoint.launch.commands.evaluate import evaluate_run
 from counterpoint.launch.config import parser as run_config
-from counterpoint.launch.run.build import build
+from counterpoint.launch.run.build import build_module, build_parts
 from counterpoint.launch.run.load import load_run
 
 # As an installation with wandb 0.31 wrote it; `entity` goes to wandb.init.
@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     path.write_text(yaml.safe_dump(tiny.config(path.with_name("manifest.parquet"))))
     parser = run_config.make_parser()
     parsed = run_config.parse(parser, ["--config", str(path)])
-    return build(parser, parsed)[0], run_config.plain(parser, parsed)
+    return build_module(build_parts(parser, parsed)), run_config.plain(parser, parsed)
 
 
 @pytest.fixture

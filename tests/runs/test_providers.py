@@ -11,7 +11,7 @@ from tiny import config, write_config, write_shards
 
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.config import parser as run_config
-from counterpoint.launch.run.build import build
+from counterpoint.launch.run.build import build_parts
 from counterpoint.train.checkpointing.checkpoint import load, newest
 
 STEPS = 6
@@ -39,8 +39,8 @@ def values(tmp_path):
     values = config(tmp_path / "m.parquet", steps=STEPS)
     parser = run_config.make_parser()
     path = write_config(tmp_path, values | {"seed": 7})
-    module, _ = build(parser, run_config.parse(parser, ["--config", str(path)]))
-    safetensors.torch.save_file(module.model.state_dict(), tmp_path / "start.safetensors")
+    model = build_parts(parser, run_config.parse(parser, ["--config", str(path)])).model
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "start.safetensors")
     strong = {"transform": {"class_path": "TrainTransform", "init_args": {"scale": [0.3, 1.0]}}}
     values["data"]["views"] = {"strong": strong}
     values["objective"]["terms"] |= TERMS

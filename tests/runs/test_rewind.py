@@ -16,7 +16,7 @@ from tiny import config, write_config, write_shards
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
 from counterpoint.launch.config.parser import make_parser, parse
-from counterpoint.launch.run.build import build
+from counterpoint.launch.run.build import build_parts
 from counterpoint.train.callbacks.stop import StopOnSignal
 from counterpoint.train.checkpointing.checkpoint import checkpoints_in, load, newest, step_of
 
@@ -65,7 +65,7 @@ def keys_by_position(argv: list[str], steps: int) -> list[set[str]]:
     parser = make_parser()
     config = parse(parser, argv)
     config.phases["train"].samples = steps * BATCH
-    _, parts = build(parser, config)
+    parts = build_parts(parser, config)
     dataset = parts.data.train_dataset()
     return [set(map(str, dataset[step]["key"].tolist())) for step in range(steps)]
 

@@ -14,9 +14,9 @@ from tiny import config, write_config, write_shards
 
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
-from counterpoint.launch.commands.fit import fit
 from counterpoint.launch.config import parser as run_config
 from counterpoint.launch.run.env import prepare
+from counterpoint.launch.run.train import Run
 from counterpoint.train.checkpointing.checkpoint import load, newest, step_of
 from counterpoint.train.grad_clip.base import Clipper
 from counterpoint.train.optim.adamw import AdamW
@@ -69,12 +69,12 @@ def base(written):
     prepare()
     parser = run_config.make_parser()
     config = run_config.parse(parser, written(checkpoint={"every_n_steps": 1, "keep": 3}))
-    return parser, config, run_config.plain(parser, config)
+    return parser, config
 
 
 def train_with(base, run_dir: Path, file: Path | None = None, kind: type = Clipper, **changes):
     """Trains with one slot as in a file, which alone is parsed, and leaves changed."""
-    parser, config, resolved = base
+    parser, config = base
     config = config.clone()
     if file is not None:
         slot = file.parent.name
@@ -83,7 +83,7 @@ def train_with(base, run_dir: Path, file: Path | None = None, kind: type = Clipp
         config[slot] = small.parse_args([f"--{slot}={file}"])[slot]
     for key, value in {"run_dir": str(run_dir), **changes}.items():
         config[key] = value
-    assert fit(config, resolved, parser, None) == 0
+    assert Run(parser, config).train() == 0
     return run_dir
 
 
@@ -144,17 +144,16 @@ def test_resumed_in_or_at_the_end_of_a_phase(base, written, tmp_path, clip, opti
         checkpoint={"every_n_steps": 1, "keep": 99},
         **parts,
     )
-    parser, _, _ = base
+    parser, _ = base
     config = run_config.parse(parser, argv)
-    resolved = run_config.plain(parser, config)
     config.run_dir = str(run_dir)
-    assert fit(config, resolved, parser, None) == 0
+    assert Run(parser, config).train() == 0
     want = dict(tensors(load(newest(run_dir))))
     shutil.copytree(run_dir, again)
     for file in sorted((again / "checkpoints").iterdir())[step:]:
         file.unlink()
     config.run_dir = str(again)
-    assert fit(config, resolved, parser, again) == 0
+    assert Run(parser, config, again).train() == 0
     got = dict(tensors(load(newest(again))))
     assert want.keys() == got.keys()
     assert [key for key in want if not torch.equal(want[key], got[key])] == []

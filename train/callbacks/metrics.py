@@ -206,7 +206,7 @@ class Metrics(Reporter):
             values[f"weight/{name}"] = module.objective.weight(name)
         if by_source is not None:
             rest = iter(means[len(labels) :])
-            for source, total, count in zip(module.sources, rest, rest, strict=True):
+            for source, total, count in zip(module.run.sources, rest, rest, strict=True):
                 if count:
                     values[f"loss_by_source/{source}"] = total / count
         if self._epoch_size:

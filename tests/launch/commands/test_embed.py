@@ -13,7 +13,7 @@ from counterpoint.launch import cli
 from counterpoint.launch.commands.embed import main
 from counterpoint.launch.commands.fit import main as cli_fit
 from counterpoint.launch.config import parser as run_config
-from counterpoint.launch.run.build import build
+from counterpoint.launch.run.build import build_parts
 from counterpoint.models.weights import read_weights
 from counterpoint.train.checkpointing import checkpoint as checkpoints
 
@@ -46,8 +46,9 @@ def world(tmp_path_factory):
     values = tiny.config(manifest, steps=4) | {"seed": 3}
     parser = run_config.make_parser()
     path = tiny.write_config(folder, values)
-    module, _ = build(parser, run_config.parse(parser, ["--config", str(path), "--seed", "9"]))
-    safetensors.torch.save_file(dict(module.model.state_dict()), folder / "teacher.safetensors")
+    config = run_config.parse(parser, ["--config", str(path), "--seed", "9"])
+    model = build_parts(parser, config).model
+    safetensors.torch.save_file(dict(model.state_dict()), folder / "teacher.safetensors")
     values["teachers"] = {
         "big": {
             "class_path": "counterpoint.models.teachers.frozen.Frozen",
@@ -82,11 +83,9 @@ def columns_of(store):
 
 def test_a_row_is_what_the_teacher_makes_of_each_augmentation(world, store):
     parser = run_config.make_parser()
-    module, parts = build(
-        parser, run_config.parse(parser, ["--config", str(world[0] / "run.yaml")])
-    )
-    module.model.load_state_dict(read_weights(world[0] / "teacher.safetensors"))
-    module.model.eval()
+    parts = build_parts(parser, run_config.parse(parser, ["--config", str(world[0] / "run.yaml")]))
+    parts.model.load_state_dict(read_weights(world[0] / "teacher.safetensors"))
+    parts.model.eval()
     dataset = parts.data.train_dataset()
     columns = columns_of(store)
     assert sorted(columns) == ["00000", "00001"]
@@ -100,7 +99,7 @@ def test_a_row_is_what_the_teacher_makes_of_each_augmentation(world, store):
             stored = found["image.augmentation"][:, variant]
             assert torch.equal(stored, batch["image.augmentation"][order])
             with torch.no_grad():
-                features = module.model(batch, ("image", "text"))
+                features = parts.model(batch, ("image", "text"))
             for side in ("image", "text"):
                 torch.testing.assert_close(found[side][:, variant], features[side][order])
 

@@ -17,10 +17,10 @@ from counterpoint.data.images.enclosing_crop import EnclosingCrop
 from counterpoint.data.images.transforms import EvalTransform, TrainTransform
 from counterpoint.data.recipe import Text, View
 from counterpoint.data.text import tokenize
-from counterpoint.launch.commands.fit import initialise
 from counterpoint.launch.config import parser as run_config
-from counterpoint.launch.run.build import build
-from counterpoint.launch.run.teachers import attach
+from counterpoint.launch.run.build import build_module, build_parts
+from counterpoint.launch.run.load import load_initial_weights
+from counterpoint.launch.run.teachers import load_teachers
 from counterpoint.losses.distillation.feature_regression import FeatureRegression
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
@@ -34,7 +34,6 @@ from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.checkpointing import checkpoint as checkpoints
 from counterpoint.train.ema import EmaConfig
 from counterpoint.train.features import check_needs
-from counterpoint.train.module import ContrastiveModule
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -48,24 +47,31 @@ def parsed(folder, values):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    return build(*parsed(folder, tiny.config(folder / "m")))
+    return build_parts(*parsed(folder, tiny.config(folder / "m")))
 
 
 @pytest.fixture
 def student(base):
-    """Builds the tiny run with a term for each of `needs`; returns (module, parts)."""
+    """Builds the slots of the tiny run with a term for each of `needs`."""
 
     def call(
         *needs: str, teachers=None, ema=None, init_from=None, views=None, texts=None
-    ) -> tuple[ContrastiveModule, SimpleNamespace]:
-        module, data = copy.deepcopy(base[0]), copy.copy(base[1].data)
+    ) -> SimpleNamespace:
+        data = copy.copy(base.data)
         data.views, data.texts = views or {}, texts or {}
         terms = {
             need.replace(".", "_"): FeatureRegression(need.split(".")[2], need) for need in needs
         }
-        module.objective = Objective(terms or {"infonce": InfoNCE()})
-        module.resolved_config = {"init_from": init_from}
-        return module, SimpleNamespace(data=data, teachers=teachers, ema=ema)
+        changes = {
+            "data": data,
+            "teachers": teachers,
+            "ema": ema,
+            "init_from": init_from,
+            "model": copy.deepcopy(base.model),
+            "phases": copy.deepcopy(base.phases),
+            "objective": Objective(terms or {"infonce": InfoNCE()}),
+        }
+        return SimpleNamespace(**vars(base) | changes)
 
     return call
 
@@ -79,13 +85,13 @@ def other_run(tmp_path_factory):
     values["model"]["text"]["init_args"]["width"] = 24
     parser, config = parsed(folder, values)
     run_config.save(run_config.plain(parser, config), folder / "config.yaml")
-    module, _ = build(parser, config)
+    model = build_parts(parser, config).model
     for step in (1, 2):
         with torch.no_grad():
-            module.model.image_projection.weight.add_(step)
-        state = {f"model.{n}": v.clone() for n, v in module.model.state_dict().items()}
+            model.image_projection.weight.add_(step)
+        state = {f"model.{n}": v.clone() for n, v in model.state_dict().items()}
         torch.save({"state_dict": state}, folder / "checkpoints" / f"step-{step:08d}.ckpt")
-    return folder, module.model.eval()
+    return folder, model.eval()
 
 
 def batch():
@@ -106,10 +112,10 @@ def test_a_run_is_loaded_with_its_own_architecture(student, other_run):
         "newest": Frozen(str(folder)),
         "first": Frozen(str(folder / "checkpoints" / "step-00000001.ckpt")),
     }
-    module, parts = student("teacher.newest.text", "teacher.first.image", teachers=teachers)
-    module.model.chunks = 3
+    parts = student("teacher.newest.text", "teacher.first.image", teachers=teachers)
+    parts.model.chunks = 3
     before = torch.get_rng_state()
-    attach(module, parts)
+    module = build_module(parts, load_teachers(parts))
     assert torch.equal(torch.get_rng_state(), before)
     for name, want in (("newest", second), ("first", first)):
         towers = module.providers[f"teacher.{name}"]
@@ -126,20 +132,19 @@ def test_a_teacher_may_serve_a_mask_alone(student):
     class Attended(ImageReducer):
         needs = ("teacher.x.image.attention",)
 
-    module, parts = student(teachers={"x": Frozen()}, init_from="somewhere")
+    parts = student(teachers={"x": Frozen()}, init_from="somewhere")
     with pytest.raises(ValueError, match="no term needs the teacher 'x'"):
-        attach(module, parts)
-    module.phases.named["train"].image_reducer = Attended()
+        load_teachers(parts)
+    parts.phases.named["train"].image_reducer = Attended()
     parts.teachers = {}
     with pytest.raises(ValueError, match=r"phases.train.image_reducer needs 'teacher.x.image.att"):
-        attach(module, parts)
-    parts.teachers = {"x": Ready(module.model)}
-    attach(module, parts)
-    features = module.providers["teacher.x"](batch(), {"image.attention"})
+        load_teachers(parts)
+    parts.teachers = {"x": Ready(parts.model)}
+    features = load_teachers(parts)["x"](batch(), {"image.attention"})
     assert features["image.attention"].shape == (4, 2, 2)
-    module.model.image.has_class_token = False
+    parts.model.image.has_class_token = False
     with pytest.raises(ValueError, match="class_token: true"):
-        attach(module, parts)
+        load_teachers(parts)
 
 
 class Ready(Teacher):
@@ -155,11 +160,9 @@ class Ready(Teacher):
 def test_a_file_holds_weights_of_the_own_architecture(student, tmp_path):
     needs, path = ("teacher.x.image",), tmp_path / "weights.safetensors"
     teachers = {"x": Frozen(str(path), precision="bfloat16")}
-    state = {n: v + 1 for n, v in student()[0].model.state_dict().items()}
+    state = {n: v + 1 for n, v in student().model.state_dict().items()}
     safetensors.torch.save_file(state, path)
-    module, parts = student(*needs, teachers=teachers)
-    attach(module, parts)
-    found = module.providers["teacher.x"].model.state_dict()
+    found = load_teachers(student(*needs, teachers=teachers))["x"].model.state_dict()
     assert all(torch.equal(found[n], v.to(found[n].dtype)) for n, v in state.items())
     low = {n for n, v in found.items() if v.dtype == torch.bfloat16}
     assert low == found.keys() - {"logit_scale"}
@@ -167,29 +170,25 @@ def test_a_file_holds_weights_of_the_own_architecture(student, tmp_path):
     state.pop("logit_scale")
     safetensors.torch.save_file(state, path)
     with pytest.raises(ValueError, match=r"1 missing \(logit_scale\)\); name the folder"):
-        attach(*student(*needs, teachers=teachers))
+        load_teachers(student(*needs, teachers=teachers))
 
 
 def test_without_a_source_it_is_what_the_run_starts_from(student, other_run):
     # Another width of the text tower: what does not match stays as the seed made it.
     choices = {"teachers": {"x": Frozen()}, "init_from": str(other_run[0])}
-    module, parts = student("teacher.x.image", **choices)
-    initialise(module.model, choices["init_from"])
-    attach(module, parts)
-    resumed, its_parts = student("teacher.x.image", **choices)
-    attach(resumed, its_parts)  # a resumed run loads its weights later
-    start = module.model.state_dict()
-    for made in (module, resumed):
-        state = made.providers["teacher.x"].model.state_dict()
+    new, resumed = (student("teacher.x.image", **choices) for _ in range(2))
+    load_initial_weights(new.model, SimpleNamespace(init_from=new.init_from, inherit_from=None))
+    start = new.model.state_dict()
+    for parts in (new, resumed):  # a resumed run loads its weights later
+        state = load_teachers(parts)["x"].model.state_dict()
         assert all(torch.equal(state[name], start[name]) for name in start)
     assert not torch.equal(resumed.model.image_projection.weight, start["image_projection.weight"])
     with pytest.raises(ValueError, match="name its weights with init_from"):
-        attach(*student("teacher.x.image", teachers={"x": Frozen()}))
+        load_teachers(student("teacher.x.image", teachers={"x": Frozen()}))
 
 
 def test_the_average_starts_as_the_student_and_is_in_the_state(student):
-    module, parts = student(ema=EmaConfig(0.9))
-    attach(module, parts)
+    module = build_module(student(ema=EmaConfig(0.9)))
     state = module.state_dict()
     names = module.model.state_dict().keys()
     assert all(torch.equal(state[f"ema.model.{n}"], state[f"model.{n}"]) for n in names)
@@ -213,7 +212,7 @@ def test_the_average_starts_as_the_student_and_is_in_the_state(student):
 )
 def test_what_cannot_work_is_refused(student, needs, teachers, words):
     with pytest.raises(ValueError) as caught:
-        attach(*student(*needs, teachers=teachers))
+        load_teachers(student(*needs, teachers=teachers))
     assert words in str(caught.value)
 
 
@@ -225,11 +224,11 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
     run_config.save(saved, folder / "config.yaml")
     teachers = {"x": Frozen(str(folder))}
     with pytest.raises(ValueError, match="trained with another tokenizer"):
-        attach(*student("teacher.x.text", teachers=teachers))
+        load_teachers(student("teacher.x.text", teachers=teachers))
     # Its pictures may be read, if they have its size.
     views = {"big": View(EvalTransform(), 20)}
     with pytest.raises(ValueError, match=r"get pictures of 20 pixels, and this teacher takes 16"):
-        attach(*student("teacher.x.image.big.raw", teachers=teachers, views=views))
+        load_teachers(student("teacher.x.image.big.raw", teachers=teachers, views=views))
 
     saved["data"]["tokenizer"] = None
     saved["model"]["text"]["init_args"]["context_length"] = 6
@@ -239,17 +238,17 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
     state["state_dict"]["model.text.trunk.embeddings.position_embedding.weight"].resize_(6, 24)
     torch.save(state, path)
     with pytest.raises(ValueError, match="get texts of 8 tokens, and this teacher takes 6"):
-        attach(*student("teacher.x.text", teachers=teachers))
+        load_teachers(student("teacher.x.text", teachers=teachers))
 
 
 def test_a_sidecar_provides_its_columns_and_where_it_has_rows(student):
-    module, parts = student()
+    parts = student()
     term = Masked(FeatureRegression("image", "large.image"), "large.present")
-    module.objective = Objective({"fd": term})
+    parts.objective = Objective({"fd": term})
     with pytest.raises(ValueError, match=r"'large.image', which the run does not have"):
-        attach(module, parts)
+        load_teachers(parts)
     parts.data.sidecars = {"large": SimpleNamespace(columns={"image": "image"})}
-    attach(module, parts)
+    load_teachers(parts)
 
 
 class Other(Teacher):
@@ -267,12 +266,12 @@ class Other(Teacher):
 
 def test_a_teacher_reads_a_text_of_its_own(student):
     own = {"theirs": Text(tokenizer=Reversed(), context_length=12)}
-    attach(*student("teacher.x.text.theirs", teachers={"x": Other()}, texts=own))
+    load_teachers(student("teacher.x.text.theirs", teachers={"x": Other()}, texts=own))
     with pytest.raises(ValueError, match=r"ids of another tokenizer than this teacher's: add data"):
-        attach(*student("teacher.x.text", teachers={"x": Other()}))
+        load_teachers(student("teacher.x.text", teachers={"x": Other()}))
     longer = {"theirs": Text(tokenizer=Reversed(), context_length=13)}
     with pytest.raises(ValueError, match="texts of 13 tokens, and this teacher takes 12"):
-        attach(*student("teacher.x.text.theirs", teachers={"x": Other()}, texts=longer))
+        load_teachers(student("teacher.x.text.theirs", teachers={"x": Other()}, texts=longer))
 
 
 class WithoutScale(Other):
@@ -286,26 +285,26 @@ class WithoutScale(Other):
 
 @pytest.mark.parametrize("scalar", ["logit_scale", "logit_bias"])
 def test_a_scale_or_bias_that_a_teacher_does_not_have_is_refused(student, scalar):
-    attach(*student("teacher.x.image", teachers={"x": WithoutScale()}))
+    load_teachers(student("teacher.x.image", teachers={"x": WithoutScale()}))
     needs = ("teacher.x.image", f"teacher.x.{scalar}")
     with pytest.raises(ValueError, match=rf"'teacher\.x\.{scalar}', and this teacher has none"):
-        attach(*student(*needs, teachers={"x": WithoutScale()}))
+        load_teachers(student(*needs, teachers={"x": WithoutScale()}))
 
 
 def test_the_student_reads_no_text_of_a_teacher(student):
-    module, parts = student(texts={"theirs": Text(tokenizer=Reversed())})
-    module.objective = Objective({"fd": FeatureRegression("text.theirs", "text")})
+    parts = student(texts={"theirs": Text(tokenizer=Reversed())})
+    parts.objective = Objective({"fd": FeatureRegression("text.theirs", "text")})
     with pytest.raises(ValueError, match=r"needs 'text.theirs' of the student, but data.texts"):
-        attach(module, parts)
+        load_teachers(parts)
 
 
 @pytest.mark.parametrize("need", ["text.long.raw", "ema.text.long"])
 def test_the_student_reads_no_text_longer_than_it_takes(student, need):
     def attached(context_length):
         texts = {"long": Text(context_length=context_length)}
-        module, parts = student(texts=texts, ema=EmaConfig(0.9))
-        module.objective = Objective({"fd": FeatureRegression("image.raw", need)})
-        attach(module, parts)
+        parts = student(texts=texts, ema=EmaConfig(0.9))
+        parts.objective = Objective({"fd": FeatureRegression("image.raw", need)})
+        load_teachers(parts)
 
     attached(8)
     with pytest.raises(
@@ -348,10 +347,10 @@ def test_scores_need_views_of_the_same_picture_whose_place_is_known(student):
     second = InfoNCE(views=("image.other", "text"))
 
     def attached(ema=True, **changes):
-        module, parts = student(ema=EmaConfig(0.9) if ema else None, views=views | changes)
-        module.phases.named["train"].image_reducer = AttentivePatches(cell=1)
-        module.objective = Objective({"infonce": InfoNCE(), "second": second})
-        attach(module, parts)
+        parts = student(ema=EmaConfig(0.9) if ema else None, views=views | changes)
+        parts.phases.named["train"].image_reducer = AttentivePatches(cell=1)
+        parts.objective = Objective({"infonce": InfoNCE(), "second": second})
+        load_teachers(parts)
 
     attached()
     with pytest.raises(ValueError, match=r"phases\.train\.image_reducer .* ema: \{decay: 0.996\}"):
