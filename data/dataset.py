@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from .order.steps import Schedule
+from .refusals import Refusal, refusal
 from .sample import SampleLoader
 from .shards.prefetch import Prefetcher
 from .text.syntax import WordReducer
-from .workers import Refusal, refusal
 
 Batch = dict[str, Tensor]
 TokenizeTexts = Callable[[list[str], int], tuple[Tensor, Tensor]]
@@ -97,14 +97,11 @@ class StepDataset(Dataset):
         return -(-rows // self.part_rows)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Batch | Refusal:
-        """Makes a batch, or a part; in a worker, what the user has to be told stands in for it."""
+        """Makes a batch, or a part; a worker returns a message to the user in its place."""
         try:
             return self._made(*(index if isinstance(index, tuple) else (index, None)))
         except ValueError as error:
-            told = None if get_worker_info() is None else refusal(error)
-            if told is None:
-                raise
-            return told
+            return refusal(error)
 
     def _made(self, step: int, part: int | None) -> Batch:
         # One worker of each rank fetches for all of them.

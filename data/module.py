@@ -12,20 +12,17 @@ import numpy as np
 
 from .caption_check import check_captions
 from .dataset import StepDataset, StepLoader, StepSampler
-from .images.transforms import Transform
 from .order.mixed_plan import MixedPlan
 from .order.mixture import Mixture
 from .order.selection import Selection, WeightPolicy
 from .pairs import Pairs
-from .recipe import Source, Text, View, check_names, explicit_shares
+from .recipe import Source, check_names, explicit_shares
 from .sample import SampleLoader
 from .shards.cache import ShardCache
 from .shards.manifest import Manifest
 from .shards.prefetch import Prefetcher
 from .shards.reader import ShardReader
 from .sidecar import Sidecar, check_file_names
-from .text.captions import CaptionPolicy
-from .text.tokenize import Tokenizer
 from .urls import shown
 
 # Shards that a process keeps open: most systems allow 1,024 files.
@@ -40,67 +37,39 @@ class PairsDataModule(Pairs):
 
     Args:
         manifest: Path of the file that `counterpoint data index` wrote, or a list of such files.
-        tokenizer: Texts to token ids; CLIP's by default.
-        train_transform: Pictures in training; random crops by default.
-        eval_transform: Pictures in evaluation; the centre crop by default.
-        num_workers: Loader processes a rank; 0 loads in the training process.
         lanes: Parallel walks of the plan. Part of what defines the order of samples.
         block: Samples shuffled together within a lane. Part of what defines the order, too.
-        key_field: JSON field that identifies a sample.
-        caption: A policy, or a list of the places where captions are looked for: an extension
-            (`txt`) or a JSON value (`json:caption`); the first that has text is taken.
-        max_error_rate: Samples that may be replaced, per sample, before the run stops.
         sources: Share, captions and key field of single sources, by name.
         temperature: Mixes the sources in proportion to num_samples^(1/temperature) instead of
             stated shares.
         same_as: What the main picture's augmentation is taken from instead of being drawn.
         caption_same_as: The sidecar's entry with the numbers that choose captions instead of drawn
             ones: the captions of a store are then read again.
-        views: Further views of each picture; NAME becomes the batch entry `image.NAME`.
-        texts: Further texts, as `caption` or a `Text` with a tokenizer of its own; NAME becomes the
-            batch entry `text.NAME`.
         sidecars: Joined tensors; NAME becomes the batch entries `NAME.COLUMN`.
         keep_lists: keep-lists: parquet files of the samples to use.
         keep_weights: What their weights do; repeat samples by default.
         cache: Where copies of remote shards go.
         allow_pipe: Whether the commands of a manifest's `pipe:` addresses may run.
+        choices: As of `Pairs`.
     """
 
     def __init__(
         self,
         manifest: str | list[str],
-        tokenizer: Tokenizer | None = None,
-        train_transform: Transform | None = None,
-        eval_transform: Transform | None = None,
-        num_workers: int = 2,
         lanes: int = 16,
         block: int = 4096,
-        key_field: str = "key",
-        caption: tuple[str, ...] | CaptionPolicy = ("txt",),
-        max_error_rate: float = 0.01,
         sources: dict[str, Source] | None = None,
         temperature: float | None = None,
         same_as: str | None = None,
         caption_same_as: str | None = None,
-        views: dict[str, View] | None = None,
-        texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
         sidecars: dict[str, Sidecar] | None = None,
         keep_lists: tuple[str, ...] = (),
         keep_weights: WeightPolicy | None = None,
         cache: ShardCache | None = None,
         allow_pipe: bool = False,
+        **choices: Any,
     ):
-        super().__init__(
-            tokenizer,
-            train_transform,
-            eval_transform,
-            num_workers,
-            key_field,
-            caption,
-            max_error_rate,
-            views,
-            texts,
-        )
+        super().__init__(**choices)
         self.manifest_path = manifest
         self.lanes = lanes
         self.block = block
@@ -225,19 +194,17 @@ class PairsDataModule(Pairs):
 
     def train_dataset(self, rank: int = 0, world_size: int = 1) -> StepDataset:
         """Returns the batches of one rank, by step."""
-        if self.schedule is None:
-            raise ValueError("PairsDataModule.connect must be called before training starts")
-        self.schedule.check_world_size(world_size)
+        steps = self.require_steps(world_size)
         plan, urls, sizes = self.plan(), self.manifest.urls, self.manifest.num_bytes
         sha256 = self.manifest.checksums
-        batch_size = max(size for _, size in self.schedule.phases)
+        batch_size = max(size for _, size in steps.phases)
         in_use, _ = plan.working_set(sizes, world_size, batch_size)
         max_open = min(max(64, in_use), MAX_OPEN)
         reader = ShardReader(urls, self.cache, max_open, sizes, sha256)
         loader = SampleLoader(self.manifest, reader, self.recipe(), self.selection)
         dataset = StepDataset(
             plan,
-            self.schedule,
+            steps,
             loader,
             self.tokenizer,
             self.context_length,
@@ -260,9 +227,7 @@ class PairsDataModule(Pairs):
 
     def train_dataloader(self) -> StepLoader:
         """Returns this rank's loader from `first_step` on; its length is the whole run's."""
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        dataset = self.train_dataset(rank, world_size)
+        dataset = self.train_dataset(*self.rank_and_world_size())
         loader = self.loader(dataset, sampler=StepSampler(dataset, self.first_step))
         return StepLoader(loader, dataset, self.first_step)
 

@@ -30,8 +30,17 @@ class Pairs(LightningDataModule, ABC):
     """Image-text pairs in batches of steps.
 
     Args:
-        tokenizer, train_transform, eval_transform, num_workers: As of `PairsDataModule`.
-        key_field, caption, max_error_rate, views, texts: As of `PairsDataModule`.
+        tokenizer: Texts to token ids; CLIP's by default.
+        train_transform: Images in training; random crops by default.
+        eval_transform: Images in evaluation; the centre crop by default.
+        num_workers: Loader processes a rank; 0 loads in the training process.
+        key_field: JSON field that identifies a sample.
+        caption: A policy, or a list of the places where captions are looked for: an extension
+            (`txt`) or a JSON value (`json:caption`); the first that has text is taken.
+        max_error_rate: Samples that may be replaced or left out, per sample, before the run stops.
+        views: Further views of each image; NAME becomes the batch entry `image.NAME`.
+        texts: Further texts, as `caption` or a `Text` with a tokenizer of its own; NAME becomes the
+            batch entry `text.NAME`.
 
     Attributes:
         first_step: The step the training loader starts at.
@@ -46,15 +55,15 @@ class Pairs(LightningDataModule, ABC):
 
     def __init__(
         self,
-        tokenizer: Tokenizer | None,
-        train_transform: Transform | None,
-        eval_transform: Transform | None,
-        num_workers: int,
-        key_field: str,
-        caption: tuple[str, ...] | CaptionPolicy,
-        max_error_rate: float,
-        views: dict[str, View] | None,
-        texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None,
+        tokenizer: Tokenizer | None = None,
+        train_transform: Transform | None = None,
+        eval_transform: Transform | None = None,
+        num_workers: int = 2,
+        key_field: str = "key",
+        caption: tuple[str, ...] | CaptionPolicy = ("txt",),
+        max_error_rate: float = 0.01,
+        views: dict[str, View] | None = None,
+        texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
     ):
         super().__init__()
         if num_workers < 0:
@@ -154,6 +163,21 @@ class Pairs(LightningDataModule, ABC):
         self.image_size = image_size
         self.context_length = context_length
         self.word_reducers = word_reducers
+
+    def require_steps(self, world_size: int) -> Schedule:
+        """Returns the steps that `connect` was given.
+
+        Raises:
+            ValueError: It was not called, or a batch cannot be split over the ranks.
+        """
+        if self.schedule is None:
+            raise ValueError(f"{type(self).__name__}.connect must be called before training starts")
+        self.schedule.check_world_size(world_size)
+        return self.schedule
+
+    def rank_and_world_size(self) -> tuple[int, int]:
+        """Returns the trainer's; those of one process without a trainer."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def recipe(self) -> Recipe:
         """Returns what is made of every sample.

@@ -1,34 +1,15 @@
-"""What a loader worker does when it starts, and how it says what is wrong.
+"""What a loader worker does when it starts.
 
-In: the fresh worker process. Out: the same process with one thread for mathematics, and deaf to
-signals meant for the training process. An error that has a sentence for the user travels to the
-training process as that sentence: torch would wrap it in the worker's stack trace.
+In: the fresh worker process. Out: the same process with one thread for mathematics, which ignores
+signals meant for the training process.
 """
 
 import os
 import signal
 import threading
-import traceback
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-
-HERE = Path(__file__).resolve().parent
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What a worker hands over in place of a batch: the text of a ValueError."""
-
-    message: str
-
-
-def refusal(error: ValueError) -> Refusal | None:
-    """Returns an error that the data engine raised for the user; None for a library's."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-    return Refusal(str(error)) if raised_in.is_relative_to(HERE) else None
 
 
 def start_worker(worker: int) -> None:

@@ -1,19 +1,18 @@
 """Which exceptions a user sees as one sentence, and which as a stack trace.
 
-A `ValueError` raised by our own code is a message to the user (house rule: the offending value and
-the fix). The same type raised deep inside a library is a defect, and its trace is worth more than
-its text. Lightning has a type of its own for what the user has configured. A full disk is told in
-one sentence wherever it strikes.
+A `ValueError` raised by our own code is a message to the user (`data/refusals.py`). Lightning has a
+type of its own for what the user has configured. A full disk is reported in one sentence wherever
+it occurs.
 """
 
 import errno
 import os
 import traceback
-from pathlib import Path
+
+from ..data.refusals import is_refusal
 
 # Lightning's, where processes begin to differ.
 TRAINING = "lightning/pytorch/trainer/"
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def sentence(error: BaseException) -> str | None:
@@ -28,12 +27,7 @@ def sentence(error: BaseException) -> str | None:
         return f"no space left on the disk{where}; free some and continue with `fit --resume`"
     if any(kind.__name__ == "MisconfigurationException" for kind in type(error).__mro__):
         return f"trainer: {' '.join(str(error).split())} (counterpoint fit --help trainer)"
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, ValueError) and frames:
-        raised_in = Path(frames[-1].filename).resolve()
-        if raised_in.is_relative_to(ROOT) and ".venv" not in raised_in.parts:
-            return str(error)
-    return None
+    return str(error) if is_refusal(error) else None
 
 
 def reports_for_its_node(error: BaseException) -> bool:

@@ -23,11 +23,11 @@ from ..hashing import text_hash
 from ..images.decode import EncodedImage, Pixels, on_white
 from ..order.steps import Schedule
 from ..recipe import Recipe
+from ..refusals import Refusal, refusal
 from ..render import Renderer, Sample
 from ..shards.fields import IMAGE_EXTENSIONS, sample_key
 from ..text.syntax import WordReducer
 from ..urls import base_name
-from ..workers import Refusal, refusal
 from .shards import Faults, Shards, Stream
 
 
@@ -113,10 +113,7 @@ class StreamDataset(IterableDataset):
             try:
                 yield self._part(step, rows, samples, faults)
             except ValueError as error:
-                told = None if worker is None else refusal(error)
-                if told is None:
-                    raise
-                yield told
+                yield refusal(error)
                 return
 
     def _part(

@@ -14,12 +14,8 @@ from typing import Any
 from webdataset.gopen import gopen_schemes
 
 from ..dataset import Batch, StepLoader
-from ..images.transforms import Transform
 from ..module import PairsDataModule
 from ..pairs import Pairs
-from ..recipe import Text, View
-from ..text.captions import CaptionPolicy
-from ..text.tokenize import Tokenizer
 from ..urls import find_shards, scheme, shown
 from .dataset import StreamDataset
 from .shards import Stream
@@ -36,38 +32,12 @@ class StreamingPairs(Pairs):
 
     Args:
         stream: The shards, and how they are mixed.
-        tokenizer, train_transform, eval_transform, key_field, caption, views, texts: As of
-            `PairsDataModule`.
-        num_workers: Loader processes a rank, each of which reads shards of its own.
-        max_error_rate: Samples that may be left out, per sample used, before the run stops.
         allow_pipe: Whether `pipe:` addresses may run.
+        choices: As of `Pairs`; every loader process reads shards of its own.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        tokenizer: Tokenizer | None = None,
-        train_transform: Transform | None = None,
-        eval_transform: Transform | None = None,
-        num_workers: int = 2,
-        key_field: str = "key",
-        caption: tuple[str, ...] | CaptionPolicy = ("txt",),
-        max_error_rate: float = 0.01,
-        views: dict[str, View] | None = None,
-        texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
-        allow_pipe: bool = False,
-    ):
-        super().__init__(
-            tokenizer,
-            train_transform,
-            eval_transform,
-            num_workers,
-            key_field,
-            caption,
-            max_error_rate,
-            views,
-            texts,
-        )
+    def __init__(self, stream: Stream, allow_pipe: bool = False, **choices: Any):
+        super().__init__(**choices)
         self.stream = stream
         self.allow_pipe = allow_pipe
 
@@ -133,9 +103,7 @@ class StreamingPairs(Pairs):
         Raises:
             ValueError: There are fewer shards than loader workers to share them.
         """
-        if self.schedule is None:
-            raise ValueError("StreamingPairs.connect must be called before training starts")
-        self.schedule.check_world_size(world_size)
+        steps = self.require_steps(world_size)
         num_shards, readers = len(self.shard_urls), world_size * max(1, self.num_workers)
         if num_shards < readers and not self.stream.resampled:
             most = num_shards // world_size
@@ -150,7 +118,7 @@ class StreamingPairs(Pairs):
             self.stream,
             self.recipe(),
             self.readers,
-            self.schedule,
+            steps,
             self.first_step,
             rank,
             world_size,
@@ -159,9 +127,7 @@ class StreamingPairs(Pairs):
 
     def train_dataloader(self) -> StepLoader:
         """Returns this rank's loader from `first_step` on; its length is the whole run's."""
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        dataset = self.train_dataset(rank, world_size)
+        dataset = self.train_dataset(*self.rank_and_world_size())
         return StepLoader(self.loader(dataset), dataset.parts, self.first_step)
 
     def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
@@ -201,8 +167,9 @@ def streamed(manifest: str | list[str] | None, choices: Mapping[str, Any]) -> di
     Raises:
         ValueError: Another one is made.
     """
-    known = inspect.signature(StreamingPairs).parameters
-    usual = inspect.signature(PairsDataModule).parameters
+    of_all = inspect.signature(Pairs).parameters
+    known = of_all.keys() | inspect.signature(StreamingPairs).parameters.keys()
+    usual = {**of_all, **inspect.signature(PairsDataModule).parameters}
     for name, value in {"manifest": manifest, **choices}.items():
         empty = (None, (), [], {}, usual[name].default)
         if name not in known and value not in empty:
