@@ -84,7 +84,7 @@ def _task(parser: ArgumentParser, name: str, written: Any, suite: str | Path) ->
     try:
         values = _with_imports(written, key)
         try:
-            return parser.instantiate_classes(parser.parse_object({"task": values}))["task"]
+            return parser.instantiate(parser.parse_object({"task": values}))["task"]
         except ArgumentError as error:
             check(Task, values, key)
             raise Fault(key, shortened(str(error))) from None
