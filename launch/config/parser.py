@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat, class_from_function
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import Logger
 
 from ...data.files import write_whole
 from ...data.recipe import View
@@ -33,8 +34,6 @@ from ...train.grad_clip.base import Clipper
 from ...train.optim.adamw import AdamW
 from ...train.phases import Phase
 from ...train.spike_guard import SpikeGuard, Spikes
-from ..run.loggers import Logging
-from ..run.precision import AUTO
 from . import signatures
 from .diagnosis import diagnose
 from .identity import Identity
@@ -67,7 +66,13 @@ OWNED: set[str | int] = {
 
 ADAMW = f"{AdamW.__module__}.{AdamW.__qualname__}"  # of a run that names no optimizer
 # What Lightning takes; `auto` is ours, and null is Lightning's own default, 32-true.
+AUTO = "auto"
 PRECISIONS = Literal["auto"] | typing.get_type_hints(Trainer.__init__)["precision"]
+# A class that cannot be read here is taken as it stands, and refused where it is built: a resumed
+# run can do without it.
+LOGGER_NAMES = Literal["wandb", "tensorboard", "mlflow", "csv"]
+LOGGER = Union[LOGGER_NAMES, Logger, dict[str, Any]]  # noqa: UP007 - jsonargparse names members
+LOGGERS = Optional[Union[bool, LOGGER, list[LOGGER]]]  # noqa: UP007, UP045
 # Defaults of Lightning's that are enums of strings (Timer's interval) go into files as such.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, item: dumper.represent_data(item.value))
 
@@ -124,7 +129,7 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(Trainer, "trainer", skip=OWNED | retyped, instantiate=False)
     parser.add_argument(
         "--trainer.logger",
-        type=Logging,
+        type=LOGGERS,
         help="wandb, tensorboard, mlflow, csv, a class, or a list of these, beside metrics.jsonl "
         "(tensorboard, where it is installed; false: none)",
     )

@@ -16,7 +16,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from ...train.callbacks.screen import log_line
+from ...train.screen import log_line
 from .rendezvous import use_own_store
 
 OF_SRUN = "slurm-"  # what the name of a run of srun's tasks begins with

@@ -13,7 +13,7 @@ import pkgutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
@@ -25,11 +25,6 @@ from ..config.messages import shortened
 from .env import is_first_process, say
 
 IDENTITIES = "loggers.json"
-Word = Literal["wandb", "tensorboard", "mlflow", "csv"]
-# A class that cannot be read here is taken as it stands, and refused where it is built: a resumed
-# run can do without it.
-One = Union[Word, Logger, dict[str, Any]]  # noqa: UP007 - jsonargparse names the members
-Logging = Optional[Union[bool, One, list[One]]]  # noqa: UP007, UP045
 
 # By class: the argument with the identity, and packages of which one is needed.
 KNOWN = {

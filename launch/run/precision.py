@@ -16,10 +16,11 @@ import torch
 import yaml
 
 from ...train.callbacks.flops import one_thread, product_seconds, random_matrices
+from ..config.parser import AUTO
 from .env import is_first_process, say, under_torchrun
 from .rendezvous import agreed
 
-AUTO, MIXED, FULL = "auto", "bf16-mixed", "32-true"
+MIXED, FULL = "bf16-mixed", "32-true"
 # torch's functions for what makes a processor fast at bf16. They are private, and may go.
 INSTRUCTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with bf16

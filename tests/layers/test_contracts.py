@@ -15,6 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("launch", "train", "losses", "models", "data", "configs")
 
+TYPE_ONLY = """
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..run import build
+"""
 PLANTED = [
     ("losses/planted.py", "from ..models import two_tower", "launch > train"),
     ("data/planted.py", "from ..losses import siglip", "launch > train"),
@@ -23,7 +29,13 @@ PLANTED = [
     ("losses/planted.py", "import numpy", "losses depends on torch only"),
     ("models/planted.py", "def f():\n    import lightning", "models depends on"),
     ("data/planted.py", "from lightning.pytorch import Trainer", "data knows Lightning"),
-    ("data/planted.py", "from .module import PairsDataModule", None),
+    ("losses/kernels/planted.py", "from ..base import Term", "the rooms of losses"),
+    ("models/reducers/planted.py", "from ..teachers import frozen", "the rooms of models"),
+    ("data/shards/planted.py", "from ..text import captions", "the rooms of data"),
+    ("train/strategies/planted.py", "def f():\n    from .. import module", "the rooms of train"),
+    ("launch/config/planted.py", TYPE_ONLY, "the rooms of launch"),
+    ("train/planted.py", "", "the rooms of train"),  # a module without a place
+    ("data/stream/planted.py", "from ..module import PairsDataModule", None),
 ]
 
 

@@ -20,8 +20,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
 from ..module import ContrastiveModule
+from ..screen import log_line
 from ..torch_internals import is_compiler_error, set_compile_options
-from .screen import log_line
 
 # Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past
 # the limit the run would end.

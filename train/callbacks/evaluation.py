@@ -17,8 +17,8 @@ from ..checks import at_least
 from ..evaluation.evaluate import evaluate, prepare
 from ..evaluation.suite import Suite
 from ..module import ContrastiveModule
+from ..screen import log_beside_bar, log_line
 from .metrics import log_row
-from .screen import log_beside_bar, log_line
 
 
 @dataclass

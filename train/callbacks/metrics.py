@@ -20,8 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from ...data.files import write_whole
 from ..distributed import average
 from ..module import ContrastiveModule, Reporter
+from ..screen import log_beside_bar
 from .flops import FlopMeter, measured_peak
-from .screen import log_beside_bar
 
 SHOWN = ("loss", "lr", "pairs_per_s")  # on a progress bar of Lightning's
 

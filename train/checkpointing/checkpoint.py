@@ -18,8 +18,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ...data.files import durable_file, remove_parts
 from ...models.weights import damage
-from ..callbacks.screen import log_line
 from ..distributed import ControlGroup
+from ..screen import log_line
 
 PATTERN = re.compile(r"step-(\d+)\.ckpt")
 

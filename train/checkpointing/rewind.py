@@ -14,8 +14,8 @@ import lightning.pytorch as pl
 
 from ...data.order.steps import Schedule
 from ...models.weights import damage
-from ..callbacks.screen import log_line
 from ..module import ContrastiveModule
+from ..screen import log_line
 from ..spike_guard import SpikeGuard
 from .checkpoint import Checkpoints, checkpoints_in, load, step_of, write
 
