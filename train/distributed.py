@@ -1,16 +1,18 @@
-"""What ranks tell one another outside of the losses: flags, means, objects.
+"""Flags, means and objects of all ranks, outside of the losses.
 
-In: this rank's values. Out: those of all ranks, in the same order on each.
+In: this rank's values. Out: those of all ranks, in rank order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-# (all ranks, their gloo group): one for everybody who asks, since each connects every two ranks.
+from ..losses.distributed.collectives import world
+
+# (all ranks, their gloo group): one for all callers, since each connects every two ranks.
 _shared: tuple[Any, Any] = (None, None)
 
 
@@ -23,7 +25,7 @@ class ControlGroup:
     def __init__(self):
         global _shared
         self.group: Any = None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if world()[1] > 1:
             if _shared[0] is not dist.group.WORLD:
                 _shared = dist.group.WORLD, dist.new_group(backend="gloo")
             self.group = _shared[1]
@@ -44,35 +46,48 @@ class ControlGroup:
 
     def gather(self, value: Any) -> list[Any]:
         """Returns every rank's picklable value in rank order."""
-        if self.group is None:
-            return [value]
-        values: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+        return [value] if self.group is None else gather_objects(value, self.group)
+
+
+def gather_objects(value: Any, group: Any = None) -> list[Any]:
+    """Returns every rank's (plain, picklable) value in rank order; group: None: all ranks."""
+    if world()[1] == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
 
 def mean_over_ranks(share: Tensor) -> Tensor:
-    """The global batch's loss from each rank's share []; one small all-reduce."""
-    total = share.detach().clone()
-    if dist.is_initialized():
-        dist.all_reduce(total)
-        total /= dist.get_world_size()
-    return total
+    """Returns the mean of each rank's tensor; one all-reduce."""
+    return _average(share.detach().clone())
 
 
-def average(values: list[torch.Tensor]) -> list[float]:
-    """Means over ranks of scalars, in one all-reduce."""
-    stacked = torch.stack([v.detach().double().to(values[0].device) for v in values])
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(stacked)
-        stacked /= dist.get_world_size()
-    return stacked.tolist()
+def means_over_ranks(values: list[Tensor]) -> list[float]:
+    """Returns the means of scalars, in float64 and one all-reduce."""
+    return _average(
+        torch.stack([value.detach().double().to(values[0].device) for value in values])
+    ).tolist()
 
 
-def gather_objects(value: Any, world_size: int) -> list[Any]:
-    """Returns every rank's (plain, picklable) value, in the order of the ranks."""
-    if world_size == 1:
-        return [value]
-    values: list[Any] = [None] * world_size
-    dist.all_gather_object(values, value)
-    return values
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages gradients in place, for a backward pass that no wrapper of the strategy sees."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            _average(parameter.grad)
+
+
+def highest_over_ranks(value: float, device: torch.device) -> float:
+    """Returns the maximum of each rank's number."""
+    if world()[1] == 1:
+        return value
+    highest = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return highest.item()
+
+
+def _average(tensor: Tensor) -> Tensor:
+    if (world_size := world()[1]) > 1:
+        dist.all_reduce(tensor)
+        tensor /= world_size
+    return tensor

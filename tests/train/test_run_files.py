@@ -6,9 +6,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from counterpoint.train.callbacks.metrics import MetricsFile, highest, peak_memory, read_rows
+from counterpoint.train.callbacks.metrics import MetricsFile, peak_memory, read_rows
 from counterpoint.train.checkpointing.checkpoint import AtomicCheckpointIO, load, newest, step_of
-from counterpoint.train.distributed import average
+from counterpoint.train.distributed import highest_over_ranks, means_over_ranks
 
 
 def test_rows_after_the_resumed_step_are_cut_and_the_clock_goes_on(tmp_path):
@@ -48,7 +48,7 @@ def test_a_new_run_starts_an_empty_file(tmp_path):
 
 
 def mean_on(rank, world_size):
-    return average([torch.tensor(float(rank)), torch.tensor(2.0)])
+    return means_over_ranks([torch.tensor(float(rank)), torch.tensor(2.0)])
 
 
 def test_values_are_averaged_over_ranks(gloo):
@@ -56,12 +56,12 @@ def test_values_are_averaged_over_ranks(gloo):
 
 
 def highest_on(rank, world_size):
-    return highest([2.5, 7.25, 1.0][rank], torch.device("cpu"))
+    return highest_over_ranks([2.5, 7.25, 1.0][rank], torch.device("cpu"))
 
 
 def test_the_rank_that_needs_most_memory_is_told(gloo, monkeypatch):
     assert gloo(3, highest_on) == [7.25] * 3
-    assert highest(0.5, torch.device("cpu")) == 0.5
+    assert highest_over_ranks(0.5, torch.device("cpu")) == 0.5
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
     assert peak_memory(torch.device("cuda")) == 1.5
     held = torch.ones(1 << 26)  # 256 MiB that are resident, since they were written

@@ -63,7 +63,7 @@ class Evaluate(pl.Callback):
             ValueError: the suite's data cannot be used.
         """
         if self.suite is not None:
-            found = prepare(self.suite, trainer.world_size)
+            found = prepare(self.suite)
             for images in found if trainer.is_global_zero else ():
                 if images.note:
                     log_line(f"{self.suite.name}: {images.note}")

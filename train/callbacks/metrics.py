@@ -13,12 +13,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ...data.files import write_whole
-from ..distributed import average
+from ..distributed import highest_over_ranks, means_over_ranks
 from ..module import ContrastiveModule, Reporter
 from ..screen import log_beside_bar
 from .flops import FlopMeter, measured_peak
@@ -192,7 +191,7 @@ class Metrics(Reporter):
         by_source = module.source_loss
         if by_source is not None:
             measured += by_source.flatten()
-        means = average(measured)
+        means = means_over_ranks(measured)
         labels = [*names, "data_wait", "flops", "hardware_flops"]
         values = dict(zip(labels, means[: len(labels)], strict=True))
         pairs = samples(step) - samples(self._last_step)
@@ -215,13 +214,14 @@ class Metrics(Reporter):
         values |= {name: int(total) for name, total in module.guard.report().items()}
         if (warning := module.update_rms()) is not None:
             values["update_rms"] = float(warning)
+        peak_gib = highest_over_ranks(peak_memory(module.device), module.device)
         return values | {
             "logit_scale": float(module.shares.value(module.model.logit_scale).exp()),
             "lr": module.phases.learning_rate(step - 1),
             "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
             "samples": samples(step),
             "pairs_per_s": pairs / seconds,
-            "peak_memory_gib": round(highest(peak_memory(module.device), module.device), 3),
+            "peak_memory_gib": round(peak_gib, 3),
             "phase": list(module.phases.named).index(phase),
         }
 
@@ -237,15 +237,6 @@ class Metrics(Reporter):
         if hardware > model:
             found["hardware_flops_per_pair"] = hardware / pairs
         return found
-
-
-def highest(value: float, device: torch.device) -> float:
-    """Maximum over ranks (collective)."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        shared = torch.tensor(value, dtype=torch.float64, device=device)
-        dist.all_reduce(shared, dist.ReduceOp.MAX)
-        return shared.item()
-    return value
 
 
 def peak_memory(device: torch.device) -> float:

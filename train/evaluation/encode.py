@@ -161,7 +161,7 @@ class Encoder:
             batches = _one_ahead(ahead, load, self._starts(len(wanted)))
             features = self._run(len(wanted), batches, self.model.encode_image)
         # The ranks go on together or stop together.
-        found = [text for texts in gather_objects(failures, self.world_size) for text in texts]
+        found = [text for texts in gather_objects(failures) for text in texts]
         if found:
             raise ValueError(
                 f"{len(set(found))} of {len(wanted)} images of {images} cannot be read, such as "

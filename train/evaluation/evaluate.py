@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...data.image_sets import ImageSet
 from ...losses.components.similarity import Metric
+from ...losses.distributed.collectives import world
 from ..distributed import gather_objects
 from .encode import Encoder
 from .suite import Suite
@@ -33,8 +33,6 @@ def evaluate(
     batch_size: int = 256,
     num_threads: int = 2,
     metric: Metric | None = None,
-    rank: int | None = None,
-    world_size: int | None = None,
 ) -> dict[str, float]:
     """Runs every task; to be called by every rank of the default process group.
 
@@ -52,7 +50,6 @@ def evaluate(
         batch_size: Images or texts per tower call; part of the result's last digits.
         num_threads: Threads that decode images.
         metric: What is near to what (`Objective.metric()`); None: the cosine.
-        rank, world_size: None: those of the default process group.
 
     Returns:
         `SUITE/TASK/MEASURE`, and `SUITE/TASK_GROUP/MEASURE` for tasks measured by groups.
@@ -62,12 +59,10 @@ def evaluate(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is a number of images per tower call, not {batch_size}")
-    if world_size is None:
-        distributed = dist.is_available() and dist.is_initialized()
-        rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     device = torch.device(device)
+    rank, world_size = world()
     encoder = Encoder(
         model=model,
         tokenizer=tokenizer,
@@ -75,9 +70,9 @@ def evaluate(
         device=device,
         precision=precision,
         batch_size=batch_size,
-        rank=rank or 0,
+        rank=rank,
         world_size=world_size,
-        wanted=prepare(suite, world_size),
+        wanted=prepare(suite),
         cache=suite.cache,
         num_threads=num_threads,
         metric=metric or Metric(),
@@ -90,7 +85,7 @@ def evaluate(
     return results
 
 
-def prepare(suite: Suite, world_size: int = 1) -> dict[ImageSet, np.ndarray]:
+def prepare(suite: Suite) -> dict[ImageSet, np.ndarray]:
     """Indexes the data and checks the tasks, on all ranks or on none.
 
     Returns:
@@ -111,11 +106,11 @@ def prepare(suite: Suite, world_size: int = 1) -> dict[ImageSet, np.ndarray]:
             keys = [task.data.items[i].get("key") for i in chosen.tolist()]
             digest.update(repr(keys).encode())
     except ValueError as error:
-        if world_size == 1:
+        if world()[1] == 1:
             raise
         message = str(error)
     # Ranks that disagree about the data would wait for each other for ever.
-    found = gather_objects((message, digest.hexdigest()), world_size)
+    found = gather_objects((message, digest.hexdigest()))
     for text, _ in found:
         if text is not None:
             raise ValueError(text)

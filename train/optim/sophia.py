@@ -12,11 +12,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...losses.objective import Objective
+from ..distributed import average_gradients
 from ..seeds import step_seed
 from ..strategies.sharded_tensors import LocalTensors, local
 from .adamw import AdamW
@@ -111,7 +111,7 @@ class EstimateCurvature(pl.Callback):
             loss = module.objective.sampled(features, batch, seed)
         loss.backward()
         if isinstance(module.shares, LocalTensors):
-            average(parameters)
+            average_gradients(parameters)
         norm = module.shares.norms([parameters])[0]
         if bool(norm.isfinite()):
             curve(optimizer, parameters, self.optim.betas[1])
@@ -169,13 +169,3 @@ def unclipped(
     ]
     num_elements = sum(local(state["exp_avg"]).numel() for state in states)
     return torch.stack(counts).sum() / max(num_elements, 1)
-
-
-def average(parameters: Iterable[nn.Parameter]) -> None:
-    """Averages over ranks the gradients that no wrapper has averaged."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= dist.get_world_size()
