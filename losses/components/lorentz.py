@@ -73,7 +73,7 @@ class NegativeArcosh:
         """0 where rounding puts -z below 1."""
         return _sinh_of_distance(inner).asinh_().neg_()
 
-    def slope(self, inner: Tensor, value: Tensor) -> Tensor:
+    def derivative(self, inner: Tensor, value: Tensor) -> Tensor:
         """Finite at distance 0, where the vectors it multiplies cancel: the gradient is 0."""
         return _sinh_of_distance(inner).clamp_min_(smallest(inner)).reciprocal_()
 
@@ -85,7 +85,7 @@ class NegativeSquaredArcosh:
         """0 where rounding puts -z below 1."""
         return _sinh_of_distance(inner).asinh_().square_().neg_()
 
-    def slope(self, inner: Tensor, value: Tensor) -> Tensor:
+    def derivative(self, inner: Tensor, value: Tensor) -> Tensor:
         """2 d / sinh(d), which is 2 at distance 0."""
         sinh = _sinh_of_distance(inner).clamp_min_(smallest(inner) ** 2)
         return sinh.asinh().div_(sinh).mul_(2.0)

@@ -108,7 +108,7 @@ class NegativeRoot:
         """0 where rounding makes a square negative."""
         return inner.neg().clamp_min_(0.0).sqrt_().neg_()
 
-    def slope(self, inner: Tensor, value: Tensor) -> Tensor:
+    def derivative(self, inner: Tensor, value: Tensor) -> Tensor:
         """Finite at distance 0, where the vectors it multiplies cancel: the gradient is 0."""
         return value.neg().clamp_min_(smallest(inner)).mul_(2.0).reciprocal_()
 
@@ -120,7 +120,7 @@ class NegativeArc:
         """Of what rounding may have put just outside of [-1, 1]."""
         return inner.clamp(-1.0, 1.0).acos_().neg_()
 
-    def slope(self, inner: Tensor, value: Tensor) -> Tensor:
+    def derivative(self, inner: Tensor, value: Tensor) -> Tensor:
         """Finite for equal and opposite vectors, where it multiplies a tangent of length 0."""
         sine = ((1.0 - inner) * (1.0 + inner)).clamp_min_(smallest(inner) ** 2)
         return sine.rsqrt_()

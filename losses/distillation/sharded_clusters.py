@@ -61,7 +61,7 @@ class ShardedClusters(ClusterDiscrimination):
         mine, weights = full_precision(need(features, self.feature, self), own(self.prototypes))
         self._check_width(mine, weights)
         columns = AllGather().open(mine.detach(), cluster)
-        ((_, (_, cluster)),) = columns.visit()
+        ((_, (_, cluster)),) = columns.blocks()
         self._check(cluster)
         rows, scale, here = join(mine, columns), self.scale(), rows_of(self.num_clusters, *world())
         place = cluster - here.start

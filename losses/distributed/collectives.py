@@ -21,13 +21,13 @@ def world() -> tuple[int, int]:
 def gather(rows: Tensor, counts: list[int]) -> Tensor:
     """Returns the rows of all ranks in rank order, however many each has."""
     most = max(counts)
-    everyones = rows.new_empty(len(counts) * most, *rows.shape[1:])
+    gathered = rows.new_empty(len(counts) * most, *rows.shape[1:])
     if not most:
-        return everyones
-    dist.all_gather_into_tensor(everyones, _padded(rows, most))
+        return gathered
+    dist.all_gather_into_tensor(gathered, pad_rows(rows, most))
     if min(counts) == most:
-        return everyones
-    return torch.cat([block[:n] for block, n in zip(everyones.split(most), counts, strict=True)])
+        return gathered
+    return torch.cat([block[:n] for block, n in zip(gathered.split(most), counts, strict=True)])
 
 
 def scatter_sum(rows: Tensor, counts: list[int], rank: int) -> Tensor:
@@ -37,12 +37,12 @@ def scatter_sum(rows: Tensor, counts: list[int], rank: int) -> Tensor:
     if not most:
         return own
     if min(counts) < most:
-        rows = torch.cat([_padded(block, most) for block in rows.split(counts)])
+        rows = torch.cat([pad_rows(block, most) for block in rows.split(counts)])
     dist.reduce_scatter_tensor(own, rows.contiguous())
     return own[: counts[rank]]
 
 
-def _counts(rows: Tensor, world_size: int) -> list[int]:
+def row_counts(rows: Tensor, world_size: int) -> list[int]:
     if world_size == 1:
         return [len(rows)]
     count = torch.tensor([len(rows)], device=rows.device)
@@ -51,7 +51,7 @@ def _counts(rows: Tensor, world_size: int) -> list[int]:
     return counts.tolist()
 
 
-def _padded(rows: Tensor, num_rows: int) -> Tensor:
+def pad_rows(rows: Tensor, num_rows: int) -> Tensor:
     if len(rows) == num_rows:
         return rows.contiguous()
     padded = rows.new_zeros(num_rows, *rows.shape[1:])

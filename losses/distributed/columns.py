@@ -1,4 +1,4 @@
-"""Columns of all ranks for one reduction: forth with the values, back with the gradients.
+"""Columns of all ranks for one reduction: values forward, gradients backward.
 
 In: this rank's tensors, with one row a column. Out: blocks of the columns of all ranks. Also the
 small vectors (one number a column) by which ranks complete one another's sums.
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .collectives import _counts, _padded, gather, scatter_sum
+from .collectives import gather, pad_rows, row_counts, scatter_sum
 
 
 class Columns(ABC):
@@ -35,20 +35,20 @@ class Columns(ABC):
 
     def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
         self.rank, self.world_size = rank, world_size
-        self.counts = _counts(tensors[0], world_size)
+        self.counts = row_counts(tensors[0], world_size)
         self.total, self.first = sum(self.counts), sum(self.counts[:rank])
 
     @abstractmethod
-    def visit(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    def blocks(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
         """Yields blocks of columns: their numbers, and their rows of all tensors."""
 
     @abstractmethod
-    def visit_back(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
+    def blocks_with_grad(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
         """Yields the same blocks with a tensor to which their gradients are to be added."""
 
     @abstractmethod
     def gradient(self) -> Tensor:
-        """Returns the gradients of this rank's columns from all ranks, after `visit_back`."""
+        """Returns the gradients of this rank's columns from all ranks, after `blocks_with_grad`."""
 
     def where(self, rank: int) -> slice:
         """Returns the numbers of a rank's columns."""
@@ -59,7 +59,7 @@ class Columns(ABC):
         """Returns this rank's part of a vector over all columns."""
         return vector[self.where(self.rank)]
 
-    def everyones(self, own: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
+    def all_gather(self, own: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
         """Returns the vector over all columns whose parts the ranks hold."""
         return own if self.world_size == 1 else gather(own, self.counts)
 
@@ -94,11 +94,11 @@ class GatheredColumns(Columns):
         self._tensors = tensors
         self._gradient: Tensor | None = None
 
-    def visit(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    def blocks(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
         """Yields all columns in one block."""
         yield slice(0, self.total), self._tensors
 
-    def visit_back(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
+    def blocks_with_grad(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
         """Yields all columns in one block."""
         self._gradient = torch.zeros_like(self._tensors[0])
         yield slice(0, self.total), self._tensors, self._gradient
@@ -119,22 +119,22 @@ class RingColumns(Columns):
 
     def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
         super().__init__(tensors, rank, world_size)
-        self._tensors = tuple(_padded(t, max(1, *self.counts)) for t in tensors)
+        self._tensors = tuple(pad_rows(t, max(1, *self.counts)) for t in tensors)
         self.num_blocks = world_size
         self._gradient: Tensor | None = None
 
-    def visit(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    def blocks(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
         """Yields the ranks' columns: this rank's, then the one's before it, and so on."""
         for owner, held in self._rounds():
             yield self.where(owner), tuple(t[: self.counts[owner]] for t in held)
 
-    def visit_back(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
+    def blocks_with_grad(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
         """Yields the same; the gradients travel with the columns and come home at last."""
         gradient = torch.zeros_like(self._tensors[0])
         for owner, held in self._rounds():
             count = self.counts[owner]
             yield self.where(owner), tuple(t[:count] for t in held), gradient[:count]
-            (gradient,) = self._hand_on((gradient,), len(held)).wait()
+            (gradient,) = self._send_on((gradient,), len(held)).wait()
         self._gradient = gradient
 
     def gradient(self) -> Tensor:
@@ -146,22 +146,22 @@ class RingColumns(Columns):
         held = self._tensors
         for turn in range(self.world_size):
             # On their way while the block is worked on.
-            coming = self._hand_on(held, 0) if turn + 1 < self.world_size else None
+            transfers = self._send_on(held, 0) if turn + 1 < self.world_size else None
             yield (self.rank - turn) % self.world_size, held
-            held = held if coming is None else coming.wait()
+            held = held if transfers is None else transfers.wait()
 
-    def _hand_on(self, tensors: tuple[Tensor, ...], tag: int) -> "_Coming":
+    def _send_on(self, tensors: tuple[Tensor, ...], tag: int) -> "_Transfers":
         """Starts to send to the next rank and to receive from the one before."""
         following, before = ((self.rank + step) % self.world_size for step in (1, -1))
         received = tuple(torch.empty_like(t) for t in tensors)
-        transfers = []
+        operations = []
         for i, (out, into) in enumerate(zip(tensors, received, strict=True), tag):
-            transfers.append(dist.P2POp(dist.isend, out, following, tag=i))
-            transfers.append(dist.P2POp(dist.irecv, into, before, tag=i))
-        return _Coming(dist.batch_isend_irecv(transfers), tensors, received)
+            operations.append(dist.P2POp(dist.isend, out, following, tag=i))
+            operations.append(dist.P2POp(dist.irecv, into, before, tag=i))
+        return _Transfers(dist.batch_isend_irecv(operations), tensors, received)
 
 
-class _Coming:
+class _Transfers:
     """Transfers under way; what is sent stays alive until they are done."""
 
     def __init__(self, works: list[Any], sent: tuple[Tensor, ...], received: tuple[Tensor, ...]):
@@ -188,14 +188,14 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, columns: Columns) -> Tensor:
         ctx.columns = columns
-        everyones = own.new_empty(columns.total, *own.shape[1:])
-        for where, (block, *_) in columns.visit():
-            everyones[where] = block
-        return everyones
+        joined = own.new_empty(columns.total, *own.shape[1:])
+        for where, (block, *_) in columns.blocks():
+            joined[where] = block
+        return joined
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        for where, _, gradient in ctx.columns.visit_back():
+        for where, _, gradient in ctx.columns.blocks_with_grad():
             gradient.add_(grads[0][where])
         return ctx.columns.gradient(), None

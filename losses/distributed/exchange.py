@@ -52,7 +52,7 @@ class Ring(Exchange):
     """
 
     def open(self, *tensors: Tensor) -> Columns:
-        """Nothing travels before the first visit."""
+        """Nothing travels before the first block."""
         return RingColumns(tensors, *world()) if world()[1] > 1 else GatheredColumns(tensors, 0, 1)
 
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ..distributed.exchange import NoGradGather
 from .pairing import Pairing
-from .tiling import Gradients, Sweep, open_columns
+from .tiling import Gradients, Tiling, open_columns
 
 
 def retrieve(
@@ -50,10 +50,10 @@ class _Retrieval(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, store: Tensor, beta: Tensor, pairing: Pairing) -> Tensor:
         joined = open_columns(store, pairing)
-        sweep = Sweep(states, beta, None, pairing, joined)
+        tiling = Tiling(states, beta, None, pairing, joined)
         retrieved = torch.zeros_like(states)
         normaliser = states.new_full((len(states),), -torch.inf)
-        for tile in sweep.forth():
+        for tile in tiling.tiles():
             logits, before = tile.compute(), normaliser[tile.rows]
             after = torch.logaddexp(before, logits.logsumexp(1))
             retrieved[tile.rows] *= (before - after).exp_()[:, None]
@@ -69,17 +69,17 @@ class _Retrieval(torch.autograd.Function):
         states, beta, retrieved, normaliser = ctx.saved_tensors
         by_retrieved = grads[0].contiguous()
         # Of a softmax: dL/dl_ij = w_ij (g_i.s_j - g_i.r_i), r_i the mean of s_j under w_i.
-        mean_slope = (by_retrieved * retrieved).sum(1, keepdim=True)
-        sweep = Sweep(states, beta, None, ctx.pairing, ctx.joined)
-        gradients = Gradients(sweep)
-        for tile in sweep.back(gradients):
+        mean_grad = (by_retrieved * retrieved).sum(1, keepdim=True)
+        tiling = Tiling(states, beta, None, ctx.pairing, ctx.joined)
+        gradients = Gradients(tiling)
+        for tile in tiling.tiles_backward(gradients):
             weights = tile.compute().sub_(normaliser[tile.rows, None]).exp_()
             by_weighted = by_retrieved[tile.rows]
-            slope = torch.mm(by_weighted, tile.values.T, out=tile.memory(1))
-            slope.sub_(mean_slope[tile.rows]).mul_(weights)
-            gradients.by_rows[tile.rows].addmm_(slope, tile.values)
+            grad = torch.mm(by_weighted, tile.values.T, out=tile.buffer("grad"))
+            grad.sub_(mean_grad[tile.rows]).mul_(weights)
+            gradients.by_rows[tile.rows].addmm_(grad, tile.values)
             by_store = gradients.by_columns[: len(tile.values)]
-            by_store.addmm_(slope.T, sweep.scaled_rows[tile.rows])
+            by_store.addmm_(grad.T, tiling.scaled_rows[tile.rows])
             by_store.addmm_(weights.T, by_weighted)
         by_states = gradients.by_rows
         by_beta = (by_states * states).sum().view_as(beta)

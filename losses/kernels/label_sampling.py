@@ -41,7 +41,7 @@ def sample_labels(
     """
     best = rows.new_full((len(rows),), -torch.inf)
     chosen = torch.zeros_like(keys[0])
-    for where, (block, block_keys) in pairing.exchange.open(columns.detach(), keys[1]).visit():
+    for where, (block, block_keys) in pairing.exchange.open(columns.detach(), keys[1]).blocks():
         if not len(block):
             continue
         step = max(1, pairing.tile_bytes // (8 * len(block)))

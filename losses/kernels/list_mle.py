@@ -55,13 +55,13 @@ def listwise_losses(
     with torch.autocast(rows.device.type, enabled=False):
         widths = [first.columns.shape[1], second.columns.shape[1]]
         both = torch.cat([first.columns, second.columns], 1)
-        everyones = join(both, pairing.exchange.open(both.detach())).split(widths, 1)
-        num_rows = max(1, pairing.tile_bytes // max(1, len(everyones[0]) * rows.element_size()))
+        all_columns = join(both, pairing.exchange.open(both.detach())).split(widths, 1)
+        num_rows = max(1, pairing.tile_bytes // max(1, len(all_columns[0]) * rows.element_size()))
         # A rank without rows has one empty block, so that it takes part in the backward pass.
         blocks = zip(first.rows.split(num_rows), second.rows.split(num_rows), strict=True)
         losses = [
             checkpoint(
-                _block, block, everyones, scale, use_reentrant=False, preserve_rng_state=False
+                _block, block, all_columns, scale, use_reentrant=False, preserve_rng_state=False
             )
             for block in blocks
         ]

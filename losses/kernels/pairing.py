@@ -1,4 +1,4 @@
-"""How the pairs of an objective are compared: the parts that the kernels of `tiles` are given.
+"""How the pairs of an objective are compared: what the kernels over all pairs are given.
 
 A `Relation` says something about every pair of a row and a column, tile by tile, from tensors that
 travel with them: which pairs count, a factor of their logits, a target distribution. Relations
@@ -24,7 +24,7 @@ class Pointwise(Protocol):
         """Returns the similarity, in new memory."""
         ...
 
-    def slope(self, inner: Tensor, value: Tensor) -> Tensor:
+    def derivative(self, inner: Tensor, value: Tensor) -> Tensor:
         """Returns the derivative at `inner`, where the function is `value`; new memory."""
         ...
 

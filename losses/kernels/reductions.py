@@ -1,4 +1,4 @@
-"""What terms call: reductions over all pairs of this rank's rows and everyone's columns.
+"""What terms call: reductions over all pairs of this rank's rows and all ranks' columns.
 
 In: this rank's rows and columns. Out: one number a row and one a column of this rank; collectives
 and tiles are inside. Losses are put together from them: `Sums.cross_entropy`, or that of a row
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..distributed.exchange import AllGather, NoGradGather
 from .pairing import Pairing
 from .sigmoid import SoftplusKernel
-from .softmax import SoftmaxKernel
+from .softmax import RowSoftmaxKernel, SoftmaxKernel
 
 ALL_PAIRS = Pairing()
 
@@ -60,8 +60,8 @@ def softmax_sums(
     assert len(rows) == len(columns), (rows.shape, columns.shape)
     with torch.autocast(rows.device.type, enabled=False):
         if isinstance(pairing.exchange, NoGradGather):
-            return _detached(rows, columns, scale, pairing)
-        return Sums(*SoftmaxKernel.apply(rows, columns, scale, pairing, True))
+            return _no_grad_gather(rows, columns, scale, pairing)
+        return Sums(*SoftmaxKernel.apply(rows, columns, scale, pairing))
 
 
 def row_sums(
@@ -85,8 +85,7 @@ def row_sums(
             "one-sided sums and further columns"
         )
     with torch.autocast(rows.device.type, enabled=False):
-        sums: Tensor = SoftmaxKernel.apply(rows, columns, scale, pairing, False)[0]
-        return sums
+        return RowSoftmaxKernel.apply(rows, columns, scale, pairing)  # type: ignore[return-value]
 
 
 def softplus_sums(
@@ -115,10 +114,10 @@ def softplus_sums(
             "exchange: NoGradGather reproduces softmax losses only; use AllGather with a sigmoid"
         )
     with torch.autocast(rows.device.type, enabled=False):
-        return SoftplusKernel.apply(rows, columns, scale, bias, pairing, True)
+        return SoftplusKernel.apply(rows, columns, scale, bias, pairing)
 
 
-def _detached(rows: Tensor, columns: Tensor, scale: Tensor, pairing: Pairing) -> Sums:
+def _no_grad_gather(rows: Tensor, columns: Tensor, scale: Tensor, pairing: Pairing) -> Sums:
     """Two passes, in each of which the gathered side has no gradient."""
     if pairing.relations:
         raise ValueError(
@@ -126,6 +125,6 @@ def _detached(rows: Tensor, columns: Tensor, scale: Tensor, pairing: Pairing) ->
             "masks, factors and soft targets"
         )
     exact = Pairing(AllGather(), pairing.point, pairing.pairs, tile_bytes=pairing.tile_bytes)
-    forth = Sums(*SoftmaxKernel.apply(rows, columns.detach(), scale, exact, True))
-    back = Sums(*SoftmaxKernel.apply(columns, rows.detach(), scale, exact, True))
-    return Sums(forth.rows, back.rows, forth.row_targets, back.row_targets)
+    by_rows = Sums(*SoftmaxKernel.apply(rows, columns.detach(), scale, exact))
+    by_columns = Sums(*SoftmaxKernel.apply(columns, rows.detach(), scale, exact))
+    return Sums(by_rows.rows, by_columns.rows, by_rows.row_targets, by_columns.row_targets)

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ..distributed.exchange import NoGradGather
 from .pairing import Pairing
-from .tiling import Gradients, Sweep, open_columns
+from .tiling import Gradients, Tiling, open_columns
 
 
 def softmax_means(
@@ -55,12 +55,14 @@ class _SoftmaxMeans(torch.autograd.Function):
         # Against [x, 0] the last number of a column, its normaliser, does not count.
         wide = torch.cat([rows, rows.new_zeros(len(rows), 1)], 1)
         joined = open_columns(columns, pairing)
-        sweep = Sweep(wide, wide.new_ones(1), None, pairing, joined)
+        tiling = Tiling(wide, wide.new_ones(1), None, pairing, joined)
         by_rows, by_columns = torch.zeros_like(rows), torch.zeros_like(rows)
-        for tile in sweep.forth():
+        for tile in tiling.tiles():
             values, sums = tile.values[:, :-1], tile.values[:, -1]
             logits = tile.compute()
-            weights = torch.sub(logits, row_sums[tile.rows, None], out=tile.memory(1)).exp_()
+            weights = torch.sub(
+                logits, row_sums[tile.rows, None], out=tile.buffer("weights")
+            ).exp_()
             by_rows[tile.rows].addmm_(weights, values)
             by_columns[tile.rows].addmm_(logits.sub_(sums).exp_(), values)
         ctx.save_for_backward(wide, row_sums)
@@ -72,20 +74,22 @@ class _SoftmaxMeans(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         wide, row_sums = ctx.saved_tensors
         by_p, by_q = (grad.contiguous() for grad in grads)
-        sweep = Sweep(wide, wide.new_ones(1), None, ctx.pairing, ctx.joined)
-        gradients = Gradients(sweep)
+        tiling = Tiling(wide, wide.new_ones(1), None, ctx.pairing, ctx.joined)
+        gradients = Gradients(tiling)
         by_row_sums = torch.zeros_like(row_sums)
-        for tile in sweep.back(gradients):
+        for tile in tiling.tiles_backward(gradients):
             values, sums = tile.values[:, :-1], tile.values[:, -1]
             by_values = gradients.by_columns[: len(values)]
-            logits, slope = tile.compute(), tile.memory(2)
-            weights = torch.sub(logits, row_sums[tile.rows, None], out=tile.memory(1)).exp_()
+            logits, grad = tile.compute(), tile.buffer("grad")
+            weights = torch.sub(
+                logits, row_sums[tile.rows, None], out=tile.buffer("weights")
+            ).exp_()
             by_values[:, :-1].addmm_(weights.T, by_p[tile.rows])
-            weights.mul_(torch.mm(by_p[tile.rows], values.T, out=slope))
+            weights.mul_(torch.mm(by_p[tile.rows], values.T, out=grad))
             by_row_sums[tile.rows] -= weights.sum(1)
             logits.sub_(sums).exp_()
             by_values[:, :-1].addmm_(logits.T, by_q[tile.rows])
-            logits.mul_(torch.mm(by_q[tile.rows], values.T, out=slope))
+            logits.mul_(torch.mm(by_q[tile.rows], values.T, out=grad))
             by_values[:, -1] -= logits.sum(0)
             weights.add_(logits)
             gradients.by_rows[tile.rows, :-1] += weights @ values

@@ -98,11 +98,11 @@ class SameId:
 
     def __init__(self, ids: Tensor, exchange: Exchange):
         count = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
-        for _, (columns,) in exchange.open(ids).visit():
-            everyones, number = columns.unique(return_counts=True)
-            if len(everyones):
-                place = torch.searchsorted(everyones, ids).clamp_(max=len(everyones) - 1)
-                count += torch.where(everyones[place] == ids, number[place], 0)
+        for _, (columns,) in exchange.open(ids).blocks():
+            distinct, number = columns.unique(return_counts=True)
+            if len(distinct):
+                index = torch.searchsorted(distinct, ids).clamp_(max=len(distinct) - 1)
+                count += torch.where(distinct[index] == ids, number[index], 0)
         self.rows = self.columns = (ids, 1.0 / count)
 
     def tile(

@@ -1,8 +1,8 @@
-"""What happens to one tile of logits of any size: its sums of exponentials, and its slopes.
+"""What happens to one tile of logits of any size: its sums of exponentials, and their gradient.
 
-In: logits [r, c]. Out: log sum exp of rows and columns; derivatives by the logits. Plain functions
-of tensors in torch; on CUDA the same in Triton, which reads the tile once (`fused`). `of(device)`
-chooses.
+In: logits [r, c]. Out: log sum exp of rows and columns; gradients by the logits. Plain functions of
+tensors in torch; on CUDA the same in Triton, which reads the tile once (`tile_ops_triton`).
+`of(device)` chooses.
 """
 
 from typing import Protocol
@@ -18,7 +18,7 @@ class TileOps(Protocol):
         """Returns log sum exp of each row [r] and of each column [c]."""
         ...
 
-    def slopes(
+    def softmax_grad(
         self,
         logits: Tensor,
         over_columns: Tensor,
@@ -44,7 +44,7 @@ class TorchTileOps:
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits.logsumexp(1), logits.logsumexp(0)
 
-    def slopes(
+    def softmax_grad(
         self,
         logits: Tensor,
         over_columns: Tensor,

@@ -47,7 +47,7 @@ def _sums(
 
 
 @triton.jit
-def _slopes(
+def _softmax_grad(
     logits,
     over_columns,
     over_rows,
@@ -61,7 +61,7 @@ def _slopes(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """The slopes of one part of a tile."""
+    """The gradient by the logits of one part of a tile."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_rows, in_columns = rows < num_rows, columns < num_columns
@@ -72,13 +72,13 @@ def _slopes(
     column = tl.load(over_rows + columns, mask=in_columns, other=0.0)
     g = tl.load(by_row + rows, mask=in_rows, other=0.0)
     h = tl.load(by_column + columns, mask=in_columns, other=0.0)
-    slope = g[:, None] * tl.exp(x - row[:, None]) + h[None, :] * tl.exp(x - column[None, :])
+    grad = g[:, None] * tl.exp(x - row[:, None]) + h[None, :] * tl.exp(x - column[None, :])
     place = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
-    tl.store(out + place, slope, mask=there)
+    tl.store(out + place, grad, mask=there)
 
 
 class TritonTileOps:
-    """See `inner.Inner`."""
+    """See `tile_ops.TileOps`."""
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         num_rows, num_columns = logits.shape
@@ -89,7 +89,7 @@ class TritonTileOps:
         run(logits, *by_row, *by_column, num_rows, num_columns, logits.stride(0), **BLOCK)
         return tuple((most + total.log()).logsumexp(0) for most, total in (by_row, by_column))  # type: ignore[return-value]
 
-    def slopes(
+    def softmax_grad(
         self,
         logits: Tensor,
         over_columns: Tensor,
@@ -102,7 +102,7 @@ class TritonTileOps:
         grid = _grid(num_rows, num_columns)
         vectors = [t.contiguous() for t in (over_columns, over_rows, by_row, by_column)]
         strides = logits.stride(0), out.stride(0)
-        run: Any = _slopes[grid]
+        run: Any = _softmax_grad[grid]
         run(logits, *vectors, out, num_rows, num_columns, *strides, **BLOCK)
         return out
 

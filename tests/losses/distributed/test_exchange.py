@@ -26,14 +26,14 @@ def visited(rank, world_size, kind, counts):
     numbers = torch.arange(first, first + counts[rank])
     joined = kind().open(numbers[:, None].double(), numbers)
     seen = torch.full((joined.total,), -1.0, dtype=torch.float64)
-    for where, (values, ids) in joined.visit():
+    for where, (values, ids) in joined.blocks():
         assert torch.equal(values.squeeze(1).long(), ids)
         seen[where] = values.squeeze(1)
-    for where, _, gradient in joined.visit_back():
+    for where, _, gradient in joined.blocks_with_grad():
         gradient += (rank + 1.0) * torch.arange(where.start, where.stop)[:, None]
     vector = torch.full((joined.total,), float(rank))
     own = torch.full((counts[rank],), float(rank))
-    return seen, joined.gradient().clone(), joined.sum(vector), joined.everyones(own), joined.first
+    return seen, joined.gradient().clone(), joined.sum(vector), joined.all_gather(own), joined.first
 
 
 @pytest.mark.parametrize("counts", SPLITS)
@@ -56,15 +56,15 @@ def test_local_sees_its_own_columns_alone(gloo):
 
 def local_columns(rank, world_size):
     joined = Local().open(torch.full((2, 1), float(rank)))
-    ((_, (seen,)),) = joined.visit()
-    ((_, _, gradient),) = joined.visit_back()
+    ((_, (seen,)),) = joined.blocks()
+    ((_, _, gradient),) = joined.blocks_with_grad()
     gradient += 1
     return seen.squeeze(1), joined.gradient()
 
 
 def ring_memory(rank, world_size):
     joined = Ring().open(torch.zeros(4, 2))
-    return max(values.shape[0] for _, (values,) in joined.visit())
+    return max(values.shape[0] for _, (values,) in joined.blocks())
 
 
 def test_a_ring_holds_one_ranks_columns_at_a_time(gloo):

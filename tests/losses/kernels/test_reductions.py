@@ -22,7 +22,7 @@ class Cube:
     def value(self, inner):
         return inner**3 + 0.5 * inner
 
-    def slope(self, inner, value):
+    def derivative(self, inner, value):
         return 3 * inner**2 + 0.5
 
 

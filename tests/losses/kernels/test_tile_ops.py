@@ -33,7 +33,7 @@ def check(form, shape, dtype, rtol):
     slopes += by_column.double() * (exact - shifts[1]).exp()
     shifts = [s.to(dtype) for s in shifts]
     out = torch.full_like(logits, torch.nan)
-    found = form.slopes(logits.clone(), *shifts, by_row, by_column, out)
+    found = form.softmax_grad(logits.clone(), *shifts, by_row, by_column, out)
     assert found is out
     # An exponential's relative error is its argument's absolute one: some 200 in size here.
     torch.testing.assert_close(found.double(), slopes, rtol=300 * rtol, atol=rtol)
@@ -89,11 +89,13 @@ def test_triton_on_a_gpu():
     for shape in [*SHAPES, (512, 32768)]:
         logits, (by_row, by_column) = tile(*shape, torch.float32)
         shifts = [s.masked_fill(s == -torch.inf, 0.0) for s in TORCH.log_sum_exps(logits)]
-        wanted = TORCH.slopes(logits.clone(), *shifts, by_row, by_column, torch.empty_like(logits))
+        wanted = TORCH.softmax_grad(
+            logits.clone(), *shifts, by_row, by_column, torch.empty_like(logits)
+        )
         on_gpu = [t.cuda() for t in (logits, *shifts, by_row, by_column)]
         for a, b in zip(FUSED.log_sum_exps(on_gpu[0]), TORCH.log_sum_exps(logits), strict=True):
             torch.testing.assert_close(a.cpu(), b)
-        found = FUSED.slopes(*on_gpu, torch.empty_like(on_gpu[0]))
+        found = FUSED.softmax_grad(*on_gpu, torch.empty_like(on_gpu[0]))
         torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -102,7 +104,9 @@ def test_no_graph_breaks():
     shifts = [s.masked_fill(s == -torch.inf, 0.0) for s in TORCH.log_sum_exps(logits)]
 
     def both(logits, out):
-        return *TORCH.log_sum_exps(logits), TORCH.slopes(logits, *shifts, by_row, by_column, out)
+        return *TORCH.log_sum_exps(logits), TORCH.softmax_grad(
+            logits, *shifts, by_row, by_column, out
+        )
 
     compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
     found = compiled(logits.clone(), torch.empty_like(logits))
