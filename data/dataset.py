@@ -1,8 +1,8 @@
 """A step number to this rank's batch.
 
-In: the plan, the schedule, a sample loader and a tokenizer. Out: `dict[str, Tensor]`. The batch is
-a function of the step alone: whichever worker makes it, and however often. A large batch is made in
-parts by several workers, so that none of them holds many whole batches.
+In: the plan, the run's steps, a sample loader and a tokenizer. Out: `dict[str, Tensor]`. The batch
+is a function of the step alone: whichever worker makes it, and however often. A large batch is made
+in parts by several workers, so that none of them holds many whole batches.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from .order.steps import Schedule
+from .order.steps import Steps
 from .refusals import Refusal, refusal
 from .sample import SampleLoader
 from .shards.prefetch import Prefetcher
@@ -52,7 +52,7 @@ class StepDataset(Dataset):
 
     Args:
         plan: Positions to samples.
-        schedule: Steps to positions.
+        steps: Steps to positions.
         loader: Places to samples.
         tokenize: `(texts, context_length)` to (ids [n, context_length], lengths [n]).
         context_length: Tokens a caption.
@@ -67,7 +67,7 @@ class StepDataset(Dataset):
     def __init__(
         self,
         plan: Order,
-        schedule: Schedule,
+        steps: Steps,
         loader: SampleLoader,
         tokenize: TokenizeTexts,
         context_length: int,
@@ -79,7 +79,7 @@ class StepDataset(Dataset):
         own: Mapping[str, tuple[TokenizeTexts, int]] | None = None,
     ):
         self.plan = plan
-        self.schedule = schedule
+        self.steps = steps
         self.loader = loader
         self.readers = {"text": (tokenize, context_length), **(own or {})}
         self.rank = rank
@@ -89,11 +89,11 @@ class StepDataset(Dataset):
         self.word_reducers = word_reducers
 
     def __len__(self) -> int:
-        return self.schedule.total_steps
+        return self.steps.total_steps
 
     def num_parts(self, step: int) -> int:
         """Returns how many parts make up this rank's batch of a step."""
-        rows = self.schedule.batch_size(step) // self.world_size
+        rows = self.steps.batch_size(step) // self.world_size
         return -(-rows // self.part_rows)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Batch | Refusal:
@@ -117,11 +117,11 @@ class StepDataset(Dataset):
 
     def positions(self, step: int) -> np.ndarray:
         """Returns this rank's positions at a step, ascending int64."""
-        positions = self.schedule.positions(step)
+        positions = self.steps.positions(step)
         if self.world_size == 1:
             return positions
         lanes = self.plan.lane(positions)
-        return self.schedule.share(positions, lanes, self.rank, self.world_size)
+        return self.steps.deal(positions, lanes, self.rank, self.world_size)
 
     def shards(self, step: int) -> np.ndarray:
         """Returns the shards that this rank's batch of a step needs, int64, with repetitions."""
@@ -134,7 +134,7 @@ class StepDataset(Dataset):
         epochs, shards, ordinals = self.plan.locate(positions)
         places = list(zip(epochs.tolist(), shards.tolist(), ordinals.tolist(), strict=True))
         batch, texts = self.loader.load(places)
-        phase = self.schedule.phase(step)
+        phase = self.steps.phase(step)
         shortened = self.word_reducers[phase] if self.word_reducers else None
         batch |= self.tokenized(texts, shortened)
         return batch | {

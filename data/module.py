@@ -1,6 +1,6 @@
 """Image-text pairs from listed shards, every sample where a formula says.
 
-In: a manifest and the choices of the `data` slot; from `fit`, through `connect`, the schedule, the
+In: a manifest and the choices of the `data` slot; from `fit`, through `connect`, its steps, the
 seed and the model's sizes. Out: the training loader, and one integer to resume from.
 """
 
@@ -137,7 +137,7 @@ class PairsDataModule(Pairs):
         Raises:
             ValueError: Something is missing, cut off, contradictory, or too small.
         """
-        assert self.schedule is not None, "connect comes first"
+        assert self.steps is not None, "connect comes first"
         check_names(self.sources, self.manifest.sources)
         # Made here, so that an error rate that is none is refused now.
         self.ledger.check()
@@ -160,7 +160,7 @@ class PairsDataModule(Pairs):
                 self.cache.transport.require(url)
             # Local shards are not copied: a byte each, since 0 means that the size is unknown.
             sizes = np.where(self.manifest.remote, self.manifest.num_bytes, 1)
-            batches = {size for steps, size in self.schedule.phases if steps}
+            batches = {size for steps, size in self.steps.phases if steps}
             # Small batches touch more lanes on each node, large ones more shards of each lane.
             needs = [plan.working_set(sizes, num_nodes, size) for size in batches]
             self.cache.require(*max(needs, key=lambda need: need[1]))

@@ -1,7 +1,7 @@
 """What image-text pairs are made into, wherever they come from.
 
 In: the choices of the `data` slot that hold for every source; from `fit`, through `connect`, the
-schedule, the seed and the model's sizes. Out: what Lightning asks of a data module, but for the
+run's steps, the seed and the model's sizes. Out: what Lightning asks of a data module, but for the
 batches themselves.
 """
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from .dataset import Batch, join
 from .errors import ErrorLedger
 from .images.transforms import EvalTransform, TrainTransform, Transform
-from .order.steps import Schedule
+from .order.steps import Steps
 from .recipe import Recipe, Source, Text, View
 from .sidecar import Sidecar
 from .text.captions import CaptionPolicy, policy_of
@@ -44,7 +44,7 @@ class Pairs(LightningDataModule, ABC):
 
     Attributes:
         first_step: The step the training loader starts at.
-        seed, image_size, context_length, schedule, word_reducers: Set by `connect`.
+        seed, image_size, context_length, steps, word_reducers: Set by `connect`.
         sources: What differs in single sources, by name.
         sidecars: Joined tensors by name.
         same_as, caption_same_as: Entries that the main picture and caption are chosen by.
@@ -85,7 +85,7 @@ class Pairs(LightningDataModule, ABC):
         self.same_as: str | None = None
         self.caption_same_as: str | None = None
         self.first_step = 0
-        self.schedule: Schedule | None = None
+        self.steps: Steps | None = None
         self.seed = 0
         self.image_size = 0
         self.context_length = 0
@@ -143,7 +143,7 @@ class Pairs(LightningDataModule, ABC):
 
     def connect(
         self,
-        schedule: Schedule,
+        steps: Steps,
         seed: int,
         image_size: int,
         context_length: int,
@@ -152,28 +152,28 @@ class Pairs(LightningDataModule, ABC):
         """Takes what the other slots decide.
 
         Args:
-            schedule: Steps to positions.
+            steps: Steps to positions.
             seed: Of the order and the augmentations.
             image_size: Side in pixels.
             context_length: Tokens a caption.
             word_reducers: Of each phase; by default none.
         """
-        self.schedule = schedule
+        self.steps = steps
         self.seed = seed
         self.image_size = image_size
         self.context_length = context_length
         self.word_reducers = word_reducers
 
-    def require_steps(self, world_size: int) -> Schedule:
+    def require_steps(self, world_size: int) -> Steps:
         """Returns the steps that `connect` was given.
 
         Raises:
             ValueError: It was not called, or a batch cannot be split over the ranks.
         """
-        if self.schedule is None:
+        if self.steps is None:
             raise ValueError(f"{type(self).__name__}.connect must be called before training starts")
-        self.schedule.check_world_size(world_size)
-        return self.schedule
+        self.steps.check_world_size(world_size)
+        return self.steps
 
     def rank_and_world_size(self) -> tuple[int, int]:
         """Returns the trainer's; those of one process without a trainer."""
@@ -243,7 +243,7 @@ class Pairs(LightningDataModule, ABC):
         step = self.trainer.global_step if self.trainer else self.first_step
         return {
             "step": step,
-            "left_out": [] if self.schedule is None else list(self.schedule.left_out),
+            "left_out": [] if self.steps is None else list(self.steps.left_out),
             "ledger": self.ledger.state_dict(),
             "fingerprint": self.fingerprint,
         }
@@ -251,7 +251,7 @@ class Pairs(LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from `state_dict`."""
         self.first_step = int(state_dict["step"])
-        if self.schedule is not None:
+        if self.steps is not None:
             left_out = state_dict.get("left_out", [])
-            self.schedule.left_out = [(int(step), int(samples)) for step, samples in left_out]
+            self.steps.left_out = [(int(step), int(samples)) for step, samples in left_out]
         self.ledger.load_state_dict(state_dict["ledger"])

@@ -143,7 +143,7 @@ class ContrastiveModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Connects the data, where nobody has: a Trainer of one's own needs no further call."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, Pairs) and data.schedule is None:
+        if isinstance(data, Pairs) and data.steps is None:
             prepare_reducers(self.phases, self.model)
             connect_data(data, self.model, self.phases, self.seed)
 

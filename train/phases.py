@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ..data.order.steps import Schedule
+from ..data.order.steps import Steps
 from ..data.pairs import Pairs
 from ..data.text.syntax import WordReducer
 from ..models.reducers.base import ImageReducer, Reduction, TextReducer
@@ -96,7 +96,7 @@ class Phases:
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
-        """(steps, global batch size) of each phase: what the data schedule needs."""
+        """(steps, global batch size) of each phase: what the data's steps are made of."""
         return [(phase.num_steps, phase.batch_size) for phase in self.named.values()]
 
     @property
@@ -165,7 +165,7 @@ def prepare_reducers(phases: Phases, model: TwoTower) -> None:
 def connect_data(data: Pairs, model: TwoTower, phases: Phases, seed: int) -> None:
     """Tells the data what the model and the phases decide."""
     data.connect(
-        schedule=Schedule(phases.lengths),
+        steps=Steps(phases.lengths),
         seed=seed,
         image_size=model.image_size,
         context_length=model.context_length,

@@ -9,7 +9,7 @@ to end. This line is cut into `lanes` contiguous slices, and position p takes fr
 so neighbours in a batch come from distant shards while every lane walks through few shards at a
 time. Inside a lane, each block of `block` samples is permuted by a keyed Feistel network.
 
-A lane touches the shards under its current block and no others. `Schedule.share` gives every rank
+A lane touches the shards under its current block and no others. `Steps.deal` gives every rank
 whole lanes as far as it can, so a node needs few shards at hand: `working_set` says how many.
 """
 
@@ -155,7 +155,7 @@ class Plan:
 
 
 def lanes_of_node(lanes: int, num_nodes: int, batch_size: int, spread: float) -> int:
-    """Bounds the lanes that one of `num_nodes` nodes ever reads when `Schedule.share` deals.
+    """Bounds the lanes that one of `num_nodes` nodes ever reads when `Steps.deal` deals.
 
     Sorted by lane, a global batch has lane j at about [j, j+1) * batch_size / lanes, and node i
     takes [i, i+1) * batch_size / num_nodes of it, at any step.

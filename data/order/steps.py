@@ -1,7 +1,7 @@
 """How many samples each step takes, and which of them are this rank's.
 
 In: the phases as (number of steps, global batch size), and what is to be passed over. Out:
-positions in the plan's endless sequence for any step, and a rank's share of them. The global batch
+positions in the plan's endless sequence for any step, and a rank's part of them. The global batch
 of a step never depends on the world size.
 """
 
@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 
 
-class Schedule:
+class Steps:
     """Steps to positions.
 
     Args:
@@ -86,7 +86,7 @@ class Schedule:
         return [*kept, (step, stop - begin)]
 
     @staticmethod
-    def share(positions: np.ndarray, lanes: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    def deal(positions: np.ndarray, lanes: np.ndarray, rank: int, world_size: int) -> np.ndarray:
         """Returns this rank's part of a global batch, ascending int64 [batch_size / world_size].
 
         Samples are dealt by lane: rank 0 takes the lowest lanes, the next rank those that follow.
@@ -109,7 +109,7 @@ class Schedule:
         return positions[np.sort(dealt)]
 
     def check_world_size(self, world_size: int) -> None:
-        """Raises the ValueError of `share` for the first phase that cannot be split."""
+        """Raises the ValueError of `deal` for the first phase that cannot be split."""
         for _, size in self.phases:
             check_divides(size, world_size)
 

@@ -21,7 +21,7 @@ from ..dataset import PART_BYTES, Batch, TokenizeTexts, tokenize_texts
 from ..errors import CAUSES, SampleError
 from ..hashing import text_hash
 from ..images.decode import EncodedImage, Pixels, on_white
-from ..order.steps import Schedule
+from ..order.steps import Steps
 from ..recipe import Recipe
 from ..refusals import Refusal, refusal
 from ..render import Renderer, Sample
@@ -35,18 +35,18 @@ class Parts:
     """How this rank's batches are cut into parts, of which a worker makes one at a time.
 
     Args:
-        schedule: Steps to batch sizes.
+        steps: Steps to batch sizes.
         world_size: Number of processes.
         part_rows: Samples of a part at most.
     """
 
-    def __init__(self, schedule: Schedule, world_size: int, part_rows: int):
-        self.schedule = schedule
+    def __init__(self, steps: Steps, world_size: int, part_rows: int):
+        self.steps = steps
         self.world_size = world_size
         self.part_rows = part_rows
 
     def __len__(self) -> int:
-        return self.schedule.total_steps
+        return self.steps.total_steps
 
     def num_parts(self, step: int) -> int:
         """Returns how many parts make up a step's batch."""
@@ -60,7 +60,7 @@ class Parts:
                 yield step, min(self.part_rows, rows - first)
 
     def _rows(self, step: int) -> int:
-        return self.schedule.batch_size(step) // self.world_size
+        return self.steps.batch_size(step) // self.world_size
 
 
 class StreamDataset(IterableDataset):
@@ -74,7 +74,7 @@ class StreamDataset(IterableDataset):
         stream: How they are mixed.
         recipe: What to make of samples.
         readers: Tokenizer and context length by text entry.
-        schedule: Steps to batch sizes.
+        steps: Steps to batch sizes.
         first_step: Where to start.
         rank: Of this process.
         world_size: Number of processes.
@@ -87,7 +87,7 @@ class StreamDataset(IterableDataset):
         stream: Stream,
         recipe: Recipe,
         readers: Mapping[str, tuple[TokenizeTexts, int]],
-        schedule: Schedule,
+        steps: Steps,
         first_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -97,8 +97,8 @@ class StreamDataset(IterableDataset):
         self.stream = stream
         self.renderer = Renderer(recipe)
         self.readers = readers
-        self.schedule = schedule
-        self.parts = Parts(schedule, world_size, max(1, PART_BYTES // recipe.bytes_per_sample))
+        self.steps = steps
+        self.parts = Parts(steps, world_size, max(1, PART_BYTES // recipe.bytes_per_sample))
         self.first_step = first_step
         self.rank = rank
         self.world_size = world_size
@@ -125,7 +125,7 @@ class StreamDataset(IterableDataset):
             chosen.append(sample)
             shards.append(faults.numbers.get(url, 0))
         batch, texts = self.renderer.batch(chosen, images)
-        phase = self.schedule.phase(step)
+        phase = self.steps.phase(step)
         shortened = self.word_reducers[phase] if self.word_reducers else None
         batch |= tokenize_texts(texts, self.readers, shortened)
         return batch | {

@@ -72,7 +72,7 @@ class StreamingPairs(Pairs):
 
     def check(self, num_nodes: int = 1) -> None:
         """Looks at what can be told without reading a shard."""
-        assert self.schedule is not None, "connect comes first"
+        assert self.steps is not None, "connect comes first"
         self.ledger.check()
         self.recipe()
         for kind, url in {scheme(url): url for url in self.shard_urls}.items():

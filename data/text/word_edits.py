@@ -19,19 +19,19 @@ class WordEdits(CaptionPolicy):
 
     Args:
         of: The policy whose caption is edited; the first field found by default.
-        share: How many swaps, per word (at least one); how likely each word is left out (one always
-            stays).
+        fraction: How many swaps, per word (at least one); how likely each word is left out (one
+            always stays).
 
     Raises:
-        ValueError: `share` is no fraction.
+        ValueError: `fraction` is none.
     """
 
-    def __init__(self, of: CaptionPolicy | None = None, share: float = 0.1):
-        if not 0 < share < 1:
-            raise ValueError(f"WordEdits has share={share}: it must lie between 0 and 1")
+    def __init__(self, of: CaptionPolicy | None = None, fraction: float = 0.1):
+        if not 0 < fraction < 1:
+            raise ValueError(f"WordEdits has fraction={fraction}: it must lie between 0 and 1")
         self.of = of or FirstFound()
         self.fields = self.of.fields
-        self.share = share
+        self.fraction = fraction
 
     def __call__(self, sample: RawSample, draw: float) -> str:
         words = self.of(sample, draw).split()
@@ -45,12 +45,14 @@ class WordEdits(CaptionPolicy):
 
     def _swapped(self, words: list[str], numbers: list[float]) -> list[str]:
         count = len(words)
-        for i in range(max(1, round(self.share * count))):
+        for i in range(max(1, round(self.fraction * count))):
             first = int(numbers[2 * i] * count)
             second = (first + 1 + int(numbers[2 * i + 1] * (count - 1))) % count
             words[first], words[second] = words[second], words[first]
         return words
 
     def _thinned(self, words: list[str], numbers: list[float]) -> list[str]:
-        kept = [word for word, number in zip(words, numbers, strict=False) if number >= self.share]
+        kept = [
+            word for word, number in zip(words, numbers, strict=False) if number >= self.fraction
+        ]
         return kept or [words[int(numbers[-1] * len(words))]]

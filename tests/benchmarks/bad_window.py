@@ -63,7 +63,7 @@ class BadWindow(pl.Callback):
         self, trainer: Any, pl_module: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """The captions of the next pair; black and white drawn from the step."""
-        positions = trainer.datamodule.schedule.positions(trainer.global_step)
+        positions = trainer.datamodule.steps.positions(trainer.global_step)
         if not self.first <= positions[0] < self.end:
             return
         for name in ("text", "text_length"):

@@ -37,7 +37,7 @@ from PIL import Image
 from counterpoint.data.images.decode import EncodedImage
 from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.data.module import PairsDataModule
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 from counterpoint.data.shards.index import index_shards
 
 SIZE, BATCH, CONTEXT, WORKERS, PREFETCH = 224, 64, 77, 2, 4
@@ -103,7 +103,7 @@ def ours(urls: list[str], folder: Path, decode: str) -> Iterator[Any]:
     index_shards(urls, manifest)
     transform = TrainTransform(SCALE, RATIO, decode=decode)  # pyright: ignore[reportArgumentType]
     data = PairsDataModule(manifest, train_transform=transform, num_workers=WORKERS)
-    data.connect(Schedule([(10**6, BATCH)]), seed=0, image_size=SIZE, context_length=CONTEXT)
+    data.connect(Steps([(10**6, BATCH)]), seed=0, image_size=SIZE, context_length=CONTEXT)
     return iter(data.train_dataloader())
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from counterpoint.data.order.mixed_plan import MixedPlan
 from counterpoint.data.order.selection import Selection
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 from counterpoint.data.shards.manifest import SCHEMA, Manifest
 
 NUM_SHARDS, PER_SHARD = 500_000, 10_000
@@ -81,14 +81,14 @@ def measure_steps(path: Path, shares: dict[str, float] | None) -> None:
     seconds, plan = timed(lambda: MixedPlan(*arguments))
     report(f"{kind}: build", seconds)
     steps_an_epoch = manifest.num_samples // BATCH
-    schedule = Schedule([(100 * steps_an_epoch, BATCH)])
+    steps = Steps([(100 * steps_an_epoch, BATCH)])
 
     def order(step: int, rank: int, world_size: int) -> None:
-        positions = schedule.positions(step)
-        plan.locate(schedule.share(positions, plan.lane(positions), rank, world_size))
+        positions = steps.positions(step)
+        plan.locate(steps.deal(positions, plan.lane(positions), rank, world_size))
 
     rng = np.random.default_rng(1)
-    anywhere = [int(step) for step in rng.integers(schedule.total_steps, size=7)]
+    anywhere = [int(step) for step in rng.integers(steps.total_steps, size=7)]
     first = statistics.median(timed(lambda s=s: order(s, 0, 1))[0] for s in anywhere)
     report(f"{kind}: first step in an epoch not seen before", first)
     near = [int(step) for step in rng.integers(steps_an_epoch // 2, size=ROUNDS)]

@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 from counterpoint.launch.config import parser as run_config
 from counterpoint.train.grad_clip.base import Clipper
 from counterpoint.train.grad_clip.fixed import check_no_other
@@ -59,7 +59,7 @@ def test_run(parser, path):
         parts = parser.instantiate(config)
     check_no_other(parts.grad_clip, parts.trainer.gradient_clip_val)
     phases = Phases(parts.phases)
-    assert Schedule(phases.lengths).total_steps == phases.total_steps
+    assert Steps(phases.lengths).total_steps == phases.total_steps
     assert (parts.model.logit_bias is None) == (parts.objective.logit_bias_init is None)
 
 

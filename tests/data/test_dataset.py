@@ -12,7 +12,7 @@ from counterpoint.data.dataset import StepDataset, StepLoader, StepSampler, join
 from counterpoint.data.errors import CAUSES
 from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.data.order.plan import Plan
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 from counterpoint.data.shards.index import index_shards
 from counterpoint.data.text.syntax import WordReducer
 from counterpoint.data.text.tokenize import ClipTokenizer
@@ -32,7 +32,7 @@ FULL = TrainTransform(flip=0.5, rotate=10, brightness=0.2, contrast=0.2, saturat
 def make(manifest, phases, rank=0, world_size=1, seed=3, transform=FULL, **more):
     plan = Plan(manifest.counts, seed, lanes=4, block=8)
     samples = loader(manifest, transform, seed=seed)
-    return StepDataset(plan, Schedule(phases), samples, tokenize, 16, rank, world_size, **more)
+    return StepDataset(plan, Steps(phases), samples, tokenize, 16, rank, world_size, **more)
 
 
 def texts(batch):
@@ -112,9 +112,9 @@ def test_ranks_share_the_global_batch(manifest, world_size):
     whole = make(manifest, phases)
     ranks = [make(manifest, phases, rank, world_size) for rank in range(world_size)]
     for step in range(5):
-        lanes = whole.plan.lane(whole.schedule.positions(step))
+        lanes = whole.plan.lane(whole.steps.positions(step))
         rows = np.arange(len(lanes))
-        shares = [Schedule.share(rows, lanes, rank, world_size) for rank in range(world_size)]
+        shares = [Steps.deal(rows, lanes, rank, world_size) for rank in range(world_size)]
         batch = whole[step]
         for rank, share in zip(ranks, shares, strict=True):
             assert same(rank[step], {name: value[share] for name, value in batch.items()})
@@ -157,7 +157,7 @@ def test_when_nothing_is_good_the_batch_is_blank_and_all_errors(manifest, shards
 
 def test_parts_of_a_step():
     class Sizes:
-        schedule = Schedule([(2, 8), (1, 2)])
+        steps = Steps([(2, 8), (1, 2)])
         num_parts = StepDataset.num_parts
         world_size, part_rows = 1, 3
 
@@ -182,7 +182,7 @@ def test_no_caption_stops_a_batch(make_tar, make_pairs, tmp_path):
     manifest = index_shards([make_tar(tmp_path / "0.tar", members)], tmp_path / "m.parquet")
     plan = Plan(manifest.counts, 0, lanes=1, block=8)
     samples, tokenizer = loader(manifest, FULL), ClipTokenizer()
-    batch = StepDataset(plan, Schedule([(1, 4)]), samples, tokenizer, 8)[0]
+    batch = StepDataset(plan, Steps([(1, 4)]), samples, tokenizer, 8)[0]
     assert not batch["status"].any()
     expected = [tokenizer([text], 8)[0][0].tolist() for text in ("\ufffd a dog", "picture 0")]
     assert [row in batch["text"].tolist() for row in expected] == [True, True]

@@ -14,7 +14,7 @@ from waiting import PATIENCE, until
 
 from counterpoint.data.images.transforms import EvalTransform, TrainTransform
 from counterpoint.data.module import PairsDataModule
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 from counterpoint.data.recipe import Source, Text
 from counterpoint.data.shards.cache import ShardCache
 from counterpoint.data.shards.index import index_shards
@@ -30,7 +30,7 @@ def manifest_file(shards, tmp_path):
 
 def connected(manifest_file, phases=((8, 6),), **arguments):
     data = PairsDataModule(manifest_file, **arguments)
-    data.connect(Schedule(phases), seed=1, image_size=16, context_length=8)
+    data.connect(Steps(phases), seed=1, image_size=16, context_length=8)
     return data
 
 
@@ -105,7 +105,7 @@ def test_a_text_with_a_tokenizer_of_its_own(manifest_file):
     data = parser.instantiate(
         parser.parse_object({"data": {"manifest": manifest_file, "texts": texts}})
     ).data
-    data.connect(Schedule(((8, 6),)), seed=1, image_size=16, context_length=8)
+    data.connect(Steps(((8, 6),)), seed=1, image_size=16, context_length=8)
     batch = data.train_dataset()[0]
     assert torch.equal(batch["text.same"], batch["text"]) and batch["text"].shape == (6, 8)
     theirs, lengths = batch["text.theirs"], batch["text.theirs_length"]
@@ -169,7 +169,7 @@ def test_replaced_samples_reach_the_ledger_once(manifest_file, shards):
     with open(shards[1], "r+b") as file:
         file.truncate(700)
     data = PairsDataModule(manifest_file, num_workers=2)
-    data.schedule, data.image_size, data.context_length = Schedule([(7, 3)]), 16, 8
+    data.steps, data.image_size, data.context_length = Steps([(7, 3)]), 16, 8
     fit(data, 7)
     data.ledger.merge(data.ledger.take_delta())
     assert data.ledger.samples == 21

@@ -32,6 +32,6 @@ class PoisonedSamples(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
     ) -> None:
         """Alike on every rank, since the positions are those of the global batch."""
-        positions = trainer.datamodule.schedule.positions(trainer.global_step)
+        positions = trainer.datamodule.steps.positions(trainer.global_step)
         if positions[0] < self.end and positions[-1] >= self.first:
             loss.register_hook(lambda gradient: gradient * self.factor)

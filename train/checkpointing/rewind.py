@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from ...data.order.steps import Schedule
+from ...data.order.steps import Steps
 from ...models.weights import damage
 from ..module import ContrastiveModule
 from ..screen import log_line
@@ -75,7 +75,7 @@ class RewindingCheckpoints(Checkpoints):
             ValueError: it has gone back often enough, or cannot; on every rank alike.
         """
         assert guard.spikes is not None
-        schedule: Schedule = trainer.datamodule.schedule  # type: ignore[attr-defined]
+        steps: Steps = trainer.datamodule.steps  # type: ignore[attr-defined]
         row = f"steps {begin + 1} to {end} were left out in a row (guard.spikes)"
         if int(guard.state["rewinds"]) >= guard.spikes.max_rewinds:
             raise ValueError(
@@ -86,12 +86,12 @@ class RewindingCheckpoints(Checkpoints):
         told = None
         if trainer.is_global_zero:
             name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
-            told = self._prepare(schedule, guard, begin, end, name)
+            told = self._prepare(steps, guard, begin, end, name)
         error, step = self._control.gather(told)[0]
         if error:
             raise ValueError(f"{row}, and the run cannot go back: {error}")
         if trainer.is_global_zero:
-            samples = schedule.passing_over(step, end)[-1][1]
+            samples = steps.passing_over(step, end)[-1][1]
             log_line(
                 f"{row}: going back to step {step}, and on behind the {samples} samples since",
                 sys.stderr,
@@ -99,7 +99,7 @@ class RewindingCheckpoints(Checkpoints):
         self.rewound_to, trainer.should_stop = step, True
 
     def _prepare(
-        self, schedule: Schedule, guard: SpikeGuard, begin: int, end: int, data: str
+        self, steps: Steps, guard: SpikeGuard, begin: int, end: int, data: str
     ) -> tuple[str, int]:
         """Returns what went wrong, if anything, and the step gone back to."""
         assert guard.spikes is not None
@@ -117,7 +117,7 @@ class RewindingCheckpoints(Checkpoints):
                 if step_of(later) > step_of(path):
                     later.unlink()
             state = load(path)
-            state[data]["left_out"] = schedule.passing_over(step_of(path), end)
+            state[data]["left_out"] = steps.passing_over(step_of(path), end)
             past = state["counterpoint"]["guard"]
             past |= {name: guard.state[name].cpu() for name in ("nonfinite", "spikes")}
             past["rewinds"] = guard.state["rewinds"].cpu() + 1

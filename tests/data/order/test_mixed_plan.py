@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from counterpoint.data.order.mixed_plan import MixedPlan
 from counterpoint.data.order.plan import Plan
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 
 NAMES = ["laion", "cc12m", "own"]
 
@@ -64,7 +64,7 @@ def test_ranks_partition_the_global_batch_and_keep_to_their_lanes(plan, world_si
     positions = np.arange(first, first + world_size * each)
     lanes = plan.lane(positions)
     assert lanes.min() >= 0 and lanes.max() < plan.lanes * 3
-    parts = [Schedule.share(positions, lanes, rank, world_size) for rank in range(world_size)]
+    parts = [Steps.deal(positions, lanes, rank, world_size) for rank in range(world_size)]
     located = [row for part in parts for row in rows(plan, part)]
     assert sorted(located) == sorted(rows(plan, positions))
     sources = np.array([next(s for s in range(3) if r[1] in shards_of(plan, s)) for r in located])
@@ -126,7 +126,7 @@ def test_a_node_gets_some_of_each_source_and_never_more_than_the_working_set():
         positions = np.arange(step * size, (step + 1) * size)
         lanes = plan.lane(positions)
         for node in range(num_nodes):
-            mine = Schedule.share(positions, lanes, node, num_nodes)
+            mine = Steps.deal(positions, lanes, node, num_nodes)
             shards = set(plan.locate(mine)[1].tolist())
             assert len(shards) <= num_shards
             seen[node] |= {lane for lane in plan.lane(mine).tolist() if step}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.data.order.plan import Plan, lanes_of_node, permute
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 
 counts_lists = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 plans = st.builds(
@@ -49,11 +49,11 @@ def test_a_position_resolves_alone_as_in_the_sequence(plan, data):
 @settings(max_examples=40)
 @given(plans, st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
 def test_global_batches_do_not_depend_on_the_world_size(plan, per_rank, world_size, num_steps):
-    schedule = Schedule([(num_steps, per_rank * world_size)])
+    steps = Steps([(num_steps, per_rank * world_size)])
     for step in range(num_steps):
-        positions = schedule.positions(step)
+        positions = steps.positions(step)
         lanes = plan.lane(positions)
-        parts = [schedule.share(positions, lanes, r, world_size) for r in range(world_size)]
+        parts = [steps.deal(positions, lanes, r, world_size) for r in range(world_size)]
         located = [row for part in parts for row in rows(plan, part)]
         assert sorted(located) == sorted(rows(plan, positions))
 
@@ -85,7 +85,7 @@ def test_a_node_never_needs_more_than_the_working_set(plan, num_nodes, ranks, pe
         positions = np.arange(first, first + size)
         lanes = plan.lane(positions)
         for node in range(num_nodes):
-            mine = Schedule.share(positions, lanes, node, num_nodes)
+            mine = Steps.deal(positions, lanes, node, num_nodes)
             needed = sorted({s for p in mine.tolist() for s in shards_under(plan, p, lines)})
             assert len(needed) <= num_shards
             assert num_bytes[needed].sum() <= total
@@ -102,7 +102,7 @@ def test_a_node_keeps_to_its_lanes(lanes, num_nodes, per_node, num_samples):
     for first in range(0, 3 * plan.num_samples, size):
         positions = np.arange(first, first + size)
         for node in range(num_nodes):
-            mine = Schedule.share(positions, plan.lane(positions), node, num_nodes)
+            mine = Steps.deal(positions, plan.lane(positions), node, num_nodes)
             seen[node].update(plan.lane(mine).tolist())
     assert max(map(len, seen)) <= lanes_of_node(lanes, num_nodes, size, spread)
 
@@ -153,7 +153,7 @@ def test_the_working_set_is_enough_and_not_far_too_much():
         touched: set[int] = set()
         for first in range(0, plan.num_samples - size + 1, size):
             positions = np.arange(first, first + size)
-            mine = Schedule.share(positions, plan.lane(positions), node, num_nodes)
+            mine = Steps.deal(positions, plan.lane(positions), node, num_nodes)
             for shard in plan.locate(mine)[1].tolist():
                 fetched += shard not in cache
                 cache.pop(shard, None)

@@ -13,7 +13,7 @@ from waiting import until
 from counterpoint.data.dataset import StepDataset
 from counterpoint.data.images.transforms import EvalTransform
 from counterpoint.data.order.plan import Plan
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 from counterpoint.data.shards.cache import ShardCache
 from counterpoint.data.shards.index import index_shards
 from counterpoint.data.shards.prefetch import NEW_STEPS, Prefetcher
@@ -125,12 +125,12 @@ def test_a_hostile_server_changes_no_key(num_workers, tmp_path, make_tar, make_p
     for number, count in enumerate(counts):
         make_tar(folder / f"{number:05d}.tar", make_pairs(10 * number, count))
     manifest = index_shards([str(folder)], folder / "m.parquet")
-    plan, schedule = Plan(manifest.counts, seed=1, lanes=2, block=8), Schedule([(15, 8)])
+    plan, steps = Plan(manifest.counts, seed=1, lanes=2, block=8), Steps([(15, 8)])
 
     def dataset(reader: ShardReader) -> StepDataset:
         samples = loader(manifest, EvalTransform())
         samples.reader = reader
-        return StepDataset(plan, schedule, samples, tokenize, 4)
+        return StepDataset(plan, steps, samples, tokenize, 4)
 
     expected = keys(dataset(ShardReader(manifest.urls)), 0)
     sizes = manifest.num_bytes.tolist()
@@ -139,11 +139,11 @@ def test_a_hostile_server_changes_no_key(num_workers, tmp_path, make_tar, make_p
         transport = Transport(num_attempts=30, stall_timeout=1.0, first_delay=0.01)
         store = ShardCache(tmp_path / "cache", 7 * max(sizes) + 8 * 4096, transport)
         prefetcher = Prefetcher(
-            lambda step: plan.locate(schedule.positions(step))[1],
+            lambda step: plan.locate(steps.positions(step))[1],
             store,
             urls,
             sizes,
-            total_steps=schedule.total_steps,
+            total_steps=steps.total_steps,
             horizon=4,
             stride=max(1, num_workers),
         )

@@ -23,7 +23,7 @@ from counterpoint.data.errors import CAUSES
 from counterpoint.data.images.transforms import EvalTransform
 from counterpoint.data.module import PairsDataModule
 from counterpoint.data.order.selection import LossWeights
-from counterpoint.data.order.steps import Schedule
+from counterpoint.data.order.steps import Steps
 from counterpoint.data.recipe import Text, View
 from counterpoint.data.shards.index import index_shards
 from counterpoint.data.stream import dataset as stream_dataset
@@ -48,9 +48,9 @@ def write(tmp_path, make_tar, make_pairs):
     return shards
 
 
-def streaming(urls, schedule=((10, 8),), num_workers=0, options=None, **choices):
+def streaming(urls, phases=((10, 8),), num_workers=0, options=None, **choices):
     data = StreamingPairs(Stream(urls, **(options or {})), num_workers=num_workers, **choices)
-    data.connect(Schedule(list(schedule)), seed=3, image_size=16, context_length=16)
+    data.connect(Steps(list(phases)), seed=3, image_size=16, context_length=16)
     return data
 
 
@@ -77,7 +77,7 @@ def test_batches_are_those_of_listed_shards(write, tmp_path):
     choices = {"train_transform": EvalTransform(), "views": views, "texts": texts}
     index_shards(paths, tmp_path / "m.parquet")
     listed = PairsDataModule(str(tmp_path / "m.parquet"), num_workers=0, **choices)
-    listed.connect(Schedule([(1, 12)]), seed=3, image_size=16, context_length=16)
+    listed.connect(Steps([(1, 12)]), seed=3, image_size=16, context_length=16)
     data = streaming(paths, [(1, 12)], options={"shuffle": 4}, **choices)
     data.check()
     (theirs,), (ours,) = (d.train_dataloader() for d in (listed, data))

@@ -16,7 +16,7 @@ def edited(policy, text, draws=400):
 
 
 def test_half_are_reordered_and_half_are_thinned():
-    texts = [text.split() for text in edited(WordEdits(share=0.3), " ".join(WORDS))]
+    texts = [text.split() for text in edited(WordEdits(fraction=0.3), " ".join(WORDS))]
     whole = [text for text in texts if sorted(text) == sorted(WORDS)]
     thinned = [text for text in texts if len(text) < 10]
     # Now and then (0.7^10) nothing is left out.
@@ -30,12 +30,12 @@ def test_half_are_reordered_and_half_are_thinned():
 
 
 def test_something_is_left_and_single_words_stay():
-    assert set(edited(WordEdits(share=0.6), "red fox")) == {"red fox", "fox red", "red", "fox"}
+    assert set(edited(WordEdits(fraction=0.6), "red fox")) == {"red fox", "fox red", "red", "fox"}
     assert set(edited(WordEdits(), "fox", 20)) == {"fox"}
 
 
 def test_the_same_draw_gives_the_same_words_and_edits_are_independent_of_the_choice():
-    policy = WordEdits(WeightedChoice({"txt": 1, "json:other": 1}), share=0.2)
+    policy = WordEdits(WeightedChoice({"txt": 1, "json:other": 1}), fraction=0.2)
     sample = {"__key__": "a", "txt": b"a b c d", "json": b'{"other": "e f g h"}'}
     texts = [policy(sample, i / 400) for i in range(400)]
     assert texts == [policy(sample, i / 400) for i in range(400)]
@@ -45,5 +45,5 @@ def test_the_same_draw_gives_the_same_words_and_edits_are_independent_of_the_cho
 
 
 def test_a_share_is_a_fraction():
-    with pytest.raises(ValueError, match=r"share=1\.5"):
-        WordEdits(share=1.5)
+    with pytest.raises(ValueError, match=r"fraction=1\.5"):
+        WordEdits(fraction=1.5)
