@@ -25,8 +25,8 @@ class BYOL(Term):
     `ema` of the run, after each optimiser step, and is in the checkpoint with the term.
 
     Args:
-        projector: Head on both sides; takes rows of the features' width.
-        predictor: Head on the online side alone.
+        projector: head on both sides; takes rows of the features' width.
+        predictor: head on the online side alone.
         pairs: (online feature, averaged feature), such as `[image.strong_1.raw,
             ema.image.strong_2.raw]` and the other way round.
     """

@@ -52,7 +52,8 @@ class InfoNCE(PairwiseTerm):
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
         """Mean of both directions of each pair; reads both views [b, d]."""
-        return cross_entropies(*self._compared(features), self.pairing(point=self.similarity.point))
+        pairing = self.pairing(point=self.similarity.point)
+        return softmax_sums(*self._compared(features), pairing).cross_entropy()
 
     def sampled(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor], seed: int
@@ -76,9 +77,8 @@ class InfoNCE(PairwiseTerm):
         by_rows = sample_labels(image, text, scale, keys, 2 * seed, pairing)
         by_columns = sample_labels(text, image, scale, keys, 2 * seed + 1, pairing)
         labels = SampledLabels(by_rows, by_columns, self.exchange.open(keys[0]).first)
-        losses = cross_entropies(
-            image, text, scale, replace(pairing, diagonal=0.0, targets=((1.0, labels),))
-        )
+        pairing = replace(pairing, diagonal=0.0, targets=((1.0, labels),))
+        losses = softmax_sums(image, text, scale, pairing).cross_entropy()
         num_labels = 2 * total(losses.new_tensor(float(len(losses))))
         return share(losses) * num_labels.sqrt()
 
@@ -90,10 +90,3 @@ class InfoNCE(PairwiseTerm):
             self.similarity.lift_text(text, features),
             self.similarity.scale(self.logit_scale(features), features),
         )
-
-
-def cross_entropies(
-    image: Tensor, text: Tensor, scale: Tensor, pairing: Pairing
-) -> Float[Tensor, "b"]:
-    """Mean of both directions of each pair."""
-    return softmax_sums(image, text, scale, pairing).cross_entropy()

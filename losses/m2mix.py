@@ -18,6 +18,7 @@ from torch import Tensor
 from .base import PairwiseTerm
 from .distributed.collectives import total
 from .features import need
+from .kernels.keyed_random import STEP
 from .kernels.reductions import row_sums
 from .scalars import Fixed, Scalar
 
@@ -72,7 +73,7 @@ def mixing_share(key: Int64[Tensor, "b"], progress: float = 0.0) -> Float[Tensor
         progress: fraction of the run done, so that the same batch is mixed anew.
     """
     # Arithmetic modulo 2^64; the upper 53 bits are a uniform number.
-    bits = total(key.sum()) + _signed(int(progress * 2**52) * 0x9E3779B97F4A7C15)
+    bits = total(key.sum()) + _signed(int(progress * 2**52) * STEP)
     uniform = ((bits >> 11) & (2**53 - 1)).double() / 2**53
     # Beta(1/2, 1/2) is the arcsine law: its inverse distribution function is this.
     return (uniform * (math.pi / 2)).sin().square()

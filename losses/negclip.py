@@ -71,8 +71,7 @@ class NegCLIP(PairwiseTerm):
         among = self.pairing(weights=(Valid(there, there),))
         sums = softmax_sums(image, text, scale, among)
         hard = row_sums(image, columns, scale, self.pairing(weights=(Valid(there, counted),)))
-        rows = torch.logaddexp(sums.rows, hard)
-        return (rows - sums.row_targets + sums.columns - sums.column_targets) / 2
+        return sums._replace(rows=torch.logaddexp(sums.rows, hard)).cross_entropy()
 
 
 class TripletCLIP(NegCLIP):

@@ -64,7 +64,7 @@ class SimCLR(PairwiseTerm):
         across = softmax_sums(first, second, scale, self.pairing())
         by_first = torch.logaddexp(across.rows, row_sums(first, first, scale, others))
         by_second = torch.logaddexp(across.columns, row_sums(second, second, scale, others))
-        return (by_first - across.row_targets + by_second - across.column_targets) / 2
+        return across._replace(rows=by_first, columns=by_second).cross_entropy()
 
     def _embedded(self, raw: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         (embedded,) = full_precision(self.head(raw))

@@ -61,9 +61,9 @@ def encode(
     """Runs the tower over each part and joins the results.
 
     Args:
-        tower: Called with the tensors of a part.
-        parts: What `split` returns.
-        recompute: Remember nothing of a part but its tensors, and run it again in the backward
+        tower: called with the tensors of a part.
+        parts: what `split` returns.
+        recompute: remember nothing of a part but its tensors, and run it again in the backward
             pass, with the same dropout and under the same autocast (gradient caching; Gao et al.
             2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup").
     """
@@ -111,11 +111,11 @@ def trimmed(
     does not depend on padding.
 
     Args:
-        text: Token ids.
-        length: Tokens of each caption.
-        num_parts: Parts to make.
-        context_length: Of the tower; it decides on the `stops`.
-        known: On the host, lengths that are not smaller than `length`. Without them those on the
+        text: token ids.
+        length: tokens of each caption.
+        num_parts: parts to make.
+        context_length: of the tower; it decides on the `stops`.
+        known: on the host, lengths that are not smaller than `length`. Without them those on the
             device are read, which waits for it.
     """
     lengths = (length if known is None else known).cpu()

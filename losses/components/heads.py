@@ -23,9 +23,9 @@ class BatchNorm(nn.Module):
     on CUDA only. Ioffe and Szegedy (2015).
 
     Args:
-        width: Length of a row.
-        momentum: Of the running statistics, which are used in evaluation only.
-        eps: Added to the variance.
+        width: length of a row.
+        momentum: of the running statistics, which are used in evaluation only.
+        eps: added to the variance.
     """
 
     running_mean: Tensor
@@ -72,8 +72,8 @@ class MLP(nn.Sequential):
     """Linear layers with ReLU between them: projections, predictors, changes of width.
 
     Args:
-        widths: Of the input, the hidden layers and the output; two of them make a linear layer.
-        norm: Makes what normalises a hidden layer of a given width, before the ReLU: `BatchNorm`
+        widths: of the input, the hidden layers and the output; two of them make a linear layer.
+        norm: makes what normalises a hidden layer of a given width, before the ReLU: `BatchNorm`
             here (all ranks' rows), `torch.nn.LayerNorm`, or `torch.nn.BatchNorm1d` (each rank's own
             rows, so that results depend on the number of ranks). None: nothing does.
     """

@@ -37,12 +37,12 @@ class FeatureRegression(Term):
     Feature distillation from a teacher, online or stored, and consistency with the moving average.
 
     Args:
-        feature: What learns, such as `image` or `image.raw`.
-        target: What it is drawn to, such as `teacher.NAME.image`, `ema.image` or the entry of a
+        feature: what learns, such as `image` or `image.raw`.
+        target: what it is drawn to, such as `teacher.NAME.image`, `ema.image` or the entry of a
             sidecar; unit vectors against unit vectors, or `.raw` against `.raw`.
-        distance: Of each row from its target: a function here or one like it.
-        head: Trained, applied to the feature first; needed where the widths differ.
-        valid: Batch entry, bool [b]: which samples have a target, such as `SIDECAR.present`. None:
+        distance: of each row from its target: a function here or one like it.
+        head: trained, applied to the feature first; needed where the widths differ.
+        valid: batch entry, bool [b]: which samples have a target, such as `SIDECAR.present`. None:
             all have.
     """
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 # SplitMix64 (Steele et al. 2014) as signed 64-bit numbers, which wrap around.
-_STEP, _FIRST, _SECOND = (
+STEP, _FIRST, _SECOND = (
     n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 
@@ -29,7 +29,7 @@ def normal(
 
 def mix(bits: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
     """Returns 64 bits each of which depends on every bit of the input (one step of SplitMix64)."""
-    return finalised(bits + _STEP)
+    return finalised(bits + STEP)
 
 
 def finalised(bits: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:

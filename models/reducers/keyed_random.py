@@ -21,9 +21,9 @@ def draw(word: int, keys: Int64[Tensor, " n"], count: int) -> Int64[Tensor, "n c
     """Draws `count` numbers a sample, uniform in 0 .. 2^63 - 1.
 
     Args:
-        word: From `stream`: what all samples share.
-        keys: Sample keys, any 64 bits.
-        count: Numbers a sample.
+        word: from `stream`: what all samples share.
+        keys: sample keys, any 64 bits.
+        count: numbers a sample.
     """
     columns = torch.arange(1, count + 1, device=keys.device) * GAMMA
     return mix(mix(keys * GAMMA + word)[:, None] + columns) & LARGEST

@@ -19,7 +19,7 @@ class _Selection(TextReducer):
     """Keeps tokens by position; shorter captions stay as they are.
 
     Args:
-        num_tokens: Longest caption, start and end included.
+        num_tokens: longest caption, start and end included.
 
     Raises:
         ValueError: `num_tokens` leaves no room for a word.
@@ -63,8 +63,8 @@ class _Selection(TextReducer):
         """Returns rising positions of captions that are too long; the last is not used.
 
         Args:
-            width: Positions of a row, padding included.
-            length, keys, view, reduction: As for `tokens`.
+            width: positions of a row, padding included.
+            length, keys, view, reduction: as for `tokens`.
         """
         raise NotImplementedError
 

@@ -27,11 +27,11 @@ class OpenClip(Teacher):
     """A model of open_clip.
 
     Args:
-        source: Folder with `open_clip_config.json` and weights, a file of weights (then `name` says
+        source: folder with `open_clip_config.json` and weights, a file of weights (then `name` says
             of which model), or a tag such as `laion2b_s34b_b79k` (downloaded).
         name: open_clip's name of the architecture, such as `ViT-B-32`; None with a folder.
-        precision: Of the weights and, without autocast, of the computation.
-        placement: Where the weights of its layers are; see `teacher.Frozen`.
+        precision: of the weights and, without autocast, of the computation.
+        placement: where the weights of its layers are; see `teacher.Frozen`.
 
     Raises:
         ValueError: `name` is missing or superfluous.
@@ -93,9 +93,9 @@ class Transformers(Teacher):
     """A model of transformers with `get_image_features` and `get_text_features`: CLIP, SigLIP, ...
 
     Args:
-        source: Folder written by `save_pretrained` of model and processor, or a name to download.
-        precision: Of the weights and, without autocast, of the computation.
-        placement: Where the weights of its layers are; see `teacher.Frozen`.
+        source: folder written by `save_pretrained` of model and processor, or a name to download.
+        precision: of the weights and, without autocast, of the computation.
+        placement: where the weights of its layers are; see `teacher.Frozen`.
     """
 
     def __init__(
@@ -150,13 +150,13 @@ class ForeignImage(ImageTower):
     """The image side of another library's model, its projection included.
 
     Args:
-        model: The whole model, kept here; the text side only calls into it.
-        encode: Normalised floats [n, 3, size, size] to features [n, d].
-        size: Side of the pictures in pixels; of a pair, which must be a square.
-        mean, std: Of pixels in units of [0, 1].
+        model: the whole model, kept here; the text side only calls into it.
+        encode: normalised floats [n, 3, size, size] to features [n, d].
+        size: side of the pictures in pixels; of a pair, which must be a square.
+        mean, std: of pixels in units of [0, 1].
 
     Raises:
-        ValueError: Its pictures are not square.
+        ValueError: its pictures are not square.
     """
 
     def __init__(
@@ -190,9 +190,9 @@ class PaddedText(TextTower):
     """The text side of a model that was trained on rows of one length.
 
     Args:
-        encode: Ids [n, context_length] to features [n, d].
-        context_length: Of the rows.
-        pad_id: What fills them.
+        encode: ids [n, context_length] to features [n, d].
+        context_length: of the rows.
+        pad_id: what fills them.
     """
 
     def __init__(self, encode: Callable[[Tensor], Tensor], context_length: int, pad_id: int):

@@ -26,7 +26,7 @@ class FrozenTowers(nn.Module):
     """A two-tower model that only answers: in evaluation mode, without gradient.
 
     Args:
-        model: Its parameters are frozen in place.
+        model: its parameters are frozen in place.
         placement: where its weights are while it answers; see
             `train.strategies.teacher_placement`.
     """
@@ -87,7 +87,7 @@ class Teacher(ABC):
         """Makes the frozen model.
 
         Args:
-            load: Returns a model of Counterpoint's own with the weights of a run folder, a
+            load: returns a model of Counterpoint's own with the weights of a run folder, a
                 checkpoint or a safetensors file; of None, with those that the run starts from.
         """
 
@@ -103,10 +103,10 @@ class Frozen(Teacher):
     """A model of Counterpoint's own, frozen.
 
     Args:
-        source: Run folder (its newest checkpoint), checkpoint in one, or a file of weights of the
+        source: run folder (its newest checkpoint), checkpoint in one, or a file of weights of the
             run's own architecture. None: what `init_from` names, so that the teacher is the student
             as it was before the first step.
-        precision: Of the weights and, without autocast, of the computation.
+        precision: of the weights and, without autocast, of the computation.
         placement: where the weights of its layers are: `device`, `sharded` over the ranks, or in
             the memory of the `host`; from the latter two a layer is fetched each time that it runs.
     """
