@@ -22,7 +22,7 @@ from .distributed import mean_over_ranks
 from .ema import Ema, parameters_of
 from .features import score_patches, stored_features, teacher_features
 from .grad_clip.base import Clipper
-from .grad_clip.fixed import trainers_clipper
+from .grad_clip.fixed import Unclipped
 from .optim.adamw import AdamW
 from .optim.compatibility import check_elementwise, check_optimizer
 from .optim.freeze import freeze
@@ -67,7 +67,7 @@ class ContrastiveModule(pl.LightningModule):
         phases: of the run by name, in order.
         optim: makes the optimiser; None: AdamW with its defaults.
         seed: of dropout and of what is drawn in a step.
-        grad_clip: clipper of gradients; None: the Trainer's `gradient_clip_val`.
+        grad_clip: limits gradients; None: they are only measured.
         guard: against steps that are not finite, and spikes.
         teachers: frozen models by name, whose features are `teacher.NAME...`; they are in no state.
         ema: the student's moving average, whose features are `ema...`.
@@ -141,7 +141,16 @@ class ContrastiveModule(pl.LightningModule):
         return module
 
     def setup(self, stage: str) -> None:
-        """Connects the data, where nobody has: a Trainer of one's own needs no further call."""
+        """Connects the data, if no run has: a Trainer of one's own needs no further call.
+
+        Raises:
+            ValueError: the Trainer is to clip gradients.
+        """
+        if limit := self.trainer.gradient_clip_val:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"the Trainer's gradient_clip_val is {limit}: leave it out and give "
+                f"ContrastiveModule grad_clip=Norm({limit}), of counterpoint.train.grad_clip.fixed"
+            )
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, Pairs) and data.steps is None:
             prepare_reducers(self.phases, self.model)
@@ -242,7 +251,7 @@ class ContrastiveModule(pl.LightningModule):
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
+        gradient_clip_val: float | None = None,  # of the Trainer; refused by `setup`
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips, and leaves out a step that the guard does not want.
@@ -250,7 +259,7 @@ class ContrastiveModule(pl.LightningModule):
         Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where no
         gradient is scaled, and does nothing under ZeRO.
         """
-        clipper = self.grad_clip or trainers_clipper(gradient_clip_val, gradient_clip_algorithm)
+        clipper = self.grad_clip or Unclipped()
         named = named_parameters(self.model, self.objective)
         learning = {name: p for name, p in named.items() if p.requires_grad}
         self.shares.begin()

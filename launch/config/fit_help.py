@@ -46,7 +46,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("trainer.compile", "null", "inductor compiles the towers"),
     ],
     "Optimisation": [
-        ("trainer.gradient_clip_val", "null", "largest norm of a gradient; more by --grad_clip"),
+        ("grad_clip", "null", "limits gradients: norm, zclip, agc, ... (--help grad_clip)"),
         ("ema", "null", "moving average of the weights, such as --ema.decay 0.999"),
     ],
     "Logs, checkpoints, evaluation": [

@@ -54,8 +54,6 @@ ROLES = {
     "trainer.inference_mode": Role.HOW,
     "trainer.accumulate_grad_batches": Role.HOW,  # always 1
     "trainer.precision": Role.ADJUSTS,
-    "trainer.gradient_clip_val": Role.ADJUSTS,
-    "trainer.gradient_clip_algorithm": Role.ADJUSTS,
     "data.num_workers": Role.WHERE,
     "data.manifest": Role.WHERE,  # resume compares the fingerprint of the shards
     "data.cache": Role.WHERE,

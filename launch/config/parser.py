@@ -40,8 +40,11 @@ from .identity import Identity
 from .messages import shortened
 from .run_files import Written, read
 
-# The phases own the run's length, the data module owns the order, we own logs and checkpoints.
+# The phases own the run's length, the data module owns the order, grad_clip clips, and logs and
+# checkpoints are ours.
 OWNED: set[str | int] = {
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
     "max_epochs",
     "max_steps",
     "min_epochs",

@@ -59,7 +59,7 @@ _MEANINGS = {
     PRECISION: "precision amp use_amp fp16 bf16 fp32 tf32 amp_bf16 dtype torch_dtype "
     "mixed_precision half",
     CLIPPING: "clip grad_clip_norm clip_grad clip_grad_norm clip_norm max_grad_norm max_norm "
-    "gradient_clip gradient_clip_val gradient_clipping clip_value",
+    "gradient_clip gradient_clip_val gradient_clip_algorithm gradient_clipping clip_value",
     OPTIMIZER: "optimizer optimiser optimizers opt optimizer_name",
     DECAY: "weight_decay wd betas beta1 beta2 eps momentum",
     LOSS: "loss losses criterion loss_fn terms siglip logit_scale temperature",
@@ -106,7 +106,7 @@ WORDS = {word: text for text, words in _MEANINGS.items() for word in words.split
 PHASE_WORDS = frozenset({"batch_size", "learning_rate", "samples", "schedule", "warmup_samples"})
 TRAINER_WORDS = frozenset(
     {"accelerator", "accumulate_grad_batches", "callbacks", "compile", "devices", "logger"}
-    | {"gradient_clip_val", "num_nodes", "plugins", "precision", "profiler", "strategy"}
+    | {"num_nodes", "plugins", "precision", "profiler", "strategy"}
 )
 
 _PRECISIONS = {

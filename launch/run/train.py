@@ -15,7 +15,6 @@ from ...train.callbacks.early_stopping import ActOnMetrics
 from ...train.callbacks.stop import StopOnSignal
 from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
-from ...train.grad_clip.fixed import check_no_other
 from ...train.module import ContrastiveModule, RunInfo
 from ...train.phases import Phases
 from ..arguments import AUTO
@@ -119,7 +118,6 @@ class Run:
         loggers = Loggers(wanted, config.name, run_dir, self.resume is not None)
         parts = build_parts(self.parser, config)
         arguments = trainer_arguments(parts.trainer)
-        check_no_other(parts.grad_clip, arguments.get("gradient_clip_val"))
         parts.data.check(int(arguments.get("num_nodes", 1)))
         if parts.data.caveat:
             say(parts.data.caveat)

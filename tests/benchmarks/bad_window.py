@@ -87,7 +87,6 @@ def run_file(folder: Path, seed: int, variant: Mapping[str, Any]) -> Path:
         "seed": seed,
         "trainer": trainer
         | {
-            "gradient_clip_val": None,
             "log_every_n_steps": 1,
             "logger": False,
             "callbacks": [spoil | {"init_args": {"first": bad[0], "end": bad[1]}}],

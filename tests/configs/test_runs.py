@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from counterpoint.data.order.steps import Steps
 from counterpoint.launch.config import parser as run_config
 from counterpoint.train.grad_clip.base import Clipper
-from counterpoint.train.grad_clip.fixed import check_no_other
 from counterpoint.train.optim.freeze import freeze
 from counterpoint.train.phases import Phases
 
@@ -57,7 +56,6 @@ def test_run(parser, path):
     assert config.name == path.stem
     with torch.device("meta"):
         parts = parser.instantiate(config)
-    check_no_other(parts.grad_clip, parts.trainer.gradient_clip_val)
     phases = Phases(parts.phases)
     assert Steps(phases.lengths).total_steps == phases.total_steps
     assert (parts.model.logit_bias is None) == (parts.objective.logit_bias_init is None)

@@ -90,7 +90,6 @@ def config(manifest: Path, objective: str = "clip", steps: int = 40) -> dict:
         "trainer": {
             "accelerator": "cpu",
             "precision": "32-true",
-            "gradient_clip_val": 1.0,
             "log_every_n_steps": 1,
         },
         "data": {"manifest": str(manifest), "num_workers": 1, "lanes": 2, "block": 8},
@@ -103,6 +102,7 @@ def config(manifest: Path, objective: str = "clip", steps: int = 40) -> dict:
             "terms": terms[objective],
             "logit_bias_init": -10.0 if objective == "siglip" else None,
         },
+        "grad_clip": {"class_path": "counterpoint.train.grad_clip.fixed.Norm"},
         "phases": {"train": {"samples": steps * 12, "batch_size": 12, "learning_rate": 1.0e-3}},
         "checkpoint": {"every_n_steps": 6, "keep": 2},
     }

@@ -50,7 +50,6 @@ def settings(folder: Path, manifest: Path) -> dict:
         },
         "checkpoint": {"every_n_steps": 1, "keep": 99},
     }
-    values["trainer"]["gradient_clip_val"] = None
     values["model"]["embed_dim"] = 128
     values["model"]["text"]["init_args"]["dropout"] = 0.0
     sizes = values["model"]["image"]["init_args"]["model_args"]

@@ -56,7 +56,6 @@ def arguments(folder: Path, manifest: Path, bad=BAD, factor=1e4, **changes) -> l
         "grad_clip": {"class_path": "counterpoint.train.grad_clip.autoclip.AutoClip"},
         "ema": {"decay": 0.9},
     } | changes
-    values["trainer"]["gradient_clip_val"] = None
     return ["--config", str(write_config(folder, values)), "--run_dir", str(folder / "run")]
 
 

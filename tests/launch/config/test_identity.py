@@ -26,10 +26,9 @@ KEYS = {
     "trainer.accumulate_grad_batches model.chunks model.text_parts",
     Role.SEEDS: "seed",
     Role.ORDERS: "data.lanes data.block data.temperature data.keep_weights data.sources.X.share",
-    Role.ADJUSTS: "init_from inherit_from trainer.precision trainer.gradient_clip_val "
-    "trainer.gradient_clip_algorithm data.keep_lists data.stream data.eval_transform "
-    "data.max_error_rate grad_clip guard.max_nonfinite guard.spikes phases.X.samples "
-    "phases.X.learning_rate phases.X.warmup_samples phases.X.cooldown_samples "
+    Role.ADJUSTS: "init_from inherit_from trainer.precision data.keep_lists data.stream "
+    "data.eval_transform data.max_error_rate grad_clip guard.max_nonfinite guard.spikes "
+    "phases.X.samples phases.X.learning_rate phases.X.warmup_samples phases.X.cooldown_samples "
     "phases.X.timescale_samples phases.X.schedule phases.X.final_fraction phases.X.rate_batch "
     "phases.X.rate_scaling phases.X.image_reducer phases.X.text_reducer phases.X.word_reducer",
 }
@@ -44,7 +43,7 @@ CONFIG = {
     "model": {"image": {"class_path": "A", "init_args": {"depth": 4}}},
     "optim": {"weight_decay": 0.1},
     "phases": {"train": {"samples": 100}},
-    "trainer": {"precision": "bf16-mixed", "gradient_clip_val": 1.0, "devices": 2},
+    "trainer": {"precision": "bf16-mixed", "devices": 2},
 }
 CHOSEN = {
     "phases": {"train": {"samples": 100}},

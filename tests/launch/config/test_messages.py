@@ -132,6 +132,7 @@ MORE = [
     (run("--warmup 10000"), CLI, "warmup ", "is phases.train.warmup_samples"),
     (run("--phases.train.warmup_steps 100"), CLI, "is phases.train.warmup_samples"),
     (run("--clip zclip"), CLI, "clip ", "gradients are clipped by grad_clip: norm, value, zclip"),
+    (run("--trainer.gradient_clip_val 1"), CLI, "trainer.gradient_clip_val ", "by grad_clip: norm"),
     (run("--grad_clip_norm 1.0"), CLI, "grad_clip_norm ", "clipped by grad_clip: norm"),
     (run("--data.keep [x.parquet]"), CLI, "data.keep ", "did you mean data.keep_lists"),
     (run("--train-data pairs.tar"), CLI, "train-data ", "data.manifest", "data index"),

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small_run import module, train
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -11,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from counterpoint.train.grad_clip.agc import AGC
 from counterpoint.train.grad_clip.autoclip import AutoClip
-from counterpoint.train.grad_clip.fixed import Norm, Value, check_no_other
+from counterpoint.train.grad_clip.fixed import Norm, Value
 from counterpoint.train.grad_clip.per_tower import PerTower
 from counterpoint.train.grad_clip.zclip import ZClip
 from counterpoint.train.strategies.sharded_tensors import LocalTensors, ShardedTensors
@@ -206,11 +207,11 @@ def test_states_of_towers_go_into_the_checkpoint_together():
     assert all(not value.any() for value in towers.state_dict().values())
 
 
-def test_two_clippers_are_refused():
-    check_no_other(None, 1.0)
-    check_no_other(ZClip(), None)
-    with pytest.raises(ValueError, match="gradient_clip_val=null"):
-        check_no_other(ZClip(), 1.0)
+def test_the_limit_of_a_trainer_is_refused():
+    made = module(2)
+    with pytest.raises(ValueError, match=r"is 0\.5: leave it out .* grad_clip=Norm\(0\.5\)"):
+        train(made, 1, "auto", gradient_clip_val=0.5)
+    assert made.losses == []
 
 
 def test_a_parameter_without_gradient_is_passed_over():

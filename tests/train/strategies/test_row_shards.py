@@ -11,13 +11,14 @@ from counterpoint.losses.distillation.sharded_clusters import ShardedClusters
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.scalars import Temperature
+from counterpoint.train.grad_clip.fixed import Norm
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.optim.timm_optimizers import Timm
 
 C, STEPS, CUT = 7, 4, 2
 NAME = "objective.terms.clusters.prototypes"
 # Below the gradient's norm at every step: updates depend on it.
-CLIP = {"gradient_clip_val": 0.5}
+LIMIT = 0.5
 
 
 def data():
@@ -35,13 +36,15 @@ def made(dtype=torch.float64):
     head = UnitMLP([8, 8])
     terms = {"infonce": InfoNCE(), "clusters": ShardedClusters(C, 8, **options)}
     terms["head"] = FeatureRegression("image", "text", head=head)
-    return module(STEPS, dtype, objective=Objective(terms))
+    built = module(STEPS, dtype, objective=Objective(terms))
+    built.grad_clip = Norm(LIMIT)
+    return built
 
 
 def run(rank, world_size, name, folder, steps=None, ckpt_path=None):
     """Losses, norms and rows of a run; its checkpoint is `folder`/NAME-RANKS.ckpt."""
     run = made()
-    trainer = train(run, world_size, name, data=steps or data(), ckpt_path=ckpt_path, **CLIP)
+    trainer = train(run, world_size, name, data=steps or data(), ckpt_path=ckpt_path)
     trainer.save_checkpoint(f"{folder}/{name}-{world_size}.ckpt", weights_only=False)
     prototypes = run.objective.terms["clusters"].prototypes
     return run.losses, run.norms, len(prototypes), trainer.optimizers[0].state[prototypes]
@@ -70,7 +73,7 @@ def assert_same_course(results, one):
     losses, norms, _, _ = zip(*results, strict=True)
     means = torch.tensor(losses, dtype=torch.float64).mean(0)
     assert means.tolist() == pytest.approx(one[0], rel=1e-9)
-    assert min(one[1]) > CLIP["gradient_clip_val"]
+    assert min(one[1]) > LIMIT
     for found in norms:
         assert found == pytest.approx(one[1], rel=1e-9)
 
