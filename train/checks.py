@@ -1,18 +1,18 @@
-"""Numbers of the configuration that have a lowest value."""
+"""Checks of numbers in the configuration."""
 
 
 def at_least(name: str, value: float, lowest: float, remark: str = "") -> None:
     """Refuses a number that is too low.
 
     Args:
-        name: Its key in the configuration.
-        value: What it is.
-        lowest: What it may be.
-        remark: What to know besides.
+        name: the number's key in the configuration.
+        value: the number.
+        lowest: lowest valid value.
+        remark: added to the message.
 
     Raises:
-        ValueError: It is lower.
+        ValueError: `value` is below `lowest`.
     """
     if value < lowest:
-        told = f" ({remark})" if remark else ""
-        raise ValueError(f"{name} is {value}: it must be >= {lowest}{told}")
+        remark = remark and f" ({remark})"
+        raise ValueError(f"{name} is {value}: it must be >= {lowest}{remark}")

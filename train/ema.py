@@ -54,8 +54,8 @@ class Ema(FrozenTowers):
     follow with the same decay: `Term.averages`.
 
     Args:
-        student: The model that is trained.
-        config: How slowly it follows.
+        student: the model that is trained.
+        config: how slowly it follows.
     """
 
     def __init__(self, student: TwoTower, config: EmaConfig):
@@ -74,11 +74,11 @@ class Ema(FrozenTowers):
         """Moves all averages towards their online modules; buffers are copied.
 
         Args:
-            student: The model that is trained.
-            objective: Its terms may have averages.
-            step: Steps done.
-            total_steps: Of the run.
-            shares: Of the strategy; none: one process.
+            student: the model that is trained.
+            objective: its terms may have averages.
+            step: steps done.
+            total_steps: of the run.
+            shares: of the strategy; none: one process.
 
         Raises:
             ValueError: the weights are kept in a way that an average cannot follow.

@@ -1,4 +1,4 @@
-"""Learning-rate curves: a step in, a rate out; pure functions, so nothing needs to be saved.
+"""Learning-rate curves: pure functions of the step, so that nothing needs to be saved.
 
 Steps are 0-based and count from the curve's own start. All curves rise linearly from 0 to the peak
 over `warmup` steps, whose last has the peak.
@@ -11,7 +11,7 @@ Curve = Callable[[int, float], float]
 
 
 def warmed_up(step: int, peak: float, warmup: int, curve: Curve) -> float:
-    """The warm-up, then `curve(step since its end, peak)`."""
+    """Returns the warm-up's rate, then `curve(steps since its end, peak)`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return curve(step - warmup, peak)
@@ -20,7 +20,7 @@ def warmed_up(step: int, peak: float, warmup: int, curve: Curve) -> float:
 def cosine(
     step: int, peak: float, num_steps: int, warmup: int = 0, final_fraction: float = 0.0
 ) -> float:
-    """Half a cosine from the peak to `final_fraction` of it at step `num_steps`."""
+    """Returns half a cosine from the peak to `final_fraction` of it at step `num_steps`."""
 
     def curve(since: int, peak: float) -> float:
         half = (1 + math.cos(math.pi * (since / max(1, num_steps - warmup)))) / 2
@@ -37,7 +37,7 @@ def constant(
     cooldown: int = 0,
     final_fraction: float = 0.0,
 ) -> float:
-    """The peak, then a linear cool-down over the last `cooldown` steps (Hagele et al. 2024)."""
+    """Returns the peak, then a linear cool-down over `cooldown` steps (Hagele et al. 2024)."""
     rate = warmed_up(step, peak, warmup, lambda _, peak: peak)
     return cooled_down(rate, step, num_steps, cooldown, final_fraction)
 
@@ -51,7 +51,7 @@ def rsqrt(
     final_fraction: float = 0.0,
     timescale: int = 10_000,
 ) -> float:
-    """peak * sqrt(t / (t + steps since the warm-up)), then a linear cool-down.
+    """Returns peak * sqrt(t / (t + steps since the warm-up)), then a linear cool-down.
 
     As in Zhai et al. 2022 (Scaling Vision Transformers): its length need not be known in advance,
     and a cool-down may start from any step.
@@ -65,18 +65,8 @@ def rsqrt(
 def cooled_down(
     rate: float, step: int, num_steps: int, cooldown: int, final_fraction: float
 ) -> float:
-    """`rate`, falling linearly to `final_fraction` of itself at step `num_steps`."""
+    """Returns `rate`, which falls linearly to `final_fraction` of it at step `num_steps`."""
     left = num_steps - step
     if left >= cooldown:
         return rate
     return rate * (final_fraction + (1 - final_fraction) * left / cooldown)
-
-
-def linear_scaling(rate: float, batch_size: int, base: int) -> float:
-    """The rate for `batch_size` where `rate` suits a batch of `base` (Goyal et al. 2017; SGD)."""
-    return rate * batch_size / base
-
-
-def sqrt_scaling(rate: float, batch_size: int, base: int) -> float:
-    """The same for Adam-like optimisers: with the root of the ratio (Malladi et al. 2022)."""
-    return rate * math.sqrt(batch_size / base)

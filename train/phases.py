@@ -1,8 +1,8 @@
 """Phases: what changes during a run, and the only source of its length.
 
-In: the named, ordered phases of a run file. Out: for every step its phase, its global batch size,
-its learning rate and what shortens the towers' sequences (resolution and text length included).
-Everything is a function of the step, so that nothing needs to be saved.
+In: the named, ordered phases of a run file. Out: each step's phase, global batch size, learning
+rate and reducers of the towers' inputs (patches, resolution, tokens, words). All are functions of
+the step, so that nothing needs to be saved.
 """
 
 import math
@@ -28,16 +28,16 @@ class Phase:
     Attributes:
         samples: length in image-text pairs (rounded up to whole steps).
         batch_size: pairs in the global batch, over all processes.
-        learning_rate: at the peak, or what the peak is derived from.
+        learning_rate: of the peak, or of a batch of `rate_batch` pairs.
         warmup_samples: pairs over which the rate rises linearly from 0 to the peak.
         schedule: the curve after the warm-up.
-        final_fraction: where the cosine or the cool-down ends, as a fraction of where it begins.
+        final_fraction: end of the cosine or of the cool-down, as a fraction of its start.
         cooldown_samples: pairs at the end over which `constant` and `rsqrt` fall linearly.
         timescale_samples: pairs after which `rsqrt` has fallen to 1 / sqrt(2) of the peak.
-        image_reducer: leaves out patches or makes pictures smaller; None: neither.
+        image_reducer: leaves out patches or makes images smaller; None: neither.
         text_reducer: leaves out tokens; None: none.
         word_reducer: leaves out words, before they become tokens; None: none.
-        rate_batch: pairs of the batch for which `learning_rate` was found; the peak is that times
+        rate_batch: batch size that `learning_rate` is for; the peak is the rate times
             batch_size / rate_batch, or times its root. None: `learning_rate` is the peak.
         rate_scaling: `linear` (Goyal et al. 2017) or `sqrt` (for Adam; Malladi et al. 2022).
     """
@@ -58,17 +58,17 @@ class Phase:
 
     @property
     def num_steps(self) -> int:
-        """Whole optimiser steps."""
+        """Optimizer steps of the phase."""
         return math.ceil(self.samples / self.batch_size)
 
     @property
     def peak(self) -> float:
-        """Highest learning rate, for this batch size."""
+        """Highest learning rate, scaled to this batch size."""
         factor = self.batch_size / (self.rate_batch or self.batch_size)
         return self.learning_rate * (factor if self.rate_scaling == "linear" else factor**0.5)
 
     def rate(self, step: int) -> float:
-        """Learning rate of the phase's step `step` (0-based)."""
+        """Returns the learning rate of the phase's step `step` (0-based)."""
         warmup = math.ceil(self.warmup_samples / self.batch_size)
         cooldown = math.ceil(self.cooldown_samples / self.batch_size)
         length, final = self.num_steps, self.final_fraction
@@ -81,7 +81,7 @@ class Phase:
 
 
 class Phases:
-    """The phases of a run in order; looks up a global step.
+    """The phases of a run in order, looked up by global step.
 
     Raises:
         ValueError: no phases, or a value out of range.
@@ -96,12 +96,12 @@ class Phases:
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
-        """(steps, global batch size) of each phase: what the data's steps are made of."""
+        """(steps, global batch size) of each phase, for the data's steps."""
         return [(phase.num_steps, phase.batch_size) for phase in self.named.values()]
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
+        """Optimizer steps of the run."""
         return sum(num_steps for num_steps, _ in self.lengths)
 
     def at(self, step: int) -> tuple[str, Phase, int]:
@@ -115,12 +115,12 @@ class Phases:
         return name, phase, phase.num_steps - 1
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of global step `step`."""
+        """Returns the learning rate of global step `step`."""
         _, phase, local = self.at(step)
         return phase.rate(local)
 
     def reduction(self, step: int, seed: int) -> Reduction:
-        """The token reducers of global step `step`, with the seed of their choices."""
+        """Returns the token reducers of global step `step`, with the seed of their draws."""
         _, phase, _ = self.at(step)
         return Reduction(seed, step, phase.image_reducer, phase.text_reducer)
 
@@ -131,7 +131,7 @@ class Phases:
         return frozenset(name for reducer in reducers if reducer for name in reducer.needs)
 
     def samples_before(self, step: int) -> int:
-        """Pairs consumed by the steps before `step`."""
+        """Returns the number of pairs in the steps before `step`."""
         total = 0
         for num_steps, batch_size in self.lengths:
             taken = min(step, num_steps)
@@ -141,9 +141,9 @@ class Phases:
 
 
 def prepare_reducers(phases: Phases, model: TwoTower) -> None:
-    """Gives the image tower what all phases' reducers need, and tries each on one picture.
+    """Adds what all phases' reducers need to the image tower, and tries each on one image.
 
-    What a later phase learns is there from the start: no phase adds a parameter.
+    Parameters of a later phase exist from the start: no phase adds any.
 
     Raises:
         ValueError: the reducer and the image tower do not fit each other.
@@ -163,7 +163,7 @@ def prepare_reducers(phases: Phases, model: TwoTower) -> None:
 
 
 def connect_data(data: Pairs, model: TwoTower, phases: Phases, seed: int) -> None:
-    """Tells the data what the model and the phases decide."""
+    """Passes the data what the model and the phases decide: sizes and steps."""
     data.connect(
         steps=Steps(phases.lengths),
         seed=seed,

@@ -7,9 +7,7 @@ import pytest
 from counterpoint.train.lr_schedules import (
     constant,
     cosine,
-    linear_scaling,
     rsqrt,
-    sqrt_scaling,
 )
 from counterpoint.train.phases import Phase
 
@@ -54,5 +52,5 @@ def test_rsqrt():
 
 
 def test_rates_from_the_batch():
-    assert linear_scaling(1e-3, 4096, 1024) == 4e-3
-    assert sqrt_scaling(1e-3, 4096, 1024) == 2e-3
+    assert Phase(1, 4096, 1e-3, rate_batch=1024).peak == 4e-3
+    assert Phase(1, 4096, 1e-3, rate_batch=1024, rate_scaling="sqrt").peak == 2e-3

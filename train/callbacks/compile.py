@@ -1,10 +1,10 @@
 """Compiled towers: one graph a kind of layer, for any number of rows and tokens.
 
-In: the module that trains, and a backend of torch.compile. Out: the same module; the layers of its
-towers (and of frozen ones) run compiled, nothing else about it changes: no name of a parameter, no
-result beyond rounding.
+In: the module that trains, and a backend of torch.compile. Out: the same module, in which the
+layers of the towers (and of frozen ones) run compiled. No parameter's name changes, and results
+only by rounding.
 
-Layers, not whole towers: they are what FSDP2 and ZeRO gather parameters for, so that all that these
+Layers, not whole towers: FSDP2 and ZeRO gather parameters for a layer, so that all that these
 strategies do happens between graphs; and the layers of a tower share one graph, which is compiled
 in seconds. Nothing falls back to eager execution: a layer that is not one graph ends the run.
 """
@@ -39,7 +39,7 @@ class Compile(pl.Callback):
         self.backend = backend
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Replaces the layers' forward functions; what they are is printed.
+        """Replaces the layers' forward functions and prints how many of each kind.
 
         Raises:
             ValueError: the towers have no layers.
@@ -58,12 +58,12 @@ class Compile(pl.Callback):
             gather_at_once(layers)
         if trainer.is_global_zero:
             counts = Counter(type(layer).__name__ for layer in layers)
-            named = ", ".join(f"{count} {name}" for name, count in counts.items())
-            log_line(f"compiled with {self.backend}: {named}")
+            kinds = ", ".join(f"{count} {name}" for name, count in counts.items())
+            log_line(f"compiled with {self.backend}: {kinds}")
 
 
 def gather_at_once(layers: Iterable[nn.Module]) -> None:
-    """Lets ZeRO 3 gather a layer's parameters before its graph runs, not one by one inside of it.
+    """Makes ZeRO 3 gather a layer's parameters before its graph runs, not one by one inside of it.
 
     Its gradients are still sent one by one: DeepSpeed would send a leaf's at each of its calls, and
     a layer is called for every part of the batch.
@@ -89,7 +89,7 @@ def compile_layers(layers: Iterable[nn.Module], backend: str | Callable[..., Any
 
 
 def compiled(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The forward function of a kind of layer as one graph; all layers of that kind share it.
+    """Returns the forward function of a kind of layer as one graph, which its layers share.
 
     Sizes are symbols from the first call on: captions' lengths, kept patches and parts of a batch
     may differ from call to call, and a recomputed part meets the graph that it was computed with.

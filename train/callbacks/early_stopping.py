@@ -1,8 +1,8 @@
 """Lightning's EarlyStopping and ModelCheckpoint on what a run logs, which has no epochs.
 
-In: the user's callbacks, the rows of the run. Out: EarlyStopping looks once at each new value of
-what it monitors, be it of a training row or of an evaluation, and the run ends after that step, on
-every rank, with a checkpoint. A monitor that nothing logs ends the run at its first row.
+In: the user's callbacks, the rows of the run. Out: EarlyStopping is called once for each new value
+that it monitors, of a training row or of an evaluation, and the run ends after that step, on every
+rank, with a checkpoint. A monitor that nothing logs ends the run at its first row.
 """
 
 import lightning.pytorch as pl
@@ -14,15 +14,15 @@ from .sample_errors import CountErrors
 
 
 class ActOnMetrics(pl.Callback):
-    """Runs after a step's rows are logged and before it is saved.
+    """Calls EarlyStopping after a step's rows are logged and before the step is saved.
 
     Args:
         rows: the run's metrics file.
-        evaluation: which evaluates the run.
-        errors: of the samples, which a checkpoint of this step has to know.
+        evaluation: the callback that evaluates the run.
+        errors: the callback whose totals a checkpoint of this step must hold.
 
     Attributes:
-        stopped_by: what ended the run, in words; None: nothing did.
+        stopped_by: callback and reason that ended the run; None: none did.
     """
 
     def __init__(self, rows: MetricsFile, evaluation: Evaluate, errors: CountErrors):
@@ -31,10 +31,10 @@ class ActOnMetrics(pl.Callback):
         self._monitored: list[EarlyStopping | ModelCheckpoint] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Finds what is monitored.
+        """Collects the callbacks that monitor a value.
 
         Raises:
-            ValueError: a value that comes with an evaluation, and there is none before the end.
+            ValueError: the value comes with an evaluation, and there is none before the end.
         """
         kinds = (EarlyStopping, ModelCheckpoint)
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -53,7 +53,7 @@ class ActOnMetrics(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
-        """Lets EarlyStopping look at new values.
+        """Calls EarlyStopping on new values.
 
         Raises:
             ValueError: nothing logs what a callback monitors.
@@ -65,13 +65,13 @@ class ActOnMetrics(pl.Callback):
             assert callback.monitor is not None
             if callback.monitor not in trainer.callback_metrics:
                 self._check(callback, trainer)
-            # What a callback logs for other callbacks alone is looked at with every row.
+            # A value that a callback logs for other callbacks alone counts as new in every row.
             elif self.rows.steps.get(callback.monitor, step) == step:
-                self._look(callback, trainer, pl_module)
+                self._call(callback, trainer, pl_module)
         if self.stopped_by is not None:
             self.errors.count(trainer)
 
-    def _look(
+    def _call(
         self,
         callback: EarlyStopping | ModelCheckpoint,
         trainer: pl.Trainer,
@@ -79,9 +79,9 @@ class ActOnMetrics(pl.Callback):
     ) -> None:
         if not isinstance(callback, EarlyStopping):
             return
-        # A run that is stopped for another reason has to know this value when it goes on.
+        # A run that stops for another reason must have counted this value when it resumes.
         stops, trainer.should_stop = trainer.should_stop, False
-        # One of the two looks, by `check_on_train_epoch_end`; here they mean the same.
+        # `check_on_train_epoch_end` decides which of the two acts; here they mean the same.
         callback.on_train_epoch_end(trainer, pl_module)
         callback.on_validation_end(trainer, pl_module)
         if trainer.should_stop and self.stopped_by is None:
@@ -89,7 +89,7 @@ class ActOnMetrics(pl.Callback):
         trainer.should_stop |= stops
 
     def _evaluated(self, callback: EarlyStopping | ModelCheckpoint) -> bool:
-        """Whether the name is one of the suite's."""
+        """Whether the monitored value is one of the suite's."""
         suite = self.evaluation.suite
         return suite is not None and str(callback.monitor).startswith(
             tuple(f"{suite.name}/{task}/" for task in suite.tasks)

@@ -1,7 +1,7 @@
 """Evaluation during training: every N steps and after the last one.
 
-In: the run's evaluation settings. Out: a row of `SUITE/TASK/METRIC` values in every logger. The
-run goes on exactly as if it had not been evaluated.
+In: the run's evaluation settings. Out: a row of `SUITE/TASK/METRIC` values in every logger.
+Training continues exactly as without an evaluation.
 """
 
 import sys
@@ -26,10 +26,10 @@ class EvaluationConfig:
     """When and on what a run is evaluated.
 
     Attributes:
-        suite: name of a packaged suite or path of a suite file; none: no evaluation.
+        suite: name of a packaged suite or path of a suite file; None: no evaluation.
         every_n_steps: distance between evaluations; there is always one after the last step.
         batch_size: images or captions per tower call and process.
-        data_root: folder that relative paths in the suite start from; none: the suite's own.
+        data_root: folder that relative paths in the suite start from; None: the suite's own.
     """
 
     suite: str | None = None
@@ -57,7 +57,7 @@ class Evaluate(pl.Callback):
         self.suite = suite
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Looks at the data before hours of training depend on it.
+        """Checks the data before hours of training depend on it.
 
         Raises:
             ValueError: the suite's data cannot be used.
@@ -79,7 +79,7 @@ class Evaluate(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
-        """Evaluates when it is due."""
+        """Evaluates every `every_n_steps` steps and after the last one."""
         step = trainer.global_step
         if self.suite is None:
             return
@@ -134,6 +134,6 @@ def as_validation(
 
 
 def screen_line(values: dict[str, float]) -> str:
-    """The first choices only: accuracies and recalls at one."""
+    """Formats accuracies and recalls at one, the only values on the screen."""
     shown = {name: value for name, value in values.items() if name.endswith(("top1", "@1"))}
     return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())

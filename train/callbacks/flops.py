@@ -1,11 +1,11 @@
-"""What the towers compute: floating-point operations, and how much of the machine's peak they are.
+"""Floating-point operations of the towers, and how much of the machine's peak they are.
 
 In: the towers, as they are called in training. Out: FLOPs, counted by torch's own counter: once for
 each shape that a tower is called with, on a copy without memory (device `meta`). So reducers,
-trimmed captions, frozen parameters, views and frozen towers count as what is computed of them.
+trimmed captions, frozen parameters, views and frozen towers count with what they really compute.
 
 Model FLOPs are those of one forward and, where gradients flow, one backward pass; hardware FLOPs
-also have what is computed again. Attention counts as matrix products, causal or not, whichever
+include recomputation. Attention counts as matrix products, causal or not, whichever
 kernel computes it. The objective (0.1-0.3% of a ViT-B's step at a batch of 32k) and elementwise
 operations are left out. Chowdhery et al., "PaLM" (2022), appendix B, define the utilisation.
 """
@@ -51,15 +51,15 @@ class Call(NamedTuple):
 
 
 class FlopMeter:
-    """Listens to the calls of models' towers and projections and adds up what they cost.
+    """Counts the calls of models' towers and projections and adds up their FLOPs.
 
-    Made before a strategy wraps or a backend compiles the models: the copies stay as they are here.
+    It must be made before a strategy wraps or a backend compiles the models, which it copies.
 
     Args:
         models: whose calls are counted, frozen ones too.
 
     Attributes:
-        listening: whether calls count; evaluation's do not.
+        listening: whether calls are counted; evaluation's are not.
     """
 
     def __init__(self, models: Iterable[TwoTower]):
@@ -80,9 +80,9 @@ class FlopMeter:
             self._calls[Call(twin, shapes, torch.is_grad_enabled(), is_in_backward())] += 1
 
     def take(self) -> tuple[float, float]:
-        """Returns (model FLOPs, hardware FLOPs) of this rank since the last time.
+        """Returns (model FLOPs, hardware FLOPs) of this rank since the last call.
 
-        Nan where a tower cannot be counted; why is printed once for each shape.
+        NaN where a tower cannot be counted; the reason is printed once for each shape.
         """
         model = hardware = 0.0
         for call, count in self._calls.items():
@@ -96,7 +96,7 @@ class FlopMeter:
 
 
 def cost(call: Call) -> tuple[int, int]:
-    """Counts a call of a part without memory: FLOPs of the forward and of the backward pass."""
+    """Returns a call's FLOPs of the forward and of the backward pass, counted without memory."""
     inputs = [x and torch.empty(**x._asdict(), device="meta") for x in call.inputs]
     counter = FlopCounterMode(display=False)
     with torch.set_grad_enabled(call.with_grad), sdpa_kernel(SDPBackend.MATH), counter:
@@ -121,7 +121,7 @@ def _cost_if_known(call: Call) -> tuple[float, float]:
 
 
 def on_meta(model: TwoTower) -> TwoTower:
-    """A copy of a model whose parameters and buffers have shapes only."""
+    """Copies a model to device `meta`: its parameters and buffers have shapes only."""
     memo: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     for p in model.parameters():
         empty = torch.empty_like(p, device="meta")
@@ -130,16 +130,16 @@ def on_meta(model: TwoTower) -> TwoTower:
 
 
 def measured_peak(device: torch.device, precision: str, seconds: float = 0.2) -> float:
-    """FLOP/s of a large matrix product: the fastest one that fits into `seconds`.
+    """Returns the FLOP/s of a large matrix product: of the fastest one that fits into `seconds`.
 
     Sizes double as long as the next one surely fits, so that a device that is slow at a precision
     costs no more than a fast one. The first product of all, which loads libraries, is not counted.
-    A processor is measured on one thread: where there is other work, several wait for one another.
+    A CPU is measured on one thread: beside other work several threads wait for one another.
 
     Args:
         device: this rank's.
-        precision: Lightning's name of it, such as `bf16-mixed`.
-        seconds: to spend.
+        precision: as Lightning names it, such as `bf16-mixed`.
+        seconds: time limit.
     """
     dtype = next((d for name, d in DTYPES.items() if precision.startswith(name)), torch.float32)
     size, best = SMALLEST, 0.0
@@ -158,7 +158,7 @@ def measured_peak(device: torch.device, precision: str, seconds: float = 0.2) ->
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """Computes on one thread inside; yields how many there are outside."""
+    """Computes on one thread inside; yields the number of threads outside."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -174,13 +174,13 @@ def random_matrices(
 
     Random ones: a GPU multiplies constants faster, since they cost it less power.
     """
-    made = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(size, size, generator=made, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
     return a, b
 
 
 def product_seconds(a: Tensor, b: Tensor) -> float:
-    """Returns how long a product of two matrices takes."""
+    """Returns the seconds that a product of two matrices takes."""
     start = time.perf_counter()
     torch.mm(a, b)
     if a.device.type == "cuda":

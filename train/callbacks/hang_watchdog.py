@@ -1,8 +1,8 @@
-"""A rank that stands still is named, and the run ends, so that its launcher can start it again.
+"""Hang watchdog: names the ranks that make no progress and exits, so that the launcher restarts.
 
-In: where each rank's main thread is. Out: nothing, until some rank has not moved for too long; then
-one message that names the ranks for which the others wait, and exit status 75 of every process.
-Left alone, torch waits half an hour for a partner that does not come, and cannot say who it is.
+In: the stack of each rank's main thread. Out: nothing, until a rank makes no progress for
+`timeout` seconds; then one message with the ranks that the others wait for, and exit status 75 of
+every process. Left alone, torch waits half an hour for a missing rank and does not name it.
 """
 
 import json
@@ -31,14 +31,14 @@ COLLECTIVES = f"torch{os.sep}distributed{os.sep}"
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a rank is.
+    """What a rank does, as far as its main thread's stack shows.
 
     Attributes:
-        beat: counts the looks; a process that is stopped, or cut off, counts no further.
+        beat: number of looks so far; it stops at a process that is stopped or cut off.
         step: of the run.
         stage: index into STAGES.
-        still: seconds for which nothing has moved.
-        place: the line of our code, or of another's.
+        still: seconds without progress.
+        place: file and line, of our code where the stack has any.
         meets: whether it is inside a collective of torch.
     """
 
@@ -50,12 +50,12 @@ class Standing:
     meets: bool
 
     def __str__(self) -> str:
-        """As the message says it."""
+        """Returns the words of the message."""
         return f"step {self.step + 1}, {STAGES[self.stage]}, {self.place}, for {self.still:.0f} s"
 
 
 class Board:
-    """Where ranks leave their standing for the others; the first rank's process serves it."""
+    """A key-value store in which each rank posts its standing; rank 0 serves it."""
 
     def __init__(self, control: ControlGroup, interval: float):
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -68,23 +68,23 @@ class Board:
             self.store = TCPStore(host, port, None, False, **options)
 
     def post(self, standing: Standing) -> None:
-        """Leaves this rank's standing."""
+        """Writes this rank's standing."""
         self.store.set(str(self.rank), json.dumps(asdict(standing)))
 
     def read(self) -> list[Standing]:
-        """Every rank's last standing, in rank order."""
-        found = self.store.multi_get([str(rank) for rank in range(self.world_size)])
-        return [Standing(**json.loads(value)) for value in found]
+        """Returns every rank's last standing, in rank order."""
+        values = self.store.multi_get([str(rank) for rank in range(self.world_size)])
+        return [Standing(**json.loads(value)) for value in values]
 
 
 class HangWatchdog(pl.Callback):
-    """Ends a run in which a rank stands still.
+    """Ends a run in which a rank makes no progress.
 
     Args:
-        timeout: seconds without any movement of a rank's main thread; None: for ever.
+        timeout: seconds without a change of a rank's main thread; None: no limit.
 
     Raises:
-        ValueError: the timeout is no time.
+        ValueError: the timeout is not positive.
     """
 
     def __init__(self, timeout: float | None):
@@ -104,10 +104,10 @@ class HangWatchdog(pl.Callback):
         self._heard: list[tuple[Standing, float]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Learns the ranks' names and begins to look (collective).
+        """Gathers the ranks' names and starts the threads (collective).
 
         Raises:
-            ValueError: the ranks begin at different steps.
+            ValueError: the ranks start at different steps.
         """
         control = ControlGroup()
         names = control.gather((socket.gethostname(), trainer.global_step))
@@ -126,29 +126,29 @@ class HangWatchdog(pl.Callback):
         if control.group is not None:
             self._board = Board(control, self._interval)
             self._board.post(self._look())
-            control.gather(None)  # from here on everybody's standing is there
-            self._hear(self._board.read())
-            threading.Thread(target=self._talk, args=(self._board,), daemon=True).start()
-        threading.Thread(target=self._judge, daemon=True).start()
+            control.gather(None)  # now every rank has posted
+            self._update(self._board.read())
+            threading.Thread(target=self._exchange, args=(self._board,), daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """The batch has come."""
+        """Data wait ends, forward pass begins."""
         self._progress = (trainer.global_step, 1)
 
     def on_before_backward(self, trainer: pl.Trainer, *args: Any) -> None:
-        """The loss is there."""
+        """Forward pass ends, backward pass begins."""
         self._progress = (trainer.global_step, 2)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, *args: Any) -> None:
-        """The gradients are there."""
+        """Backward pass ends, update begins."""
         self._progress = (trainer.global_step, 3)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Runs after all other callbacks."""
+        """Step ends; runs after all other callbacks."""
         self._progress = (trainer.global_step, 0)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
-        """Stops looking."""
+        """Ends the threads."""
         self._end.set()
 
     @property
@@ -157,7 +157,7 @@ class HangWatchdog(pl.Callback):
         return min(10.0, self.timeout / 8)
 
     def _look(self) -> Standing:
-        """Compares the main thread's stack with that of the last look."""
+        """Compares the main thread's stack with that at the last call."""
         stack = []
         frame = sys._current_frames().get(self._main or 0)
         while frame is not None:
@@ -176,14 +176,14 @@ class HangWatchdog(pl.Callback):
             any(COLLECTIVES in name for name, _ in stack),
         )
 
-    def _talk(self, board: Board) -> None:
-        """A thread of its own: a process that serves the board and is stopped never answers."""
+    def _exchange(self, board: Board) -> None:
+        """Posts and reads standings, in a thread of its own: a stopped server never answers."""
         while not self._end.wait(self._interval):
-            with suppress(dist.DistError):  # nobody heard of is told by that
+            with suppress(dist.DistError):  # a rank without news is found by its age
                 board.post(self._look())
-                self._hear(board.read())
+                self._update(board.read())
 
-    def _hear(self, standings: list[Standing]) -> None:
+    def _update(self, standings: list[Standing]) -> None:
         now = time.monotonic()
         before = self._heard or [(s, now) for s in standings]
         self._heard = [
@@ -191,13 +191,13 @@ class HangWatchdog(pl.Callback):
             for new, (old, heard) in zip(standings, before, strict=True)
         ]
 
-    def _judge(self) -> None:
+    def _watch(self) -> None:
         assert self.timeout is not None
         last = time.monotonic()
         while not self._end.wait(self._interval):
             now = time.monotonic()
             if now - last > 3 * self._interval + 1:
-                # This process itself was stopped (a suspended job): nobody is to blame.
+                # This process itself was stopped (a suspended job): no rank hangs.
                 self._moved, self._heard = now, [(s, now) for s, _ in self._heard]
             last = now
             own = self._look()
@@ -210,7 +210,7 @@ class HangWatchdog(pl.Callback):
             speaker = next((r for r in range(len(heard)) if r not in blamed), 0)
             if self._board is None or self._board.rank == speaker:
                 print(self._message(standings, silent, blamed), file=sys.stderr, flush=True)
-            time.sleep(2 * self._interval)  # the others come to the same end
+            time.sleep(2 * self._interval)  # the other ranks reach the same result
             os._exit(EXIT_STATUS)
 
     def _message(self, standings: list[Standing], silent: list[float], blamed: list[int]) -> str:
@@ -225,20 +225,20 @@ class HangWatchdog(pl.Callback):
 
 
 def hung(standings: list[Standing], silent: list[bool]) -> list[int]:
-    """The ranks that the others wait for.
+    """Returns the ranks that the others wait for.
 
-    Those not heard of (the first one, if nobody is: it serves the board); else those that are
-    behind; else those that are not in a collective; else nobody can be told from the others.
+    These are the silent ones (rank 0 if all are: it serves the board); else those that are behind;
+    else those outside of a collective; else all, since nothing sets any of them apart.
     """
     if all(silent):
         return [0]
-    everybody = list(range(len(standings)))
+    all_ranks = list(range(len(standings)))
     furthest_back = min((s.step, s.stage) for s in standings)
     for guilty in (
-        [r for r in everybody if silent[r]],
-        [r for r in everybody if (standings[r].step, standings[r].stage) == furthest_back],
-        [r for r in everybody if not standings[r].meets],
+        [r for r in all_ranks if silent[r]],
+        [r for r in all_ranks if (standings[r].step, standings[r].stage) == furthest_back],
+        [r for r in all_ranks if not standings[r].meets],
     ):
-        if 0 < len(guilty) < len(everybody):
+        if 0 < len(guilty) < len(all_ranks):
             return guilty
-    return everybody
+    return all_ranks

@@ -1,4 +1,4 @@
-"""What a run says while it trains: `RUN/metrics.jsonl`, other loggers, one line on the screen.
+"""Training metrics: `RUN/metrics.jsonl`, other loggers, one line on the screen.
 
 In: the module's report, already on the device. Out: at log steps only, values averaged over ranks;
 no step in between waits for the device.
@@ -22,14 +22,14 @@ from ..module import ContrastiveModule, Reporter
 from ..screen import log_beside_bar
 from .flops import FlopMeter, measured_peak
 
-SHOWN = ("loss", "lr", "pairs_per_s")  # on a progress bar of Lightning's
+SHOWN = ("loss", "lr", "pairs_per_s")  # on Lightning's progress bar
 
 
 class MetricsFile(Logger):
     """Appends one JSON object a line, `{"step": ..., "wall": seconds, ...}`.
 
-    What others log through Lightning (a callback's `self.log`, LearningRateMonitor), which counts
-    steps from 0 and adds rows of its own, goes into the next row of the run.
+    Values logged through Lightning (a callback's `self.log`, LearningRateMonitor), which counts
+    steps from 0 and adds rows of its own, go into the run's next row.
 
     Args:
         path: of the file.
@@ -60,7 +60,7 @@ class MetricsFile(Logger):
 
     @property
     def version(self) -> str:
-        """Not versioned: the run folder is."""
+        """Empty: the run folder is the version."""
         return ""
 
     @property
@@ -69,34 +69,34 @@ class MetricsFile(Logger):
         return self._before + time.monotonic() - self._start
 
     def log_row(self, values: dict[str, float], step: int) -> None:
-        """Appends one row, with what others have logged since the last."""
+        """Appends one row, with the values logged through Lightning since the last."""
         row = {**self._waiting, **values}
         self._waiting = {}
         self.steps |= dict.fromkeys(row, step)
         self._append({"step": step, "wall": round(self.wall, 3), **row})
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Keeps what others log for the next row; their epoch is always 0 here."""
+        """Holds values for the next row, without Lightning's epoch, which is always 0 here."""
         self._waiting |= {name: value for name, value in metrics.items() if name != "epoch"}
 
     def finalize(self, status: str) -> None:
-        """Writes what came after the last row."""
+        """Writes values that were logged after the last row."""
         if self._waiting:
             self.log_row({}, max(self.steps.values(), default=0))
 
     @rank_zero_only
     def _append(self, row: dict[str, Any]) -> None:
-        """Hands a row to the operating system at once."""
+        """Writes a row and closes the file, so that a kill loses no earlier row."""
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The configuration stands in `RUN/config.yaml`."""
+        """Does nothing: the configuration is in `RUN/config.yaml`."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads a metrics file; a last line cut by a kill is left out."""
+    """Reads a metrics file, without a last line that a kill has cut."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -138,13 +138,13 @@ class Metrics(Reporter):
         self.latest: dict[str, float] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Listens to the towers as they are before a strategy wraps them."""
+        """Hooks the FLOP meter to the towers before a strategy wraps them."""
         assert isinstance(pl_module, ContrastiveModule)
         frozen = [towers.model for towers in pl_module.providers.values()]
         self._meter = FlopMeter([pl_module.model, *frozen])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Counts samples from here."""
+        """Starts counting samples, and measures the device's peak unless it is given."""
         self._last_step = trainer.global_step
         declared = self._peak_tflops
         self._peak = (
@@ -156,7 +156,7 @@ class Metrics(Reporter):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """What has passed since the last step's end was spent waiting for data."""
+        """Adds the time since the last step's end to the data wait."""
         assert isinstance(pl_module, ContrastiveModule)
         self._wait += time.monotonic() - pl_module.step_ended
         self._meter.listening = True
@@ -164,13 +164,13 @@ class Metrics(Reporter):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """At log steps: reduce and log. Evaluation and checkpoints count as neither."""
+        """Reduces and logs at log steps; evaluation and checkpoints are in no time."""
         assert isinstance(pl_module, ContrastiveModule)
         self._meter.listening = False
         step = trainer.global_step
         logs = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps  # type: ignore
         if logs and pl_module.device.type == "cuda":
-            # The host is ahead of the device, whose time for these steps is to be told.
+            # The host is ahead of the device, whose time for these steps is measured.
             torch.cuda.synchronize(pl_module.device)
         self._busy += time.monotonic() - pl_module.step_ended
         if logs:
@@ -228,21 +228,21 @@ class Metrics(Reporter):
     def _compute(self, values: dict[str, float], pairs: float, seconds: float) -> dict[str, float]:
         """Takes one rank's FLOPs out of the values; returns those of a pair, and the utilisation.
 
-        The towers' alone; what is computed again in the backward pass is said where there is any.
+        They are the towers' alone. Hardware FLOPs are added where something is recomputed.
         """
         model, hardware = values.pop("flops"), values.pop("hardware_flops")
         if math.isnan(model):
             return {}
-        found = {"flops_per_pair": model / pairs, "mfu": model / seconds / self._peak}
+        rates = {"flops_per_pair": model / pairs, "mfu": model / seconds / self._peak}
         if hardware > model:
-            found["hardware_flops_per_pair"] = hardware / pairs
-        return found
+            rates["hardware_flops_per_pair"] = hardware / pairs
+        return rates
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory this process has held so far, in GiB.
+    """Returns this process's peak memory in GiB.
 
-    On a GPU what torch allocated there; else resident memory, without that of loader processes.
+    On a GPU that is torch's allocations; else resident memory, without that of loader processes.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
@@ -250,7 +250,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def screen_line(step: int, total: int, values: dict[str, float]) -> str:
-    """One dense line with what is needed to compare two runs."""
+    """Formats the values that are needed to compare two runs, in one line."""
     left = (total - step) * values["samples"] / step / max(values["pairs_per_s"], 1e-9)
     skipped = sum(int(value) for name, value in values.items() if name.startswith("errors/"))
     steps = sum(int(values.get(f"guard/{name}", 0)) for name in ("nonfinite", "spikes"))

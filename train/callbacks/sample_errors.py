@@ -1,8 +1,8 @@
-"""Sample errors of all ranks, added up and held against the budget.
+"""Sample errors of all ranks, added up and compared with the budget.
 
-In: the data module's ledger, which every rank feeds with its own batches. Out: equal totals on
-every rank before they are logged or saved, and `RUN/skipped.json`, which tells causes and shards;
-the run stops, on every rank alike, past the budget.
+In: the data module's ledger, in which each rank counts the errors of its own batches. Out: equal
+totals on every rank before they are logged or saved, and `RUN/skipped.json` with causes and shards;
+past the budget the run ends on every rank.
 """
 
 import json
@@ -19,8 +19,8 @@ class CountErrors(pl.Callback):
     """Merges the ranks' counts at log steps and before every checkpoint.
 
     Args:
-        checkpoints: that hold the totals.
-        path: of the table of skipped samples; made with the first one.
+        checkpoints: whose files hold the totals.
+        path: of the table of skipped samples; written with the first one.
     """
 
     def __init__(self, checkpoints: Checkpoints, path: Path):
@@ -29,7 +29,7 @@ class CountErrors(pl.Callback):
         self._written = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes the group (collective)."""
+        """Makes the process group (collective)."""
         self._control = ControlGroup()
 
     def on_train_batch_end(
@@ -50,7 +50,7 @@ class CountErrors(pl.Callback):
             self.count(trainer)
 
     def count(self, trainer: pl.Trainer) -> None:
-        """Adds up what came since the last time (collective).
+        """Adds up the errors since the last call (collective).
 
         Raises:
             ValueError: more samples were unusable than the budget allows.

@@ -1,7 +1,7 @@
-"""Small agreements between ranks: stop together, count together.
+"""Stop on a signal: all ranks after the same step, with a checkpoint.
 
-They go over a gloo group of their own, on the CPU, so that they neither wait for the device nor
-mix with the collectives of the losses.
+Ranks agree over a gloo group on the CPU, so that they neither wait for the device nor mix with the
+collectives of the losses.
 """
 
 import signal
@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 
 from ..distributed import ControlGroup
 
-# Of schedulers: to end (SIGTERM), to make room before the time is up (SIGUSR1); of users: Ctrl-C.
+# Schedulers end a job with SIGTERM and announce its end with SIGUSR1; users press Ctrl-C.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -49,12 +49,12 @@ class StopOnSignal(pl.Callback):
                 self._stop(trainer, self._pending())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the last agreement: somebody else may have ended the fit."""
+        """Takes the last agreement: a callback may have ended the fit in between."""
         if self.signum is None:
             self._stop(trainer, self._pending())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the handlers back."""
+        """Restores the handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -67,5 +67,5 @@ class StopOnSignal(pl.Callback):
     def _receive(self, signum: int, frame: Any) -> None:
         if self._received == signal.SIGINT == signum:
             raise KeyboardInterrupt
-        # The first one says why: a scheduler that has asked to make room terminates in the end.
+        # The first signal is the reason: a scheduler that announces the end sends SIGTERM later.
         self._received = self._received or signum

@@ -1,11 +1,11 @@
-"""Data sets in the layout of CLIP_benchmark, as they are: the folder says what is to be measured.
+"""Data sets in the layout of CLIP_benchmark: files in the folder name the task.
 
     FOLDER/test/0.tar, 1.tar, ...                   KEY.webp (or .jpg, .png) with KEY.cls or KEY.txt
     FOLDER/classnames.txt                           a class a line, as .cls counts them
     FOLDER/zeroshot_classification_templates.txt    a prompt a line, {c} is the class
     FOLDER/dataset_type.txt                         "retrieval": KEY.txt has a caption a line
 
-In: such a folder. Out: what `ZeroShot` or `Retrieval` measures there.
+In: such a folder. Out: the measures of `ZeroShot` or `Retrieval`.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 
 
 class ClipBenchmark(Task):
-    """Zero-shot classification, or retrieval, whichever the data set is made for.
+    """Zero-shot classification or retrieval, by the data set's type.
 
     Args:
-        data: The shards of one split; beside their folder lie the files above.
-        k: For retrieval: how many of the nearest are looked at.
+        data: the shards of one split; the files above are beside their folder.
+        k: of retrieval: numbers of nearest candidates that count.
     """
 
     def __init__(self, data: ImageSet, k: list[int] | tuple[int, ...] = (1, 5, 10)):
@@ -36,26 +36,26 @@ class ClipBenchmark(Task):
         self.zero_shot = ZeroShot(data, label="cls", classes=CLASSES, templates=TEMPLATES)
 
     def prepare(self) -> np.ndarray:
-        """Finds out what the data set is for, and prepares that.
+        """Reads the data set's type and prepares its task; see `Task`.
 
         Raises:
-            ValueError: It is for neither, or its data cannot be used.
+            ValueError: the type is another, or the data does not fit the task.
         """
-        kind = self.data.root / TYPE
-        found = kind.read_text().strip() if kind.is_file() else "classification"
-        if found not in ("retrieval", "classification"):
+        file = self.data.root / TYPE
+        kind = file.read_text().strip() if file.is_file() else "classification"
+        if kind not in ("retrieval", "classification"):
             raise ValueError(
-                f"{kind} says '{found}'; zero-shot classification and retrieval can be measured"
+                f"{file} says '{kind}'; zero-shot classification and retrieval can be measured"
             )
-        if found == "classification" and not (self.data.root / CLASSES).is_file():
+        if kind == "classification" and not (self.data.root / CLASSES).is_file():
             raise ValueError(
                 f"{self.data.root.resolve()} has no {CLASSES}: data_root has to be the folder of "
                 "one data set of CLIP_benchmark, which holds test/*.tar and that file"
             )
-        self._task: Task = self.retrieval if found == "retrieval" else self.zero_shot
+        self._task: Task = self.retrieval if kind == "retrieval" else self.zero_shot
         self._chosen = self._task.prepare()
         return self._chosen
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
-        """Returns the measures of the task that the data set is for."""
+        """Returns the measures of the data set's task."""
         return self._task.measure(encoder, chosen)

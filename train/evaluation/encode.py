@@ -33,10 +33,10 @@ class ByteCache:
     """Keeps decoded batches between evaluations, up to a number of bytes.
 
     Nothing is evicted: evaluation scans its set in the same order each time, and a cache that
-    evicts the oldest entry of a longer scan never answers.
+    evicts the oldest entry of a longer scan never has a hit.
 
     Args:
-        max_bytes: Total size of what is kept; 0 keeps nothing.
+        max_bytes: total size of the entries; 0: none are kept.
     """
 
     def __init__(self, max_bytes: int = 512 << 20):
@@ -46,7 +46,7 @@ class ByteCache:
         self._entries: dict[Any, tuple[Tensor, ...]] = {}
 
     def enter(self, *scope: Any) -> None:
-        """Forgets everything unless `scope` (what entries depend on) is that of the last call."""
+        """Empties the cache unless `scope` (what entries depend on) is that of the last call."""
         same = len(scope) == len(self._scope) and all(
             a is b or (isinstance(a, int) and a == b)
             for a, b in zip(scope, self._scope, strict=True)
@@ -59,7 +59,7 @@ class ByteCache:
         return self._entries.get(key)
 
     def put(self, key: Any, tensors: tuple[Tensor, ...]) -> None:
-        """Keeps the entry if it fits."""
+        """Adds the entry if it fits."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if key not in self._entries and self.num_bytes + size <= self.max_bytes:
             self._entries[key] = tensors
@@ -71,18 +71,18 @@ class Encoder:
     """The towers of a model as functions of whole sets; lives for one evaluation.
 
     Attributes:
-        model: Has `encode_image(uint8 [n,3,H,W])`, `encode_text(ids, lengths)`, `image_size`,
+        model: has `encode_image(uint8 [n,3,H,W])`, `encode_text(ids, lengths)`, `image_size`,
             `context_length`. Where the metric reads raw features, the two take `form=".raw"`.
         tokenizer: `(texts, context_length) -> (ids [n, L], lengths [n])`.
         transform: `(uint8 [3,H,W], size, None) -> uint8 [3,size,size]`.
-        device: Where the towers run and the features are kept.
-        precision: Makes the context the towers run in (autocast).
-        batch_size: Images or texts per tower call.
-        rank, world_size: This process among those that share the work.
-        wanted: Of each image set, the items any task needs; they are encoded once.
-        cache: Decoded images from one evaluation to the next.
-        num_threads: Threads that decode images.
-        metric: What is near to what.
+        device: where the towers run and the features are kept.
+        precision: makes the context the towers run in (autocast).
+        batch_size: images or texts per tower call.
+        rank, world_size: this process among those that share the work.
+        wanted: items of each image set that tasks need; each is encoded once.
+        cache: decoded images from one evaluation to the next.
+        num_threads: threads that decode images.
+        metric: the similarity that ranks.
     """
 
     model: Any
@@ -103,7 +103,7 @@ class Encoder:
         """Returns the features of the chosen items by which they are ranked, float32 [n, k].
 
         Raises:
-            ValueError: Images cannot be decoded; raised on every rank.
+            ValueError: images cannot be decoded; raised on every rank.
         """
         if images not in self.wanted:
             self.wanted[images] = np.unique(np.asarray(chosen))
@@ -119,7 +119,7 @@ class Encoder:
         return self.metric.texts(self.plain_texts(texts))
 
     def mean_texts(self, means: Tensor) -> Tensor:
-        """The same of means of `plain_texts`."""
+        """Returns what `texts` does, from means of `plain_texts`."""
         return self.metric.mean_texts(means)
 
     def plain_texts(self, texts: Sequence[str]) -> Tensor:
@@ -135,7 +135,7 @@ class Encoder:
 
     def _encode_images(self, images: ImageSet, wanted: np.ndarray) -> Tensor:
         size = self.model.image_size
-        # What is decoded may only be used again for the same items, size and transform.
+        # Decoded images may only be used again for the same items, size and transform.
         self.cache.enter(self.transform, size, self.batch_size, self.rank, self.world_size)
         failures: list[str] = []
 
@@ -160,17 +160,17 @@ class Encoder:
         with ThreadPoolExecutor(self.num_threads) as pool, ThreadPoolExecutor(1) as ahead:
             batches = _one_ahead(ahead, load, self._starts(len(wanted)))
             features = self._run(len(wanted), batches, self.model.encode_image)
-        # The ranks go on together or stop together.
-        found = [text for texts in gather_objects(failures) for text in texts]
-        if found:
+        # All ranks continue, or all stop.
+        messages = [text for texts in gather_objects(failures) for text in texts]
+        if messages:
             raise ValueError(
-                f"{len(set(found))} of {len(wanted)} images of {images} cannot be read, such as "
-                f"{min(found)}; repair or remove them, so that all runs are measured alike"
+                f"{len(set(messages))} of {len(wanted)} images of {images} cannot be read, such as "
+                f"{min(messages)}; repair or remove them, so that all runs are measured alike"
             )
         return features
 
     def _starts(self, num_rows: int) -> list[int]:
-        """First rows of the batches this rank encodes, one a round, spare ones included."""
+        """Returns the first rows of this rank's batches, one a round, spare ones included."""
         num_batches = -(-num_rows // self.batch_size)
         rounds = -(-num_batches // self.world_size)
         mine = [r * self.world_size + self.rank for r in range(rounds)]
@@ -184,7 +184,7 @@ class Encoder:
         for r, batch in enumerate(batches):
             with self.precision():
                 rows = encode(*(part.to(self.device, non_blocking=True) for part in batch))
-            # Normalised again: under autocast unit length holds to three digits only.
+            # Normalised again: under autocast unit length is exact to three digits only.
             rows = rows.float() if form else F.normalize(rows.float(), dim=-1)
             if features is None:
                 features = rows.new_empty(num_rows, rows.shape[1])
@@ -209,7 +209,7 @@ class Encoder:
 def _one_ahead(
     pool: ThreadPoolExecutor, load: Callable[[int], Any], starts: Sequence[int]
 ) -> Iterator[Any]:
-    """Loads the next batch while the present one is used."""
+    """Yields batches, and loads the next one meanwhile."""
     coming: Future[Any] | None = None
     for start in starts:
         ready, coming = coming, pool.submit(load, start)

@@ -1,4 +1,4 @@
-"""One evaluation: a suite on a model, by all ranks, leaving no trace in the training.
+"""One evaluation: a suite on a model, by all ranks, without any effect on training.
 
 In: a model, a suite, tokeniser and transform. Out: `{"emoji/heldout/top1": 0.63, ...}`, the same on
 every rank and for any number of them.
@@ -36,26 +36,26 @@ def evaluate(
 ) -> dict[str, float]:
     """Runs every task; to be called by every rank of the default process group.
 
-    Modules' training flags and the random states of torch, numpy and Python are as before
-    afterwards: a run that evaluates goes on exactly like one that does not.
+    Modules' training flags and the random states of torch, numpy and Python are restored: a run
+    that evaluates trains exactly like one that does not.
 
     Args:
-        model: Has `encode_image`, `encode_text`, `image_size`, `context_length`.
-        suite: From `load_suite`; pass the same object each time to profit from its cache.
+        model: has `encode_image`, `encode_text`, `image_size`, `context_length`.
+        suite: from `load_suite`; pass the same object each time to profit from its cache.
         tokenizer: `(texts, context_length) -> (ids [n, L], lengths [n])`.
         eval_transform: `(uint8 [3,H,W], size, rng=None) -> uint8 [3,size,size]`.
-        device: Where the towers run; None: where the model's parameters are.
-        precision: Makes the context for the towers, such as
+        device: where the towers run; None: where the model's parameters are.
+        precision: makes the context for the towers, such as
             `trainer.precision_plugin.forward_context`.
-        batch_size: Images or texts per tower call; part of the result's last digits.
-        num_threads: Threads that decode images.
-        metric: What is near to what (`Objective.metric()`); None: the cosine.
+        batch_size: images or texts per tower call; part of the result's last digits.
+        num_threads: threads that decode images.
+        metric: the similarity that ranks (`Objective.metric()`); None: the cosine.
 
     Returns:
         `SUITE/TASK/MEASURE`, and `SUITE/TASK_GROUP/MEASURE` for tasks measured by groups.
 
     Raises:
-        ValueError: The data cannot be used; raised on every rank.
+        ValueError: the data cannot be used; raised on every rank.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is a number of images per tower call, not {batch_size}")
@@ -86,13 +86,13 @@ def evaluate(
 
 
 def prepare(suite: Suite) -> dict[ImageSet, np.ndarray]:
-    """Indexes the data and checks the tasks, on all ranks or on none.
+    """Indexes the data and checks the tasks; all ranks succeed, or all fail.
 
     Returns:
-        Of each image set, the items that any task uses.
+        The items of each image set that tasks use.
 
     Raises:
-        ValueError: What is wrong on some rank; raised on every rank.
+        ValueError: a task or its data is refused on some rank; raised on every rank.
     """
     wanted: dict[ImageSet, np.ndarray] = {}
     digest, message = hashlib.sha256(), None
@@ -110,11 +110,11 @@ def prepare(suite: Suite) -> dict[ImageSet, np.ndarray]:
             raise
         message = str(error)
     # Ranks that disagree about the data would wait for each other for ever.
-    found = gather_objects((message, digest.hexdigest()))
-    for text, _ in found:
+    answers = gather_objects((message, digest.hexdigest()))
+    for text, _ in answers:
         if text is not None:
             raise ValueError(text)
-    if len(set(found)) > 1:
+    if len(set(answers)) > 1:
         raise ValueError(
             f"the processes see different data for suite '{suite.name}'; give every node the same "
             "files"
@@ -124,7 +124,7 @@ def prepare(suite: Suite) -> dict[ImageSet, np.ndarray]:
 
 @contextmanager
 def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients; training flags and random states return afterwards.
+    """Sets evaluation mode without gradients; restores training flags and random states.
 
     `no_grad` and not `inference_mode`: a buffer that a tower makes on its first call (positions,
     masks) would be an inference tensor, and the next training step could not use it.
@@ -137,7 +137,7 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        # Not model.train(): frozen parts were in evaluation mode before, and stay there.
+        # Not model.train(): frozen parts were in evaluation mode before.
         for module, training in flags:
             module.training = training
         random.setstate(states[0])

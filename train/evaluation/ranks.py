@@ -24,10 +24,10 @@ def ranks(
     """Returns the rank of every query's best right candidate; 0 is a hit at the top.
 
     Args:
-        queries: Features [n, d].
-        candidates: Features [m, d].
-        positives: For each query its right candidates, at least one.
-        chunk_scores: How many scores may be in memory at a time (at least one row is).
+        queries: features [n, d].
+        candidates: features [m, d].
+        positives: for each query its right candidates, at least one.
+        chunk_scores: how many scores may be in memory at a time (at least one row is).
 
     Returns:
         int64 [n], on the CPU.
@@ -43,14 +43,14 @@ def ranks(
         right = torch.zeros_like(scores, dtype=torch.bool)
         right[row.to(scores.device), column.to(scores.device)] = True
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        # "not below" also counts what cannot be compared (nan).
+        # "not below" also counts NaN, which compares to nothing.
         out[start : start + rows] = (~(scores < best) & ~right).sum(1).cpu()
     return out
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products as they are: in bf16 or tf32, neighbours among a thousand names tie."""
+    """Computes products in full float32: in bf16 or tf32, neighbours among 1,000 names tie."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

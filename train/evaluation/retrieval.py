@@ -12,19 +12,19 @@ from .task import Task
 
 
 class Retrieval(Task):
-    """Recall at k: is any right answer among the k nearest?
+    """Recall at k: the fraction of queries with a right answer among the k nearest.
 
     Measures: `image_to_text_recall@k` over images, `text_to_image_recall@k` over distinct texts.
     Equal captions are one text, and all of its images are right for it: an image is not counted
     wrong for finding its own caption written under another image.
 
     Args:
-        data: The images.
-        captions: The field with an image's caption, or a JSON list of them.
-        separator: Where one text is cut into several captions ("\\n": one a line); None: not cut.
-        k: How many of the nearest are looked at.
-        where: See `Task`.
-        by: See `Task`; the candidates are then those of the same group.
+        data: the images.
+        captions: the field with an image's caption, or a JSON list of them.
+        separator: text between the captions of one field ("\\n": one a line); None: not cut.
+        k: numbers of nearest candidates that count.
+        where: see `Task`.
+        by: see `Task`; the candidates are then those of the same group.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Retrieval(Task):
         self.k = tuple(k)
 
     def prepare(self) -> np.ndarray:
-        """Reads the index and every caption."""
+        """Reads the index and every caption; see `Task`."""
         chosen = super().prepare()
         lists = self.data.lists(self.captions, chosen, self.separator)
         self._captions = dict(zip(chosen.tolist(), lists, strict=True))
@@ -73,5 +73,7 @@ class Retrieval(Task):
             "text_to_image": ranks(text, image, of_text),
         }
         return {
-            f"{way}_recall@{k}": recall_at(found, k) for way, found in ways.items() for k in self.k
+            f"{way}_recall@{k}": recall_at(values, k)
+            for way, values in ways.items()
+            for k in self.k
         }

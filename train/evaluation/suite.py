@@ -1,4 +1,4 @@
-"""Tasks that are evaluated together."""
+"""Suites: tasks that are evaluated together, and the images that they share."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""What every task has: images, a choice among them, groups, and a measure.
+"""Base class of tasks: images, a selection of them, groups, and a measure.
 
 In: an `Encoder`. Out: (group, measure, value) triples. With `by: style` a task is measured once for
 every value of the field `style`, and once more as the plain mean of these.
@@ -18,9 +18,9 @@ class Task(ABC):
     """A measure on an image set. A new task is one class with one method and one suite entry.
 
     Args:
-        data: The images.
-        where: Fields and the values (or lists of values) to keep; None: every image.
-        by: A field; the task is measured for each of its values apart, then averaged.
+        data: the images.
+        where: fields and the values (or lists of values) to keep; None: every image.
+        by: a field; the task is measured for each of its values separately, then averaged.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Task(ABC):
             The items the task uses, sorted, int64 [n].
 
         Raises:
-            ValueError: The data cannot be used like this.
+            ValueError: the data does not fit the task.
         """
         self._chosen = np.asarray(self.data.select(self.where), dtype=np.int64)
         return self._chosen

@@ -19,7 +19,7 @@ from .encode import Encoder
 from .ranks import ranks, recall_at
 from .task import Task
 
-# Prompts whose features are held at a time: the memory is theirs, not that of all classes.
+# Prompts whose features are held at a time: memory does not grow with the number of classes.
 CHUNK_PROMPTS = 1 << 14
 
 
@@ -27,20 +27,20 @@ class ZeroShot(Task):
     """Accuracy of classifying images by prompts alone.
 
     Measures: `top1`, `top5` (with more than five classes), and `mean_per_class_recall`, the mean of
-    top-1 over the classes that occur. Two classes with equal prompts tie, and ties are misses: give
-    every class a name of its own.
+    top-1 over the classes that have images. Two classes with equal prompts tie, and ties are
+    misses: give every class a name of its own.
 
     Args:
-        data: The images.
-        label: The field that names an image's class; None: the folder, or `cls` in shards.
-        classes: What the classes are called in prompts: a list of names (the label is a name, or
+        data: the images.
+        label: the field that names an image's class; None: the folder, or `cls` in shards.
+        classes: the classes' names in prompts: a list of names (the label is a name, or
             its position in the list), a mapping from label to name, or a file with a name a line
             or either as JSON; None: the distinct labels are the names.
-        templates: Prompts with `{c}` for the name: a list (of texts, or of functions of the name,
+        templates: prompts with `{c}` for the name: a list (of texts, or of functions of the name,
             as open_clip has them), a file with one a line, or a mapping from name to that class's
             own prompts.
-        where: See `Task`.
-        by: See `Task`; the classes are always those of all groups.
+        where: see `Task`.
+        by: see `Task`; the classes are those of all groups.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ZeroShot(Task):
         self.templates = templates
 
     def prepare(self) -> np.ndarray:
-        """Reads the index, finds the classes and every image's class."""
+        """Reads the index and looks up the classes and every image's class; see `Task`."""
         chosen = super().prepare()
         labels = self.data.values(self.label, chosen)
         self._names, index = self._class_index(labels)
@@ -79,16 +79,16 @@ class ZeroShot(Task):
         """Returns top-1, top-5 and mean per-class recall of the chosen images."""
         targets = [self._targets[i] for i in chosen.tolist()]
         classifier = self._classifier(encoder)
-        found = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])
-        values = {"top1": recall_at(found, 1)}
+        image_ranks = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])
+        values = {"top1": recall_at(image_ranks, 1)}
         if len(self._names) > 5:
-            values["top5"] = recall_at(found, 5)
+            values["top5"] = recall_at(image_ranks, 5)
         label = torch.tensor(targets)
-        recalls = [recall_at(found[label == c], 1) for c in label.unique()]
+        recalls = [recall_at(image_ranks[label == c], 1) for c in label.unique()]
         return values | {"mean_per_class_recall": sum(recalls) / len(recalls)}
 
     def _classifier(self, encoder: Encoder) -> Tensor:
-        """Returns a feature a class, [classes, k]."""
+        """Returns one feature for each class [classes, k]."""
         parts, start = [], 0
         while start < len(self._prompts):
             end, num_prompts = start, 0
