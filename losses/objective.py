@@ -5,12 +5,11 @@ reported adds up, with the weights, to what is optimised.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from .base import Term
 from .components.similarity import Cosine, Metric
@@ -158,16 +157,16 @@ class Objective(nn.Module):
         return weight(self.progress) if callable(weight) else weight
 
     @torch.no_grad()
-    def metric(self) -> Metric:
+    def metric(self, gather: Callable[[Tensor], Tensor] = Tensor.detach) -> Metric:
         """Returns what evaluation ranks by: the similarity of the first term that has one.
 
-        To be called by every rank: sharded scalars are put together.
+        Args:
+            gather: returns the whole of a scalar that is sharded over ranks (collective).
         """
         similarities = (term.ranking_similarity() for term in self.named_terms.values())
         similarity = next((s for s in similarities if s is not None), Cosine())
-        scalars = {name: scalar() for name, scalar in self.scalars.items()}
-        whole = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in scalars.items()}
-        return Metric(similarity, whole)
+        scalars = {name: gather(scalar()) for name, scalar in self.scalars.items()}
+        return Metric(similarity, scalars)
 
     def averages(self) -> list[tuple[nn.Module, nn.Module]]:
         """Returns (online module, its moving average) of all terms, wrapped ones too."""

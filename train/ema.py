@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from ..losses.objective import Objective
 from ..models.teachers.frozen import FrozenTowers
@@ -83,14 +82,14 @@ class Ema(FrozenTowers):
         Raises:
             ValueError: the weights are kept in a way that an average cannot follow.
         """
+        shares = shares or LocalTensors()
         modules = self.followed(student, objective)
         for average, online in modules:
-            if isinstance(average, FSDPModule):
-                average.reshard()  # FSDP2 leaves it whole after a forward pass, for a backward one
+            shares.release(average)
             for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
                 mine.copy_(theirs)
         pairs = list(parameters_of(modules))
-        (shares or LocalTensors()).follow(pairs, self.config.at(step, total_steps))
+        shares.follow(pairs, self.config.at(step, total_steps))
 
     def followed(
         self, student: nn.Module, objective: Objective

@@ -24,15 +24,15 @@ from .features import score_patches, stored_features, teacher_features
 from .grad_clip.base import Clipper
 from .grad_clip.fixed import Unclipped
 from .optim.adamw import AdamW
-from .optim.compatibility import check_elementwise, check_optimizer
+from .optim.compatibility import check_optimizer
 from .optim.freeze import freeze
 from .optim.param_groups import named_parameters
 from .phases import Phase, Phases, connect_data, prepare_reducers
 from .seeds import step_seed
 from .spike_guard import Decision, SpikeGuard, update_rms
-from .strategies.choose import check_row_shards, tensors_of
-from .strategies.fsdp2 import shard
-from .strategies.row_shards import cut_states, cut_weights, put_together, shard_rows
+from .strategies.base import Sharding
+from .strategies.choose import sharding_of
+from .strategies.row_shards import gather_rows
 from .strategies.sharded_tensors import LocalTensors, Tensors
 from .strategies.teacher_placement import place_teacher
 
@@ -195,28 +195,23 @@ class ContrastiveModule(pl.LightningModule):
         return [there | lengths_on_host(part) for part, there in zip(batch, moved, strict=True)]
 
     def configure_model(self) -> None:
-        """Cuts what ranks keep rows of; shards the rest where the strategy leaves it to us (FSDP2).
+        """Leaves each rank its part.
 
         The average is cut like the student, so that it can follow piece by piece.
         """
         # After `freeze`: frozen statistics stay as they are.
         check_parts(self.model, self.model.chunks)
-        check_row_shards(self.trainer.strategy, self)
-        shard_rows(self)
-        if self.device_mesh is not None:
-            mesh = self.device_mesh["data_parallel"]
-            shard(self.model, self.model.layers(), mesh)
-            shard(self.objective, (), mesh)
-            if self.ema is not None:
-                shard(self.ema.model, self.ema.model.layers(), mesh)
+        parts: dict[nn.Module, list[nn.Module]]
+        parts = {self.model: self.model.layers(), self.objective: []}
+        if self.ema is not None:
+            parts[self.ema.model] = self.ema.model.layers()
+        self.sharding.shard(self, parts)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser; its learning rate is set before every step."""
-        check_optimizer(self.trainer.strategy, self.optim)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        check_elementwise(self, self.optim, scaler)
+        check_optimizer(self.optim, self.sharding, self.model, self.objective, scaler)
         optimizer = self.optim.build(self.model, self.objective, fused=scaler is None)
-        optimizer.register_load_state_dict_pre_hook(cut_states)
         self._settings = [
             {k: v for k, v in group.items() if k not in ("params", "lr")}
             for group in optimizer.param_groups
@@ -229,7 +224,7 @@ class ContrastiveModule(pl.LightningModule):
             place_teacher(towers, self.device)
         for group, wanted in zip(self._groups(), self._settings, strict=True):
             group.update(wanted)
-        self.shares = tensors_of(self.trainer.strategy)
+        self.shares = self.sharding.tensors()
         self.step_ended = time.monotonic()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self.logs_itself = not any(isinstance(callback, Reporter) for callback in callbacks)
@@ -297,6 +292,11 @@ class ContrastiveModule(pl.LightningModule):
         for name, value in values.items():
             self.log(name, value.float(), prog_bar=name == "loss", sync_dist=True)
 
+    @property
+    def sharding(self) -> Sharding:
+        """The strategy's answers."""
+        return sharding_of(self.trainer.strategy)
+
     def averaged(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Parameters of averages, each beside the one that it follows."""
         if self.ema is None:
@@ -306,7 +306,8 @@ class ContrastiveModule(pl.LightningModule):
     def update_rms(self) -> Tensor | None:
         """How far the image's first layer outgrows its second moment (collective); see spikes."""
         first = next((p for p in self.model.image.parameters() if p.ndim == 4), None)
-        return None if first is None else update_rms(self.trainer.optimizers[0], first)
+        optimizer = self.trainer.optimizers[0]
+        return None if first is None else update_rms(optimizer, first, self.shares)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Runs after all callbacks: what follows is waiting for data."""
@@ -314,7 +315,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resume must compare, and the past of norms and losses."""
-        put_together(checkpoint, self, self.trainer.optimizers)
+        gather_rows(checkpoint, self, self.trainer.optimizers)
         checkpoint["counterpoint"] = {
             "config": self.run.config,
             "fingerprint": self.run.fingerprint,
@@ -325,7 +326,6 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes that past back; a clipper that is new to the run starts afresh."""
-        cut_weights(checkpoint["state_dict"], self)
         saved = checkpoint.get("counterpoint", {})
         self.guard.load_state_dict(saved.get("guard", {}))
         if self.grad_clip is not None and saved.get("grad_clip"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checks import at_least
 from .grad_clip.base import remember
+from .strategies.sharded_tensors import Tensors
 
 NORMAL = 1.4826  # standard deviation of a normal distribution in units of its median deviation
 
@@ -239,7 +240,9 @@ def _median(values: Tensor, count: Tensor) -> Tensor:
     return torch.where(filled, values, torch.inf).sort().values[(count.clamp(min=1) - 1) // 2]
 
 
-def update_rms(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> Tensor | None:
+def update_rms(
+    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, tensors: Tensors
+) -> Tensor | None:
     """sqrt(mean(g^2 / v)) of a parameter: how far gradients outgrow their second moment [].
 
     Of the patch embedding, values beyond 2 come 1 to 8 steps before a loss spike (Wortsman et al.
@@ -255,5 +258,4 @@ def update_rms(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) 
     eps = group["eps"]
     debias = 1 - group["betas"][1] ** state["step"]
     second = (state["exp_avg_sq"] / debias).clamp(min=eps**2)
-    mean = (gradient.square() / second).mean()
-    return (mean.full_tensor() if hasattr(mean, "full_tensor") else mean).sqrt()
+    return tensors.value((gradient.square() / second).mean()).sqrt()

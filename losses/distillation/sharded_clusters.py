@@ -31,29 +31,15 @@ class ShardedClusters(ClusterDiscrimination):
     They are drawn from `seed` alone and cut when the ranks are known. A checkpoint has them whole,
     under the same name, so that a run goes on with another number of ranks. For one process, DDP
     and FSDP2.
-
-    Raises:
-        ValueError: as there; fewer clusters than ranks.
     """
 
     prototypes: RowShard
-
-    def cut(self) -> None:
-        """Keeps this rank's prototypes; to be called before the optimiser is made."""
-        world_size = world()[1]
-        if self.num_clusters < world_size:
-            raise ValueError(
-                f"num_clusters={self.num_clusters} cannot be cut over {world_size} ranks: use "
-                "counterpoint.losses.distillation.cluster_discrimination.ClusterDiscrimination"
-            )
-        if world_size > 1 and len(self.prototypes) == self.num_clusters:
-            self.prototypes = cut(self.prototypes)
 
     def _drawn(self, width: int) -> RowShard:
         """The same on every rank, whatever was drawn before."""
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn(self.num_clusters, width, generator=generator, device="cpu")
-        return cut(drawn * width**-0.5)
+        return cut(RowShard(drawn * width**-0.5))
 
     def _losses(
         self, features: Mapping[str, Tensor], cluster: Int64[Tensor, "b"]

@@ -1,8 +1,10 @@
-"""Parameters of which each rank keeps rows of its own for good: no rank trains them all.
+"""State of which each rank keeps rows of its own for good: parameters, stores, queues.
 
-In: a whole parameter, before training. Out: this rank's rows of it. Strategies leave a `RowShard`
-alone; `train/strategies/row_shards.py` counts it in norms and puts it together in checkpoints.
+In: a `RowShard` of all rows, before training. Out: this rank's rows of it. A module declares such
+state by this type and nothing else; `train/strategies/row_shards.py` says what follows in a run.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +13,18 @@ from .collectives import divided, gather, world
 
 
 class RowShard(nn.Parameter):
-    """This rank's rows of a parameter.
+    """This rank's rows of a parameter; all of them until `cut`.
 
-    Modules that have one have a method `cut()`, which is called when the ranks are known, and read
-    it by `own`, since nothing averages its gradient. Who trains them with other means than `train`
-    has to tell DDP or FSDP2 to ignore it.
-
-    Attributes:
-        total: rows of all ranks.
+    Modules read it by `own`, since nothing averages its gradient. State that no gradient trains (a
+    store of values by sample, a queue) is made with `requires_grad=False`.
     """
 
-    total: int
+    _total: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Rows of all ranks."""
+        return len(self) if self._total is None else self._total
 
 
 def rows_of(total: int, rank: int, world_size: int) -> slice:
@@ -31,11 +34,52 @@ def rows_of(total: int, rank: int, world_size: int) -> slice:
     return slice(first, first + size + (rank < odd))
 
 
-def cut(everything: Tensor) -> RowShard:
-    """This rank's rows of a whole parameter, in memory of their own."""
-    made = RowShard(everything.detach()[rows_of(len(everything), *world())].clone())
-    made.total = len(everything)
-    return made
+def cut(shard: RowShard) -> RowShard:
+    """Leaves this rank its rows, in place and in memory of their own; once they are cut, nothing.
+
+    Raises:
+        ValueError: there are fewer rows than ranks.
+    """
+    total, world_size = shard.total, world()[1]
+    if total < world_size:
+        raise ValueError(
+            f"{total} rows cannot be cut over {world_size} ranks: run fewer processes, or use a "
+            "term whose parameters are whole (counterpoint.losses.distillation."
+            "cluster_discrimination.ClusterDiscrimination)"
+        )
+    if world_size > 1 and len(shard) == total:
+        shard.data, shard._total = rows_of_this_rank(shard, shard.data), total
+    return shard
+
+
+def cut_rows(module: nn.Module) -> None:
+    """Cuts every `RowShard` of a module, and from now on the whole ones that it loads.
+
+    To be called when the process group exists, before an optimizer is made. Training by other
+    means than `train` has to tell DDP or FSDP2 to ignore these parameters.
+
+    Raises:
+        ValueError: there are fewer rows than ranks.
+    """
+    for part in module.modules():
+        shards = [p for p in part.parameters(recurse=False) if isinstance(p, RowShard)]
+        for shard in shards:
+            cut(shard)
+        if shards:
+            part.register_load_state_dict_pre_hook(_cut_loaded)
+
+
+def _cut_loaded(part: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, parameter in part.named_parameters(prefix.removesuffix("."), recurse=False):
+        if isinstance(parameter, RowShard) and name in state:
+            state[name] = rows_of_this_rank(parameter, state[name])
+
+
+def rows_of_this_rank(shard: RowShard, value: Any) -> Any:
+    """Returns this rank's rows of what has the whole parameter's shape; anything else as it is."""
+    if getattr(value, "shape", None) != (shard.total, *shard.shape[1:]):
+        return value
+    return value[rows_of(shard.total, *world())].clone()
 
 
 def own(parameter: RowShard) -> Tensor:
@@ -52,8 +96,9 @@ def own(parameter: RowShard) -> Tensor:
     if len(parameter) != wanted.stop - wanted.start:
         raise ValueError(
             f"{len(parameter)} of {parameter.total} rows are kept here, but rank {rank} of "
-            f"{world_size} has {wanted.stop - wanted.start}: make the term anew, or call its cut(),"
-            " when the process group exists"
+            f"{world_size} has {wanted.stop - wanted.start}: call "
+            "counterpoint.losses.distributed.sharded_rows.cut_rows(module) when the process group "
+            "exists"
         )
     return divided(parameter, world_size)
 

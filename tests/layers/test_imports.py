@@ -83,6 +83,22 @@ def test_lightning_is_known_to_the_base_of_data_modules_only():
     assert users == {"pairs.py"}
 
 
+def test_strategies_are_known_to_their_room_only():
+    """Everyone else asks `Sharding`, so that a new strategy is one file."""
+    kinds = ("deepspeed", "lightning.pytorch.strategies", "torch.nn.parallel")
+    kinds += tuple(f"torch.distributed.{name}" for name in ("fsdp", "tensor", "device_mesh"))
+    users = {
+        file.relative_to(ROOT).parent.as_posix()
+        for file in (file for part in PARTS for file in files(part))
+        if file.name != "torch_internals.py"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom | ast.Import)
+        for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+        if name and name.startswith(kinds)
+    }
+    assert users == {"train/strategies"}
+
+
 def test_every_import_is_a_declared_dependency():
     core, extras = declared()
     distributions = packages_distributions()

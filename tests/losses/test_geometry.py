@@ -18,6 +18,7 @@ from counterpoint.losses.entailment import Entailment, EuclideanCone, Hyperbolic
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.scalars import Positive
+from counterpoint.train.strategies.sharded_tensors import ShardedTensors
 
 SIMILARITIES = [
     Arc, Dot, Distance, SquaredDistance, LorentzInner, LorentzDistance, LorentzSquaredDistance
@@ -143,14 +144,15 @@ def test_what_is_missing_or_wrong_is_said():
 def sharded_scalars(rank, world_size):
     """The metric's curvature before and after a training step of a sharded objective."""
     objective = Objective({"t": InfoNCE(LorentzDistance())}, scalars=dict(scalars()))
+    gather = ShardedTensors().value
     fully_shard(objective, mesh=init_device_mesh("cpu", (world_size,)))
-    found = [objective.metric().scalars["curvature"]]
+    found = [objective.metric(gather).scalars["curvature"]]
     g = torch.Generator().manual_seed(rank)
     features = {f"{n}.raw": torch.randn(4, 5, generator=g) for n in ("image", "text")}
     optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)
     objective(features | {"logit_scale": torch.ones(1)}, {})[0].backward()
     optimizer.step()
-    found.append(objective.metric().scalars["curvature"])
+    found.append(objective.metric(gather).scalars["curvature"])
     return [type(value) is torch.Tensor for value in found], [value.item() for value in found]
 
 

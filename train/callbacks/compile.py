@@ -16,7 +16,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 
 from ..module import ContrastiveModule
@@ -54,26 +53,11 @@ class Compile(pl.Callback):
         for frozen in pl_module.providers.values():
             layers += frozen.model.layers()
         compile_layers(layers, self.backend)
-        if isinstance(trainer.strategy, DeepSpeedStrategy):
-            gather_at_once(layers)
+        pl_module.sharding.prepare_compiled(layers)
         if trainer.is_global_zero:
             counts = Counter(type(layer).__name__ for layer in layers)
             kinds = ", ".join(f"{count} {name}" for name, count in counts.items())
             log_line(f"compiled with {self.backend}: {kinds}")
-
-
-def gather_at_once(layers: Iterable[nn.Module]) -> None:
-    """Makes ZeRO 3 gather a layer's parameters before its graph runs, not one by one inside of it.
-
-    Its gradients are still sent one by one: DeepSpeed would send a leaf's at each of its calls, and
-    a layer is called for every part of the batch.
-    """
-    from deepspeed.runtime.zero import stage3
-    from deepspeed.utils import set_z3_leaf_module
-
-    for layer in layers:
-        set_z3_leaf_module(layer, True)
-    stage3.z3_leaf_parameter = lambda parameter: False
 
 
 def compile_layers(layers: Iterable[nn.Module], backend: str | Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from ..strategies.row_shards import cut_states
 from .param_groups import USUAL, Groups, named_parameters, parameter_groups
 
 
@@ -65,6 +66,7 @@ class AdamW:
         )
         optimizer = self.make(groups, named_parameters(model, objective), fused)
         optimizer.register_load_state_dict_pre_hook(keep_settings)
+        optimizer.register_load_state_dict_pre_hook(cut_states)
         return optimizer
 
     def make(

@@ -96,12 +96,11 @@ def kind_of(name: str, parameter: nn.Parameter) -> str:
     """
     if isinstance(parameter, RowShard):
         return "slices"
-    shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 empties partitioned ones
-    if len(shape) < 2 and shape.numel() == 1:
+    if parameter.ndim < 2 and parameter.numel() == 1:
         return "scalars"
     if name.startswith(OBJECTIVE):
         return "heads"
-    return "matrices" if len(shape) >= 2 else "vectors"
+    return "matrices" if parameter.ndim >= 2 else "vectors"
 
 
 def tower_of(name: str) -> str:

@@ -13,12 +13,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ...losses.objective import Objective
-from ..distributed import average_gradients
 from ..seeds import step_seed
-from ..strategies.sharded_tensors import LocalTensors, local
+from ..strategies.sharded_tensors import local
 from .adamw import AdamW
 from .param_groups import USUAL, Groups
 
@@ -61,11 +59,6 @@ class SophiaG(AdamW):
         """
         if isinstance(objective, Objective):
             objective.check_sampled()
-            if any(isinstance(parameter, DTensor) for parameter in objective.parameters()):
-                raise ValueError(
-                    f"optim names {self.name}, and the objective has parameters of its "
-                    "own: under fsdp2 only those of the model can be used; use strategy=ddp"
-                )
         return super().build(model, objective, fused)
 
     def make(
@@ -110,8 +103,7 @@ class EstimateCurvature(pl.Callback):
             seed = step_seed(module.seed, step, -1) >> 2
             loss = module.objective.sampled(features, batch, seed)
         loss.backward()
-        if isinstance(module.shares, LocalTensors):
-            average_gradients(parameters)
+        module.shares.average_gradients(parameters)
         norm = module.shares.norms([parameters])[0]
         if bool(norm.isfinite()):
             curve(optimizer, parameters, self.optim.betas[1])

@@ -1,79 +1,77 @@
-"""From a strategy's name to the strategy, and its adapter for gradients.
+"""From the name in `trainer.strategy` to a strategy, and from a strategy to its `Sharding`.
 
 In: `trainer.strategy` as the user wrote it. Out: Lightning's strategy or ours.
 """
 
-import re
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
-    ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
 )
-from torch import nn
 
+from .base import Sharding
 from .deepspeed import Zero
-from .deepspeed_tensors import ZeroTensors
 from .fsdp2 import Fsdp2
-from .row_shards import row_shards_in
-from .sharded_tensors import LocalTensors, ShardedTensors, Tensors
 
-# Lightning's own of which each rank holds everything, started as we know it.
-USABLE = (
+PACKAGED: dict[str, Callable[[], Strategy]] = {
+    "fsdp2": Fsdp2,
+    **{f"zero{stage}": partial(Zero, stage) for stage in (1, 2, 3)},
+    **{f"zero{stage}_offload": partial(Zero, stage, offload=True) for stage in (1, 2, 3)},
+}
+# Names of Lightning's strategies of which each rank holds everything.
+LIGHTNINGS = (
     *("auto", "single_device", "ddp"),
     *("ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
 )
 
 
-def choose_strategy(name: Any) -> Any:
-    """Returns the strategy of that name; what is no name of ours is Lightning's, as it is.
+def choose_strategy(strategy: Any) -> Any:
+    """Returns the strategy of that name; Lightning's names and strategies stay as they are.
 
     Raises:
-        ValueError: nobody knows it, or its pieces of gradients would be taken for all of them; or
-            DeepSpeed is not installed.
+        ValueError: the name is unknown, the strategy does not answer for its shards (`Sharding`),
+            or DeepSpeed is not installed.
     """
-    if name == "fsdp2":
-        return Fsdp2()
-    if found := re.fullmatch(r"zero([123])(_offload)?", str(name)):
-        if find_spec("deepspeed") is None:
-            raise ValueError(
-                f"trainer.strategy={name} needs DeepSpeed, which is not installed: "
-                'pip install -e ".[deepspeed]" in the clone of Counterpoint, or use fsdp2'
-            )
-        return Zero(int(found[1]), offload=found[2] is not None)
-    is_made = isinstance(name, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
-    if not is_made and name not in USABLE:
+    if isinstance(strategy, Strategy):
+        sharding_of(strategy)
+        return strategy
+    if strategy in LIGHTNINGS:
+        return strategy
+    if strategy not in PACKAGED:
+        raise _unusable(strategy)
+    if strategy.startswith("zero") and find_spec("deepspeed") is None:
         raise ValueError(
-            f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, zero1, zero2 or zero3 (these "
-            "three also with _offload behind the number)"
+            f"trainer.strategy={strategy} needs DeepSpeed, which is not installed: "
+            'pip install -e ".[deepspeed]" in the clone of Counterpoint, or use fsdp2'
         )
-    return name
+    return PACKAGED[strategy]()
 
 
-def tensors_of(strategy: Strategy) -> Tensors:
-    """How to reach gradients and parameters, after the strategy's setup; once a fit."""
-    if isinstance(strategy, DeepSpeedStrategy):
-        return ZeroTensors(strategy.optimizers[0], getattr(strategy, "average", None))
-    return ShardedTensors() if isinstance(strategy, ModelParallelStrategy) else LocalTensors()
-
-
-def check_row_shards(strategy: Strategy, module: nn.Module) -> None:
-    """Refuses what would take the rows that each rank keeps for copies of one parameter.
+def sharding_of(strategy: Strategy) -> Sharding:
+    """Returns what answers for a strategy: ours themselves, the defaults for Lightning's own.
 
     Raises:
-        ValueError: there are such rows, and the strategy would.
+        ValueError: ranks hold pieces, which would be taken for the whole.
     """
-    is_zero = isinstance(strategy, DeepSpeedStrategy)
-    if isinstance(strategy, SingleDeviceStrategy | DDPStrategy | Fsdp2) and not is_zero:
-        return
-    if found := row_shards_in(module):
-        raise ValueError(
-            f"{', '.join(found)}: each rank keeps rows of its own, which {type(strategy).__name__} "
-            "would take for copies; use trainer.strategy=ddp or fsdp2, or a term whose parameters "
-            "are whole (counterpoint.losses.distillation.cluster_discrimination."
-            "ClusterDiscrimination)"
-        )
+    if isinstance(strategy, Sharding):
+        return strategy
+    if isinstance(strategy, DeepSpeedStrategy) or not isinstance(
+        strategy, SingleDeviceStrategy | DDPStrategy
+    ):
+        raise _unusable(type(strategy).__name__)
+    return Sharding()
+
+
+def _unusable(name: Any) -> ValueError:
+    return ValueError(
+        f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, zero1, zero2 or zero3 (these three "
+        "also with _offload behind the number), or a class derived from "
+        "counterpoint.train.strategies.base.Sharding; a Trainer of your own takes "
+        'strategy=counterpoint.train.strategies.choose.choose_strategy("fsdp2")'
+    )

@@ -4,8 +4,7 @@ In: the stage. Out: a Lightning strategy. A checkpoint is one file with whole fp
 whole optimiser states, which any strategy can continue from.
 """
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,11 +15,21 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
+from .base import Sharding
 from .deepspeed_ema import ZeroAverage
-from .deepspeed_partitions import gathered, places, scatter, set_working_copy, whole
-
-# What a dynamic loss scaler knows.
-SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+from .deepspeed_internals import (
+    find_fragments,
+    gather,
+    gather_layers_at_once,
+    gather_working_copy,
+    load_scaler_state,
+    prepare_for_cpu,
+    scaler_state,
+    scatter,
+    set_working_copy,
+)
+from .deepspeed_tensors import ZeroTensors
+from .row_shards import refuse_row_shards
 
 
 class Autocast(DeepSpeedPrecision):
@@ -43,7 +52,7 @@ class Autocast(DeepSpeedPrecision):
         return torch.autocast(device, torch.bfloat16, cache_enabled=False)
 
 
-class Zero(DeepSpeedStrategy):
+class Zero(Sharding, DeepSpeedStrategy):
     """DeepSpeed ZeRO; Lightning refuses it without CUDA in `setup_environment` only.
 
     Args:
@@ -54,6 +63,9 @@ class Zero(DeepSpeedStrategy):
     Attributes:
         average: The moving averages, from setup on.
     """
+
+    cuts_inside_tensors = True
+    knows_extra_backward = False
 
     def __init__(self, stage: int, offload: bool = False):
         super().__init__(stage=stage, offload_optimizer=offload)
@@ -91,6 +103,18 @@ class Zero(DeepSpeedStrategy):
     def root_device(self) -> torch.device:
         """This process's device; DeepSpeed wants an index even of CPUs."""
         return torch.device("cpu", 0) if self._on_cpu else super().root_device
+
+    def shard(self, module: nn.Module, parts: Mapping[nn.Module, Sequence[nn.Module]]) -> None:
+        """Leaves all to DeepSpeed, which would average row shards."""
+        refuse_row_shards(module, type(self).__name__)
+
+    def tensors(self) -> ZeroTensors:
+        """Reaches DeepSpeed's partitions."""
+        return ZeroTensors(self.zero, self.average)
+
+    def prepare_compiled(self, layers: Iterable[nn.Module]) -> None:
+        """Gathers a layer's parameters before its graph runs."""
+        gather_layers_at_once(layers)
 
     def setup_environment(self) -> None:
         """Sets up the device and the process group."""
@@ -138,11 +162,11 @@ class Zero(DeepSpeedStrategy):
         state = module.state_dict()
         for name, parameter in module.named_parameters():
             if self.average is not None and parameter in self.average:
-                state[name] = self.average.whole(parameter)
+                state[name] = self.average.gather(parameter)
             elif parameter.requires_grad:
-                state[name] = gathered(self.zero, parameter, lambda flat: flat)
+                state[name] = gather(self.zero, parameter, lambda flat: flat)
             else:
-                state[name] = whole(parameter).cpu()
+                state[name] = gather_working_copy(parameter).cpu()
         return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
@@ -163,16 +187,15 @@ class Zero(DeepSpeedStrategy):
         state = {
             number: {k: v.clone() if isinstance(v, Tensor) else v for k, v in same.items()}
             | {
-                key: gathered(self.zero, p, lambda flat, k=key: inner.state[flat][k])
+                key: gather(self.zero, p, lambda flat, k=key: inner.state[flat][k])
                 for key in sharded
             }
             for p, number in numbers.items()
         }
-        found = {"state": state if example else {}, "param_groups": groups}
+        saved = {"state": state if example else {}, "param_groups": groups}
         if self.zero.dtype == torch.float16:  # others have no use for it, and pass over it
-            scaler = vars(self.zero.loss_scaler)
-            found["loss_scaler"] = {name: scaler[name] for name in SCALER if name in scaler}
-        return found
+            saved["loss_scaler"] = scaler_state(self.zero)
+        return saved
 
     def save_checkpoint(self, checkpoint: Any, filepath: Any, storage_options: Any = None) -> None:
         """Writes one file, from the first process."""
@@ -206,19 +229,18 @@ class Zero(DeepSpeedStrategy):
         for now, before in zip(inner.param_groups, saved["param_groups"], strict=True):
             now.update({k: v for k, v in before.items() if k != "params"})
         if self.zero.dtype == torch.float16:
-            vars(self.zero.loss_scaler).update(saved.get("loss_scaler", {}))
+            load_scaler_state(self.zero, saved.get("loss_scaler", {}))
         for number, parameter in enumerate(p for group in self._groups for p in group):
             for key, value in saved["state"].get(number, {}).items():
-                for place in places(self.zero, parameter):
-                    own = inner.state[place.flat]
+                for fragment in find_fragments(self.zero, parameter):
+                    state, flat = inner.state[fragment.flat], fragment.flat
                     if not is_sharded(value):
-                        own[key] = value
+                        state[key] = value
                         if isinstance(value, Tensor):  # fused: counted on the device
                             fused = inner.defaults.get("fused")
-                            device = place.flat.device if fused else value.device
-                            own[key] = value.to(device, copy=True)
-                    elif key not in own:
-                        own[key] = torch.zeros_like(place.flat, dtype=value.dtype)
+                            state[key] = value.to(flat.device if fused else value.device, copy=True)
+                    elif key not in state:
+                        state[key] = torch.zeros_like(flat, dtype=value.dtype)
                 if is_sharded(value):
                     scatter(self.zero, parameter, value, lambda flat, k=key: inner.state[flat][k])
 
@@ -226,11 +248,3 @@ class Zero(DeepSpeedStrategy):
 def is_sharded(value: Any) -> bool:
     """Whether an optimiser's state has a value for each element (a step count has not)."""
     return isinstance(value, Tensor) and value.ndim > 0
-
-
-def prepare_for_cpu() -> None:
-    """Keeps DeepSpeed from building C++ at its start."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,21 +1,27 @@
-"""The moving average under DeepSpeed's ZeRO: every rank follows the stretches that it steps.
+"""The moving average under DeepSpeed's ZeRO: every rank follows the fragments that it steps.
 
 DeepSpeed turns all parameters of the module, the average's too, into the precision of the forward
 pass, in which small steps are lost, and in stage 3 cuts them up.
 
-In: DeepSpeed's optimiser and which parameter follows which. Out: fp32 values of the average, cut
-like the optimiser's own; from them what its forward pass reads, and whole values for checkpoints.
+In: DeepSpeed's optimizer and which parameter follows which. Out: fp32 values of the average, cut
+like the optimizer's own; from them what its forward pass reads, and whole values for checkpoints.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .deepspeed_partitions import Place, places, set_working_copy
+from .deepspeed_internals import (
+    Fragment,
+    all_reduce,
+    find_fragments,
+    set_working_copy,
+    whole_shape,
+    working_slice,
+)
 
 BUCKET = 1 << 26  # elements sent at once
 
@@ -24,75 +30,67 @@ class ZeroAverage:
     """The averages of a model and of its heads.
 
     Args:
-        zero: DeepSpeed's optimiser.
+        zero: DeepSpeed's optimizer.
         pairs: (average, online) parameters.
     """
 
     def __init__(self, zero: Any, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]):
         self.zero = zero
-        self._kept = {
-            average: [(place, _values(average, place)) for place in places(zero, online)]
+        self._fragments = {
+            average: [(f, _initial_values(average, f)) for f in find_fragments(zero, online)]
             for average, online in pairs
             if online.requires_grad
         }
 
     def __contains__(self, parameter: nn.Parameter) -> bool:
-        return parameter in self._kept
+        return parameter in self._fragments
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
-        """Moves all stretches, and brings them to where they are read (collective)."""
-        kept = [pair for pairs in self._kept.values() for pair in pairs]
-        if kept:
-            online = [_stretch(place) for place, _ in kept]
-            get_ema_multi_avg_fn(decay)([value for _, value in kept], online, None)
-        for parameter, pairs in self._kept.items():
-            if hasattr(parameter, "ds_tensor"):  # stage 3, which cuts both in the same places
-                for place, value in pairs:
-                    parameter.ds_tensor.data[: place.count].copy_(value)  # type: ignore
-        at_hand = [p for p in self._kept if p.numel() == _shape(p).numel()]
+        """Moves all fragments, and brings them to where they are read (collective)."""
+        if fragments := [pair for pairs in self._fragments.values() for pair in pairs]:
+            online = [fragment.of_partition(fragment.flat.detach()) for fragment, _ in fragments]
+            get_ema_multi_avg_fn(decay)([value for _, value in fragments], online, None)
+        for parameter, pairs in self._fragments.items():
+            # Stage 3 cuts the average and what it follows in the same places.
+            if (cut := working_slice(parameter)) is not None:
+                for fragment, value in pairs:
+                    cut[: fragment.count].copy_(value)
+        at_hand = [p for p in self._fragments if p.numel() == whole_shape(p).numel()]
         for bucket in _buckets(at_hand):
-            flat = torch.cat([self._own(p).to(p.device, p.dtype) for p in bucket])
-            dist.all_reduce(flat, group=self.zero.dp_process_group)
+            flat = torch.cat([self._own_elements(p).to(p.device, p.dtype) for p in bucket])
+            all_reduce(self.zero, flat)
             sizes = [p.numel() for p in bucket]
             for parameter, values in zip(bucket, flat.split(sizes), strict=True):
                 parameter.copy_(values.view_as(parameter))
 
-    def whole(self, parameter: nn.Parameter) -> Tensor:
-        """One of its parameters in fp32, on the host (collective)."""
-        flat = self._own(parameter).to(parameter.device)
-        dist.all_reduce(flat, group=self.zero.dp_process_group)
-        return flat.view(_shape(parameter)).cpu()
+    def gather(self, parameter: nn.Parameter) -> Tensor:
+        """Returns one of its parameters in fp32, on the host (collective)."""
+        flat = self._own_elements(parameter).to(parameter.device)
+        all_reduce(self.zero, flat)
+        return flat.view(whole_shape(parameter)).cpu()
 
     def load(self, parameter: nn.Parameter, whole: Tensor) -> None:
-        """The reverse of `whole`."""
-        for place, value in self._kept[parameter]:
-            value.copy_(whole.flatten()[place.first : place.first + place.count])
+        """Takes back what `gather` gave."""
+        for fragment, value in self._fragments[parameter]:
+            value.copy_(fragment.of_parameter(whole))
         set_working_copy(parameter, whole)
 
-    def _own(self, parameter: nn.Parameter) -> Tensor:
-        """All elements in fp32; those of other ranks are zero."""
-        pairs = self._kept[parameter]
+    def _own_elements(self, parameter: nn.Parameter) -> Tensor:
+        """Returns all elements in fp32, those of other ranks being zero."""
+        pairs = self._fragments[parameter]
         device = pairs[0][1].device if pairs else None
-        flat = torch.zeros(_shape(parameter).numel(), device=device)
-        for place, value in pairs:
-            flat[place.first : place.first + place.count] = value
+        flat = torch.zeros(whole_shape(parameter).numel(), device=device)
+        for fragment, value in pairs:
+            fragment.of_parameter(flat).copy_(value)
         return flat
 
 
-def _stretch(place: Place) -> Tensor:
-    return place.flat.detach()[place.start :][: place.count]
-
-
-def _values(average: nn.Parameter, place: Place) -> Tensor:
-    """What the average begins with, in fp32, where the stretch that it follows is."""
-    cut = getattr(average, "ds_tensor", None)
-    own = average.detach().flatten()[place.first :] if cut is None else cut.data
-    return own[: place.count].to(place.flat.device, torch.float32, copy=True)
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)
+def _initial_values(average: nn.Parameter, fragment: Fragment) -> Tensor:
+    """Returns what the average begins with, in fp32, on the device of what it follows."""
+    cut = working_slice(average)
+    values = fragment.of_parameter(average.detach()) if cut is None else cut[: fragment.count]
+    return values.to(fragment.flat.device, torch.float32, copy=True)
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -7,30 +7,50 @@ shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), an
 parameters are in the host's memory.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch.strategies import (
-    ModelParallelStrategy,
-    Strategy,
-)
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .base import Sharding
 from .row_shards import row_shards_in
+from .sharded_tensors import ShardedTensors
 
 
-class Fsdp2(ModelParallelStrategy):
+class Fsdp2(Sharding, ModelParallelStrategy):
     """FSDP2 over all processes; a checkpoint is one file with whole tensors, like DDP's.
 
     Lightning numbers optimiser states by the model's order, everyone else by the groups': here they
     are as everywhere.
     """
 
+    cuts_states = True
+    gathers_in_forward = True
+
     def __init__(self):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def shard(self, module: nn.Module, parts: Mapping[nn.Module, Sequence[nn.Module]]) -> None:
+        """Shards the layers of each part one by one, then what is left of it.
+
+        Parameters outside a sharded module would drift apart: the single numbers (the logit scale)
+        are in the part's own group. Rows that each rank keeps for good stay as they are.
+        """
+        super().shard(module, parts)
+        mesh = self.device_mesh["data_parallel"]
+        kept: set[nn.Parameter] = set(row_shards_in(module).values())
+        for part, layers in parts.items():
+            for layer in layers:
+                fully_shard(layer, mesh=mesh, ignored_params=kept)
+            if any(parameter not in kept for parameter in part.parameters()):
+                fully_shard(part, mesh=mesh, ignored_params=kept)
+
+    def tensors(self) -> ShardedTensors:
+        """Reaches each rank's shards."""
+        return ShardedTensors()
 
     def setup_environment(self) -> None:
         """Every process is a data-parallel one, on however many nodes."""
@@ -88,16 +108,3 @@ def cut_like(parameter: nn.Parameter, value: Any) -> Any:
         return value
     value = value.to(parameter.device)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-
-def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
-    """Shards the layers of a module one by one, then what is left of it (FSDP2).
-
-    Parameters outside a sharded module would drift apart: the single numbers (the logit scale) are
-    in the module's own group. Rows that each rank keeps for good stay as they are.
-    """
-    kept: set[nn.Parameter] = set(row_shards_in(module).values())
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=kept)
-    if any(parameter not in kept for parameter in module.parameters()):
-        fully_shard(module, mesh=mesh, ignored_params=kept)

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...losses.distributed.collectives import world
 from ...losses.distributed.sharded_rows import RowShard, whole
+from ..distributed import average_gradients
 from ..torch_internals import clamp_all, norms_of, scale_all
 
 Parameters = Sequence[nn.Parameter]
@@ -76,9 +78,15 @@ class Tensors(ABC):
         """Keeps a parameter within bounds, wherever its values are kept."""
         local(parameter).clamp_(low, high)
 
-    def value(self, parameter: nn.Parameter) -> Tensor:
-        """The whole parameter on every rank (collective)."""
-        return parameter.detach()
+    def value(self, tensor: Tensor) -> Tensor:
+        """Returns a whole parameter, or what was computed from it, on every rank (collective)."""
+        return tensor.detach()
+
+    def release(self, module: nn.Module) -> None:  # noqa: B027, most gather nothing
+        """Cuts again what a forward pass left gathered for a backward pass that does not come."""
+
+    def average_gradients(self, parameters: Parameters) -> None:  # noqa: B027, most have averaged
+        """Averages over ranks the gradients of a backward pass that no wrapper saw (collective)."""
 
     @torch.no_grad()
     def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], decay: float) -> None:
@@ -114,9 +122,12 @@ class LocalTensors(Tensors):
         """All that are here."""
         return [(p.detach(), p.grad) for p in parameters if p.grad is not None]
 
-    def value(self, parameter: nn.Parameter) -> Tensor:
-        """As it is, or gathered from all ranks."""
-        return whole(parameter) if isinstance(parameter, RowShard) else parameter.detach()
+    def value(self, tensor: Tensor) -> Tensor:
+        """Returns it as it is, or gathers rows from all ranks."""
+        return whole(tensor) if isinstance(tensor, RowShard) else tensor.detach()
+
+    def average_gradients(self, parameters: Parameters) -> None:
+        average_gradients(parameters)
 
 
 class ShardedTensors(Tensors):
@@ -142,12 +153,17 @@ class ShardedTensors(Tensors):
             raise ValueError("grad_clip: AGC needs parameters sharded along their first dimension")
         return [(local(p.detach()), local(g)) for p, g in found]
 
-    def value(self, parameter: nn.Parameter) -> Tensor:
-        """Gathered from all ranks."""
-        if isinstance(parameter, RowShard):
-            return whole(parameter)
-        own = parameter.detach()
-        return own.full_tensor() if isinstance(own, DTensor) else own
+    def value(self, tensor: Tensor) -> Tensor:
+        """Gathers from all ranks."""
+        if isinstance(tensor, RowShard):
+            return whole(tensor)
+        local_value = tensor.detach()
+        return local_value.full_tensor() if isinstance(local_value, DTensor) else local_value
+
+    def release(self, module: nn.Module) -> None:
+        """Cuts a root again, which FSDP2 leaves whole after a forward pass."""
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def joined_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:

@@ -5,8 +5,14 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
 from small_run import Recorded, module, replay, train
+from torch import nn
 
 from counterpoint.losses.base import Term
 from counterpoint.losses.objective import Objective
@@ -19,7 +25,9 @@ from counterpoint.train.optim.freeze import freeze
 from counterpoint.train.optim.sophia import SophiaG
 from counterpoint.train.optim.timm_optimizers import Timm
 from counterpoint.train.seeds import step_seed
-from counterpoint.train.strategies.choose import choose_strategy
+from counterpoint.train.strategies.base import Sharding
+from counterpoint.train.strategies.choose import choose_strategy, sharding_of
+from counterpoint.train.strategies.sharded_tensors import LocalTensors, ShardedTensors
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 CHUNKS = (1, 2, 4, 8)
@@ -203,12 +211,13 @@ def test_what_needs_whole_tensors_is_refused_where_they_are_cut(gloo):
 
 
 def test_what_could_not_be_resumed_is_refused():
-    check_optimizer(choose_strategy("fsdp2"), Timm("lamb"))
-    check_optimizer(DDPStrategy(), Timm("adafactorbv"))
+    towers = nn.Linear(2, 2), nn.Linear(2, 2)
+    check_optimizer(Timm("lamb"), choose_strategy("fsdp2"), *towers)
+    check_optimizer(Timm("adafactorbv"), sharding_of(DDPStrategy()), *towers)
     with pytest.raises(
         ValueError, match=r"optim names timm's adafactorbv, .* use trainer\.strategy=ddp"
     ):
-        check_optimizer(choose_strategy("fsdp2"), Timm("adafactorbv"))
+        check_optimizer(Timm("adafactorbv"), choose_strategy("fsdp2"), *towers)
 
 
 def test_strategies_whose_pieces_would_be_taken_for_copies_are_refused():
@@ -221,5 +230,23 @@ def test_strategies_whose_pieces_would_be_taken_for_copies_are_refused():
             ValueError, match=f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2"
         ):
             choose_strategy(name)
-    with pytest.raises(ValueError, match=r"trainer.strategy is .*FSDPStrategy"):
-        choose_strategy(FSDPStrategy())
+    for theirs in (FSDPStrategy(), ModelParallelStrategy(), DeepSpeedStrategy()):
+        for look in (choose_strategy, sharding_of):  # in a run, and in a Trainer of one's own
+            with pytest.raises(ValueError, match=f"trainer.strategy is '{type(theirs).__name__}'"):
+                look(theirs)
+
+
+class Other(Sharding, DDPStrategy):
+    """A strategy of the user's."""
+
+    cuts_states = True
+
+
+def test_a_strategy_answers_for_itself():
+    other = Other()
+    assert choose_strategy(other) is other and sharding_of(other) is other
+    with pytest.raises(ValueError, match="shapes of their own"):
+        check_optimizer(Timm("adafactorbv"), sharding_of(other), nn.Module(), nn.Module())
+    theirs = sharding_of(DDPStrategy())
+    assert type(theirs) is Sharding and type(theirs.tensors()) is LocalTensors
+    assert type(choose_strategy("fsdp2").tensors()) is ShardedTensors
