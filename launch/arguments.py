@@ -262,12 +262,12 @@ def check_launcher(argv: list[str]) -> None:
         return
     if asked not in ("", "-h", "--help"):
         raise ValueError(f"there is no launcher '{asked}'; there is: slurm")
-    print("usage: counterpoint launch slurm --config RUN ...   (slurm --help says more)")
+    print("usage: counterpoint launch slurm --config RUN ...   (slurm --help: more)")
     raise SystemExit(0 if asked else 2)
 
 
 def check(command: str, argv: list[str]) -> None:
-    """Answers `--help` of a command and refuses mistakes, as far as its own options tell.
+    """Answers `--help` of a command and refuses mistakes, as far as its own options show.
 
     Raises:
         ValueError: an argument is missing, unknown, or of the wrong kind.

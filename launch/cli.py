@@ -45,7 +45,7 @@ def usage() -> str:
     """Returns the help text: every command with its one-line description."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    first = "usage: counterpoint COMMAND [options]   (COMMAND --help says more; --version)"
+    first = "usage: counterpoint COMMAND [options]   (COMMAND --help: more; --version)"
     return "\n".join([first, "", *lines])
 
 

@@ -31,7 +31,7 @@ def sentence(error: BaseException) -> str | None:
 
 
 def reports_for_its_node(error: BaseException) -> bool:
-    """Tells whether this process is the one of its node that prints an error of them all.
+    """Whether this process is the one of its node that prints an error of them all.
 
     Until training begins, all processes of a node do the same with the same files, so that each
     meets the same mistake. What one meets in training may be its own. Processes that Lightning

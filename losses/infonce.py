@@ -17,7 +17,6 @@ from .components.similarity import Cosine, Similarity
 from .distributed.collectives import share, total
 from .distributed.exchange import NoGradGather, NoGradGatherKeepLocal
 from .kernels.label_sampling import SampledLabels, sample_labels
-from .kernels.pairing import Pairing
 from .kernels.reductions import softmax_sums
 
 

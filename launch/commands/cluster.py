@@ -67,7 +67,7 @@ def checked(chosen: argparse.Namespace) -> list[Path]:
     if claims := sorted(chosen.store.glob("*/*.claim")):
         raise ValueError(
             f"{chosen.store} is still being written ({claims[0]}): wait for counterpoint embed; if "
-            "nobody works on it any more, delete that file and finish the store first"
+            "no process works on it any more, delete that file and finish the store first"
         )
     files = sorted(chosen.store.glob("*/*.safetensors"))
     widths = {rows_in(path, chosen.column)[-1] for path in files}

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     emoji = commands.add_parser(
         "emoji",
         help="build the emoji shards: 3,944 names in two drawing styles",
-        description="Builds WebDataset shards of emoji pictures and their names, with a held-out "
+        description="Builds WebDataset shards of emoji images and their names, with a held-out "
         "split of skin-tone combinations; in OUT/negatives the same pairs with hard negatives. "
         "Does nothing when OUT is complete.",
     )
@@ -110,7 +110,7 @@ def run_index(arguments: argparse.Namespace) -> int:
     """Writes a manifest, or one to train on and one to validate on; prints what is in them.
 
     Raises:
-        ValueError: The shards cannot be used, or not be split as asked for.
+        ValueError: the shards cannot be used, or not be split as asked for.
     """
     from ...data.shards.index import index_shards
     from ...data.shards.transport import Transport
@@ -199,7 +199,7 @@ def counter(description: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def shows_progress() -> bool:
-    """Tells whether there is a terminal to draw a bar on, and `rich` to draw it."""
+    """Whether there is a terminal to draw a bar on, and `rich` to draw it."""
     return sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
 
 

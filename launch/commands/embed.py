@@ -1,7 +1,7 @@
 """`counterpoint embed`: a teacher's embeddings of every sample, stored beside the shards.
 
 In: a run file with the teacher, as for training with it. Out: a sidecar with, for each sample, some
-augmentations (their parameters, so that training makes the same pictures again), the numbers that
+augmentations (their parameters, so that training makes the same images again), the numbers that
 chose captions, and what the teacher makes of both. One shard is one file: start the command again
 to go on, or several times, on any machine that sees the folder, to share the work.
 Vasu et al., "MobileCLIP" (2024), section 4: dataset reinforcement.
@@ -66,10 +66,10 @@ class EmbeddingStore:
     """The sidecar that is written.
 
     Args:
-        chosen: Options of the command.
-        towers: The teacher.
-        views: What it sees, such as `image` and `text.theirs`, and in which form.
-        data: Samples and how they are augmented.
+        chosen: options of the command.
+        towers: the teacher.
+        views: what it sees, such as `image` and `text.theirs`, and in which form.
+        data: samples and how they are augmented.
     """
 
     def __init__(self, chosen: Any, towers: FrozenTowers, views: list[str], data: PairsDataModule):
@@ -81,7 +81,7 @@ class EmbeddingStore:
 
     @property
     def manifest(self) -> Manifest:
-        """The shards."""
+        """The manifest of the shards that are embedded."""
         return self.data.manifest
 
     def open(self, wanted: dict[str, Any], chosen: frozenset[str]) -> None:
@@ -98,8 +98,8 @@ class EmbeddingStore:
         check_file_names(self.manifest)
         path = self.out / ABOUT
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            changed = differences(found, wanted, OF_A_STORE, new_chosen=chosen)
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            changed = differences(stored, wanted, OF_A_STORE, new_chosen=chosen)
             if names := ", ".join(each.name for each in changed):
                 raise ValueError(f"{self.out} holds a store of other {names}; choose another --out")
         missing = sum(int(self.counts[shard]) for shard in self.missing())
@@ -142,7 +142,7 @@ class EmbeddingStore:
         return source, base_name(self.manifest.urls[shard])
 
     def write_all(self) -> None:
-        """Writes the missing shards that nobody else works on."""
+        """Writes the missing shards that no other process works on."""
         for shard in self.missing():
             with claimed(self.path(shard).with_suffix(".claim")) as ours:
                 if ours and not self.path(shard).exists():
@@ -161,24 +161,24 @@ class EmbeddingStore:
         rows = torch.full((len(keys),), len(first)).scatter_reduce(
             0, first, torch.arange(len(first)), "amin"
         )
-        made = {KEY: keys}
+        columns = {KEY: keys}
         for column in variants[0].keys() - {KEY}:
             stacked = torch.stack([variant[column][rows] for variant in variants], 1)
-            made[column] = stacked if self.variants > 1 else stacked[:, 0]
-            if not made[column].isfinite().all():
+            columns[column] = stacked if self.variants > 1 else stacked[:, 0]
+            if not columns[column].isfinite().all():
                 raise ValueError(
                     f"the teacher's '{column}' is not finite in {self.path(shard)}: use "
                     "--precision bfloat16 or float32"
                 )
-        return made
+        return columns
 
     def embedded(self, shard: int, variant: int) -> dict[str, Tensor]:
         """One variant of all usable samples of a shard, in their order."""
         parts: list[dict[str, Tensor]] = []
         for batch in self.batches(shard, variant):
             good = batch["status"] == 0  # Others are replacements of samples that cannot be used.
-            found = self.columns_of(batch)
-            parts.append({name: column[good] for name, column in found.items()})
+            columns = self.columns_of(batch)
+            parts.append({name: column[good] for name, column in columns.items()})
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         # What the loader draws for the main caption in this epoch.
         draws = [uniform(self.data.seed, variant, "text", key) for key in joined[KEY].tolist()]
@@ -194,15 +194,15 @@ class EmbeddingStore:
         """What is stored of a batch."""
         if texts is not None:
             batch = batch | self.dataset.tokenized(texts)
-        there = {name: value.to(self.device) for name, value in batch.items()}
-        features = self.towers(there, self.views)
-        made = {view: features[view].to("cpu", self.dtype) for view in self.views}
+        on_device = {name: value.to(self.device) for name, value in batch.items()}
+        features = self.towers(on_device, self.views)
+        columns = {view: features[view].to("cpu", self.dtype) for view in self.views}
         seen = {view.removesuffix(".raw") for view in self.views}
-        made |= {n: batch[n] for v in seen if (n := f"{v}.augmentation") in batch}
-        return made | {KEY: batch["key"]}
+        columns |= {n: batch[n] for v in seen if (n := f"{v}.augmentation") in batch}
+        return columns | {KEY: batch["key"]}
 
     def report(self) -> int:
-        """Says what is there; returns 1 while shards are missing."""
+        """Prints what is there; returns 1 while shards are missing."""
         from safetensors import safe_open
 
         num_rows = 0
@@ -226,10 +226,10 @@ class ShardBatches(Dataset):
     """The samples of a shard in order, under one augmentation.
 
     Args:
-        dataset: Loads and tokenizes.
-        shard: Its number.
-        variant: Which augmentation; what would be drawn in this epoch.
-        batch_size: Samples of a batch.
+        dataset: loads and tokenizes.
+        shard: its number.
+        variant: which augmentation; what would be drawn in this epoch.
+        batch_size: samples of a batch.
     """
 
     def __init__(self, dataset: StepDataset, shard: int, variant: int, batch_size: int):

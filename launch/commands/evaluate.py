@@ -54,17 +54,17 @@ def evaluate_run(
     """Evaluates a checkpoint; the first process prints and writes the results.
 
     Args:
-        run_dir: Folder of the run.
-        suite: Name or file; None: what the run was evaluated on while it trained.
-        step: Which checkpoint; None: the newest whole one.
-        batch_size: Images or texts per tower call; None: as in the run.
-        data_root: Where relative paths in the suite start; None: as in the run if it is the run's
-            suite, else as the suite says.
-        out: The file to write; None: in the run folder.
-        device: Where the towers run; None: the CPU.
+        run_dir: folder of the run.
+        suite: name or file; None: what the run was evaluated on while it trained.
+        step: which checkpoint; None: the newest whole one.
+        batch_size: images or texts per tower call; None: as in the run.
+        data_root: where relative paths in the suite start; None: as in the run if it is the run's
+            suite, else as in the suite.
+        out: the file to write; None: in the run folder.
+        device: where the towers run; None: the CPU.
 
     Raises:
-        ValueError: No such run, checkpoint, suite or data.
+        ValueError: no such run, checkpoint, suite or data.
     """
     device = device or torch.device("cpu")
     # Chosen here, so that a run still going on cannot get ahead of the file's name.

@@ -41,17 +41,17 @@ def main(argv: list[str]) -> int:
 
 
 def run_folders(named: list[str]) -> list[str]:
-    """Returns those of several paths that are run folders; `runs/*` may name others, which is said.
+    """Returns those of several paths that are run folders, and prints which are not (of `runs/*`).
 
-    A single path, or none that is a run folder, is left to whoever reads it.
+    If none is, all are returned: reading them raises the error.
     """
-    found = [path for path in named if Path(path, "metrics.jsonl").is_file()]
-    if not found:
+    folders = [path for path in named if Path(path, "metrics.jsonl").is_file()]
+    if not folders:
         return named
-    if left_out := [path for path in named if path not in found]:
+    if left_out := [path for path in named if path not in folders]:
         what = "has" if len(left_out) == 1 else "have"
         print(f"left out: {', '.join(left_out)} ({what} no metrics.jsonl)", file=sys.stderr)
-    return found
+    return folders
 
 
 def final_lines(runs: list[Run]) -> list[str]:

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
             f"{path} is there and differs from what this command writes: submit it as it is "
             f"(sbatch {path}), delete it, or write to another --out"
         )
-    # SLURM does not make the folder of the log, and then nobody learns why there is none.
+    # SLURM does not make the folder of the log; without it there is no log of why the job failed.
     for folder in (run_dir, path.parent):
         folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def checked(options: argparse.Namespace, overrides: list[str]) -> Any:
-    """The parsed run: a mistake is told now, not when the job has waited for hours.
+    """Parses the run, so that a mistake is raised now and not when the job has waited for hours.
 
     Raises:
         ValueError: the run file, an override or an option of the job cannot work.
@@ -97,10 +97,10 @@ def tasks(options: argparse.Namespace) -> int:
     Raises:
         ValueError: there would be none.
     """
-    found = options.gpus if options.tasks is None else options.tasks
-    if found < 1:
+    count = options.gpus if options.tasks is None else options.tasks
+    if count < 1:
         raise ValueError("a node without GPUs needs --tasks, the number of its ranks")
-    return found
+    return count
 
 
 def named_folders(file: str, config: Any) -> set[str]:
@@ -113,8 +113,8 @@ def named_folders(file: str, config: Any) -> set[str]:
     for path in [manifests] if isinstance(manifests, str) else manifests:
         if os.path.exists(path):
             paths += [url for url in Manifest.load(path).urls if not is_remote(url)]
-    there = {os.path.abspath(path) for path in paths if os.path.exists(path)}
-    return {path if os.path.isdir(path) else os.path.dirname(path) for path in there} - {"/"}
+    existing = {os.path.abspath(path) for path in paths if os.path.exists(path)}
+    return {path if os.path.isdir(path) else os.path.dirname(path) for path in existing} - {"/"}
 
 
 def texts(values: Any) -> Iterator[str]:
@@ -128,11 +128,11 @@ def texts(values: Any) -> Iterator[str]:
 
 def outermost(folders: Iterable[str]) -> list[str]:
     """Leaves out folders that are inside of others."""
-    found: list[str] = []
+    outer: list[str] = []
     for folder in sorted(map(Path, folders)):
-        if not any(folder.is_relative_to(outer) for outer in found):
-            found.append(str(folder))
-    return found
+        if not any(folder.is_relative_to(other) for other in outer):
+            outer.append(str(folder))
+    return outer
 
 
 def render(
@@ -145,11 +145,11 @@ def render(
     """Returns the script; lines whose value is not given are left out.
 
     Args:
-        options: Of the job.
-        name: Of the run.
-        run_dir: Where results go.
-        overrides: Of the run's file.
-        named: Folders that a container has to see besides those of the job.
+        options: of the job.
+        name: of the run.
+        run_dir: where results go.
+        overrides: of the run's file.
+        named: folders that a container has to see besides those of the job.
     """
     workdir = Path.cwd()
     config = Path(options.config)
@@ -157,8 +157,8 @@ def render(
     command = ["counterpoint", "fit", "--resume", "auto", "--config", chosen, *overrides]
     srun: list[str] = []
     if options.container is not None:
-        own = [str(workdir), str(run_dir.parent), options.cache or str(workdir)]
-        mounts = outermost([*own, *named])
+        of_the_job = [str(workdir), str(run_dir.parent), options.cache or str(workdir)]
+        mounts = outermost([*of_the_job, *named])
         if options.container.endswith(".sif"):
             binds = [word for mount in mounts for word in ("--bind", mount)]
             command = ["apptainer", "exec", "--nv", *binds, options.container, *command]

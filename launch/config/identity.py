@@ -1,6 +1,6 @@
 """What each configuration key means: whether a changed value makes another run.
 
-In: resolved configurations. Out: where they differ, as far as the asker minds: a resumed run
+In: resolved configurations. Out: where they differ, as far as that counts: for a resumed run
 (`launch/run/resume.py`), the results of a sweep (`Identity`), or a store of embeddings.
 """
 
@@ -93,7 +93,7 @@ ROLES = {
     "watch": Role.WHERE,
 }
 
-# What the three askers mind.
+# The roles that count for each of the three.
 OF_A_RUN = frozenset({Role.TRAINS, Role.ORDERS, Role.SEEDS})
 OF_A_RESULT = frozenset({Role.TRAINS, Role.ORDERS, Role.ADJUSTS})
 OF_A_STORE = frozenset({Role.TRAINS, Role.SEEDS})
@@ -168,7 +168,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of leaves and of mappings; of empty ones, too, unless they are arguments."""
+    """Yields the dotted names of leaves and mappings, of empty ones unless they are arguments."""
     for key, value in tree.items():
         if key == "init_args" and not value:
             continue
@@ -180,12 +180,12 @@ def names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 @cache
 def _listed(name: str) -> Role:
     parts = name.split(".")
-    for pattern, found in ROLES.items():
-        wanted = pattern.split(".")
-        if len(wanted) <= len(parts) and all(
-            one in ("*", part) for one, part in zip(wanted, parts, strict=False)
+    for pattern, listed in ROLES.items():
+        above = pattern.split(".")
+        if len(above) <= len(parts) and all(
+            one in ("*", part) for one, part in zip(above, parts, strict=False)
         ):
-            return found
+            return listed
     return Role.TRAINS
 
 
@@ -237,8 +237,8 @@ class Identity:
 
     def agrees(self, other: "Identity") -> bool:
         """Whether a result of `other` is one of this configuration."""
-        found = differences(self.values, other.values, OF_A_RESULT, self.chosen, other.chosen)
-        return all(each.name == PRECISION and PRECISION not in self.chosen for each in found)
+        changed = differences(self.values, other.values, OF_A_RESULT, self.chosen, other.chosen)
+        return all(each.name == PRECISION and PRECISION not in self.chosen for each in changed)
 
     def trained_in(self, precision: str | None) -> "Identity":
         """Returns it with the precision that `auto` became; None: as it is."""

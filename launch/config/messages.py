@@ -29,9 +29,9 @@ def shortened(message: str) -> str:
             continue
         elif reasons:
             reasons[-1] += f" {text}"
-    told = [reason for reason in reasons if not reason.startswith(USELESS)]
-    if told:
-        return (f"{name}: " if name else "") + "; ".join(dict.fromkeys(told))
+    useful = [reason for reason in reasons if not reason.startswith(USELESS)]
+    if useful:
+        return (f"{name}: " if name else "") + "; ".join(dict.fromkeys(useful))
     types = re.search(r"Subtypes: \[(.*)\]", message)
     given = re.search(r"Given value: (.*)", message, re.DOTALL)
     if not types or not given or not name:

@@ -103,7 +103,7 @@ class CheckpointConfig:
 
 @dataclass
 class WatchConfig:
-    """When a run that stands still is ended, with the name of the rank that hangs.
+    """When a run that makes no progress is ended, with the name of the rank that hangs.
 
     Attributes:
         timeout: seconds; none: never.
@@ -223,7 +223,7 @@ def identity(parser: ArgumentParser, config: Namespace) -> Identity:
 
 
 def without_defaults(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
-    """The configuration as plain dicts, less what is as it is when nobody names it."""
+    """Returns the configuration as plain dicts, without what is at its default."""
     chosen = yaml.safe_load(parser.dump(config, skip_unset=False, skip_default=True))
     kinds = [(Phase, phase) for phase in chosen["phases"].values()]
     kinds += [(View, view) for view in (chosen.get("data", {}).get("views") or {}).values()]

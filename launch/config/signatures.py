@@ -69,12 +69,12 @@ def linked_keys(parser: ArgumentParser) -> dict[str, str]:
 @cache
 def parameters(kind: Any) -> dict[str, Parameter]:
     """Returns the arguments of a class by name, inherited ones too."""
-    found = get_signature_parameters(kind, None)
-    return {p.name: Parameter(p.annotation, p.default, p.doc or "") for p in found}
+    arguments = get_signature_parameters(kind, None)
+    return {p.name: Parameter(p.annotation, p.default, p.doc or "") for p in arguments}
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Tells whether a parser takes a value for a type."""
+    """Whether a parser takes a value for a type."""
     parser = ArgumentParser(exit_on_error=False)
     try:
         parser.add_argument("--value", type=kind)
@@ -93,7 +93,7 @@ def members(kind: Any) -> tuple[Any, ...]:
 
 
 def is_union(kind: Any) -> bool:
-    """Tells whether a type is one of several."""
+    """Whether a type is one of several."""
     return typing.get_origin(kind) in (Union, types.UnionType)
 
 
@@ -112,7 +112,7 @@ def items_of(kind: Any) -> Any:
 
 
 def is_class(kind: Any) -> bool:
-    """Tells whether a value of this type is written with its arguments."""
+    """Whether a value of this type is written with its arguments."""
     # Python 3.10 takes list[int] for a class.
     if not inspect.isclass(kind) or typing.get_origin(kind) is not None:
         return False
@@ -120,7 +120,7 @@ def is_class(kind: Any) -> bool:
 
 
 def is_closed(kind: Any) -> bool:
-    """Tells whether a class has no others in its place (a dataclass), so that none is named."""
+    """Whether a class has no others in its place (a dataclass), so that none is named."""
     return hasattr(kind, "__dataclass_fields__") and not inspect.isabstract(kind)
 
 

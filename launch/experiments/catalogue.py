@@ -212,7 +212,7 @@ def collapsed(record: dict[str, Any]) -> bool:
 
 
 def _busy(record: dict[str, Any]) -> float:
-    """Seconds of work: on a shared machine the processor's time says more than the clock."""
+    """Seconds of work: on a shared machine the processor's time is the better measure."""
     on_cpu = not record["machine"].get("accelerators")
     return (on_cpu and record.get("cpu_seconds")) or record["seconds"]
 

@@ -1,7 +1,8 @@
 """One finished (config, seed) pair in, one JSON file out; and all of them back.
 
-A result says what was run (config with its identity, overrides, seed), by which code (commit), on
-what kind of machine and when, and what came out. It never says whose: results are published.
+A result records what was run (config with its identity, overrides, seed), by which code (commit),
+on what kind of machine and when, and what came out. It never names a person or a host: results are
+published.
 """
 
 import datetime
@@ -19,7 +20,7 @@ def identity(config: str, overrides: dict[str, Any]) -> Identity:
     """Returns what a run trains and on what, without the seed.
 
     Raises:
-        ValueError: the run file or an override cannot be used; said before hours are spent.
+        ValueError: the run file or an override cannot be used; raised before hours are spent.
     """
     # Everything that can be configured is imported here, which takes seconds.
     from ..config import parser as run_config

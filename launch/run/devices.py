@@ -19,7 +19,7 @@ def world_size(trainer: Any, place: Callable[[str], str]) -> int:
 
     Args:
         trainer: the parsed slot.
-        place: tells where a key was written, for the message.
+        place: returns where a key was written, for the message.
 
     Raises:
         ValueError: there is no such device here, or not so many.

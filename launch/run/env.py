@@ -28,8 +28,8 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def say(text: str) -> None:
-    """Prints a line from the first process only, with the time of day."""
+def log(text: str) -> None:
+    """Prints a line with the time of day, in the first process only."""
     if is_first_process():
         log_line(text)
 
@@ -43,10 +43,11 @@ def under_torchrun() -> tuple[int, int] | None:
 
 
 def starts_again_by_itself() -> bool:
-    """Whether whoever started this process does so again after a failure, with the same command.
+    """Whether this process is started again with the same command after a failure.
 
-    torchrun with `--max_restarts`, and a SLURM job that was put back into the queue. All processes
-    of a run answer alike: torchrun's own count of restarts is 0 on a node that joined late.
+    torchrun does so with `--max_restarts`, and SLURM with a job that it put back into the queue.
+    All processes of a run answer alike: torchrun's own count of restarts is 0 on a node that joined
+    late.
     """
     counts = ("TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return any(int(os.environ.get(name) or 0) > 0 for name in counts)
@@ -155,7 +156,7 @@ def cluster_plugins() -> list[Any]:
 
 
 def quieten() -> None:
-    """Leaves out what Lightning says about itself; its warnings about the run stay."""
+    """Silences what Lightning logs about itself; its warnings about the run stay."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     # One "Initializing distributed" a rank, at every start.
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)

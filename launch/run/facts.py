@@ -23,7 +23,7 @@ def facts(model: TwoTower, data: Pairs, trainer: Trainer, chosen: dict[str, Any]
         model: the student.
         data: what it learns from.
         trainer: made, not yet started.
-        chosen: the configuration without what is as it is when nobody names it.
+        chosen: the configuration without its defaults.
     """
     return {
         "machine": machine(),

@@ -1,4 +1,4 @@
-"""The run folder: who may write into it, and what it keeps about how its numbers came to be.
+"""The run folder: its creation, and what it keeps about how its numbers came to be.
 
 In: a resolved configuration. Out: `config.yaml`; `starts.jsonl`, one line for each time the run was
 started, with the machine, the code (commit, and what was changed since) and the environment
@@ -22,7 +22,7 @@ from ..config.identity import Identity
 from ..config.parser import save
 from .env import is_first_process, under_torchrun
 from .means import means
-from .provenance import TOLD, changes, commit, packages, versions
+from .provenance import RECORDED, changes, commit, packages, versions
 
 # Facts of the last start that belong to the result.
 SUMMARISED = (
@@ -43,7 +43,7 @@ def run_dir_of(config: Any) -> Path:
 
 
 def prepare_folder(run_dir: Path) -> None:
-    """Makes the run folder; a folder with a run in it is left alone.
+    """Makes the run folder; a folder that holds a run is refused.
 
     Raises:
         ValueError: the folder already holds a run.
@@ -58,13 +58,13 @@ def prepare_folder(run_dir: Path) -> None:
 
 
 def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, Any]) -> None:
-    """Keeps the configuration, and adds this start: what runs where, from which step on.
+    """Writes the configuration, and appends this start: what runs where, from which step on.
 
     Args:
         run_dir: the run folder.
         resolved: its configuration.
-        step: the start goes on after it.
-        facts: of machine, model and data; see `provenance`.
+        step: the last one that is done.
+        facts: of machine, model and data; see `facts`.
     """
     save(resolved, run_dir / "config.yaml")
     code = commit()
@@ -82,7 +82,7 @@ def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, 
         **facts,
         "python": platform.python_version(),
         "packages": keep(run_dir, "\n".join(packages()) + "\n", "txt"),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(TOLD)},
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(RECORDED)},
     }
     # Not appended: half a line, of a full disk, would be joined with the next start's.
     starts = run_dir / "starts.jsonl"

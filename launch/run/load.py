@@ -27,7 +27,7 @@ from ...train.checkpointing import checkpoint as checkpoints
 from ..config import parser as run_config
 from ..config.messages import shortened
 from .build import instantiate
-from .env import say
+from .env import log
 
 CONFIG = "config.yaml"
 # Of the data's slot: what turns a text and an image into the model's input in evaluation.
@@ -40,7 +40,7 @@ class LoadedRun:
 
     Attributes:
         model: with the checkpoint's weights.
-        objective: with its learned scalars; `objective.metric()` says how features are compared.
+        objective: with its learned scalars; `objective.metric()` is how features are compared.
         tokenizer: texts and a length to ids and lengths.
         eval_transform: an image to the model's input.
         config: the run's whole resolved configuration, as plain values.
@@ -104,7 +104,7 @@ def build_slots(config: Mapping[str, Any], source: str) -> Any:
 
 
 def checkpoint_of(run_dir: Path, step: int | None = None) -> Path:
-    """Returns the checkpoint of a step; without one, the newest whole one, and says what is not.
+    """Returns the checkpoint of a step; without one, the newest whole one, and logs damaged ones.
 
     Raises:
         ValueError: there is none, or it is no run folder.
@@ -114,7 +114,7 @@ def checkpoint_of(run_dir: Path, step: int | None = None) -> Path:
     if step is None:
         path, damaged = checkpoints.newest_whole(run_dir)
         for worse, reason in damaged.items():
-            say(f"{worse} is damaged ({reason}); {path.name} is used instead")
+            log(f"{worse} is damaged ({reason}); {path.name} is used instead")
         return path
     path = run_dir / "checkpoints" / f"step-{step:08d}.ckpt"
     if not path.exists():
@@ -146,16 +146,16 @@ def load_initial_weights(model: TwoTower, config: Any) -> None:
         raise ValueError("give init_from (equal shapes) or inherit_from (slices), not both")
     if config.init_from:
         path = weights_file(config.init_from)
-        say(f"init_from {path}: {load_weights(model, read_weights(path), str(path))}")
+        log(f"init_from {path}: {load_weights(model, read_weights(path), str(path))}")
     elif config.inherit_from:
         larger = load_run(config.inherit_from).model
-        say(f"inherit_from {config.inherit_from}: {inherit(model, larger)}")
+        log(f"inherit_from {config.inherit_from}: {inherit(model, larger)}")
     elif loaded := cast(ImageTower, model.image).load_pretrained():
-        say(loaded)
+        log(loaded)
 
 
 def load_scalars(objective: Objective, state: Mapping[str, Tensor]) -> None:
     """Gives the objective's learned scalars (curvatures) their values of a checkpoint."""
     prefix = "objective.scalars."
-    found = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-    objective.scalars.load_state_dict(found)
+    scalars = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    objective.scalars.load_state_dict(scalars)

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers.logger import Logger
 from ...data.files import write_whole
 from ..config.identity import leaves
 from ..config.messages import shortened
-from .env import is_first_process, say
+from .env import is_first_process, log
 
 IDENTITIES = "loggers.json"
 
@@ -34,7 +34,7 @@ KNOWN = {
     "TensorBoardLogger": ("version", ("tensorboard", "tensorboardX")),
     "CSVLogger": ("version", ()),
 }
-# What Lightning puts where nobody chose.
+# Lightning's default.
 UNCHOSEN = (None, "lightning_logs", ".", "./mlruns")
 PLACE = "lightning.pytorch.loggers"
 
@@ -46,7 +46,8 @@ class Loggers:
         chosen: `trainer.logger` of the resolved configuration.
         name: of the run.
         run_dir: its folder.
-        resumes: whether the run goes on; then a logger that cannot be made is left out, and said.
+        resumes: whether the run is resumed; then a logger that cannot be made is left out, with a
+            line in the log.
 
     Raises:
         ValueError: a logger cannot be made here.
@@ -65,7 +66,7 @@ class Loggers:
             except ValueError as error:
                 if not resumes:
                     raise
-                say(f"{error}; the run goes on without it, and keeps it in its configuration")
+                log(f"{error}; the run goes on without it, and keeps it in its configuration")
 
     def start(self, resolved: Mapping[str, Any], step: int) -> list[Logger]:
         """Makes them, each with the run's flat configuration; they have begun to log.

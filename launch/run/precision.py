@@ -3,9 +3,9 @@
 In: the trainer's slot of a parsed configuration, and this machine. Out: a precision of Lightning's
 in the place of `auto`, the same in all processes of the run, and a printed line with the reason.
 
-A processor's word is not enough: libraries can be told not to use its instructions, and virtual
-machines may emulate them. So a small product is timed, too: bf16 in hardware takes a quarter of
-fp32's time, emulated 40 to 130 times as long.
+The processor's flags are not enough: libraries can be configured not to use its instructions, and
+virtual machines may emulate them. So a small product is timed, too: bf16 in hardware takes a
+quarter of fp32's time, emulated 40 to 130 times as long.
 """
 
 import math
@@ -17,7 +17,7 @@ import yaml
 
 from ...train.callbacks.flops import one_thread, product_seconds, random_matrices
 from ..config.parser import AUTO
-from .env import is_first_process, say, under_torchrun
+from .env import is_first_process, log, under_torchrun
 from .rendezvous import agreed
 
 MIXED, FULL = "bf16-mixed", "32-true"
@@ -48,7 +48,7 @@ def settle_precision(trainer: Any, resumed: Path | None) -> None:
         if is_first_process() and (slow := slow_bf16(trainer.precision, trainer.accelerator)):
             is_kept = resumed is not None and precision_of(resumed) == trainer.precision
             kept = ", as the run began," if is_kept else ""
-            say(f"precision: {trainer.precision}{kept} is slow here, slower than {FULL}: {slow}")
+            log(f"precision: {trainer.precision}{kept} is slow here, slower than {FULL}: {slow}")
         return
     if trainer.num_nodes > 1 and under_torchrun() is None:
         raise ValueError(
@@ -67,11 +67,11 @@ def choose(accelerator: Any, resumed: Path | None) -> str:
     """
     if resumed is None:
         bf16 = fast_bf16(accelerator)
-        say(f"precision: {MIXED if bf16.is_fast else FULL} (auto: {bf16.reason})")
+        log(f"precision: {MIXED if bf16.is_fast else FULL} (auto: {bf16.reason})")
         return MIXED if bf16.is_fast else FULL
     kept = precision_of(resumed)
     slow = slow_bf16(kept, accelerator)
-    say(f"precision: {kept}, as the run began" + (f", is slow here: {slow}" if slow else ""))
+    log(f"precision: {kept}, as the run began" + (f", is slow here: {slow}" if slow else ""))
     return kept
 
 

@@ -63,8 +63,9 @@ def _git(*arguments: str) -> str | None:
 PACKAGES = ("train", "data", "models", "losses", "configs", "launch")
 
 
-# Where ranks meet and how they talk; nothing that could hold a secret.
-TOLD = (
+# Prefixes of environment variables that are recorded: where ranks meet and how they communicate,
+# nothing that could hold a secret.
+RECORDED = (
     "NCCL_",
     "GLOO_",
     "OMP_NUM_THREADS",
@@ -76,8 +77,8 @@ TOLD = (
 
 def packages() -> list[str]:
     """`name==version` of everything installed, from the names of folders: reading takes longer."""
-    found = (p.name for place in sys.path for p in Path(place or ".").glob("*.dist-info"))
-    return sorted({name.removesuffix(".dist-info").replace("-", "==", 1) for name in found})
+    folders = (p.name for entry in sys.path for p in Path(entry or ".").glob("*.dist-info"))
+    return sorted({name.removesuffix(".dist-info").replace("-", "==", 1) for name in folders})
 
 
 def changes() -> str:

@@ -5,7 +5,7 @@ decisions of the first process, before there are process groups.
 
 torch 2.5 and later keep that store over restarts. What ranks that have died left in it, such as
 their addresses, is then taken for that of the living ones, which wait for partners that do not
-exist (pytorch issue 135712). So the first rank serves a new store, and tells the others where.
+exist (pytorch issue 135712). So the first rank serves a new store, and publishes its port.
 """
 
 import os
@@ -26,7 +26,7 @@ def use_own_store() -> None:
     """Replaces the agents' store; every rank calls it once, the first one serves.
 
     Raises:
-        ValueError: the first rank has not said where to meet.
+        ValueError: the first rank has not published a port.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -76,14 +76,14 @@ def agreed(name: str, decide: Callable[[], str]) -> str:
 
 
 def _serve(host: str, port: int) -> Any:
-    # torch finds it in this process when it is told to serve one at this port.
+    # torch finds it in this process when it is to serve one at this port.
     store = TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
     _served.append(store)
     return store
 
 
 def _found(agents: TCPStore, host: str) -> int:
-    # The first word may be that of a first rank that has died: nobody listens there.
+    # The first port may be that of a first rank that has died, so that nothing listens there.
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         port = int(agents.get(KEY))

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ...train.checkpointing import checkpoint as checkpoints
 from ...train.module import ContrastiveModule
 from ..config.identity import OF_A_RUN, Difference, differences, leaves
-from .env import is_first_process, say
+from .env import is_first_process, log
 
 
 def find_checkpoint(
@@ -35,7 +35,7 @@ def find_checkpoint(
     """
     path, damaged = checkpoints.newest_whole(run_dir)
     for worse, reason in damaged.items():
-        say(f"{worse} is damaged ({reason}); {path.name} is used instead")
+        log(f"{worse} is damaged ({reason}); {path.name} is used instead")
         if is_first_process():
             worse.replace(worse.with_suffix(".damaged"))
     saved = checkpoints.load(path)
@@ -78,10 +78,10 @@ def check_resume(
     old_names, new_names = list(saved["phases"]), list(wanted["phases"])
     # Phases may be appended.
     old, new = (_leaves(c, set(old_names) & set(new_names)) for c in (saved, wanted))
-    found = list(differences(old, new, OF_A_RUN, new_chosen=chosen))
+    changed = list(differences(old, new, OF_A_RUN, new_chosen=chosen))
     if old_names != new_names[: len(old_names)]:
-        found.append(Difference("phases", old_names, new_names))
-    changes = [f"{each.name}: {each.old} -> {each.new}" for each in found]
+        changed.append(Difference("phases", old_names, new_names))
+    changes = [f"{each.name}: {each.old} -> {each.new}" for each in changed]
     old_seen, new_seen = (_samples_before(c["phases"], step) for c in (saved, wanted))
     if not changes and None not in (old_seen, new_seen) and old_seen != new_seen:
         changes.append(
@@ -118,9 +118,9 @@ def check_groups(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
 
 
 def _leaves(config: Mapping[str, Any], phases: Collection[str]) -> dict[str, Any]:
-    """The leaves of a configuration with these of its phases."""
-    named = {name: phase for name, phase in config["phases"].items() if name in phases}
-    return leaves({**config, "phases": named})
+    """Returns the leaves of a configuration, of its phases only those that are named."""
+    kept = {name: phase for name, phase in config["phases"].items() if name in phases}
+    return leaves({**config, "phases": kept})
 
 
 def _samples_before(phases: Mapping[str, Any], step: int) -> int | None:

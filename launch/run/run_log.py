@@ -84,17 +84,17 @@ class RunLog:
             os.close(self._file)
 
     def open(self, run_dir: Path, step: int) -> None:
-        """Starts the file, or goes on in it, with a line that says when, where and by what."""
+        """Opens the file, new or to append, with a line of the time, host and command."""
         if self._path is not None:
             return
-        own = rank()
-        self._path = run_dir / (f"log-rank{own}.txt" if own else "log.txt")
+        number = rank()
+        self._path = run_dir / (f"log-rank{number}.txt" if number else "log.txt")
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         after = f", after step {step}" if step else ""
         header = f"==== {now} on {platform.node()}: {shlex.join(sys.argv)}{after}\n"
         self._pending = header.encode() + self._pending
         # Further ranks mostly have nothing to add: theirs is made with the first line.
-        if own == 0:
+        if number == 0:
             self.write("")
 
     def write(self, text: str) -> None:
@@ -128,7 +128,7 @@ class Copied(io.TextIOBase):
         self._encoding = screen.encoding
 
     def write(self, text: str) -> int:
-        """Writes to both."""
+        """Writes to the screen, and finished lines to the log."""
         self._line += text
         *lines, self._line = self._line.split("\n")
         # A bar overwrites its line for hours: only what it looks like in the end is kept.
@@ -144,16 +144,16 @@ class Copied(io.TextIOBase):
         self.screen.flush()
 
     def isatty(self) -> bool:
-        """Whether somebody looks at the screen."""
+        """Whether the screen is a terminal."""
         return self.screen.isatty()
 
     def fileno(self) -> int:
-        """The screen's, for child processes and fault handlers."""
+        """Returns the screen's, for child processes and fault handlers."""
         return self.screen.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The screen's."""
+        """That of the screen."""
         return self._encoding
 
 

@@ -162,7 +162,7 @@ def _check_tokenizer(source: str, ours: Tokenizer, theirs: Tokenizer) -> None:
 def _check_size(need: str, view: str, size: int | None, teacher: TwoTower) -> None:
     if size != teacher.image_size:
         raise ValueError(
-            f"'{need}' would get pictures of {size} pixels, and this teacher takes "
+            f"'{need}' would get images of {size} pixels, and this teacher takes "
             f"{teacher.image_size}: add the view data.views.NAME with size {teacher.image_size} "
             f"(same_as: {view}) and let the term need ...image.NAME"
         )

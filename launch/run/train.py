@@ -20,7 +20,7 @@ from ...train.phases import Phases
 from ..arguments import AUTO
 from ..config import parser as run_config
 from .build import build_module, build_parts
-from .env import is_first_process, say, starts_again_by_itself
+from .env import is_first_process, log, starts_again_by_itself
 from .facts import facts
 from .folder import freeze, is_finished, prepare_folder, run_dir_of, write_summary
 from .load import load_initial_weights
@@ -120,7 +120,7 @@ class Run:
         arguments = trainer_arguments(parts.trainer)
         parts.data.check(int(arguments.get("num_nodes", 1)))
         if parts.data.caveat:
-            say(parts.data.caveat)
+            log(parts.data.caveat)
         if self.resume is None:
             load_initial_weights(parts.model, config)
         info = RunInfo(self.resolved, parts.data.fingerprint, parts.data.source_names)
@@ -138,7 +138,7 @@ class Run:
             raise ValueError(
                 f"{run_dir} is finished ({total_steps} steps); raise phases.NAME.samples to go on"
             )
-        say(f"{run_dir} is finished ({total_steps} steps)")
+        log(f"{run_dir} is finished ({total_steps} steps)")
         return None
 
     def fit(self, start: Start) -> Outcome:
@@ -161,7 +161,7 @@ class Run:
         known = facts(module.model, parts.data, trainer, self.chosen)
         if is_first_process():
             freeze(run_dir, self.resolved, step, known)
-        say(
+        log(
             f"{self.config.name}: {phases.total_steps} steps "
             f"({passes(phases, known['epoch_size'])}), "
             f"{known['parameters']['total'] / 1e6:.1f} M parameters, {known['precision']}, "
@@ -187,7 +187,7 @@ class Run:
             stopped_by = outcome.stopped_by or "a callback"
             signum = outcome.signum
             why = stopped_by if signum is None else signal.Signals(signum).name
-            say(
+            log(
                 f"stopped by {why} after step {step}; "
                 f"continue with: counterpoint fit --resume {self.run_dir}"
             )

@@ -120,7 +120,7 @@ def make_trainer(
 
 
 def saves(parts: Any, run_dir: Path) -> Checkpoints:
-    """The callback that saves, and goes back where the guard is told to."""
+    """Returns the callback that saves, and that rewinds if the guard is configured to."""
     kind = RewindingCheckpoints if parts.guard.rewinds else Checkpoints
     return kind(run_dir / "checkpoints", **vars(parts.checkpoint))
 

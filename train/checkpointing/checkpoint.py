@@ -25,12 +25,12 @@ PATTERN = re.compile(r"step-(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, renames: a kill or a full disk never leaves half a file.
+    """Writes beside the target, syncs, renames, so that a kill or a full disk leaves no half file.
 
     Attributes:
         failure: why the last file could not be written, if it could not.
-            Whoever saves has to look: raised here, on the first rank alone, it would leave the
-            others waiting for that rank.
+            The caller that saves has to check it: raised here, on the first rank alone, it would
+            leave the others waiting for that rank.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write(checkpoint, Path(path))
         except OSError as error:
             self.failure = error
-            if not PATTERN.fullmatch(Path(path).name):  # a callback's, which nobody looks after
+            if not PATTERN.fullmatch(Path(path).name):  # a user's callback, which does not check
                 log_line(f"{path} could not be written ({error.strerror or error})", sys.stderr)
 
 
@@ -65,9 +65,9 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def disk_error(error: Exception, path: Path) -> OSError:
-    """Turns torch's failed write on a full disk into the OSError that it was.
+    """Turns torch's error about a write on a full disk into the OSError behind it.
 
-    Whatever else went wrong has to reach the other ranks by the same way.
+    Any other error becomes an OSError too, to reach the other ranks in the same way.
     """
     if isinstance(error, OSError):
         return error
@@ -83,7 +83,7 @@ def newest(run_dir: str | Path) -> Path | None:
 
 
 def checkpoints_in(run_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run folder, whole or not."""
+    """Returns the checkpoints of a run folder, whole or not."""
     folder = Path(run_dir, "checkpoints")
     return [path for path in folder.glob("*.ckpt") if PATTERN.fullmatch(path.name)]
 
@@ -139,15 +139,15 @@ def load(path: str | Path) -> dict[str, Any]:
 class Checkpoints(Checkpoint):
     """Saves every `every_n_steps` steps, when the run stops, and at its end.
 
-    What a stop leaves in between is there to go on from, until a later file is whole: it takes the
-    place of no other, so that a run has the same regular files however often it is stopped.
+    A file that a stop leaves between two regular ones is deleted once a later file is whole. It
+    counts towards no limit, so that a run has the same regular files however often it is stopped.
 
-    A checkpoint that cannot be written is said, and the run goes on to the next one: what lacks
-    room today may have it tomorrow, and to end would lose the steps since the last. The run ends
-    after `max_failures` of them in a row, and if it is the last one.
+    If a checkpoint cannot be written, that is logged and training goes on: disk space may be freed
+    before the next one, and to end would lose the steps since the last. The run ends after
+    `max_failures` of them in a row, or if it is the last one.
 
-    It is a `Checkpoint` for Lightning, which calls these last and in order: a ModelCheckpoint of
-    the user's has acted on the same step before, and its state is in the file.
+    It is a `Checkpoint` for Lightning, which calls these last and in order: a user's
+    ModelCheckpoint has acted on the same step before, and its state is in the file.
 
     Args:
         folder: where the files go.
@@ -165,7 +165,7 @@ class Checkpoints(Checkpoint):
         self._size_is_known = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes the group (collective)."""
+        """Makes the process group through which failures are shared (collective)."""
         self._control = ControlGroup()
 
     def on_train_batch_end(
@@ -207,7 +207,7 @@ class Checkpoints(Checkpoint):
             log_line(f"{text}; the run goes on and tries again", sys.stderr)
 
     def _report_size(self, path: Path) -> None:
-        """Once a process: what a checkpoint takes, before a disk is full of them."""
+        """Logs the size of a checkpoint, once a process, before a disk is full of them."""
         if self._size_is_known:
             return
         self._size_is_known = True
@@ -231,6 +231,6 @@ class Checkpoints(Checkpoint):
 
 
 def _failure(trainer: pl.Trainer) -> str | None:
-    """Why this process could not write; only the first one writes."""
+    """Returns why this process could not write; only the first one writes."""
     error = getattr(trainer.strategy.checkpoint_io, "failure", None)
     return None if error is None else f"{error.strerror or error}"

@@ -1,9 +1,9 @@
-"""Going back: the run ends at a row of spikes and is resumed from a checkpoint before it.
+"""Rewinding: the fit ends at a row of spikes and is resumed from a checkpoint before it.
 
-In: the row that the guard notes. Out: that checkpoint, in which the samples since are to be passed
-over, and no later one; whoever runs the fit resumes from it as from any other. What is passed over
-is a function of the row, not of when it is looked for: a kill or a stop anywhere in between changes
-nothing.
+In: the row of steps that the guard left out. Out: that checkpoint, changed to skip the samples
+since, and no later one; the caller of the fit resumes from it as from any other. The samples to
+skip are a function of the row, not of when it is detected, so that a kill or a stop in between
+changes nothing.
 """
 
 import sys
@@ -21,7 +21,7 @@ from .checkpoint import Checkpoints, checkpoints_in, load, step_of, write
 
 
 class RewindingCheckpoints(Checkpoints):
-    """Saves like `Checkpoints`; at log steps and before it saves, looks whether to go back.
+    """Saves like `Checkpoints`; at log steps and before it saves, checks whether to rewind.
 
     There is a checkpoint from the first step on. It goes back to regular ones only: where a run was
     stopped must not change where it goes on.
@@ -33,7 +33,7 @@ class RewindingCheckpoints(Checkpoints):
     rewound_to: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Looks whether enough files are kept.
+        """Checks that enough files are kept.
 
         Raises:
             ValueError: none would be left from before a row of spikes.
@@ -53,7 +53,7 @@ class RewindingCheckpoints(Checkpoints):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Goes back, or saves."""
+        """Rewinds if the guard has left out a row of steps, else saves."""
         assert isinstance(pl_module, ContrastiveModule)
         step = trainer.global_step
         logs = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
@@ -83,11 +83,11 @@ class RewindingCheckpoints(Checkpoints):
                 "(guard.spikes.max_rewinds); lower the learning rate, clip harder, or let the "
                 "guard accept the new level (guard.spikes.then=accept)"
             )
-        told = None
+        prepared = None
         if trainer.is_global_zero:
             name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
-            told = self._prepare(steps, guard, begin, end, name)
-        error, step = self._control.gather(told)[0]
+            prepared = self._prepare(steps, guard, begin, end, name)
+        error, step = self._control.gather(prepared)[0]
         if error:
             raise ValueError(f"{row}, and the run cannot go back: {error}")
         if trainer.is_global_zero:

@@ -227,7 +227,7 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
         load_teachers(student("teacher.x.text", teachers=teachers))
     # Its pictures may be read, if they have its size.
     views = {"big": View(EvalTransform(), 20)}
-    with pytest.raises(ValueError, match=r"get pictures of 20 pixels, and this teacher takes 16"):
+    with pytest.raises(ValueError, match=r"get images of 20 pixels, and this teacher takes 16"):
         load_teachers(student("teacher.x.image.big.raw", teachers=teachers, views=views))
 
     saved["data"]["tokenizer"] = None
