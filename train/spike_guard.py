@@ -1,7 +1,8 @@
-"""The spike guard: a step's loss and gradient norm in, go on / skip / rewind out.
+"""The spike guard: decides from loss and gradient norm whether a step counts.
 
-Every rank gets the same numbers, so every rank decides alike. Decisions are tensors: no step waits
-for them; `check` looks at the counters, at log steps.
+In: the global batch's loss and gradient norm, the same on every rank. Out: go on, skip the step, or
+rewind the run, the same on every rank. Decisions are tensors, so that no step waits for them;
+`check` reads the counters at log steps.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ NORMAL = 1.4826  # standard deviation of a normal distribution in units of its m
 
 
 class Action(IntEnum):
-    """What to do about a step."""
+    """What happens with a step."""
 
     GO_ON = 0
     SKIP = 1
@@ -39,11 +40,11 @@ class Decision:
 
     @property
     def skip(self) -> Tensor:
-        """Whether weights and optimiser must stay as they are [] bool; so before a rewind."""
+        """Whether weights and optimizer stay unchanged [] bool; true before a rewind as well."""
         return self.code > Action.GO_ON
 
     def action(self) -> Action:
-        """The action; waits for the device."""
+        """Returns the action; waits for the device."""
         return Action(int(self.code))
 
 
@@ -56,15 +57,15 @@ class Spikes:
 
     Attributes:
         window: good steps remembered.
-        warmup: good steps before anything counts.
-        z: from where on a value above the median is a spike, in standard deviations.
+        warmup: good steps before any step can be a spike.
+        z: distance above the median from which a value is a spike, in standard deviations.
         floor: least standard deviation (loss in nats, norm as a logarithm).
         patience: spikes in a row until `then`.
         then: `accept`: the window starts anew, at the new level. `rewind`: the run goes back to
-            the last checkpoint from before the row and passes over the samples since; so it does
-            in place of ending after too many steps that are not finite.
-        margin: good steps there must be between that checkpoint and the row.
-        max_rewinds: after so many the run ends instead.
+            the last checkpoint before the row and skips the samples since; it also does so
+            instead of ending after too many non-finite steps.
+        margin: least number of good steps between that checkpoint and the row.
+        max_rewinds: number of rewinds after which the run ends instead.
     """
 
     window: int = 128
@@ -90,15 +91,15 @@ class Spikes:
 
 
 class SpikeGuard:
-    """Skips steps that are not finite, and, if told what a spike is, those.
+    """Skips steps that are not finite, and spikes where they are defined.
 
     Args:
-        max_nonfinite: non-finite steps in a row that are put up with (a gradient scaler needs a
+        max_nonfinite: non-finite steps in a row that are tolerated (a gradient scaler needs a
             dozen to find its scale).
-        spikes: None: only non-finite steps are skipped.
+        spikes: definition of a spike; None: only non-finite steps are skipped.
 
     Attributes:
-        state: counters and windows, of fixed size; they belong into the checkpoint.
+        state: counters and windows of fixed size, saved in checkpoints.
     """
 
     def __init__(self, max_nonfinite: int = 50, spikes: Spikes | None = None):
@@ -121,15 +122,15 @@ class SpikeGuard:
 
     @property
     def rewinds(self) -> bool:
-        """Whether a row of spikes makes the run go back."""
+        """Whether a row of spikes makes the run go back to a checkpoint."""
         return self.spikes is not None and self.spikes.then == "rewind"
 
     @torch.no_grad()
     def decide(self, loss: Tensor | None, norm: Tensor, step: int = 0) -> Decision:
-        """Judges a step.
+        """Decides about a step.
 
         Args:
-            loss: of the global batch [] (see `mean_over_ranks`); None: no spikes are looked for.
+            loss: of the global batch [] (see `mean_over_ranks`); None: spikes are not detected.
             norm: of the gradient before clipping [].
             step: its number (0-based).
         """
@@ -142,13 +143,13 @@ class SpikeGuard:
         spike = rewind = torch.zeros_like(bad)
         if self.spikes:
             assert loss is not None
-            spike, rewind = self._judge(self.spikes, loss.float(), norm.float(), bad)
+            spike, rewind = self._find_spike(self.spikes, loss.float(), norm.float(), bad)
         if self.rewinds:
-            rewind = self._ask(bad | spike, rewind, step)
+            rewind = self._mark_row(bad | spike, rewind, step)
         return Decision((bad | spike).long() + rewind.long())
 
-    def _ask(self, left_out: Tensor, spikes: Tensor, step: int) -> Tensor:
-        """Notes the row of steps that the run has to pass over: the first of its kind only."""
+    def _mark_row(self, left_out: Tensor, spikes: Tensor, step: int) -> Tensor:
+        """Records the row of steps that the run has to skip; only the first such row."""
         state = self.state
         state["left_out_in_row"].add_(1).mul_(left_out)
         rewind = (spikes | (state["nonfinite_in_row"] > self.max_nonfinite)) & (
@@ -160,12 +161,12 @@ class SpikeGuard:
         return rewind
 
     def asked(self) -> tuple[int, int] | None:
-        """The row for which the run has to go back, as [first, last + 1) steps (waits)."""
+        """Returns the row to skip as steps [first, last + 1); waits for the device."""
         if not self.rewinds or not int(self.state["row_end"]):
             return None
         return int(self.state["row_begin"]), int(self.state["row_end"])
 
-    def _judge(
+    def _find_spike(
         self, spikes: Spikes, loss: Tensor, norm: Tensor, bad: Tensor
     ) -> tuple[Tensor, Tensor]:
         state, log_norm = self.state, norm.clamp(min=1e-30).log()
@@ -189,10 +190,10 @@ class SpikeGuard:
         return spike, rewind
 
     def check(self) -> None:
-        """Looks at the counters (waits for the device): at log steps.
+        """Checks the counters; waits for the device, so it is called at log steps.
 
         Raises:
-            ValueError: too many non-finite steps in a row, and the run does not go back for them.
+            ValueError: too many non-finite steps in a row, and the run does not rewind.
         """
         in_row = int(self.state["nonfinite_in_row"])
         if in_row > self.max_nonfinite and not self.rewinds:
@@ -203,23 +204,23 @@ class SpikeGuard:
             )
 
     def report(self) -> dict[str, Tensor]:
-        """Totals to log []."""
+        """Returns totals to log []."""
         names = ["nonfinite", *(["spikes", "new_levels"] if self.spikes else [])]
         names += ["rewinds"] if self.rewinds else []
         return {f"guard/{name}": self.state[name] for name in names}
 
     def reset(self) -> None:
-        """Forgets past losses and norms, not the totals: at the start of a phase."""
+        """Empties the windows of losses and norms, for a new phase; the totals stay."""
         for name in ("good", "spikes_in_row", "left_out_in_row"):
             if name in self.state:
                 self.state[name].zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """State for the checkpoint."""
+        """Returns the state for a checkpoint."""
         return dict(self.state)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what fits; windows of another size start anew."""
+        """Restores entries of equal shape; windows of another size start anew."""
         fits = {k for k, v in state.items() if k in self.state and v.shape == self.state[k].shape}
         for key in fits:
             self.state[key].copy_(state[key])
@@ -228,14 +229,14 @@ class SpikeGuard:
 
 
 def is_far(value: Tensor, window: Tensor, count: Tensor, spikes: Spikes) -> Tensor:
-    """Whether `value` [] lies too far above the median of the first `count` of `window`."""
+    """Whether `value` [] is a spike against the first `count` values of `window`."""
     middle = _median(window, count)
     deviation = NORMAL * _median((window - middle).abs(), count)
     return value - middle > spikes.z * deviation.clamp(min=spikes.floor)
 
 
 def _median(values: Tensor, count: Tensor) -> Tensor:
-    """The lower median of the first `count` [] values."""
+    """Returns the lower median of the first `count` [] values."""
     filled = torch.arange(len(values), device=values.device) < count
     return torch.where(filled, values, torch.inf).sort().values[(count.clamp(min=1) - 1) // 2]
 

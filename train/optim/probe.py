@@ -1,7 +1,7 @@
-"""What an optimiser's updates depend on, found out by trying it on small tensors.
+"""Traits of an optimizer that strategies depend on, measured on small tensors.
 
-In: a function that makes the optimiser. Out: whether it may be used on pieces of parameters, as
-strategies cut them.
+In: a function that makes the optimizer. Out: whether it gives the same updates on pieces of
+parameters, as strategies cut them.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# No square, and larger than the sizes from which moments are factored (16, 128).
+# Not square, and larger than the sizes from which moments are factored (16, 128).
 ROWS, COLUMNS = 160, 192
 STEPS = 4
 RATE = 0.01
@@ -21,7 +21,7 @@ Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Traits:
-    """What an optimiser does that strategies must know.
+    """What strategies must know of an optimizer.
 
     Attributes:
         whole_tensors: a parameter's update depends on more than each of its elements' own past.
@@ -33,10 +33,10 @@ class Traits:
 
 
 def probe(make: Make) -> Traits:
-    """Steps a matrix as a whole, and its two halves as flat pieces with an optimiser each.
+    """Steps a matrix, and its two halves as flat pieces with an optimizer each.
 
     The halves differ in size and in how their gradients grow, and the first gradient is orthogonal
-    to the matrix row by row: so norms, means, clipping and projections all show.
+    to the matrix row by row, so that norms, means, clipping and projections all change it.
     """
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(ROWS, COLUMNS, generator=generator, dtype=torch.float64)
@@ -61,7 +61,7 @@ def probe(make: Make) -> Traits:
 
 
 def trained(make: Make, weights: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Any]:
-    """Returns what becomes of a parameter, and the optimiser's states of it."""
+    """Returns a parameter after training, and the optimizer's states of it."""
     parameter = nn.Parameter(weights.clone())
     optimizer = make([parameter])
     for gradient in gradients:
@@ -73,7 +73,7 @@ def trained(make: Make, weights: Tensor, gradients: list[Tensor]) -> tuple[Tenso
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a state, whatever it is made of."""
+    """Returns all tensors in a state, nested in any way."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):

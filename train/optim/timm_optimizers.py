@@ -1,4 +1,4 @@
-"""Every optimiser that timm knows by name, over the same groups as AdamW.
+"""timm's optimizers by name, over the same groups as AdamW.
 
 `optim: {class_path: counterpoint.train.optim.timm_optimizers.Timm, init_args: {opt: lion}}` chooses
 one; `timm.optim.list_optimizers()` lists the names.
@@ -28,7 +28,7 @@ from .adamw import AdamW
 from .param_groups import USUAL, Groups, kind_of, matches
 from .probe import Traits, probe
 
-# Some refuse 0. The phases set the learning rate before every step.
+# Some optimizers refuse 0. The phases set the learning rate before every step.
 UNSET_RATE = 1e-12
 ELSEWHERE = {
     "weight_decay": "; weight_decay stands beside args",
@@ -41,16 +41,16 @@ FALLBACK = ("*embed*", "*_token", "*_projection.weight")
 class Timm(AdamW):
     """One of timm's optimisers, made by its `create_optimizer_v2`.
 
-    The learning rate is the phases'. Those with corrected decay (`adamc`, `lionc`, ...) compare it
-    with the largest one of the run, which has to be given as `args: {lr: ...}`.
+    The learning rate is the phases'. Optimizers with corrected decay (`adamc`, `lionc`, ...)
+    compare it with the largest one of the run, which has to be given as `args: {lr: ...}`.
 
     Args:
         opt: timm's name: `lion`, `lamb`, `adafactorbv`, `nmuon`, `adopt`, ...
-        args: what its class takes beside parameters and decay: `{betas: [0.9, 0.99]}`.
+        args: arguments of its class besides parameters and decay: `{betas: [0.9, 0.99]}`.
         weight_decay, scalar_rate, groups: as of AdamW.
         fallback: of Muon and its relatives: patterns of matrices that AdamW takes instead,
-            embeddings and projections by default. AdamW also takes what is no matrix, and the
-            objective's heads.
+            embeddings and projections by default. AdamW also takes vectors, single numbers and
+            the objective's heads.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class Timm(AdamW):
 
     @property
     def is_muon(self) -> bool:
-        """Whether it is for matrices only, and AdamW takes the rest."""
+        """Whether it steps matrices only, and AdamW the rest."""
         return get_optimizer_info(self.opt).opt_class is Muon
 
     @cached_property
     def traits(self) -> Traits:
-        """What strategies must know of its updates, found out by trying."""
+        """What strategies must know of its updates, measured by `probe`."""
         decay = {"weight_decay": self.weight_decay}
         return probe(lambda parameters: self.create([{"params": parameters} | decay]))
 
@@ -106,16 +106,16 @@ class Timm(AdamW):
     def make(
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
-        """timm's; under Muon every group is split into what it takes and what AdamW takes."""
+        """Returns timm's optimizer; under Muon each group is split between Muon and AdamW."""
         if self.is_muon:
             groups = split(groups, named, FALLBACK if self.fallback is None else self.fallback)
         return self.create(groups)
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimiser over finished groups.
+        """Returns the optimizer over finished groups.
 
         Raises:
-            ValueError: it refuses a value, or what it needs is not here.
+            ValueError: it refuses a value, or needs a package that is not installed.
         """
         try:
             options: dict[str, Any] = {"lr": UNSET_RATE, **self.args}
@@ -128,7 +128,7 @@ def check_name(opt: str) -> str:
     """Returns timm's spelling of a name.
 
     Raises:
-        ValueError: timm does not know it, or it could not be used.
+        ValueError: timm has no such optimizer, or it does not fit a training step.
     """
     names = cast(list[str], list_optimizers())
     name = opt.lower()
@@ -152,10 +152,10 @@ def check_name(opt: str) -> str:
 
 
 def check_arguments(opt: str, args: Mapping[str, Any]) -> None:
-    """Refuses what timm would pass over.
+    """Checks the arguments' names, which timm would ignore.
 
     Raises:
-        ValueError: the optimiser takes no such argument.
+        ValueError: the optimizer has no such argument.
     """
     info = get_optimizer_info(opt)
     if isinstance(info.opt_class, str):  # of a package that may be on other machines only
@@ -167,35 +167,35 @@ def check_arguments(opt: str, args: Mapping[str, Any]) -> None:
             f"optim.opt is '{opt}', whose decay depends on the largest learning rate of the run: "
             "give it as optim.args.lr"
         )
-    taken = set(inspect.signature(get_optimizer_class(opt, bind_defaults=False)).parameters)
-    taken -= {"params", "weight_decay"} if is_corrected else {"params", "weight_decay", "lr"}
-    taken -= set() if info.has_eps else {"eps"}
-    taken -= set() if info.has_betas else {"betas"}
+    accepted = set(inspect.signature(get_optimizer_class(opt, bind_defaults=False)).parameters)
+    accepted -= {"params", "weight_decay"} if is_corrected else {"params", "weight_decay", "lr"}
+    accepted -= set() if info.has_eps else {"eps"}
+    accepted -= set() if info.has_betas else {"betas"}
     for name in args:
-        if name not in taken:
-            near = difflib.get_close_matches(name, taken, n=1)
+        if name not in accepted:
+            near = difflib.get_close_matches(name, accepted, n=1)
             guess = f"did you mean {near[0]}? " if near else ""
-            own = ELSEWHERE.get(name, "")
+            place = ELSEWHERE.get(name, "")
             raise ValueError(
-                f"optim.args.{name}: '{opt}' takes no such argument{own}; {guess}it takes "
-                f"{', '.join(sorted(taken))}"
+                f"optim.args.{name}: '{opt}' takes no such argument{place}; {guess}it takes "
+                f"{', '.join(sorted(accepted))}"
             )
 
 
 def split(
     groups: Sequence[dict[str, Any]], named: Mapping[str, nn.Parameter], fallback: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Splits groups into what Muon takes and what AdamW takes (`use_fallback`)."""
-    plain = {
+    """Splits groups between Muon and AdamW (`use_fallback`)."""
+    fallbacks = {
         id(p)
         for name, p in named.items()
         if kind_of(name, p) != "matrices" or matches(name, fallback)
     }
     halves = [
         group
-        | {"params": [p for p in group["params"] if (id(p) in plain) == is_plain]}
-        | {"use_fallback": is_plain}
+        | {"params": [p for p in group["params"] if (id(p) in fallbacks) == use_fallback]}
+        | {"use_fallback": use_fallback}
         for group in groups
-        for is_plain in (False, True)
+        for use_fallback in (False, True)
     ]
     return [group for group in halves if group["params"]]
