@@ -18,7 +18,7 @@ def origin(runs: list[Run]) -> list[Row]:
 
 
 def million(count: float) -> str:
-    """Returns a number of parameters or pairs as people say it: `7.81 M`, `400 M`, `1.28 G`."""
+    """Returns a number of parameters or pairs in short: `7.81 M`, `400 M`, `1.28 G`."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= limit:
             return f"{count / limit:.3g} {unit}"

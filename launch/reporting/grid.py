@@ -14,14 +14,14 @@ import numpy as np
 
 NUM_ROWS = 12
 NUM_BEST = 5
-SIDE = 96  # pixels of a picture on the page
+SIDE = 96  # pixels of an image on the page
 
 
 @dataclass(frozen=True)
 class Hit:
     """One retrieved image: a `data:` address, its similarity, and whether it is a right one."""
 
-    picture: str
+    image: str
     similarity: float
     correct: bool
 
@@ -48,11 +48,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Captions [n], pictures (index -> uint8 [3, H, W]), features [n, d] and [m, d], and the
+    """Captions [n], images (index -> uint8 [3, H, W]), features [n, d] and [m, d], and the
     positions of the right images of each caption."""
 
     captions: Sequence[str]
-    picture: Callable[[int], np.ndarray]
+    image: Callable[[int], np.ndarray]
     caption_features: np.ndarray
     image_features: np.ndarray
     correct: Sequence[Sequence[int]]
@@ -76,8 +76,8 @@ def build_grid(pairs: Pairs, num_rows: int = NUM_ROWS, num_best: int = NUM_BEST)
         if index in shown:
             order = np.argsort(-similarity, kind="stable")[:num_best].tolist()
             hits = [
-                Hit(png(pairs.picture(image)), float(similarity[image]), bool(is_right[image]))
-                for image in order
+                Hit(png(pairs.image(hit)), float(similarity[hit]), bool(is_right[hit]))
+                for hit in order
             ]
             rows.append(GridRow(caption, hits, places[-1]))
     ranks = np.asarray(places)
@@ -100,9 +100,9 @@ def thumbnail(image: np.ndarray, side: int = SIDE) -> np.ndarray:
     """Returns uint8 pixels [3, H, W] shrunk to fit a square of `side`, never enlarged."""
     from PIL import Image
 
-    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(np.asarray(image), 0, -1)))
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return np.moveaxis(np.asarray(picture), -1, 0)
+    small = Image.fromarray(np.ascontiguousarray(np.moveaxis(np.asarray(image), 0, -1)))
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.moveaxis(np.asarray(small), -1, 0)
 
 
 def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
@@ -126,12 +126,12 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
 
     run = load_run(run_dir)
     evaluation = run.config.get("evaluation") or {}
-    own = evaluation.get("suite")
-    suite = suite or own
+    in_training = evaluation.get("suite")
+    suite = suite or in_training
     if suite is None:
         raise ValueError("the run has no evaluation data (name a suite with --suite)")
-    # Another suite's data lies where that suite says.
-    data_root = evaluation.get("data_root") if suite == own else None
+    # Another suite names the place of its own data.
+    data_root = evaluation.get("data_root") if suite == in_training else None
     tasks = load_suite(suite, data_root).tasks.values()
     task = next((task for task in tasks if isinstance(task, Retrieval)), None)
     if task is None:
@@ -146,7 +146,7 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
         images = encoder.images(task.data, chosen).cpu().numpy()
         texts = encoder.texts(captions).cpu().numpy()
 
-    def picture(index: int) -> np.ndarray:
+    def image(index: int) -> np.ndarray:
         return thumbnail(task.data.image(int(chosen[index])).numpy())
 
-    return Pairs(captions, picture, texts, images, correct)
+    return Pairs(captions, image, texts, images, correct)

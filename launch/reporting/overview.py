@@ -48,11 +48,11 @@ class Column:
 
 def columns(runs: Sequence[Run]) -> tuple[list[Column], list[str]]:
     """Returns the columns in which runs differ, and `title value` of those in which none does."""
-    made = [*_results(runs), *_extents(runs), *_facts(runs), *_settings(runs)]
-    differing = [column for column in made if len(set(column.cells)) > 1]
+    candidates = [*_results(runs), *_extents(runs), *_facts(runs), *_settings(runs)]
+    differing = [column for column in candidates if len(set(column.cells)) > 1]
     same = [
         f"{column.title} {column.cells[0]}"
-        for column in made
+        for column in candidates
         if len(set(column.cells)) == 1 and column.kind != "setting" and column.cells[0] != "-"
     ]
     return differing, same

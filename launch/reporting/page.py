@@ -18,7 +18,7 @@ NUM_FOR_SCATTER = 3  # runs
 
 @dataclass(frozen=True)
 class GridEntry:
-    """The grid of one run, or the sentence that says why there is none."""
+    """The grid of one run, or the reason why there is none."""
 
     name: str
     grid: Grid | None
@@ -40,14 +40,14 @@ def render(runs: list[Run], grids: list[GridEntry]) -> str:
     figure_panels: dict[str, panels.Panel] = {}
 
     def drawn(group: list[panels.Panel]) -> list[tuple[panels.Panel, str, str]]:
-        made = []
+        figures_drawn = []
         for panel in group:
             name = f"figure{next(numbered)}"
             shown = [line for line in panel.lines if line.run in first]
             static = figures.draw(replace(panel, lines=shown), name) if shown else ""
             figure_panels[name] = panel
-            made.append((panel, static, name))
-        return made
+            figures_drawn.append((panel, static, name))
+        return figures_drawn
 
     numbers = tables.final_numbers(runs)
     sections = {

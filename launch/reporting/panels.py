@@ -1,4 +1,4 @@
-"""Runs in, panels out: which curves share a picture, in which order and under which title.
+"""Runs in, panels out: which curves share a figure, in which order and under which title.
 
 One run: curves of one kind share a panel (R@1, R@5 and R@10 of one direction). Several runs: one
 panel a metric and one colour a run, the same in every panel. Of many runs those that end best are
@@ -56,7 +56,7 @@ class Line:
 
 @dataclass
 class Panel:
-    """One picture: a title, a line of explanation, and curves over the same axis."""
+    """One figure: a title, a line of explanation, and curves over the same axis."""
 
     title: str
     note: str
@@ -76,8 +76,8 @@ def training_panels(runs: list[Run]) -> list[Panel]:
         }
     # A throughput that never changes is still looked for.
     flat = {each.name for each in constants(runs, list(titles))} - {"loss", "pairs_per_s"}
-    found = [_by_run(runs, name, *titles[name]) for name in titles if name not in flat]
-    return [panel for panel in found if panel.lines]
+    panels = [_by_run(runs, name, *titles[name]) for name in titles if name not in flat]
+    return [panel for panel in panels if panel.lines]
 
 
 def flat_metrics(runs: list[Run]) -> list[str]:
@@ -109,8 +109,8 @@ def other_panels(runs: list[Run]) -> list[Panel]:
         m for m in all_metrics(runs) if m not in shown and not m.startswith(("errors/", "loss/"))
     ]
     flat = {each.name for each in constants(runs, rest)}
-    found = [_by_run(runs, n, n, "", "linear", "noisy") for n in rest if n not in flat]
-    return [panel for panel in found if panel.lines]
+    panels = [_by_run(runs, n, n, "", "linear", "noisy") for n in rest if n not in flat]
+    return [panel for panel in panels if panel.lines]
 
 
 def drawn_first(runs: list[Run]) -> list[int]:
@@ -145,10 +145,10 @@ def all_metrics(runs: list[Run]) -> list[str]:
 
 def evaluation_metrics(runs: list[Run]) -> list[str]:
     """Names of evaluation results: `suite/task/measure`; zero-shot first, then retrieval."""
-    named = dict.fromkeys(name for run in runs for name in [*run.metrics, *run.final])
-    found = [name for name in named if "/" in name and is_share(name)]
+    names = dict.fromkeys(name for run in runs for name in [*run.metrics, *run.final])
+    metrics = [name for name in names if "/" in name and is_share(name)]
 
-    order = {name: index for index, name in enumerate(found)}
+    order = {name: index for index, name in enumerate(metrics)}
 
     def place(name: str) -> tuple:
         folder, leaf = name.rsplit("/", 1)
@@ -157,7 +157,7 @@ def evaluation_metrics(runs: list[Run]) -> list[str]:
         # Top-1 before means over classes; tasks stay in the suite's order.
         return 0, _sort_key(leaf if not leaf.startswith("top") else f" {leaf}"), order[name]
 
-    return sorted(found, key=place)
+    return sorted(metrics, key=place)
 
 
 def title_of(metric: str) -> str:

@@ -44,7 +44,7 @@ def constants(runs: Sequence[Run], metrics: Sequence[str]) -> list[Constant]:
 
     A metric of fewer than three values in every run is not among them.
     """
-    found = []
+    flat = []
     for metric in metrics:
         series = [run.series(metric)[1] for run in runs]
         logged = [values for values in series if len(values)]
@@ -52,8 +52,8 @@ def constants(runs: Sequence[Run], metrics: Sequence[str]) -> list[Constant]:
             continue
         if all((values == values[0]).all() for values in logged):
             texts = [show(metric, float(values[0])) for values in logged]
-            found.append(Constant(metric, " / ".join(dict.fromkeys(texts))))
-    return found
+            flat.append(Constant(metric, " / ".join(dict.fromkeys(texts))))
+    return flat
 
 
 def _are_equal(runs: Sequence[Run], metric: str, other: str) -> bool:

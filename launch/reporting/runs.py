@@ -78,7 +78,7 @@ class Run:
 
     @cached_property
     def final(self) -> dict[str, float]:
-        """The last value of every number; what `summary.json` says comes first."""
+        """The last value of every number; those of `summary.json` win."""
         last = {key: value for row in self.rows for key, value in row.items() if _number(value)}
         last.pop("step", None)
         last.pop("wall", None)
@@ -154,7 +154,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_runs(folders: list[str]) -> list[Run]:
-    """Reads several folders; equal names are told apart by as much of the path as it takes."""
+    """Reads several folders; equal names are distinguished by as much of the path as it takes."""
     runs = [read_run(folder) for folder in folders]
     paths = [run.folder.resolve().parts for run in runs]
     if len(set(paths)) < len(paths):

@@ -100,7 +100,7 @@ def configuration(runs: list[Run]) -> dict[str, list[Row]]:
 
 
 def chosen(runs: list[Run]) -> list[Row]:
-    """Returns the configured leaves that somebody chose, or in which several runs differ.
+    """Returns the configured leaves that are not at their default, or in which several runs differ.
 
     Empty where a run does not know what was chosen (an older version wrote its folder).
     """
@@ -118,7 +118,7 @@ def short_title(metric: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a length of time as people say it: `58 s`, `9 min 12 s`, `3 h 05 min`."""
+    """Returns a length of time in words: `58 s`, `9 min 12 s`, `3 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

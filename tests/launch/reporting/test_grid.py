@@ -106,8 +106,8 @@ def test_the_captions_and_images_of_a_suite(tmp_path, monkeypatch):
     pairs = pairs_of_run(tmp_path, None)
     assert list(pairs.captions) == list(colours)
     assert [sorted(right) for right in pairs.correct] == [[0, 3], [1, 4], [2, 5]]
-    assert pairs.picture(4).shape == (3, 48, 96)
-    assert pairs.picture(4)[:, 0, 0].tolist() == [0, 255, 0]
+    assert pairs.image(4).shape == (3, 48, 96)
+    assert pairs.image(4)[:, 0, 0].tolist() == [0, 255, 0]
     assert build_grid(pairs).num_first == 3
     # Another suite's data is not looked for where the run's own suite has its.
     config["evaluation"] = {"suite": "emoji", "data_root": str(tmp_path / "elsewhere")}
