@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from fuzzing import damage, encoded, good_pictures, repaired_png, scene
+from fuzzing import damage, encoded, good_images, repaired_png, scene
 from PIL import Image
 from watched import run_here, run_watched
 
@@ -44,7 +44,7 @@ def read_picture(data: bytes) -> torch.Tensor:
 FIELDS = ("json:caption", "txt")
 TEXT = "a dog, zwei Hunde, 三匹の犬 &amp; more".encode()
 JSON = json.dumps({"key": "0001", "caption": "a cat", "width": 3, "nested": [{}]}).encode()
-PICTURES = good_pictures()
+PICTURES = good_images()
 TOKENIZE = ClipTokenizer()
 
 

@@ -81,7 +81,7 @@ class Node:
         return self.process.exitcode
 
     def lose(self) -> None:
-        """Power off: every process of the node ends without a word."""
+        """Power off: every process of the node is killed."""
         for pid in [*descendants(self.process.pid), self.process.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -95,7 +95,7 @@ class Node:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children, and theirs."""
+    """Process ids of all descendants."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -103,11 +103,11 @@ def descendants(pid: int) -> list[int]:
         except OSError:
             continue
         parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-    found, new = [], [pid]
+    processes, new = [], [pid]
     while new:
         new = [child for child, parent in parents.items() if parent in new]
-        found += new
-    return found
+        processes += new
+    return processes
 
 
 def until(condition, node: Node) -> Any:

@@ -1,4 +1,4 @@
-"""A callback that writes down the moving average after each step, and may stop the run."""
+"""A callback that records a digest of the moving average after each step, and may stop the run."""
 
 import hashlib
 from pathlib import Path

@@ -28,21 +28,21 @@ class Block:
 
 def pages() -> list[Path]:
     """Every page that is written by hand, the rendered catalogue included."""
-    found = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(DOCS / "methods").glob("*.yaml")]
-    return sorted(path for path in found if DOCS / "reference" not in path.parents)
+    paths = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(DOCS / "methods").glob("*.yaml")]
+    return sorted(path for path in paths if DOCS / "reference" not in path.parents)
 
 
 def name(path: Path) -> str:
-    """How a test calls a page."""
+    """A page's id in tests."""
     return path.relative_to(ROOT).as_posix()
 
 
 def blocks(path: Path, *languages: str) -> list[Block]:
     """The blocks of a page, of these languages or of all."""
-    found = [
+    all_blocks = [
         Block(language, text, mark) for mark, language, text in FENCE.findall(path.read_text())
     ]
-    return [block for block in found if not languages or block.language in languages]
+    return [block for block in all_blocks if not languages or block.language in languages]
 
 
 def prose(path: Path) -> str:

@@ -16,12 +16,12 @@ JOB = "4242"
 
 
 def directive(script: str, name: str) -> str | None:
-    found = re.search(rf"^#SBATCH --{name}=(.*)$", script, re.MULTILINE)
-    return found and found[1]
+    match = re.search(rf"^#SBATCH --{name}=(.*)$", script, re.MULTILINE)
+    return match and match[1]
 
 
 def sbatch(argv: list[str]) -> int:
-    """Runs the script at once, again after every requeue; the log goes where it says."""
+    """Runs the script at once, again after every requeue; the log goes to its `--output`."""
     path = Path(argv[-1])
     script = path.read_text()
     nodes = int(directive(script, "nodes") or 1)

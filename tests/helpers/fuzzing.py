@@ -1,4 +1,4 @@
-"""Ways to damage bytes, and pictures to damage: shared by the hostile-input tests.
+"""Ways to damage bytes, and images to damage: shared by the hostile-input tests.
 
 In: good bytes and a generator. Out: bad bytes. Everything is a function of the generator's seed.
 """
@@ -41,8 +41,8 @@ def encoded(image: Image.Image, form: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def good_pictures() -> list[tuple[str, bytes]]:
-    """Returns pictures in every format and mode that occurs, with the kind of their words."""
+def good_images() -> list[tuple[str, bytes]]:
+    """Returns images in every format and mode that occurs, each with its key of `WORDS`."""
     image = scene()
     alpha = image.convert("RGBA")
     alpha.putalpha(image.convert("L"))

@@ -1,7 +1,7 @@
 """Tars in every format, and ways to damage them.
 
 In: a generator. Out: the bytes of a tar, and of damaged ones. The pairs in it can be told apart:
-caption and picture name the same number.
+caption and image name the same number.
 """
 
 import io
@@ -16,7 +16,7 @@ PREFIXES = ["", "part.1/", "../../", "/", "ünï/", "x" * 60 + "/" + "y" * 60 + 
 def random_tar(rng: random.Random, num_samples: int = 6) -> bytes:
     """Returns a tar with `num_samples` pairs `NUMBER.jpg`, `NUMBER.txt`, and what may lie between.
 
-    A picture is `picture NUMBER` and zeros, a caption `caption NUMBER`.
+    An image is `image NUMBER` and zeros, a caption `caption NUMBER`.
     """
     form = rng.choice(FORMATS)
     prefix = rng.choice(PREFIXES[:4] if form == tarfile.USTAR_FORMAT else PREFIXES)
@@ -28,8 +28,8 @@ def random_tar(rng: random.Random, num_samples: int = 6) -> bytes:
             if rng.random() < 0.3:
                 _add_oddity(tar, rng)
             key = f"{prefix}{number:03d}"
-            picture = b"picture %d" % number + bytes(rng.choice([0, 1, 500, 502, 503, 2000]))
-            for extension, content in [("jpg", picture), ("txt", b"caption %d" % number)]:
+            image = b"image %d" % number + bytes(rng.choice([0, 1, 500, 502, 503, 2000]))
+            for extension, content in [("jpg", image), ("txt", b"caption %d" % number)]:
                 info = tarfile.TarInfo(f"{key}.{extension}")
                 info.size = len(content)
                 info.mtime = rng.choice([0, 1, 1.5, 2**34])

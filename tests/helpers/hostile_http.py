@@ -20,10 +20,10 @@ class HostileServer(ThreadingHTTPServer):
     """Serves `folder`; of each path the first requests (at most `num_faults`) may fail.
 
     Attributes:
-        asked: Number of requests by path.
-        whole: Number of GET requests by path that were answered in full.
-        served: Number of faults by kind.
-        refusals: Status of the only answer, by path.
+        asked: number of requests by path.
+        whole: number of GET requests by path that were answered in full.
+        served: number of faults by kind.
+        refusals: status of the only answer, by path.
     """
 
     daemon_threads = True

@@ -1,4 +1,4 @@
-"""Reducers that write down what others choose, for runs in other processes."""
+"""Reducers that record the choices of the ones they wrap, for runs in other processes."""
 
 from pathlib import Path
 
@@ -30,9 +30,9 @@ class Texts(TextReducer):
         self.of, self.path = of, path
 
     def tokens(self, text, length, keys, view, reduction):
-        found = self.of.tokens(text, length, keys, view, reduction)
-        write(self.path, reduction.step, view, keys, found[0])
-        return found
+        tokens = self.of.tokens(text, length, keys, view, reduction)
+        write(self.path, reduction.step, view, keys, tokens[0])
+        return tokens
 
 
 def write(path, step, view, keys, rows):
@@ -46,9 +46,9 @@ def write(path, step, view, keys, rows):
 
 def read(path) -> dict[str, list[int]]:
     """What was chosen; a step that was taken again must have chosen the same."""
-    found: dict[str, list[int]] = {}
+    choices: dict[str, list[int]] = {}
     for line in Path(path).read_text().splitlines():
         name, _, row = line.partition(" ")
         chosen = [int(value) for value in row.split(",")]
-        assert found.setdefault(name, chosen) == chosen, name
-    return found
+        assert choices.setdefault(name, chosen) == chosen, name
+    return choices

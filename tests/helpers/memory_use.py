@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def kept_bytes(loss) -> int:
-    """Bytes made by `loss()` that live as long as its value does, whoever holds them."""
+    """Bytes made by `loss()` that live as long as its value does, wherever they are held."""
     with _Tensors() as made:
         value = loss()
     num_bytes = sum(size for storage, size in made.storages.items() if not storage.expired())

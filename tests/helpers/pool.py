@@ -32,7 +32,7 @@ from typing import Any
 NUM_WORKERS = 4
 HANG_SECONDS = 900.0  # for a call: a busy machine takes its time
 START_SECONDS = 900.0  # importing torch and Lightning
-STACK_SECONDS = 60.0  # a process that cannot say where it stands is stopped
+STACK_SECONDS = 60.0  # for a process to print its stack, before it is killed
 PRELOADED = ("lightning.pytorch", "transformers", "timm", "deepspeed")
 GRACE_SECONDS = 3.0  # how long the other ranks may take to notice that one has failed
 SETUP_TRIES = 3
@@ -43,7 +43,7 @@ class WorkerError(AssertionError):
 
 
 class WorkerTimeout(WorkerError):
-    """At least one rank did not answer in time; the message says which and where they stand."""
+    """At least one rank did not answer in time; the message names them and holds their stacks."""
 
 
 class Nursery:
@@ -154,13 +154,13 @@ class GlooPool:
         """Runs `fn` on `world_size` ranks and returns their results in the order of the ranks.
 
         Args:
-            world_size: Number of ranks, 1 to 4.
-            fn: A top-level function of a test file (or of counterpoint).
-            args: Passed on to every rank; picklable, as must be the results.
+            world_size: number of ranks, 1 to 4.
+            fn: a top-level function of a test file (or of counterpoint).
+            args: passed on to every rank; picklable, as must be the results.
 
         Raises:
-            WorkerError: A rank raised or died; the one that failed first is told.
-            WorkerTimeout: A rank did not answer within `HANG_SECONDS`.
+            WorkerError: a rank raised or died; the message names the one that failed first.
+            WorkerTimeout: a rank did not answer within `HANG_SECONDS`.
         """
         if not 1 <= world_size <= NUM_WORKERS:
             raise ValueError(f"world_size {world_size}: the pool has 1 to {NUM_WORKERS} workers")
@@ -224,7 +224,7 @@ class GlooPool:
             "folders": sys.path,
             "rendezvous": str(Path(self._folder.name, f"rendezvous-{self._num_calls}")),
             "world_size": len(workers),
-            # Later than ours: a rank that hangs is to be found where it stands.
+            # Longer than ours, so that a rank that hangs still hangs when its stack is printed.
             "timeout": 2 * HANG_SECONDS,
         }
         arguments, port = pickle.dumps(args), free_port()
@@ -263,7 +263,7 @@ class GlooPool:
 
     @staticmethod
     def _hang(workers: list[Worker], answers: dict, fn: Callable) -> WorkerTimeout:
-        """Ends the ranks that did not answer; returns the error that tells where they stood."""
+        """Ends the ranks that did not answer; returns the error with their stacks."""
         stacks = {r: w.where() for r, w in enumerate(workers) if r not in answers}
         for rank in stacks:
             workers[rank].kill()

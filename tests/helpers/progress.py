@@ -1,4 +1,4 @@
-"""A callback that says how far each rank is, and stands still where a test wants it to."""
+"""A callback that writes each rank's step to a file, and waits or hangs where a test wants it."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ class Progress(pl.Callback):
 
     Args:
         path: where, without the rank.
-        hang: (rank, step) at which to stand still, once.
-        stopped: stand still as a process that is stopped, not as one that sleeps.
+        hang: (rank, step) at which to hang, once.
+        stopped: hang as a process that is stopped, not as one that sleeps.
     """
 
     def __init__(self, path: str, hang: tuple[int, int] | None = None, stopped: bool = False):

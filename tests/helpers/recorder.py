@@ -1,4 +1,4 @@
-"""A callback that writes down which samples each step saw."""
+"""A callback that records the samples of each step."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ class Keys(pl.Callback):
 
 def read(path: Path) -> dict[tuple[int, int], set[str]]:
     """Everything recorded for each (step, rank): one entry unless a repetition differed."""
-    found: dict[tuple[int, int], set[str]] = {}
+    entries: dict[tuple[int, int], set[str]] = {}
     for line in path.read_text().splitlines():
         step, rank, rest = line.split(" ", 2)
-        found.setdefault((int(step), int(rank)), set()).add(rest)
-    return found
+        entries.setdefault((int(step), int(rank)), set()).add(rest)
+    return entries

@@ -24,10 +24,10 @@ B, CONTEXT = 16, 12
 def batches(num_steps):
     """The global batches of a run."""
     g = torch.Generator().manual_seed(4)
-    found = []
+    global_batches = []
     for _ in range(num_steps):
         length = torch.randint(2, CONTEXT + 1, (B,), generator=g)
-        found.append(
+        global_batches.append(
             {
                 "image": torch.randint(0, 256, (B, 3, 16, 16), dtype=torch.uint8, generator=g),
                 "text": torch.randint(1, 50, (B, CONTEXT), generator=g),
@@ -35,7 +35,7 @@ def batches(num_steps):
                 "key": torch.randint(0, 1 << 62, (B,), generator=g),
             }
         )
-    return found
+    return global_batches
 
 
 class Recorded(ContrastiveModule):

@@ -63,12 +63,12 @@ class Case:
 
 def all_cases() -> dict[str, Case]:
     """All cases by `FILE/NAME`."""
-    found = {}
+    cases = {}
     for file in sorted(CASES.glob("*.py")):
         spec = spec_from_file_location(f"term_cases_{file.stem}", file)
         assert spec is not None
         assert spec.loader is not None
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
-        found |= {f"{file.stem}/{name}": case for name, case in module.CASES.items()}
-    return found
+        cases |= {f"{file.stem}/{name}": case for name, case in module.CASES.items()}
+    return cases

@@ -1,4 +1,4 @@
-"""A data set of random pictures and a run on it that takes seconds."""
+"""A data set of random images and a run on it that takes seconds."""
 
 import io
 import json
@@ -25,13 +25,13 @@ WORDS = [
 ]
 
 
-# A suite of one task, whose images lie in the folder `pictures` beside its file.
+# A suite of one task, whose images lie in the folder `images` beside its file.
 COLOURS = """
 tasks:
   colours:
     class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
     init_args:
-      data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: {path: pictures}}
+      data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: {path: images}}
       templates: "{c}"
 """
 

@@ -1,4 +1,4 @@
-"""The smallest ViT that has everything a large one has: four patches of a picture of 16 pixels."""
+"""The smallest ViT that has everything a large one has: four patches of an image of 16 pixels."""
 
 from counterpoint.models.image import TimmTower
 

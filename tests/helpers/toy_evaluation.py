@@ -1,4 +1,4 @@
-"""A model, pictures and a suite whose results can be worked out by hand."""
+"""A model, images and a suite whose results can be worked out by hand."""
 
 import random
 
@@ -62,7 +62,7 @@ def transform(image, size, rng):
     return image[:, :size, :size]
 
 
-class Pictures(ImageSet):
+class ToyImages(ImageSet):
     """Random images in memory, with fields."""
 
     default_label = "cls"
@@ -75,7 +75,7 @@ class Pictures(ImageSet):
         self.classes = [CLASSES[i] for i in rng.integers(0, 6, num)]  # the last class never occurs
 
     def __str__(self):
-        return "the pictures"
+        return "the images"
 
     def walk(self):
         for i, name in enumerate(self.classes):
@@ -91,7 +91,7 @@ class Pictures(ImageSet):
 
 
 def toy_suite(num=23, **kwargs):
-    data = Pictures(num, **kwargs)
+    data = ToyImages(num, **kwargs)
     tasks = {
         "all": ZeroShot(data, classes=CLASSES, templates=["{c}", "a {c}", "the {c}!"]),
         "style": ZeroShot(data, classes=CLASSES, templates="{c}", by="style"),
@@ -106,7 +106,7 @@ def run(suite, model=None, **kwargs):
 
 
 def features(model, data):
-    """Features of all images, texts by an own normalisation, in float64."""
+    """Features of all images, texts by a normalisation of its own, in float64."""
     pixels = data.pixels.flatten(1).double() / 255 - 0.5
     image = pixels @ model.image.weight.double().T
     image = image / (1 + model.norm.eps) ** 0.5  # batch norm of a new model, in evaluation mode

@@ -17,10 +17,10 @@ def until(
     """Waits until `condition()` is true and returns its value.
 
     Args:
-        condition: Asked again and again.
-        alive: Whether the event can still come; asked before the condition, so that what happened
+        condition: called every 5 ms.
+        alive: whether the event can still come; called before the condition, so that what happened
             before an end is seen.
-        report: What to say when it cannot, or does not within `PATIENCE`.
+        report: text of the error if it cannot, or does not within `PATIENCE`.
     """
     end = time.monotonic() + PATIENCE
     while True:

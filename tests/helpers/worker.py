@@ -1,12 +1,11 @@
-"""The gloo workers' process: imports torch once, forks a worker whenever it is told to.
+"""The gloo workers' process: imports torch once, forks workers on request.
 
 The other arguments are modules that it imports as well. In: over the socket whose descriptor is the
-first argument, `fork LOG` together with the descriptor
-of the new worker's pipe (answer: its process id), or `status PID` (answer: its exit status, or
-`running`). A worker takes pairs of messages from its pipe: a call as a dict, then the pickled
-positional arguments (unpickled only once the function's module is loaded, since they may be of its
-classes). It answers each pair with ("ok" | "error", pickled result | traceback text, time of the
-end).
+first argument, `fork LOG` together with the descriptor of the new worker's pipe (answer: its
+process id), or `status PID` (answer: its exit status, or `running`). A worker takes pairs of
+messages from its pipe: a call as a dict, then the pickled positional arguments (unpickled only once
+the function's module is loaded, since they may be of its classes). It answers each pair with ("ok"
+| "error", pickled result | traceback text, time of the end).
 """
 
 import faulthandler
@@ -103,7 +102,7 @@ def run_call(call: dict, arguments: bytes) -> tuple[str, Any, float]:
             return "ok", pickle.dumps(result), time.monotonic()
     except BaseException:  # pytest.fail and SystemExit are answers too
         # The time is taken before the group is destroyed: that makes the other ranks fail as well,
-        # and the pool tells of the first.
+        # and the pool reports the first.
         return "error", traceback.format_exc(), time.monotonic()
     finally:
         if dist.is_initialized():

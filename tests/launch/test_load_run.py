@@ -68,7 +68,7 @@ def test_only_what_reads_and_encodes_is_built(trained, run_dir, monkeypatch):
 def test_such_a_run_is_evaluated(run_dir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     for i, name in enumerate(("blue", "red")):
-        path = tmp_path / "pictures" / name / "0.png"
+        path = tmp_path / "images" / name / "0.png"
         path.parent.mkdir(parents=True)
         Image.new("RGB", (20, 20), (255 * i, 0, 255 - 255 * i)).save(path)
     (tmp_path / "mine.yaml").write_text(tiny.COLOURS)

@@ -1,6 +1,6 @@
 """What each part imports from outside: nothing undeclared, nothing that is not its business.
 
-import-linter forbids what it is told; here is the complete list of what is allowed.
+import-linter can only forbid; here are the complete lists of what is allowed.
 """
 
 import ast
@@ -30,7 +30,7 @@ def imports(file: Path) -> list[tuple[str, bool]]:
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
     }
-    found = []
+    third_party = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -39,8 +39,8 @@ def imports(file: Path) -> list[tuple[str, bool]]:
         else:
             continue
         tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
-        found += [(top, id(node) not in inside) for top in sorted(tops)]
-    return found
+        third_party += [(top, id(node) not in inside) for top in sorted(tops)]
+    return third_party
 
 
 def declared() -> tuple[set[str], set[str]]:

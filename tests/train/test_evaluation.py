@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from toy_evaluation import (
     CLASSES,
-    Pictures,
     Toy,
+    ToyImages,
     features,
     run,
     tokenizer,
@@ -63,7 +63,7 @@ def test_zero_shot_equals_sklearn():
 
 
 def test_a_class_is_the_normalised_mean_of_its_own_prompts():
-    data, model = Pictures(60), Toy()
+    data, model = ToyImages(60), Toy()
     prompts = {name: [f"{name}{j * k}" for j in range(1, k + 2)] for k, name in enumerate(CLASSES)}
     results = run(Suite("s", {"t": ZeroShot(data, classes=CLASSES, templates=prompts)}), model)
     image, text = features(model, data)
@@ -188,7 +188,7 @@ def test_any_number_of_processes_gives_the_same_values(gloo, batch_size, num):
 
 
 def encoded(rank, world_size, num):
-    data = Pictures(num)
+    data = ToyImages(num)
     encoder = Encoder(
         Toy().eval(), tokenizer, transform, torch.device("cpu"), batch_size=4, rank=rank,
         world_size=world_size,
@@ -289,12 +289,12 @@ def test_the_cache_is_bounded():
 
 
 def test_labels_may_be_positions_and_classes_files(tmp_path):
-    data = Pictures(12)
+    data = ToyImages(12)
     by_name = ZeroShot(data, classes=CLASSES, templates="{c}")
     expected = run(Suite("s", {"t": by_name}))
     (tmp_path / "names.txt").write_text("\n".join(CLASSES) + "\n")
     (tmp_path / "templates.txt").write_text("{c}\n")
-    numbers = Pictures(12)
+    numbers = ToyImages(12)
     numbers.root = tmp_path
     numbers.classes = [name[1:] for name in data.classes]
     mapping = {str(i): name for i, name in enumerate(CLASSES)}
@@ -306,7 +306,7 @@ def test_labels_may_be_positions_and_classes_files(tmp_path):
 
 
 def test_a_mistake_in_a_task_is_one_sentence():
-    data = Pictures(8)
+    data = ToyImages(8)
     for arguments, message in [
         ({"classes": ["c0"]}, "labels 'cls' of .* are not among the 1 classes, such as"),
         ({"templates": "a photo"}, "`templates`: there is no file"),

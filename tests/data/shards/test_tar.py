@@ -79,7 +79,7 @@ def test_undamaged_tars_are_listed_as_tarfile_lists_them(tmp_path, seed):
 
 
 def read_all(path) -> list[tuple[str, str, str]]:
-    """Returns (status, picture's number, caption's number) of each of the six samples."""
+    """Returns (status, image's number, caption's number) of each of the six samples."""
     descriptor = os.open(path, os.O_RDONLY)
     results = []
     try:
@@ -92,13 +92,13 @@ def read_all(path) -> list[tuple[str, str, str]]:
                     raise SampleError("no_caption")
                 if "jpg" not in raw:
                     raise SampleError("no_image")
-                if not raw["jpg"].startswith(b"picture"):
+                if not raw["jpg"].startswith(b"image"):
                     raise SampleError("bad_image")
             except SampleError as error:
                 assert error.cause in CAUSES
                 results.append((error.cause, "", ""))
             else:
-                shown = re.match(rb"picture (\d)", raw["jpg"])
+                shown = re.match(rb"image (\d)", raw["jpg"])
                 results.append(("read", shown and shown[1].decode(), text[8:]))
     finally:
         os.close(descriptor)
@@ -106,7 +106,7 @@ def read_all(path) -> list[tuple[str, str, str]]:
 
 
 def damaged(number: int, folder) -> str:
-    """Damages a tar; checks the listing, and that no picture gets another's caption."""
+    """Damages a tar; checks the listing, and that no image gets another's caption."""
     rng = random.Random(number)
     data = random_tar(rng, NUM_SAMPLES)
     ways = [rng.choice(WAYS) for _ in range(rng.choice([1, 1, 2]))]
@@ -119,7 +119,7 @@ def damaged(number: int, folder) -> str:
     results = read_all(path)
     assert len(results) >= NUM_SAMPLES
     if set(ways) <= set(HARMLESS_TO_PAIRS):
-        assert all(picture == text for status, picture, text in results if status == "read")
+        assert all(image == text for status, image, text in results if status == "read")
     return "/".join(sorted({status for status, _, _ in results}))
 
 
