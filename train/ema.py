@@ -68,7 +68,7 @@ class Ema(FrozenTowers):
         objective: Objective,
         step: int,
         total_steps: int,
-        shares: Tensors | None = None,
+        tensors: Tensors | None = None,
     ) -> None:
         """Moves all averages towards their online modules; buffers are copied.
 
@@ -77,19 +77,19 @@ class Ema(FrozenTowers):
             objective: its terms may have averages.
             step: steps done.
             total_steps: of the run.
-            shares: of the strategy; none: one process.
+            tensors: the strategy's; None: one process.
 
         Raises:
             ValueError: the weights are kept in a way that an average cannot follow.
         """
-        shares = shares or LocalTensors()
+        tensors = tensors or LocalTensors()
         modules = self.followed(student, objective)
         for average, online in modules:
-            shares.release(average)
+            tensors.release(average)
             for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
                 mine.copy_(theirs)
         pairs = list(parameters_of(modules))
-        shares.follow(pairs, self.config.at(step, total_steps))
+        tensors.follow(pairs, self.config.at(step, total_steps))
 
     def followed(
         self, student: nn.Module, objective: Objective

@@ -77,7 +77,7 @@ class ContrastiveModule(pl.LightningModule):
         report: detached values of the last step, this rank's share (mean over ranks = global).
         grad_norm: global norm of the last step's gradient, before clipping.
         decision: the guard's, about the last step.
-        shares: reaches gradients and parameters in the strategy at hand.
+        tensors: the strategy's adapter for gradients and parameters.
         providers: the average and the teachers by the prefix of their features.
         logs_itself: the Trainer has no Reporter, so that values go through `self.log`.
         step_ended: when the last step and its callbacks were done (monotonic seconds).
@@ -115,7 +115,7 @@ class ContrastiveModule(pl.LightningModule):
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
         self.decision: Decision | None = None
-        self.shares: Tensors = LocalTensors()
+        self.tensors: Tensors = LocalTensors()
         self.step_ended = 0.0
         self.source_loss: Tensor | None = None
         self._settings: list[dict[str, Any]] = []
@@ -224,7 +224,7 @@ class ContrastiveModule(pl.LightningModule):
             place_teacher(towers, self.device)
         for group, wanted in zip(self._groups(), self._settings, strict=True):
             group.update(wanted)
-        self.shares = self.sharding.tensors()
+        self.tensors = self.sharding.tensors()
         self.step_ended = time.monotonic()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self.logs_itself = not any(isinstance(callback, Reporter) for callback in callbacks)
@@ -257,24 +257,24 @@ class ContrastiveModule(pl.LightningModule):
         clipper = self.grad_clip or Unclipped()
         named = named_parameters(self.model, self.objective)
         learning = {name: p for name, p in named.items() if p.requires_grad}
-        self.shares.begin()
-        clipped = clipper.clip(self.shares, learning)
+        self.tensors.begin()
+        clipped = clipper.clip(self.tensors, learning)
         self.grad_norm = clipped.norm
         self.report |= clipped.report
         loss = mean_over_ranks(self.report["loss"]) if self.guard.spikes else None
         self.decision = self.guard.decide(loss, self.grad_norm, self.global_step)
-        self.shares.drop(optimizer, list(learning.values()), self.decision.skip)
+        self.tensors.drop(optimizer, list(learning.values()), self.decision.skip)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, clamps and averages at once: a checkpoint of this step holds what came of it."""
         super().optimizer_step(*args, **kwargs)
         for parameter, lowest, highest in (*self.model.bounds(), *self.objective.bounds()):
-            self.shares.bound(parameter, lowest, highest)
+            self.tensors.bound(parameter, lowest, highest)
         assert self.decision is not None
         # The average of a step left out would move: to ask waits for the device.
         if self.ema is not None and not bool(self.decision.skip):
             step, total_steps = self.global_step, self.phases.total_steps
-            self.ema.update(self.model, self.objective, step, total_steps, self.shares)
+            self.ema.update(self.model, self.objective, step, total_steps, self.tensors)
         if self.logs_itself:
             self._log_report()
 
@@ -284,7 +284,7 @@ class ContrastiveModule(pl.LightningModule):
         if (step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         values = self.report | {
-            "logit_scale": self.shares.value(self.model.logit_scale).exp(),
+            "logit_scale": self.tensors.value(self.model.logit_scale).exp(),
             "lr": torch.tensor(self.phases.learning_rate(step)),
         }
         if self.grad_norm is not None:
@@ -307,7 +307,7 @@ class ContrastiveModule(pl.LightningModule):
         """How far the image's first layer outgrows its second moment (collective); see spikes."""
         first = next((p for p in self.model.image.parameters() if p.ndim == 4), None)
         optimizer = self.trainer.optimizers[0]
-        return None if first is None else update_rms(optimizer, first, self.shares)
+        return None if first is None else update_rms(optimizer, first, self.tensors)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Runs after all callbacks: what follows is waiting for data."""

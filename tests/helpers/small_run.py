@@ -50,9 +50,9 @@ class Recorded(ContrastiveModule):
         return super().training_step(batch, 0)
 
     def configure_gradient_clipping(self, *args, **kwargs):
-        self.shares.begin()
+        self.tensors.begin()
         named = self.named_parameters()
-        pieces = {n: piece for n, p in named for piece in self.shares.pieces([p])}
+        pieces = {n: piece for n, p in named for piece in self.tensors.pieces([p])}
         self.pieces.append({name: piece.clone() for name, piece in pieces.items()})
         super().configure_gradient_clipping(*args, **kwargs)
         self.norms.append(self.grad_norm.item())

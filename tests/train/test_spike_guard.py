@@ -143,9 +143,9 @@ def test_a_nan_leaves_weights_and_optimiser_untouched(name):
         optimizer.zero_grad()
         loss = model(x).square().mean()
         loss.backward()
-        shares = LocalTensors()
-        decision = guard.decide(loss, shares.norms([parameters])[0])
-        shares.drop(optimizer, parameters, decision.skip)
+        tensors = LocalTensors()
+        decision = guard.decide(loss, tensors.norms([parameters])[0])
+        tensors.drop(optimizer, parameters, decision.skip)
         optimizer.step()
 
     def everything():

@@ -103,7 +103,7 @@ class Evaluate(pl.Callback):
             device=pl_module.device,
             precision=trainer.precision_plugin.forward_context,
             batch_size=self.config.batch_size,
-            metric=pl_module.objective.metric(pl_module.shares.value),
+            metric=pl_module.objective.metric(pl_module.tensors.value),
         )
 
 

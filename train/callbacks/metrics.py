@@ -216,7 +216,7 @@ class Metrics(Reporter):
             values["update_rms"] = float(warning)
         peak_gib = highest_over_ranks(peak_memory(module.device), module.device)
         return values | {
-            "logit_scale": float(module.shares.value(module.model.logit_scale).exp()),
+            "logit_scale": float(module.tensors.value(module.model.logit_scale).exp()),
             "lr": module.phases.learning_rate(step - 1),
             "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
             "samples": samples(step),

@@ -39,21 +39,20 @@ class AGC(Clipper):
         self.ratio, self.eps, self.skip = ratio, eps, tuple(skip)
 
     @torch.no_grad()
-    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
-        """Scales rows down one by one."""
-        norm = shares.norms([list(named.values())])[0]
-        chosen = [
+    def clip(self, tensors: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
+        norm = tensors.norms([list(named.values())])[0]
+        matrices = [
             parameter
             for name, parameter in named.items()
             if parameter.ndim >= 2 and not any(fnmatch(name, pattern) for pattern in self.skip)
         ]
-        for weight, gradient in shares.rows(chosen):
+        for weight, gradient in tensors.rows(matrices):
             gradient.mul_(row_factors(weight, gradient, self.ratio, self.eps).to(gradient.dtype))
         return Clipped(norm)
 
 
 def row_factors(weight: Tensor, gradient: Tensor, ratio: float, eps: float) -> Tensor:
-    """What each row of a gradient is multiplied by [rows, 1, ...]."""
+    """Returns what each row of a gradient is multiplied by [rows, 1, ...]."""
     dims = tuple(range(1, weight.ndim))
     limit = torch.linalg.vector_norm(weight, dim=dims, keepdim=True).clamp(min=eps) * ratio
     size = torch.linalg.vector_norm(gradient, dim=dims, keepdim=True)

@@ -29,12 +29,12 @@ class AutoClip(Threshold):
         self.percentile = percentile
 
     def threshold(self, norm: Tensor) -> Tensor:
-        """The percentile, interpolated linearly; inf before the first finite norm."""
+        """Returns the percentile, interpolated linearly; inf before the first finite norm."""
         history, count = self.state["history"], self.state["count"]
         remember(history, count, norm)
         filled = torch.arange(len(history), device=norm.device) < count
         ordered = torch.where(filled, history, torch.inf).sort().values
-        place = (count.clamp(1, len(history)) - 1) * (self.percentile / 100)
-        low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
-        between = low + (high - low) * place.frac()
+        position = (count.clamp(1, len(history)) - 1) * (self.percentile / 100)
+        low, high = ordered[position.floor().long()], ordered[position.ceil().long()]
+        between = low + (high - low) * position.frac()
         return torch.where(count > 0, between, torch.inf)

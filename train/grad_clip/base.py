@@ -1,7 +1,7 @@
 """Clippers: gradients in, gradients within a limit and what to log out.
 
-A clipper is asked once a step, between the backward pass and the optimiser. Its state is a handful
-of tensors of fixed size that live where the gradients do; no step waits for them.
+A clipper is called once a step, between the backward pass and the optimizer. Its state is a few
+tensors of fixed size on the gradients' device; no step waits for them.
 """
 
 from abc import ABC, abstractmethod
@@ -30,21 +30,25 @@ class Clipped:
 
 
 class Clipper(ABC):
-    """Base class."""
+    """Clips gradients; each method has to work in every strategy, through `Tensors`."""
 
     @abstractmethod
-    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
-        """Clips the gradients of the trainable parameters `named` in place.
+    def clip(self, tensors: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
+        """Clips gradients in place.
 
-        A gradient with a non-finite norm changes no statistics; whether its step is taken is the
-        spike guard's affair.
+        A gradient with a non-finite norm changes no statistics; the spike guard decides whether its
+        step is taken.
+
+        Args:
+            tensors: the strategy's adapter for gradients.
+            named: the trainable parameters.
         """
 
     def reset(self) -> None:  # noqa: B027, most have nothing to forget
         """Forgets the past: at the start of a phase norms may be of another size."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """State for the checkpoint."""
+        """Returns the state for the checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -53,14 +57,14 @@ class Clipper(ABC):
         Raises:
             ValueError: it is the state of another clipper.
         """
-        own = self.state_dict()
-        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
+        current = self.state_dict()
+        if {k: v.shape for k, v in current.items()} != {k: v.shape for k, v in state.items()}:
             raise ValueError(
                 f"the checkpoint holds the state of another clipper ({sorted(state)}, this one has "
-                f"{sorted(own)}): resume with the `grad_clip` the run was started with"
+                f"{sorted(current)}): resume with the `grad_clip` the run was started with"
             )
         for key, value in state.items():
-            own[key].copy_(value)
+            current[key].copy_(value)
 
 
 class Threshold(Clipper):
@@ -75,47 +79,45 @@ class Threshold(Clipper):
 
     @abstractmethod
     def threshold(self, norm: Tensor) -> Tensor:
-        """Takes note of a norm [] and returns the limit for this step []; inf: none."""
+        """Updates the statistics by a norm [] and returns this step's limit []; inf: none."""
 
     def limit(self, norm: Tensor) -> Tensor:
-        """`threshold`, with the statistics on the norm's device."""
+        """Calls `threshold` with the statistics on the norm's device."""
         for key, value in self.state.items():
             if value.device != norm.device:
                 self.state[key] = value.to(norm.device)
         return self.threshold(norm.detach().float())
 
-    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
-        """Scales the whole gradient down to the limit."""
+    def clip(self, tensors: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         parameters = list(named.values())
-        norm = shares.norms([parameters])[0]
+        norm = tensors.norms([parameters])[0]
         limit = self.limit(norm)
-        shares.scale(parameters, factor(norm, limit))
+        tensors.scale(parameters, factor(norm, limit))
         return Clipped(
             norm, {"grad_clip/limit": limit, "grad_clip/clipped": (norm > limit).float()}
         )
 
     def reset(self) -> None:
-        """Starts from nothing."""
         for value in self.state.values():
             value.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The statistics themselves, not copies."""
+        """Returns the statistics themselves, not copies."""
         return dict(self.state)
 
 
 def factor(norm: Tensor, limit: Tensor) -> Tensor:
-    """What a gradient is multiplied by: 1 within the limit (as torch's clip_grad_norm_)."""
+    """Returns what a gradient is multiplied by: 1 within the limit (as torch's clip_grad_norm_)."""
     return (limit / (norm + EPS)).clamp(max=1.0)
 
 
 def finite_or(value: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """`new` where `value` is finite, else `old`."""
+    """Returns `new` where `value` is finite, else `old`."""
     return torch.where(value.isfinite(), new, old)
 
 
 def remember(history: Tensor, count: Tensor, norm: Tensor) -> None:
     """Writes a finite norm over the oldest one; `count` is of all norms so far."""
-    place = (count % len(history)).reshape(1)
-    history.scatter_(0, place, finite_or(norm, history[place], norm.reshape(1)))
+    index = (count % len(history)).reshape(1)
+    history.scatter_(0, index, finite_or(norm, history[index], norm.reshape(1)))
     count.add_(norm.isfinite())

@@ -1,4 +1,4 @@
-"""The fixed limit on the global norm."""
+"""Limits that stay the same: on the global norm, on every element, none."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,6 @@ class Norm(Threshold):
         self.max_norm = max_norm
 
     def threshold(self, norm: Tensor) -> Tensor:
-        """The same at every step."""
         return torch.full_like(norm, self.max_norm)
 
 
@@ -49,17 +48,15 @@ class Value(Clipper):
             )
         self.limit = limit
 
-    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
-        """Clamps."""
+    def clip(self, tensors: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         parameters = list(named.values())
-        norm = shares.norms([parameters])[0]
-        shares.clamp(parameters, self.limit)
+        norm = tensors.norms([parameters])[0]
+        tensors.clamp(parameters, self.limit)
         return Clipped(norm)
 
 
 class Unclipped(Clipper):
-    """Measures only."""
+    """Measures the norm and changes nothing."""
 
-    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
-        """The norm."""
-        return Clipped(shares.norms([list(named.values())])[0])
+    def clip(self, tensors: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
+        return Clipped(tensors.norms([list(named.values())])[0])

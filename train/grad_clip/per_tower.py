@@ -1,4 +1,4 @@
-"""A limit for each tower."""
+"""A clipper for each tower."""
 
 from collections.abc import Mapping
 
@@ -28,29 +28,27 @@ class PerTower(Clipper):
             )
         self.towers = towers
 
-    def clip(self, shares: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
-        """Scales each tower's gradient down to its limit."""
+    def clip(self, tensors: Tensors, named: Mapping[str, nn.Parameter]) -> Clipped:
         groups: dict[str, list[nn.Parameter]] = {}
         for name, parameter in named.items():
             groups.setdefault(tower_of(name), []).append(parameter)
-        norms = shares.norms(list(groups.values()))
+        norms = tensors.norms(list(groups.values()))
         report = {}
         for (tower, parameters), norm in zip(groups.items(), norms, strict=True):
             report[f"grad_clip/{tower}/norm"] = norm
             if clipper := self.towers.get(tower):
                 limit = clipper.limit(norm)
-                shares.scale(parameters, factor(norm, limit))
+                tensors.scale(parameters, factor(norm, limit))
                 report[f"grad_clip/{tower}/limit"] = limit
                 report[f"grad_clip/{tower}/clipped"] = (norm > limit).float()
         return Clipped(torch.linalg.vector_norm(norms), report)
 
     def reset(self) -> None:
-        """Resets every tower."""
         for clipper in self.towers.values():
             clipper.reset()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """States under `TOWER.NAME`."""
+        """Returns the states under `TOWER.NAME`."""
         return {
             f"{tower}.{key}": value
             for tower, clipper in self.towers.items()

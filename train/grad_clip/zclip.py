@@ -61,7 +61,7 @@ class ZClip(Threshold):
         self.patience = 2 * warmup if patience is None else patience
 
     def threshold(self, norm: Tensor) -> Tensor:
-        """The limit by statistics where the norm is a spike, else `max_norm`."""
+        """Returns the limit by statistics where the norm is a spike, else `max_norm`."""
         state = self.state
         mean, std = state["mean"], state["var"].sqrt()
         distance = (norm - mean) / (std + EPS)

@@ -103,8 +103,8 @@ class EstimateCurvature(pl.Callback):
             seed = step_seed(module.seed, step, -1) >> 2
             loss = module.objective.sampled(features, batch, seed)
         loss.backward()
-        module.shares.average_gradients(parameters)
-        norm = module.shares.norms([parameters])[0]
+        module.tensors.average_gradients(parameters)
+        norm = module.tensors.norms([parameters])[0]
         if bool(norm.isfinite()):
             curve(optimizer, parameters, self.optim.betas[1])
             module.report["unclipped"] = unclipped(optimizer, parameters, self.optim.rho)

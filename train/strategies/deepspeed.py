@@ -1,7 +1,7 @@
 """DeepSpeed ZeRO 1, 2 and 3 on GPUs and CPUs, with checkpoints like every other strategy's.
 
 In: the stage. Out: a Lightning strategy. A checkpoint is one file with whole fp32 parameters and
-whole optimiser states, which any strategy can continue from.
+whole optimizer states, which any strategy can continue from.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Autocast(DeepSpeedPrecision):
     What DeepSpeed makes of it, 16-bit parameters beside fp32 ones, is what `bf16-true` gives.
 
     Args:
-        strategy: Knows the device.
+        strategy: what the device is read from.
     """
 
     def __init__(self, strategy: Strategy):
@@ -47,7 +47,7 @@ class Autocast(DeepSpeedPrecision):
         self._desired_dtype = torch.float32
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass; in stage 3 a cache would keep all parameters whole."""
+        """Turns autocast on without its cache, which in stage 3 would keep all parameters whole."""
         device = self.strategy.root_device.type
         return torch.autocast(device, torch.bfloat16, cache_enabled=False)
 
@@ -56,12 +56,12 @@ class Zero(Sharding, DeepSpeedStrategy):
     """DeepSpeed ZeRO; Lightning refuses it without CUDA in `setup_environment` only.
 
     Args:
-        stage: 1: shards of the optimiser's state; 2: of gradients too; 3: of parameters too.
-        offload: Keeps the optimiser's state and the fp32 parameters in the host's memory, and steps
-            there (ZeRO-Offload, Ren et al. 2021), with the run's own optimiser.
+        stage: 1: shards of the optimizer's state; 2: of gradients too; 3: of parameters too.
+        offload: keeps the optimizer's state and the fp32 parameters in the host's memory, and steps
+            there (ZeRO-Offload, Ren et al. 2021), with the run's own optimizer.
 
     Attributes:
-        average: The moving averages, from setup on.
+        average: the moving averages, from setup on.
     """
 
     cuts_inside_tensors = True
@@ -79,7 +79,7 @@ class Zero(Sharding, DeepSpeedStrategy):
 
     @property
     def precision_plugin(self) -> Precision:
-        """How numbers are rounded."""
+        """Lightning's plugin for the precision; setting it adapts DeepSpeed's configuration."""
         return super().precision_plugin
 
     @precision_plugin.setter
@@ -94,8 +94,8 @@ class Zero(Sharding, DeepSpeedStrategy):
             assert self.config is not None
             self.config["bf16"] = {"enabled": False}
             # Else its engine turns autocast off. Gradients are still sent in fp32.
-            named = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
-            self.config["torch_autocast"] = named
+            autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+            self.config["torch_autocast"] = autocast
             precision_plugin = Autocast(self)
         self._precision_plugin = precision_plugin
 
@@ -109,15 +109,12 @@ class Zero(Sharding, DeepSpeedStrategy):
         refuse_row_shards(module, type(self).__name__)
 
     def tensors(self) -> ZeroTensors:
-        """Reaches DeepSpeed's partitions."""
         return ZeroTensors(self.zero, self.average)
 
     def prepare_compiled(self, layers: Iterable[nn.Module]) -> None:
-        """Gathers a layer's parameters before its graph runs."""
         gather_layers_at_once(layers)
 
     def setup_environment(self) -> None:
-        """Sets up the device and the process group."""
         if self._on_cpu:
             prepare_for_cpu()
         DDPStrategy.setup_environment(self)  # type: ignore[arg-type] - the parent's parent
@@ -143,7 +140,7 @@ class Zero(Sharding, DeepSpeedStrategy):
 
     @property
     def zero(self) -> Any:
-        """DeepSpeed's optimiser."""
+        """DeepSpeed's optimizer."""
         return self.optimizers[0]
 
     @property
@@ -152,11 +149,11 @@ class Zero(Sharding, DeepSpeedStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Optimiser states come from our checkpoints."""
+        """True: optimizer states come from our checkpoints."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole parameters in fp32, and buffers; on the host (collective)."""
+        """Returns whole parameters in fp32, and buffers, on the host (collective)."""
         module = self.lightning_module
         assert module is not None
         state = module.state_dict()
@@ -170,7 +167,7 @@ class Zero(Sharding, DeepSpeedStrategy):
         return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """What `torch.optim.Optimizer.state_dict` gives where nothing is sharded (collective)."""
+        """Returns the optimizer's `state_dict` as if nothing were sharded (collective)."""
         numbers = {p: i for i, p in enumerate(p for group in self._groups for p in group)}
         inner = self.zero.optimizer
         groups = [
@@ -183,7 +180,7 @@ class Zero(Sharding, DeepSpeedStrategy):
         example = next(iter(inner.state.values()), {})
         sharded = [key for key, value in example.items() if is_sharded(value)]
         same = {key: value for key, value in example.items() if key not in sharded}
-        # A step count each: who loads one shared by all would count every parameter.
+        # A step count each: an optimizer that loads one shared by all would count every parameter.
         state = {
             number: {k: v.clone() if isinstance(v, Tensor) else v for k, v in same.items()}
             | {
@@ -207,7 +204,7 @@ class Zero(Sharding, DeepSpeedStrategy):
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Takes parameters and buffers from a checkpoint of any strategy."""
+        """Loads parameters and buffers from a checkpoint of any strategy."""
         module = self.lightning_module
         assert module is not None
         state = checkpoint["state_dict"]
@@ -223,7 +220,7 @@ class Zero(Sharding, DeepSpeedStrategy):
 
     @torch.no_grad()
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes the optimiser's states from a checkpoint of any strategy."""
+        """Loads the optimizer's states from a checkpoint of any strategy."""
         saved = checkpoint["optimizer_states"][0]
         inner = self.zero.optimizer
         for now, before in zip(inner.param_groups, saved["param_groups"], strict=True):
@@ -246,5 +243,5 @@ class Zero(Sharding, DeepSpeedStrategy):
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether an optimiser's state has a value for each element (a step count has not)."""
+    """Whether an optimizer's state has a value for each element (a step count has not)."""
     return isinstance(value, Tensor) and value.ndim > 0

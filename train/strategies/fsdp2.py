@@ -1,10 +1,7 @@
-"""How a run is spread over processes: DDP, FSDP2, or DeepSpeed ZeRO 1, 2, 3.
+"""FSDP2 on GPUs and CPUs, with checkpoints like every other strategy's.
 
-In: `trainer.strategy` of a run file. Out: what Lightning's Trainer takes. All of them run on GPUs
-and on CPUs (with gloo), compute the same thing, and differ in what a rank holds: everything; a
-shard of everything (fsdp2, zero3); a shard of the optimiser's state (zero1), and of the gradients
-(zero2). With `_offload` (zero1_offload, zero2_offload, zero3_offload) that state and the fp32
-parameters are in the host's memory.
+In: the module and its layers. Out: a Lightning strategy under which each rank holds a shard of
+parameters, gradients and optimizer states.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +20,8 @@ from .sharded_tensors import ShardedTensors
 class Fsdp2(Sharding, ModelParallelStrategy):
     """FSDP2 over all processes; a checkpoint is one file with whole tensors, like DDP's.
 
-    Lightning numbers optimiser states by the model's order, everyone else by the groups': here they
-    are as everywhere.
+    Lightning numbers the states of this strategy's optimizer by the model's order, those of all
+    others by the groups': here they are numbered by the groups'.
     """
 
     cuts_states = True
@@ -49,21 +46,20 @@ class Fsdp2(Sharding, ModelParallelStrategy):
                 fully_shard(part, mesh=mesh, ignored_params=kept)
 
     def tensors(self) -> ShardedTensors:
-        """Reaches each rank's shards."""
         return ShardedTensors()
 
     def setup_environment(self) -> None:
-        """Every process is a data-parallel one, on however many nodes."""
+        """Makes every process a data-parallel one, on however many nodes."""
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Optimiser states come from our checkpoints."""
+        """True: optimizer states come from our checkpoints."""
         return True
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """What the optimiser's `state_dict` would be were nothing sharded (collective)."""
+        """Returns the optimizer's `state_dict` as if nothing were sharded (collective)."""
         state = getattr(optimizer, "_optimizer", optimizer).state_dict()
         whole = {
             number: {k: v.full_tensor().cpu() if is_sharded(v) else v for k, v in values.items()}
@@ -76,17 +72,17 @@ class Fsdp2(Sharding, ModelParallelStrategy):
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Takes parameters and buffers from a checkpoint of any strategy."""
+        """Loads parameters and buffers from a checkpoint of any strategy."""
         assert self.lightning_module is not None
-        own = dict(self.lightning_module.named_parameters())
+        parameters = dict(self.lightning_module.named_parameters())
         state = {
-            name: cut_like(own[name], value) if name in own else value
+            name: cut_like(parameters[name], value) if name in parameters else value
             for name, value in checkpoint["state_dict"].items()
         }
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes the optimiser's states from a checkpoint of any strategy."""
+        """Loads the optimizer's states from a checkpoint of any strategy."""
         (optimizer,) = self.optimizers
         saved = checkpoint["optimizer_states"][0]
         owners = [p for group in optimizer.param_groups for p in group["params"]]
@@ -103,7 +99,7 @@ def is_sharded(value: Any) -> bool:
 
 
 def cut_like(parameter: nn.Parameter, value: Any) -> Any:
-    """This rank's rows of a whole tensor of a parameter's shape; anything else is left as it is."""
+    """Returns this rank's rows of a whole tensor of a parameter's shape; anything else as it is."""
     if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
         return value
     value = value.to(parameter.device)

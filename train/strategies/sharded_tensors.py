@@ -1,4 +1,4 @@
-"""Each rank's share of gradients and parameters, in every strategy alike.
+"""Adapters for gradients and parameters, of which a rank may hold pieces.
 
 In: parameters whose gradients are final (averaged over ranks, unscaled). Out: global norms, equal
 on every rank; gradients scaled, clamped or dropped in place; bounds kept; whole values.
@@ -31,19 +31,19 @@ class Tensors(ABC):
     """
 
     def begin(self) -> None:  # noqa: B027, most strategies have nothing to look for
-        """Looks at the gradients of a new step; to be called before anything is done to them."""
+        """Finds the gradients of a new step; called before anything is done to them."""
 
     @abstractmethod
     def pieces(self, parameters: Parameters) -> list[Tensor]:
-        """The parts of the gradients that lie on this rank, to be changed in place."""
+        """Returns the parts of the gradients that lie on this rank, to be changed in place."""
 
     @abstractmethod
     def norms(self, groups: Sequence[Parameters]) -> Tensor:
-        """L2 norm of each group's gradient over all ranks [groups] (collective)."""
+        """Returns the L2 norm of each group's gradient over all ranks [groups] (collective)."""
 
     @abstractmethod
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
-        """(weight, gradient) on this rank, cut between rows of the first dimension if at all.
+        """Returns (weight, gradient) pairs, cut between rows of the first dimension if at all.
 
         Raises:
             ValueError: the strategy cuts inside rows.
@@ -106,24 +106,21 @@ class Tensors(ABC):
 
 
 class LocalTensors(Tensors):
-    """One process, or DDP: every rank holds everything, but for rows that are kept apart."""
+    """One process, or DDP: every rank holds everything, except for row shards."""
 
     def pieces(self, parameters: Parameters) -> list[Tensor]:
-        """All gradients."""
         return [p.grad for p in parameters if p.grad is not None]
 
     def norms(self, groups: Sequence[Parameters]) -> Tensor:
-        """Computed by each rank from the same numbers; squares of rows kept apart are added up."""
+        """Computes them from the same numbers on each rank; squares of row shards are added up."""
         if not any(isinstance(p, RowShard) for group in groups for p in group):
             return torch.stack([norm_of(self.pieces(group), groups[0][0]) for group in groups])
-        return joined_norms(groups, None)
+        return add_up_norms(groups, None)
 
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
-        """All that are here."""
         return [(p.detach(), p.grad) for p in parameters if p.grad is not None]
 
     def value(self, tensor: Tensor) -> Tensor:
-        """Returns it as it is, or gathers rows from all ranks."""
         return whole(tensor) if isinstance(tensor, RowShard) else tensor.detach()
 
     def average_gradients(self, parameters: Parameters) -> None:
@@ -137,24 +134,22 @@ class ShardedTensors(Tensors):
     """
 
     def pieces(self, parameters: Parameters) -> list[Tensor]:
-        """This rank's shards."""
         return [local(p.grad) for p in parameters if p.grad is not None]
 
     def norms(self, groups: Sequence[Parameters]) -> Tensor:
         """Adds up squares over the ranks of the mesh."""
         meshes = {p.device_mesh for g in groups for p in g if isinstance(p, DTensor)}
         assert len(meshes) == 1 and next(iter(meshes)).ndim == 1, "one flat mesh holds all shards"
-        return joined_norms(groups, meshes.pop().get_group())
+        return add_up_norms(groups, meshes.pop().get_group())
 
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
         """Shards of whole rows (FSDP2 cuts the first dimension unless told otherwise)."""
-        found = [(p, p.grad) for p in parameters if p.grad is not None]
-        if any(isinstance(p, DTensor) and p.placements != (Shard(0),) for p, _ in found):
+        pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+        if any(isinstance(p, DTensor) and p.placements != (Shard(0),) for p, _ in pairs):
             raise ValueError("grad_clip: AGC needs parameters sharded along their first dimension")
-        return [(local(p.detach()), local(g)) for p, g in found]
+        return [(local(p.detach()), local(g)) for p, g in pairs]
 
     def value(self, tensor: Tensor) -> Tensor:
-        """Gathers from all ranks."""
         if isinstance(tensor, RowShard):
             return whole(tensor)
         local_value = tensor.detach()
@@ -166,27 +161,27 @@ class ShardedTensors(Tensors):
             module.reshard()
 
 
-def joined_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:
-    """L2 norm of each group's gradient [groups]: squares of parts are added up over ranks.
+def add_up_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:
+    """Returns the L2 norm of each group's gradient [groups], adding up squares over ranks.
 
     Gradients that every rank has are counted once.
     """
-    own, shared = [], []
+    sharded, copied = [], []
     for group in groups:
-        found = [(p, p.grad) for p in group if p.grad is not None]
-        parts = [local(grad) for p, grad in found if isinstance(p, DTensor | RowShard)]
-        copies = [grad for p, grad in found if not isinstance(p, DTensor | RowShard)]
-        own.append(norm_of(parts, groups[0][0]).square())
-        shared.append(norm_of(copies, groups[0][0]).square())
-    total = torch.stack(own)
+        pairs = [(p, p.grad) for p in group if p.grad is not None]
+        shards = [local(grad) for p, grad in pairs if isinstance(p, DTensor | RowShard)]
+        copies = [grad for p, grad in pairs if not isinstance(p, DTensor | RowShard)]
+        sharded.append(norm_of(shards, groups[0][0]).square())
+        copied.append(norm_of(copies, groups[0][0]).square())
+    total = torch.stack(sharded)
     if world()[1] > 1:
         dist.all_reduce(total, group=process_group)
-    return (total + torch.stack(shared)).sqrt()
+    return (total + torch.stack(copied)).sqrt()
 
 
 @torch.no_grad()
 def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
-    """L2 norm of all elements, in float32 at least [].
+    """Returns the L2 norm of all elements, in float32 at least [].
 
     Ranks without any of the tensors must give a zero of the same type: `like` says which.
     """
@@ -198,5 +193,5 @@ def norm_of(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor."""
+    """Returns this rank's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

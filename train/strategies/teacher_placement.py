@@ -1,6 +1,6 @@
-"""Where a frozen model's weights are while it answers, when they are too many for each device.
+"""Placement of a frozen model's weights, where they are too many for each device.
 
-In: the model, which says where it wants them, and this process's device. Out: the same features;
+In: the model with its `placement`, and this process's device. Out: the same features;
 weights outside of layers are on the device in any case.
 """
 
@@ -15,7 +15,7 @@ from ..torch_internals import move_own_tensors
 
 
 def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
-    """Moves the weights to where they are kept; in a process alone `sharded` is `host`.
+    """Moves the weights to their placement; in a single process `sharded` is `host`.
 
     All ranks call it, and then call the model equally often.
 
@@ -57,14 +57,14 @@ class Fetched:
     """A layer in the host's memory, of which there is a copy on the device while it runs.
 
     Args:
-        layer: It gets hooks.
-        device: Where it runs.
+        layer: gets hooks.
+        device: where it runs.
     """
 
     def __init__(self, layer: nn.Module, device: torch.device):
         self.device = device
         self.tensors = [*layer.parameters(), *layer.buffers()]
-        self.kept: list[Tensor] = []
+        self.host_data: list[Tensor] = []
         if device.type == "cuda":
             for tensor in self.tensors:
                 tensor.data = tensor.data.pin_memory()
@@ -72,10 +72,10 @@ class Fetched:
         layer.register_forward_hook(self._release, always_call=True)
 
     def _fetch(self, *_: object) -> None:
-        self.kept = [tensor.data for tensor in self.tensors]
+        self.host_data = [tensor.data for tensor in self.tensors]
         for tensor in self.tensors:
             tensor.data = tensor.data.to(self.device, non_blocking=True, copy=True)
 
     def _release(self, *_: object) -> None:
-        for tensor, kept in zip(self.tensors, self.kept, strict=True):
-            tensor.data = kept
+        for tensor, data in zip(self.tensors, self.host_data, strict=True):
+            tensor.data = data

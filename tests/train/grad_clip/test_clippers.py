@@ -69,8 +69,8 @@ def run(rank, world_size, strategy, name, steps=5):
     for image, text in batches(steps):
         optimizer.zero_grad()
         wrapped(image[rank::world_size], text[rank::world_size]).backward()
-        shares = ShardedTensors() if strategy == "fsdp2" else LocalTensors()
-        clipped = clipper.clip(shares, named)
+        tensors = ShardedTensors() if strategy == "fsdp2" else LocalTensors()
+        clipped = clipper.clip(tensors, named)
         trace.append([clipped.norm.item(), *(v.item() for v in clipped.report.values())])
         optimizer.step()
     whole = {
@@ -107,9 +107,9 @@ def skip_once(rank, world_size, fused):
             image = image * torch.nan
         optimizer.zero_grad()
         model(image, text).backward()
-        shares = ShardedTensors()
-        norm = shares.norms([list(named.values())])[0]
-        shares.drop(optimizer, list(named.values()), ~norm.isfinite())
+        tensors = ShardedTensors()
+        norm = tensors.norms([list(named.values())])[0]
+        tensors.drop(optimizer, list(named.values()), ~norm.isfinite())
         optimizer.step()
         seen.append([p.full_tensor().detach().clone() for p in named.values()])
     return seen

@@ -26,14 +26,14 @@ def optimizer_of(module):
     return torch.optim.AdamW(groups, lr=0.1)
 
 
-def clip(shares, optimizer, parameters, skip):
-    shares.begin()
+def clip(tensors, optimizer, parameters, skip):
+    tensors.begin()
     groups = [parameters[:2], parameters[2:]]
-    norms = shares.norms(groups)
-    shares.scale(groups[0], torch.tensor(0.5))
-    shares.clamp(groups[0], 0.02)
-    shares.scale(groups[1], torch.tensor(0.1))
-    shares.drop(optimizer, parameters, torch.tensor(skip))
+    norms = tensors.norms(groups)
+    tensors.scale(groups[0], torch.tensor(0.5))
+    tensors.clamp(groups[0], 0.02)
+    tensors.scale(groups[1], torch.tensor(0.1))
+    tensors.drop(optimizer, parameters, torch.tensor(skip))
     return norms
 
 
@@ -56,14 +56,14 @@ def trajectory(rank, world_size, stage, offload):
             "zero_force_ds_cpu_optimizer": False,
         }
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
-    shares = ZeroTensors(engine.optimizer) if engine else LocalTensors()
+    tensors = ZeroTensors(engine.optimizer) if engine else LocalTensors()
     trace = []
     for step in range(6):
         batch = x[rank::world_size] * (torch.nan if step == 4 else 1.0)
         optimizer.zero_grad() if engine is None else None
         loss = (engine or module)(batch).square().mean()
         loss.backward() if engine is None else engine.backward(loss)
-        norms = clip(shares, optimizer, parameters, step in (2, 4))
+        norms = clip(tensors, optimizer, parameters, step in (2, 4))
         optimizer.step() if engine is None else engine.step()
         trace.append((norms, whole(parameters, stage)))
     return trace

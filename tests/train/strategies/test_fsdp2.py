@@ -148,7 +148,7 @@ class Scales(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *args):
         own = pl_module.objective.terms["pull"].scale.log
-        values = [pl_module.shares.value(p).item() for p in (pl_module.model.logit_scale, own)]
+        values = [pl_module.tensors.value(p).item() for p in (pl_module.model.logit_scale, own)]
         self.seen.append(values)
 
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 from small_run import B, batches, module, train
 
+from counterpoint.losses.base import Term
 from counterpoint.losses.components.heads import UnitMLP
 from counterpoint.losses.distillation.cluster_discrimination import ArcMargin, ClusterDiscrimination
 from counterpoint.losses.distillation.feature_regression import FeatureRegression
 from counterpoint.losses.distillation.sharded_clusters import ShardedClusters
+from counterpoint.losses.distributed.collectives import world
+from counterpoint.losses.distributed.sharded_rows import RowShard, rows_of
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.scalars import Temperature
@@ -138,6 +141,42 @@ def test_a_checkpoint_of_an_ordinary_parameter_is_cut(gloo, tmp_path):
     assert [len(rows) for rows, _ in results] == [4, 3]
     assert torch.equal(torch.cat([rows for rows, _ in results]), weights[NAME])
     assert torch.equal(torch.cat([m for _, m in results]), moments[-1])
+
+
+class Stored(Term):
+    """A store that no gradient trains, whose rows each rank counts up by its own numbers."""
+
+    needs = ("image", "logit_scale")
+
+    def __init__(self):
+        super().__init__()
+        self.store = RowShard(torch.zeros(C, 2), requires_grad=False)
+
+    def forward(self, features, batch):
+        first = rows_of(C, *world()).start
+        self.store += torch.arange(first, first + len(self.store))[:, None]
+        return {"nothing": 0.0 * features["image"].sum()}
+
+
+STORE = "objective.terms.stored.store"
+
+
+def stored(rank, world_size, name, folder, ckpt_path=None):
+    run = module(CUT, objective=Objective({"infonce": InfoNCE(), "stored": Stored()}))
+    steps = data()[CUT:] + data()[:CUT] if ckpt_path else data()[:CUT]
+    trainer = train(run, world_size, name, data=steps, ckpt_path=ckpt_path)
+    trainer.save_checkpoint(f"{folder}/{name}-{world_size}.ckpt", weights_only=False)
+    return len(run.objective.terms["stored"].store)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_a_store_without_gradient_is_cut_saved_whole_and_taken_up_again(gloo, tmp_path, name):
+    assert gloo(2, stored, name, tmp_path) == [4, 3]
+    path = tmp_path / f"{name}-2.ckpt"
+    want = torch.arange(C)[:, None].expand(C, 2).float()
+    assert torch.equal(saved(path)[0][STORE], CUT * want)
+    assert gloo(3, stored, name, tmp_path, path) == [3, 2, 2]
+    assert torch.equal(saved(tmp_path / f"{name}-3.ckpt")[0][STORE], 2 * CUT * want)
 
 
 def refused(rank, world_size, name, optim, options, match):
