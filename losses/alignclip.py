@@ -61,7 +61,7 @@ class Separation(PairwiseTerm):
     Args:
         semantics: embeddings of the captions' meaning, without gradient: the name of a batch entry
             (a sidecar's, such as `sentence.embedding`) or of a feature (`teacher.NAME.text`), or
-            what makes them of the batch (`semantics.SharedWords`).
+            what makes them of the batch (`caption_embeddings.SharedWords`).
         negatives: what becomes of those that mean nearly the same.
         sides: modalities that are spread out; `[image]` as in the paper.
         pairwise: of `PairwiseTerm`.
@@ -95,10 +95,12 @@ class Separation(PairwiseTerm):
         with torch.no_grad():
             meaning = F.normalize(self.semantics(features, batch).to(image.dtype), dim=1)
         scale = self.logit_scale(features)
-        own = scale * (image * text).sum(1)
+        positive = scale * (image * text).sum(1)
         losses = []
         for side in self.sides:
             rows = {"image": image, "text": text}[side]
             pairing = self.pairing(pairs="others", **self.negatives.choices(meaning))
-            losses.append(torch.logaddexp(row_sums(rows, rows, scale, pairing), own) - own)
+            losses.append(
+                torch.logaddexp(row_sums(rows, rows, scale, pairing), positive) - positive
+            )
         return torch.stack(losses).sum(0)

@@ -1,4 +1,4 @@
-"""The contract of a loss term, whole, and what every pairwise term needs before it computes logits.
+"""Base classes of loss terms: the whole contract, and the inputs that pairwise terms share.
 
 In: features (from the towers) and the batch. Out: named scalars. A value is this rank's share,
 scaled so that the *mean over ranks* of values and of gradients is that of the global batch, because
@@ -49,7 +49,7 @@ class Term(nn.Module, ABC):
         return None
 
     def ranking_similarity(self) -> Similarity | None:
-        """Returns what evaluation should rank by under this term; None: it does not say."""
+        """Returns what evaluation should rank by under this term; None: no preference."""
         return None
 
     def averages(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -121,9 +121,9 @@ class PairwiseTerm(Term):
         """Returns the loss of each of this rank's samples; see `Term.per_sample`."""
 
     def take(self, features: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-        """Returns features in full precision, as the exchange takes them in."""
-        found = full_precision(*(need(features, name, self) for name in names))
-        return [self.exchange.enter(feature) for feature in found]
+        """Returns features in full precision, passed through the exchange."""
+        values = full_precision(*(need(features, name, self) for name in names))
+        return [self.exchange.enter(value) for value in values]
 
     def logit_scale(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
         """Returns the scale [1]."""

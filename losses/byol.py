@@ -1,4 +1,4 @@
-"""BYOL: each view predicts what the averaged towers make of another view of the same picture.
+"""BYOL: each view predicts what the averaged towers make of another view of the same image.
 
 In: features of online views and of averaged ones (`ema.VIEW`, which needs the run's `ema`). Out:
 the squared distance of the two as unit vectors. No negatives: only heads exchange anything.

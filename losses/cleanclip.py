@@ -2,7 +2,7 @@
 
 L = 1/P sum over P pairs (a, b) of CE_r(s a b^T): the anchor picks its own augmentation among the
 augmentations of all samples; the augmentation picks nothing. CleanCLIP has (u, u') and (v, v') of
-pictures and captions, with the scale of its InfoNCE. Bansal et al., "CleanCLIP: Mitigating Data
+images and captions, with the scale of its InfoNCE. Bansal et al., "CleanCLIP: Mitigating Data
 Poisoning Attacks in Multimodal Contrastive Learning" (2023), section 3.
 """
 
@@ -22,8 +22,8 @@ from .kernels.reductions import row_sums
 class InModal(PairwiseTerm):
     """Mean over pairs (anchor, augmented) of one-sided cross-entropies.
 
-    A sample whose augmentation is not there (`NAME.present` in the batch is false, as of texts that
-    some samples lack) is no anchor and no candidate of that pair.
+    A sample without its augmentation (`NAME.present` in the batch is false, as for texts that some
+    samples lack) is no anchor and no candidate of that pair.
 
     Args:
         pairs: features of anchors and of their augmentations.
@@ -56,7 +56,7 @@ class InModal(PairwiseTerm):
         scale, losses = self.logit_scale(features), []
         for pair in self.pairs:
             anchors, augmented = self.take(features, *pair)
-            # Whether the entry exists is the configuration's matter: the same on every rank.
+            # Whether the entry exists depends on the configuration alone: the same on every rank.
             present = batch.get(f"{pair[1]}.present")
             losses.append(self._picked(anchors, augmented, scale, present))
         return torch.stack(losses).mean(0)
@@ -73,6 +73,8 @@ class InModal(PairwiseTerm):
         losses = sums - scale * (anchors * augmented).sum(1)
         if present is None:
             return losses
-        # The mean over all samples is to be that over those that are there.
-        every, there = total(torch.stack([torch.ones_like(losses), present.to(losses)]).sum(1))
-        return losses.masked_fill(~present, 0.0) * (every / there.clamp(min=1))
+        # So that the mean over all samples is that over those present.
+        num_samples, num_present = total(
+            torch.stack([torch.ones_like(losses), present.to(losses)]).sum(1)
+        )
+        return losses.masked_fill(~present, 0.0) * (num_samples / num_present.clamp(min=1))

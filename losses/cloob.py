@@ -94,8 +94,8 @@ class CLOOB(PairwiseTerm):
 
     def _recall(self, image: Tensor, text: Tensor, store: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides' retrievals from one memory, which travels once for both."""
-        found = retrieve(torch.cat([image, text]), store, self.beta(), self.pairing())
-        image, text = F.normalize(found, dim=1).tensor_split(2)
+        retrieved = retrieve(torch.cat([image, text]), store, self.beta(), self.pairing())
+        image, text = F.normalize(retrieved, dim=1).tensor_split(2)
         return image, text
 
     def _one_way(self, anchors: Tensor, positives: Tensor, scale: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class Entailment(Term):
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Returns `{entailment: value}`, this rank's share; pairs are looked at alone."""
+        """Returns `{entailment: value}`, this rank's share; each pair is compared on its own."""
         return {"entailment": share(self.per_sample(features, batch))}
 
     def per_sample(

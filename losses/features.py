@@ -1,4 +1,4 @@
-"""How terms read features: by name, with a sentence where one is missing, in full precision."""
+"""How terms read features: by name, with a clear error where one is missing, in full precision."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def need(features: Mapping[str, Tensor], name: str, term: nn.Module, fix: str = "") -> Tensor:
-    """Returns `features[name]` or says in one sentence why the term cannot work without it."""
+    """Returns `features[name]`; if it is missing, raises a ValueError with the fix."""
     if name not in features:
         fix = fix or f"there are {', '.join(sorted(features))}"
         raise ValueError(f"{type(term).__name__} needs the feature '{name}': {fix}")

@@ -27,7 +27,7 @@ class InfoNCE(PairwiseTerm):
 
     Args:
         similarity: what is scaled to logits; the default is the cosine.
-        views: the view of the pictures and that of the texts, without the form of the features.
+        views: the view of the images and that of the texts, without the form of the features.
         pairwise: of `PairwiseTerm`.
     """
 

@@ -1,4 +1,4 @@
-"""Softmax contrastive loss whose negatives are not wholly wrong: softened targets (LightCLIP).
+"""Softmax contrastive loss with softened targets: negatives are not wholly wrong (LightCLIP).
 
 L = -1/(2B) sum_ij [ q_ij log p_ij + q_ij' log p_ij' ] with p the softmax of s u_i.v_j over a row
 (p', q': over a column) and q = (1 - a) [i = j] + a r_ij, r uniform (label smoothing) or the
@@ -24,7 +24,7 @@ from .weight_schedules import Weight
 
 
 class Softening(ABC):
-    """Says what the targets are softened to."""
+    """What the targets are softened to."""
 
     @abstractmethod
     def target(
@@ -46,8 +46,8 @@ class Evenly(Softening):
 class ByNeighbours(Softening):
     """softmax_j(k u_i.u_j) for an image's texts, softmax_i(k v_j.v_i) for a text's images.
 
-    Texts of pictures that look like this one are less wrong than others, as far as the towers can
-    tell; the targets get no gradient.
+    Texts of images that the towers find similar are less wrong than others; the targets get no
+    gradient.
 
     Args:
         scale: k, an inverse temperature; the larger it is, the more is left on the sample itself.

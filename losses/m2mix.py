@@ -1,10 +1,10 @@
-"""Geodesic mixup between the modalities (m2-mix): negatives from between a picture and its text.
+"""Geodesic mixup between the modalities (m2-mix): negatives from between an image and its text.
 
 m_i = slerp(u_i, v_i; lambda) with one lambda ~ Beta(1/2, 1/2) a step. Each anchor has its own pair
 as the positive and the mixtures of all other samples as negatives:
 L = CE_r(A) + CE_r(B), A_ii = B_ii = u_i.v_i / t, A_ij = u_i.m_j / t, B_ij = v_i.m_j / t, t = 0.07.
 Gradients flow through the mixtures. Oh et al., "Geodesic Multi-Modal Mixup for Robust Fine-Tuning"
-(2023), section 4. It stands beside InfoNCE with a small weight (0.001 to 0.05 there).
+(2023), section 4. It stands beside InfoNCE with a small weight (0.001 to 0.05 in the paper).
 """
 
 import math
@@ -47,16 +47,16 @@ class M2Mix(PairwiseTerm):
     ) -> Float[Tensor, "b"]:
         """Sum of both directions of each pair; reads `image`, `text` [b, d] and the batch's `key`.
 
-        `progress`, the fraction of the run done, is read if it is there.
+        `progress`, the fraction of the run done, is read if present.
         """
         image, text = self.take(features, "image", "text")
         progress = float(features["progress"]) if "progress" in features else 0.0
         share = mixing_share(need(batch, "key", self), progress)
         mixed = slerp(image, text, share.to(image.dtype))
         scale, others = self.logit_scale(features), self.pairing(pairs="others")
-        own = scale * (image * text).sum(1)
+        positive = scale * (image * text).sum(1)
         losses = [
-            torch.logaddexp(row_sums(anchors, mixed, scale, others), own) - own
+            torch.logaddexp(row_sums(anchors, mixed, scale, others), positive) - positive
             for anchors in (image, text)
         ]
         return losses[0] + losses[1]
@@ -85,8 +85,8 @@ def slerp(
     """Returns the points at `share` of the way on the great circle between unit vectors.
 
     Finite everywhere, with gradients: nearly equal or opposite vectors are mixed with the weights
-    of the smallest angle (or the largest) that the precision tells apart, which for equal ones are
-    those of the straight line. Of opposite vectors there is no one great circle.
+    of the smallest angle (or the largest) that the precision resolves, which for equal ones are
+    those of the straight line. Opposite vectors have no one great circle.
     """
     margin = torch.finfo(start.dtype).eps ** 0.5
     cosine = (start * end).sum(1, keepdim=True).clamp(-1 + margin, 1 - margin)

@@ -1,13 +1,13 @@
-"""Hard negatives: texts and pictures that differ from a pair in one respect (NegCLIP, TripletCLIP).
+"""Hard negatives: texts and images that differ from a pair in one respect (NegCLIP, TripletCLIP).
 
 N(u, v, v-) = 1/2B sum_i [ -log softmax_j over both (s u_i.v_j) and (s u_i.v-_j), at v_i
                            -log softmax_j(s v_i.u_j), at u_i ]
 
-NegCLIP: N(u, v, v-): a picture also tells its text from all negative texts of the batch.
+NegCLIP: N(u, v, v-): each image also discriminates against all negative texts of the batch.
 Yuksekgonul et al., "When and Why Vision-Language Models Behave like Bags-of-Words, and What to Do
 about It?" (2023), section 4.
 
-TripletCLIP: N(u, v, v-) + N(u-, v-, v): negative pictures u- are shown with their own texts, and
+TripletCLIP: N(u, v, v-) + N(u-, v-, v): negative images u- are shown with their own texts, and
 the texts of the pairs are the hard ones. Patel et al., "TripletCLIP: Improving Compositional
 Reasoning of CLIP via Synthetic Vision-Language Negatives" (2024), section 3.
 """
@@ -25,11 +25,11 @@ from .kernels.reductions import row_sums, softmax_sums
 
 
 class NegCLIP(PairwiseTerm):
-    """Softmax contrastive loss with further columns for the images: every negative text there is.
+    """Softmax contrastive loss whose images have all negative texts as further columns.
 
     Args:
-        negatives: features of the negative texts. A batch entry `NAME.present` says which samples
-            have one; without such an entry all have.
+        negatives: features of the negative texts. A batch entry `NAME.present` marks the samples
+            that have one; without such an entry all have.
         pairwise: of `PairwiseTerm`.
     """
 
@@ -52,9 +52,9 @@ class NegCLIP(PairwiseTerm):
         """Mean of both directions of each pair."""
         image, text, *negatives = self.take(features, *self.needs)
         every = torch.ones(len(image), dtype=torch.bool, device=image.device)
-        there = torch.cat([present(batch, name, every) for name in self.negatives])
+        has_negative = torch.cat([present(batch, name, every) for name in self.negatives])
         scale = self.logit_scale(features)
-        return self.contrast((image, text, every), (torch.cat(negatives), there), scale)
+        return self.contrast((image, text, every), (torch.cat(negatives), has_negative), scale)
 
     def contrast(
         self, pairs: tuple[Tensor, Tensor, Tensor], further: tuple[Tensor, Tensor], scale: Tensor
@@ -66,24 +66,26 @@ class NegCLIP(PairwiseTerm):
             further: columns for the images [m, d], and which of them count [m].
             scale: s.
         """
-        image, text, there = pairs
-        columns, counted = further
-        among = self.pairing(weights=(Valid(there, there),))
-        sums = softmax_sums(image, text, scale, among)
-        hard = row_sums(image, columns, scale, self.pairing(weights=(Valid(there, counted),)))
-        return sums._replace(rows=torch.logaddexp(sums.rows, hard)).cross_entropy()
+        image, text, is_pair = pairs
+        columns, is_column = further
+        pairing = self.pairing(weights=(Valid(is_pair, is_pair),))
+        sums = softmax_sums(image, text, scale, pairing)
+        negatives = row_sums(
+            image, columns, scale, self.pairing(weights=(Valid(is_pair, is_column),))
+        )
+        return sums._replace(rows=torch.logaddexp(sums.rows, negatives)).cross_entropy()
 
 
 class TripletCLIP(NegCLIP):
-    """The same, and once more with roles changed: a negative picture shows its negative text.
+    """NegCLIP twice, the second time with roles exchanged: negative images show negative texts.
 
     A sample without a negative has the first part only, and lends its text to the others' second
     part. All parts are divided by the number of samples in the batch.
 
     Args:
         text_negative: feature of the negative texts.
-        image_negative: feature of their pictures. A batch entry `NAME.present` of either says
-            which samples have one; without such an entry all have.
+        image_negative: feature of their images. A batch entry `NAME.present` of either marks
+            the samples that have one; without such an entry all have.
         pairwise: of `NegCLIP`.
     """
 
@@ -109,11 +111,11 @@ class TripletCLIP(NegCLIP):
         has_text = present(batch, self.negatives[0], every)
         has_both = has_text & present(batch, self.image_negative, every)
         first = self.contrast((image, text, every), (text_negative, has_text), scale)
-        changed = (image_negative, text_negative, has_both)
-        second = self.contrast(changed, (text, every), scale)
+        exchanged = (image_negative, text_negative, has_both)
+        second = self.contrast(exchanged, (text, every), scale)
         return first + torch.where(has_both, second, 0.0)
 
 
 def present(batch: Mapping[str, Tensor], name: str, every: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
-    """Returns which samples have an optional entry; `every` one where the batch says nothing."""
+    """Returns which samples have an optional entry: all, if the batch has no such entry."""
     return batch.get(f"{name}.present", every)

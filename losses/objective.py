@@ -24,7 +24,7 @@ class Objective(nn.Module):
     Args:
         terms: the losses by name.
         weights: weight by term name, a number or a function of the fraction of the run done
-            (`weights.Ramp`); 1 where not named.
+            (`weight_schedules.Ramp`); 1 where not named.
         logit_scale_init: multiplicative logit scale the model starts from (CLIP 1/0.07, SigLIP 10).
         logit_bias_init: logit bias the model starts from; None: the model has no bias.
         scalars: learned numbers by name (`scalars.Temperature`), which terms may share.
@@ -34,7 +34,7 @@ class Objective(nn.Module):
             feature `progress` (0-dimensional, on the CPU).
 
     Raises:
-        ValueError: no terms, a weight for a term that is not there, or something that is no term.
+        ValueError: no terms, a weight for an unknown term, or an object that is no term.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Objective(nn.Module):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The union of what the terms read."""
+        """The features and batch entries that the terms read."""
         needs: set[str] = set()
         for term in self.named_terms.values():
             needs.update(term.needs)

@@ -15,7 +15,7 @@ class Scalar(nn.Module, ABC):
     """A number that a term or several own.
 
     A class of its own, because the parser of run files looks for a name such as `logit_scale` among
-    all subclasses of what may stand in its place: of `nn.Module` there are thousands.
+    all subclasses of the declared type: of `nn.Module` there are thousands.
     """
 
     @abstractmethod

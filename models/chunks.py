@@ -24,10 +24,10 @@ MULTIPLE = 8
 
 
 def check_parts(model: nn.Module, num_parts: int) -> None:
-    """Looks for what parts of a batch would change.
+    """Checks that encoding a batch in parts changes nothing.
 
     Raises:
-        ValueError: there are several, and the model has a BatchNorm that learns.
+        ValueError: there are several parts, and the model has a BatchNorm that learns.
     """
     for name, module in model.named_modules():
         if num_parts > 1 and isinstance(module, _BatchNorm) and module.training:
@@ -80,21 +80,21 @@ class Captions:
 
     Attributes:
         parts: (token ids, lengths) of each part.
-        place: where the result of each caption stands among the results; None: where it stood.
+        index: of each caption's result among the results; None: the results are in order.
         computed: tokens that the tower computes.
     """
 
     parts: list[tuple[Tensor | None, ...]]
-    place: Int64[Tensor, "n"] | None
+    index: Int64[Tensor, "n"] | None
     computed: int
 
     def restored(self, results: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Puts results back into the captions' order."""
-        return results if self.place is None else results[self.place]
+        return results if self.index is None else results[self.index]
 
 
 def whole(text: Int64[Tensor, "n t"], length: Int64[Tensor, "n"], num_parts: int) -> Captions:
-    """Captions as they come, padding included: for towers that look at it."""
+    """Returns captions as they are, padding included: for towers whose result depends on it."""
     return Captions(split((text, length), num_parts), None, text.numel())
 
 
@@ -125,16 +125,16 @@ def trimmed(
         for (piece,) in split((ordered,), num_parts)
         if piece is not None
     ]
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    order, place = _sent(order, text.device), _sent(place, text.device)
+    index = torch.empty_like(order)
+    index[order] = torch.arange(len(order))
+    order, index = _send(order, text.device), _send(index, text.device)
     pieces = split((text[order], length[order]), num_parts)
     parts = [
         (tokens[:, :width], ends)
         for (tokens, ends), width in zip(pieces, widths, strict=True)
         if tokens is not None
     ]
-    return Captions(parts, place, sum(tokens.numel() for tokens, _ in parts))
+    return Captions(parts, index, sum(tokens.numel() for tokens, _ in parts))
 
 
 def stops(context_length: int) -> tuple[int, ...]:
@@ -161,6 +161,6 @@ def stop_at(longest: int, width: int, context_length: int) -> int:
     return min(width, next(stop for stop in stops(context_length) if stop >= longest))
 
 
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """Moves a few numbers to the device without waiting for it."""
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """Copies a few numbers to the device without waiting for it."""
     return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)

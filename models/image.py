@@ -77,7 +77,7 @@ class ImageTower(nn.Module):
         return ""
 
     def learn_mask_token(self) -> None:
-        """Adds the parameter `mask_token`, if it is not there yet.
+        """Adds the parameter `mask_token`, if the tower has none yet.
 
         Raises:
             ValueError: the tower has no tokens that could be replaced.
@@ -85,7 +85,7 @@ class ImageTower(nn.Module):
         raise ValueError(f"{type(self).__name__} has no mask token; remove MaskTokens")
 
     def grid(self, image: UInt8[Tensor, "n 3 h w"]) -> tuple[int, int]:
-        """Rows and columns of the patches of these pictures, for token reducers.
+        """Rows and columns of the patches of these images, for token reducers.
 
         Raises:
             ValueError: the tower has no patches that could be left out.
@@ -155,8 +155,8 @@ class TimmTower(ImageTower):
             return ""
         name, size, model_args = self._made
         # A file is one of tensors, whatever format timm's own weights of this name have.
-        here = {"file": self.pretrained, "custom_load": False}
-        source = {} if self.pretrained is True else {"pretrained_cfg_overlay": here}
+        overlay = {"file": self.pretrained, "custom_load": False}
+        source = {} if self.pretrained is True else {"pretrained_cfg_overlay": overlay}
         try:
             trunk = _trunk(name, size, {**model_args, **source, "pretrained": True})
         except Exception as error:  # of the network, of the hub, of timm, of torch
@@ -173,11 +173,11 @@ class TimmTower(ImageTower):
                 "weights with false"
             ) from error
         self.trunk.load_state_dict(trunk.state_dict())
-        where = "published by timm" if self.pretrained is True else f"from {self.pretrained}"
-        return f"image tower: weights of {name} {where}"
+        origin = "published by timm" if self.pretrained is True else f"from {self.pretrained}"
+        return f"image tower: weights of {name} {origin}"
 
     def learn_mask_token(self) -> None:
-        """Adds the parameter `mask_token` [width], zero at first, if it is not there yet.
+        """Adds the parameter `mask_token` [width], zero at first, if the tower has none yet.
 
         Raises:
             ValueError: timm's model is no plain ViT.
@@ -191,10 +191,10 @@ class TimmTower(ImageTower):
             self.mask_token = nn.Parameter(torch.zeros(trunk.embed_dim))
 
     def grid(self, image: UInt8[Tensor, "n 3 h w"]) -> tuple[int, int]:
-        """Rows and columns of the patches of these pictures.
+        """Rows and columns of the patches of these images.
 
         Raises:
-            ValueError: timm's model is no plain ViT, or the pictures do not divide into patches.
+            ValueError: timm's model is no plain ViT, or the images do not divide into patches.
         """
         trunk = self._vit()
         if trunk is None:
@@ -205,7 +205,7 @@ class TimmTower(ImageTower):
         (height, width), (rows, columns) = image.shape[-2:], trunk.patch_embed.patch_size
         if height % rows or width % columns:
             raise ValueError(
-                f"pictures of {height} x {width} pixels do not divide into the image tower's "
+                f"images of {height} x {width} pixels do not divide into the image tower's "
                 f"patches of {rows} x {columns}; use a size of {height // rows * rows}"
             )
         return height // rows, width // columns
@@ -279,12 +279,12 @@ class TimmTower(ImageTower):
 
 
 def _trunk(name: str, image_size: int, model_args: dict[str, Any]) -> nn.Module:
-    """Makes timm's model, for the size of the pictures if it has to know that."""
+    """Makes timm's model, for the size of the images if it has to know that."""
     sized: dict[str, Any] = {"img_size": image_size, **model_args}
     try:
         return timm.create_model(name, num_classes=0, **sized)
     except TypeError as error:
-        # Signatures do not tell: many constructors only pass their arguments on.
+        # Signatures do not show it: many constructors only pass their arguments on.
         if "img_size" in model_args or "'img_size'" not in str(error):
             raise
         return timm.create_model(name, num_classes=0, **model_args)

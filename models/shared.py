@@ -1,6 +1,6 @@
-"""One transformer for both modalities (AlignCLIP): pictures and captions differ in embeddings only.
+"""One transformer for both modalities (AlignCLIP): images and captions differ in embeddings only.
 
-In: uint8 pixels, or token ids. Out: one pooled vector each, of the same width. The picture's side
+In: uint8 pixels, or token ids. Out: one pooled vector each, of the same width. The image's side
 owns the transformer, its last norm and the projection; the caption's side borrows them. Eslami and
 de Melo, "Mitigate the Gap" (2024), section 3.1.
 """
@@ -28,7 +28,7 @@ class SharedImageTower(ImageTower):
         mean, std: pixel statistics in units of [0, 1] (default: OpenAI CLIP's).
 
     Raises:
-        ValueError: pictures do not divide into patches, or the width into heads.
+        ValueError: images do not divide into patches, or the width into heads.
     """
 
     has_class_token = True
@@ -72,11 +72,11 @@ class SharedImageTower(ImageTower):
         """Rows and columns of the patches, for token reducers.
 
         Raises:
-            ValueError: the pictures are not of the size that the positions are for.
+            ValueError: the images are not of the size that the positions are for.
         """
         if image.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"pictures of {image.shape[-2]} x {image.shape[-1]} pixels: a SharedImageTower "
+                f"images of {image.shape[-2]} x {image.shape[-1]} pixels: a SharedImageTower "
                 f"takes {self.image_size} x {self.image_size} only; remove the reducer's resize"
             )
         side = self.image_size // self.patch_size
@@ -85,7 +85,7 @@ class SharedImageTower(ImageTower):
     def forward(
         self, image: UInt8[Tensor, "n 3 h w"], keep: Int64[Tensor, "n k"] | None = None
     ) -> Float[Tensor, "n width"]:
-        """Returns the state of each picture's class token.
+        """Returns the state of each image's class token.
 
         Args:
             image: pixels.
@@ -93,12 +93,12 @@ class SharedImageTower(ImageTower):
         """
         self.grid(image)
         x = F.unfold(self.stem(image), self.patch_size, stride=self.patch_size).mT
-        places = self.positions[1:].expand(len(x), -1, -1)
+        positions = self.positions[1:].expand(len(x), -1, -1)
         if keep is not None:
-            here = torch.arange(len(x), device=x.device)[:, None]
-            x, places = x[here, keep], places[here, keep]
+            samples = torch.arange(len(x), device=x.device)[:, None]
+            x, positions = x[samples, keep], positions[samples, keep]
         first = (self.class_token + self.positions[0]).expand(len(x), -1, -1)
-        x = torch.cat([first, self.patches(x) + places], dim=1)
+        x = torch.cat([first, self.patches(x) + positions], dim=1)
         return self.encoded(x, is_causal=False)[:, 0]
 
     def encoded(
@@ -131,11 +131,11 @@ class SharedTextTower(TextTower):
         self.positions = nn.Parameter(torch.empty(context_length, width))
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
-        # Borrowed, not owned: parameters are registered once, with the picture's tower.
+        # Borrowed, not owned: parameters are registered once, with the image's tower.
         self._lender: tuple[SharedImageTower, ...] = ()
 
     def borrow(self, model: nn.Module) -> None:
-        """Takes over the transformer and the projection of the picture's side.
+        """Takes over the transformer and the projection of the image's side.
 
         Raises:
             ValueError: the image tower is of another kind or width.

@@ -34,7 +34,7 @@ class TextTower(nn.Module):
         return ()
 
     def borrow(self, model: nn.Module) -> None:
-        """Called once by the model when both towers are there; most towers borrow nothing."""
+        """Called once by the model when both towers exist; most towers borrow nothing."""
 
 
 class ClipTextTower(TextTower):

@@ -141,6 +141,6 @@ def cut(theirs: Tensor, shape: Iterable[int], name: str) -> Tensor:
         raise ValueError(
             f"inherit_from: the student's '{name}' is {list(shape)}, the larger model's "
             f"{list(theirs.shape)}; a student can only be as large or smaller, with the same "
-            "patches and pictures"
+            "patches and images"
         )
     return theirs[tuple(slice(0, size) for size in shape)]

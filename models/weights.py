@@ -97,7 +97,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def damage(path: Path) -> str | None:
-    """Says what is wrong with a checkpoint file, or None."""
+    """Returns what is wrong with a checkpoint file, or None."""
     try:
         with zipfile.ZipFile(path) as file:
             record = file.testzip()

@@ -1,4 +1,4 @@
-"""What captions mean, as vectors whose cosines say how alike two of them are.
+"""Embeddings of what captions mean: their cosines measure how alike two captions are.
 
 In: features and batch. Out: an embedding of each of this rank's captions, without gradient, not yet
 normalised. A row of zeros is unlike everything.
@@ -27,7 +27,7 @@ class CaptionEmbeddings(nn.Module, ABC):
 
 
 class StoredEmbeddings(CaptionEmbeddings):
-    """Computed by others: an entry of the batch (a sidecar's), or a frozen model's feature.
+    """Computed elsewhere: an entry of the batch (a sidecar's), or a frozen model's feature.
 
     Args:
         name: such as `sentence.embedding`, or `teacher.NAME.text`.
@@ -42,20 +42,20 @@ class StoredEmbeddings(CaptionEmbeddings):
     ) -> Float[Tensor, "b k"]:
         """Returns the entry; zeros where a sidecar has no row."""
         (name,) = self.needs
-        found = features if name in features else batch
+        source = features if name in features else batch
         fix = "store it in a sidecar (data.sidecars), or name a teacher's feature"
-        return need(found, name, self, fix).detach()
+        return need(source, name, self, fix).detach()
 
 
 class SharedWords(CaptionEmbeddings):
-    """How many tokens captions have in common: a cosine of bags of words, for short captions.
+    """Bags of hashed tokens, whose cosine counts common tokens: for short captions.
 
     Each token adds 1 or -1, by a hash, to one of `width` numbers, so that different tokens are
     seldom taken for one another. Weinberger et al., "Feature Hashing for Large Scale Multitask
     Learning" (2009).
 
     Args:
-        width: how many numbers.
+        width: of the bag.
     """
 
     def __init__(self, width: int = 512):
@@ -67,8 +67,8 @@ class SharedWords(CaptionEmbeddings):
     ) -> Float[Tensor, "b k"]:
         """Counts the tokens of the batch's `text` between those of its start and end."""
         text, length = batch["text"], batch["text_length"]
-        place = torch.arange(text.shape[1], device=text.device)
-        is_word = (place > 0) & (place < length[:, None] - 1)
+        positions = torch.arange(text.shape[1], device=text.device)
+        is_word = (positions > 0) & (positions < length[:, None] - 1)
         # Knuth's multiplicative hash; the product of 32-bit numbers fits 64 bits.
         mixed = (text * 2654435761) & 0xFFFFFFFF
         sign = 1 - 2 * ((mixed >> 8) & 1)

@@ -3,7 +3,7 @@
 In: features as the towers give them. Out: vectors whose inner product, through `point`, is the
 similarity; logits are `scale` times it. One kernel serves them all, because squared distances and
 Lorentzian products are inner products of lifted vectors. The functions grow with the inner product:
-whoever only ranks (evaluation, `Metric`) needs the lifted vectors alone.
+ranking alone (evaluation, `Metric`) needs the lifted vectors only.
 
 The Euclidean ones read raw features, multiplied by d^-1/2, as EuCLIP does: Chou and Alam,
 "Embedding Geometries of Contrastive Language-Image Pre-Training" (2024). `lorentz` has the
@@ -43,7 +43,7 @@ class Similarity(nn.Module):
         return image
 
     def lift_text(self, text: Float[Tensor, "b d"], scalars: Scalars) -> Float[Tensor, "b k"]:
-        """The same of texts."""
+        """Returns those of texts."""
         return text
 
     def scale(self, scale: Float[Tensor, "1"], scalars: Scalars) -> Float[Tensor, "1"]:
@@ -69,11 +69,10 @@ class Dot(Similarity):
     form = ".raw"
 
     def lift_image(self, image: Float[Tensor, "b d"], scalars: Scalars) -> Float[Tensor, "b d"]:
-        """Of length one on average at the start, whatever d."""
+        """Scales to length one on average at the start, whatever d."""
         return image * image.shape[1] ** -0.5
 
     def lift_text(self, text: Float[Tensor, "b d"], scalars: Scalars) -> Float[Tensor, "b d"]:
-        """The same."""
         return text * text.shape[1] ** -0.5
 
 
@@ -81,13 +80,11 @@ class SquaredDistance(Dot):
     """-s |x - y|^2 / d: the inner product of [2x, -|x|^2, -1] and [y, 1, |y|^2]."""
 
     def lift_image(self, image: Float[Tensor, "b d"], scalars: Scalars) -> Float[Tensor, "b d+2"]:
-        """Two more coordinates."""
         x = super().lift_image(image, scalars)
         square = x.square().sum(1, keepdim=True)
         return torch.cat([2 * x, -square, -torch.ones_like(square)], 1)
 
     def lift_text(self, text: Float[Tensor, "b d"], scalars: Scalars) -> Float[Tensor, "b d+2"]:
-        """Two more coordinates."""
         y = super().lift_text(text, scalars)
         square = y.square().sum(1, keepdim=True)
         return torch.cat([y, torch.ones_like(square), square], 1)
@@ -117,7 +114,7 @@ class NegativeArc:
     """-arccos(z)."""
 
     def value(self, inner: Tensor) -> Tensor:
-        """Of what rounding may have put just outside of [-1, 1]."""
+        """Clamps what rounding may have put just outside of [-1, 1]."""
         return inner.clamp(-1.0, 1.0).acos_().neg_()
 
     def derivative(self, inner: Tensor, value: Tensor) -> Tensor:
@@ -127,13 +124,13 @@ class NegativeArc:
 
 
 def smallest(inner: Tensor) -> float:
-    """A distance that rounding of inner products of size one hides."""
+    """Returns the distance below which rounding of inner products of size one hides differences."""
     return torch.finfo(inner.dtype).eps ** 0.5
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is nearest to what under an objective: lifted vectors, ranked by inner products.
+    """How evaluation ranks under an objective: by inner products of lifted vectors.
 
     Attributes:
         similarity: that of the objective.
@@ -145,7 +142,7 @@ class Metric:
 
     @property
     def form(self) -> Literal["", ".raw"]:
-        """Suffix of the features to be lifted."""
+        """The suffix of the features to be lifted."""
         return self.similarity.form
 
     def images(self, image: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:

@@ -47,8 +47,8 @@ class AugmentedFeatures(PairwiseTerm):
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"]:
         """Mean of both directions of each pair."""
-        found = self.take({**batch, **features}, *self.needs)
-        image, text, their_image, their_text = found
+        sides = self.take({**batch, **features}, *self.needs)
+        image, text, their_image, their_text = sides
         rows, columns = full_precision(
             self.image_head(torch.cat([image, their_image.detach()], 1)),
             self.text_head(torch.cat([text, their_text.detach()], 1)),

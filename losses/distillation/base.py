@@ -47,8 +47,8 @@ class TeacherTerm(PairwiseTerm):
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> list[list[Tensor]]:
         """Returns images and texts of the student, then of each teacher."""
-        found = {**batch, **features}
-        return [self.take(found, *pair) for pair in self.pairs]
+        available = {**batch, **features}
+        return [self.take(available, *pair) for pair in self.pairs]
 
     def numbers_of_teachers(
         self, given: Sequence[float] | None, name: str, features: Mapping[str, Tensor]

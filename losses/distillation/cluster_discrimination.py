@@ -1,4 +1,4 @@
-"""Cluster discrimination: each picture picks the cluster that it was put into before (CLIP-CID).
+"""Cluster discrimination: each image picks the cluster that it was put into before (CLIP-CID).
 
 L = -1/B sum_i log e^{s f(u_i.p_y)} / (e^{s f(u_i.p_y)} + sum_{c in S, c != y} e^{s u_i.p_c}) with
 unit rows u and prototypes p, y the sample's cluster, S all clusters or, anew at each step, a random
@@ -154,7 +154,7 @@ class ClusterDiscrimination(Term):
             )
 
     def _check(self, cluster: Int64[Tensor, "b"]) -> None:
-        # Once: to ask waits for the device.
+        # Once: reading the value waits for the device.
         if not self._is_checked and len(cluster):
             self._is_checked, highest = True, int(cluster.max())
             if highest >= self.num_clusters:

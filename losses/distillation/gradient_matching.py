@@ -62,10 +62,11 @@ class GradientMatching(PairwiseTerm):
         image = fitting(self.image_head, image, theirs[0])
         text = fitting(self.text_head, text, theirs[1])
         with torch.no_grad():
-            wanted = self.gradients(theirs[0], theirs[1], self._teacher_scale(features))
-        found = self.gradients(image, text, self.logit_scale(features))
-        gaps = [(mine - their).square().mean(1) for mine, their in zip(found, wanted, strict=True)]
-        return torch.stack(gaps).sum(0)
+            targets = self.gradients(theirs[0], theirs[1], self._teacher_scale(features))
+        gradients = self.gradients(image, text, self.logit_scale(features))
+        pairs = zip(gradients, targets, strict=True)
+        distances = [(gradient - target).square().mean(1) for gradient, target in pairs]
+        return torch.stack(distances).sum(0)
 
     def gradients(
         self, image: Float[Tensor, "b d"], text: Float[Tensor, "b d"], scale: Float[Tensor, "1"]

@@ -26,7 +26,7 @@ class SoftContrastive(TeacherTerm):
         teachers: prefixes of the teachers' features (see `TeacherTerm`). Several are averaged after
             the softmax.
         teacher_scales: a scale for each; None: each teacher's own, `teacher.large.logit_scale`.
-        diagonal: part of the target that is on a sample's own pair, whatever the teachers say.
+        diagonal: part of the target that is on a sample's own pair, whatever the teachers predict.
         pairwise: of `TeacherTerm`.
 
     Raises:

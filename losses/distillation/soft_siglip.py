@@ -1,4 +1,4 @@
-"""Distillation in the sigmoid's form: every pair matches as far as the teacher says.
+"""Distillation in the sigmoid's form: every pair matches to the degree that the teacher gives.
 
 L = -1/B sum_ij [ t_ij log sigmoid(z_ij) + (1 - t_ij) log sigmoid(-z_ij) ] with the student's logits
 z = s u_i.v_j + b and t the same sigmoid of the teacher's embeddings, scale and bias; SigLIP's loss

@@ -5,7 +5,7 @@ A text's similarities to all images of the global batch are shifted to mean 0 an
 teacher's: CE(softmax_j(T_ij / t), softmax_j(S_ij / t)). The same with texts and images exchanged,
 and the mean of both. Hossain et al., "LumiNet: Perception-Driven Knowledge Distillation via
 Statistical Logit Calibration" (2023), where the columns are the classes of a classifier; for pairs
-of a batch it is our reading, which nobody has published. A logit scale would cancel. The
+of a batch it is our reading, unpublished. A logit scale would cancel. The
 cross-entropy exceeds the authors' Kullback-Leibler divergence by the entropy of the target, and
 their factor (4) is the weight of the term.
 

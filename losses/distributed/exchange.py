@@ -33,7 +33,7 @@ class Exchange:
         raise NotImplementedError
 
     def enter(self, feature: Tensor) -> Tensor:
-        """Takes in a feature on its way to a term."""
+        """Returns a feature as the term is to read it."""
         return feature
 
 
@@ -46,7 +46,7 @@ class AllGather(Exchange):
 
 
 class Ring(Exchange):
-    """Columns go round from rank to rank, twice: they are asked for again in the backward pass.
+    """Columns go round from rank to rank, twice: they are sent again in the backward pass.
 
     Memory is that of two ranks' columns, for any number of ranks.
     """

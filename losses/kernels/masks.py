@@ -17,7 +17,7 @@ class Different:
 
 
 class Valid:
-    """Keeps the pairs of which both sides are there (bool): optional texts, ragged negatives."""
+    """Keeps the pairs of which both sides are present (bool): optional texts, ragged negatives."""
 
     def __init__(self, rows: Tensor, columns: Tensor):
         self.rows, self.columns = (rows,), (columns,)

@@ -1,6 +1,6 @@
 """How the pairs of an objective are compared: what the kernels over all pairs are given.
 
-A `Relation` says something about every pair of a row and a column, tile by tile, from tensors that
+A `Relation` gives a value for every pair of a row and a column, tile by tile, from tensors that
 travel with them: which pairs count, a factor of their logits, a target distribution. Relations
 carry no gradient.
 """
@@ -30,7 +30,7 @@ class Pointwise(Protocol):
 
 
 class Relation(Protocol):
-    """Something about every pair; `rows` and `columns` are this rank's tensors that tell it."""
+    """A value for every pair, made from this rank's tensors `rows` and `columns`."""
 
     rows: tuple[Tensor, ...]
     columns: tuple[Tensor, ...]

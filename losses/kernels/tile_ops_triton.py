@@ -1,7 +1,7 @@
 """The functions of a tile (`inner`) in Triton: each reads the logits once.
 
 In: logits [r, c] on a CUDA device (or on the CPU with TRITON_INTERPRET=1, as tests do). Out: as
-`inner.Inner` says.
+`tile_ops.TileOps` documents.
 """
 
 from typing import Any
@@ -31,9 +31,9 @@ def _sums(
     row_part, column_part = tl.program_id(0), tl.program_id(1)
     rows = row_part * ROWS + tl.arange(0, ROWS)
     columns = column_part * COLUMNS + tl.arange(0, COLUMNS)
-    there = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    place = rows[:, None].to(tl.int64) * stride + columns[None, :]
-    x = tl.load(logits + place, mask=there, other=float("-inf"))
+    in_tile = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+    offsets = rows[:, None].to(tl.int64) * stride + columns[None, :]
+    x = tl.load(logits + offsets, mask=in_tile, other=float("-inf"))
     most = tl.max(x, axis=1)
     shift = tl.where(most == float("-inf"), 0.0, most)
     total = tl.sum(tl.exp(x - shift[:, None]), axis=1)
@@ -65,16 +65,16 @@ def _softmax_grad(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_rows, in_columns = rows < num_rows, columns < num_columns
-    there = in_rows[:, None] & in_columns[None, :]
-    place = rows[:, None].to(tl.int64) * stride + columns[None, :]
-    x = tl.load(logits + place, mask=there, other=float("-inf"))
+    in_tile = in_rows[:, None] & in_columns[None, :]
+    offsets = rows[:, None].to(tl.int64) * stride + columns[None, :]
+    x = tl.load(logits + offsets, mask=in_tile, other=float("-inf"))
     row = tl.load(over_columns + rows, mask=in_rows, other=0.0)
     column = tl.load(over_rows + columns, mask=in_columns, other=0.0)
     g = tl.load(by_row + rows, mask=in_rows, other=0.0)
     h = tl.load(by_column + columns, mask=in_columns, other=0.0)
     grad = g[:, None] * tl.exp(x - row[:, None]) + h[None, :] * tl.exp(x - column[None, :])
-    place = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
-    tl.store(out + place, grad, mask=there)
+    offsets = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
+    tl.store(out + offsets, grad, mask=in_tile)
 
 
 class TritonTileOps:

@@ -1,4 +1,4 @@
-"""A term over those samples alone that have what it reads: stored teachers with gaps.
+"""A term over the samples that have what it reads alone: stored teachers with gaps.
 
 In: a mask from the batch. Out: the term's value as if the global batch had no other samples. Ranks
 may keep any number of rows, or none.
@@ -13,9 +13,9 @@ from ..components.similarity import Similarity
 
 
 def needed(mask: str) -> tuple[str, ...]:
-    """What a mask adds to `needs`: itself, but for that of a view or text of the batch.
+    """Returns what a mask adds to `needs`: itself, unless it is that of a view or text.
 
-    Such a one (`text.long.present`) is always in the batch, and as a need a tower would encode it.
+    Such a mask (`text.long.present`) is always in the batch; as a need, a tower would encode it.
     """
     return () if mask.split(".")[0] in ("image", "text") else (mask,)
 
@@ -36,15 +36,13 @@ class Masked(Term):
         self.needs = (*term.needs, *needed(mask))
 
     def ranking_similarity(self) -> Similarity | None:
-        """Returns the wrapped term's."""
         return self.term.ranking_similarity()
 
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Returns what the term does, this rank's shares."""
-        kept = batch[self.mask].bool()
+        mask = batch[self.mask].bool()
         # Scalars have less than two dimensions, pixels four; `.host` is a copy for the towers.
-        rows = {n: t[kept] if t.ndim > 1 else t for n, t in features.items()}
-        entries = {n: t[kept] for n, t in batch.items() if t.ndim < 4 and not n.endswith(".host")}
+        rows = {n: t[mask] if t.ndim > 1 else t for n, t in features.items()}
+        entries = {n: t[mask] for n, t in batch.items() if t.ndim < 4 and not n.endswith(".host")}
         return self.term(rows, entries)

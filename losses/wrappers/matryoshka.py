@@ -42,7 +42,6 @@ class Matryoshka(Term):
         self.needs = term.needs
 
     def ranking_similarity(self) -> Similarity | None:
-        """Returns the wrapped term's."""
         return self.term.ranking_similarity()
 
     def forward(
@@ -58,7 +57,7 @@ class Matryoshka(Term):
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"] | None:
-        """The weighted sum over widths."""
+        """Returns the weighted sum over widths."""
         rows = [(c, self.term.per_sample(cut, batch)) for _, c, cut in self._cuts(features)]
         parts = [c * row for c, row in rows if row is not None]
         return sum(parts[1:], start=parts[0]) if parts else None
@@ -75,11 +74,11 @@ class Matryoshka(Term):
         # The average has scalars as well.
         names = [n for n in towers if n.split(".")[-1] not in MODEL_SCALARS]
         # In full precision before they are cut: the gradients of all widths are added up in it.
-        whole = dict(
+        uncut = dict(
             zip(names, full_precision(*(need(features, n, self) for n in names)), strict=True)
         )
         for width, weight in zip(self.widths, self.weights, strict=True):
-            yield width, weight, {**features, **{n: _cut(n, whole[n], width) for n in names}}
+            yield width, weight, {**features, **{n: _cut(n, uncut[n], width) for n in names}}
 
 
 def _cut(name: str, feature: Float[Tensor, "b d"], width: int) -> Float[Tensor, "b w"]:
@@ -89,5 +88,5 @@ def _cut(name: str, feature: Float[Tensor, "b d"], width: int) -> Float[Tensor, 
             "change widths, or model.embed_dim"
         )
     prefix = feature[..., :width]
-    is_as_it_was = name.endswith(".raw") or feature.shape[-1] == width
-    return prefix if is_as_it_was else F.normalize(prefix, dim=-1)
+    is_uncut = name.endswith(".raw") or feature.shape[-1] == width
+    return prefix if is_uncut else F.normalize(prefix, dim=-1)

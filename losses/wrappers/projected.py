@@ -1,4 +1,4 @@
-"""A second projection for one term alone: what it wants does not bend the embedding itself.
+"""A second projection for one term alone, so that the term does not change the embedding itself.
 
 L(h(x), k(y)) for a term L of the embeddings x and y, with heads h and k that nothing else uses.
 They belong to the term: they are trained and saved with the objective; exported models have none.
@@ -45,20 +45,18 @@ class Projected(Term):
     def forward(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Returns what the term does."""
         return self.term(self._projected(features), batch)
 
     def per_sample(
         self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> Float[Tensor, "b"] | None:
-        """Returns what the term does."""
         return self.term.per_sample(self._projected(features), batch)
 
     def _projected(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = dict(features)
+        projected = dict(features)
         for view in self.views:
             head = self.image_head if view.split(".")[0] == "image" else self.text_head
             (raw,) = full_precision(need(features, f"{view}.raw", self))
             (raw,) = full_precision(head(raw))
-            found |= {f"{view}.raw": raw, view: F.normalize(raw, dim=-1)}
-        return found
+            projected |= {f"{view}.raw": raw, view: F.normalize(raw, dim=-1)}
+        return projected

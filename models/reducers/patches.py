@@ -15,7 +15,7 @@ from .base import ImageReducer, Patches, Reduction, WrappedReducer
 
 
 class RandomPatches(ImageReducer):
-    """Keeps `int(patches * (1 - drop))` patches, every subset of that size alike likely.
+    """Keeps `int(patches * (1 - drop))` patches, every subset of that size equally likely.
 
     Li et al., "Scaling Language-Image Pre-training via Masking" (FLIP, 2023), section 3.
 
@@ -35,7 +35,7 @@ class RandomPatches(ImageReducer):
         """Keeps the patches with the lowest random numbers."""
         num_patches = grid[0] * grid[1]
         num_kept = max(1, int(num_patches * (1 - self.drop)))
-        # Stable, so that equal numbers too fall alike on every device.
+        # Stable, so that equal numbers too are ordered alike on every device.
         order = reduction.draw(keys, view, num_patches).argsort(dim=1, stable=True)
         return Patches(order[:, :num_kept].sort(dim=1).values)
 
@@ -72,7 +72,7 @@ class GridPatches(ImageReducer):
 
 
 class BlockPatches(ImageReducer):
-    """Keeps one contiguous block of the grid's shape at a random place.
+    """Keeps one contiguous block of the grid's shape at a random position.
 
     Both sides are scaled by sqrt(1 - drop) and rounded. Li et al., "An Inverse Scaling Law for CLIP
     Training" (CLIPA, 2023), section 3 ("block mask").
@@ -90,7 +90,7 @@ class BlockPatches(ImageReducer):
     def keep(
         self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
     ) -> Patches:
-        """Keeps the block; every place in which it fits is alike likely."""
+        """Keeps the block; every position in which it fits is equally likely."""
         height, width = (max(1, round(n * math.sqrt(1 - self.drop))) for n in grid)
         down, right = reduction.draw(keys, view, 2).unbind(1)
         top, left = down % (grid[0] - height + 1), right % (grid[1] - width + 1)

@@ -45,11 +45,11 @@ class _Selection(TextReducer):
         if text.shape[1] <= self.num_tokens:
             return text, length
         positions = torch.arange(self.num_tokens, device=text.device)
-        chosen = self.positions(text.shape[1], length, keys, view, reduction)
+        selected = self.positions(text.shape[1], length, keys, view, reduction)
         end = (length - 1)[:, None]
         # The end of text comes right after the last kept word.
-        chosen = torch.where(positions == self.num_tokens - 1, end, chosen)
-        kept = torch.where((length <= self.num_tokens)[:, None], positions, chosen)
+        selected = torch.where(positions == self.num_tokens - 1, end, selected)
+        kept = torch.where((length <= self.num_tokens)[:, None], positions, selected)
         return text.gather(1, kept), length.clamp(max=self.num_tokens)
 
     def positions(
@@ -80,12 +80,11 @@ class Truncate(_Selection):
         view: str,
         reduction: Reduction,
     ) -> Int64[Tensor, "n k"]:
-        """Returns 0, 1, 2, ..."""
         return torch.arange(self.num_tokens, device=length.device).expand(len(length), -1)
 
 
 class RandomTokens(_Selection):
-    """Keeps random tokens in their order, every subset alike likely."""
+    """Keeps random tokens in their order, every subset equally likely."""
 
     def positions(
         self,
@@ -96,18 +95,20 @@ class RandomTokens(_Selection):
         reduction: Reduction,
     ) -> Int64[Tensor, "n k"]:
         """Returns the positions of the words with the lowest random numbers."""
-        place = torch.arange(width, device=length.device)
+        positions = torch.arange(width, device=length.device)
         scores = reduction.draw(keys, view, width)
-        scores = scores.masked_fill(place == 0, -1)
+        scores = scores.masked_fill(positions == 0, -1)
         # The end and the padding come last.
-        scores = scores.masked_fill(place >= (length - 1)[:, None], torch.iinfo(torch.int64).max)
+        scores = scores.masked_fill(
+            positions >= (length - 1)[:, None], torch.iinfo(torch.int64).max
+        )
         order = scores.argsort(dim=1, stable=True)
         words = order[:, : self.num_tokens - 1].sort(dim=1).values
         return torch.cat([words, words[:, -1:]], dim=1)
 
 
 class TokenBlock(_Selection):
-    """Keeps a random span of neighbouring tokens, every place alike likely."""
+    """Keeps a random span of neighbouring tokens, every position equally likely."""
 
     def positions(
         self,
@@ -118,7 +119,7 @@ class TokenBlock(_Selection):
         reduction: Reduction,
     ) -> Int64[Tensor, "n k"]:
         """Returns 0, then the span's positions."""
-        places = (length - self.num_tokens + 1).clamp(min=1)
-        first = reduction.draw(keys, view, 1)[:, 0] % places
+        num_starts = (length - self.num_tokens + 1).clamp(min=1)
+        first = reduction.draw(keys, view, 1)[:, 0] % num_starts
         offsets = torch.arange(self.num_tokens, device=length.device)
         return offsets + torch.where(offsets > 0, first[:, None], 0)

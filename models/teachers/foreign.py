@@ -27,11 +27,11 @@ class OpenClip(Teacher):
     """A model of open_clip.
 
     Args:
-        source: folder with `open_clip_config.json` and weights, a file of weights (then `name` says
-            of which model), or a tag such as `laion2b_s34b_b79k` (downloaded).
+        source: folder with `open_clip_config.json` and weights, a file of weights (then `name` is
+            the architecture), or a tag such as `laion2b_s34b_b79k` (downloaded).
         name: open_clip's name of the architecture, such as `ViT-B-32`; None with a folder.
         precision: of the weights and, without autocast, of the computation.
-        placement: where the weights of its layers are; see `teacher.Frozen`.
+        placement: where the weights of its layers are; see `frozen.Frozen`.
 
     Raises:
         ValueError: `name` is missing or superfluous.
@@ -95,7 +95,7 @@ class Transformers(Teacher):
     Args:
         source: folder written by `save_pretrained` of model and processor, or a name to download.
         precision: of the weights and, without autocast, of the computation.
-        placement: where the weights of its layers are; see `teacher.Frozen`.
+        placement: where the weights of its layers are; see `frozen.Frozen`.
     """
 
     def __init__(
@@ -152,11 +152,11 @@ class ForeignImage(ImageTower):
     Args:
         model: the whole model, kept here; the text side only calls into it.
         encode: normalised floats [n, 3, size, size] to features [n, d].
-        size: side of the pictures in pixels; of a pair, which must be a square.
+        size: side of the images in pixels; of a pair, which must be a square.
         mean, std: of pixels in units of [0, 1].
 
     Raises:
-        ValueError: its pictures are not square.
+        ValueError: its images are not square.
     """
 
     def __init__(
@@ -170,8 +170,8 @@ class ForeignImage(ImageTower):
         super().__init__()
         sides = {size} if isinstance(size, int) else set(size)
         if len(sides) > 1:
-            raise ValueError(f"the teacher takes pictures of {size} pixels; only squares are made")
-        # open_clip gives it in training mode, where one picture moves the statistics of BatchNorm.
+            raise ValueError(f"the teacher takes images of {size} pixels; only squares are made")
+        # open_clip gives it in training mode, where one image moves the statistics of BatchNorm.
         self.model, self._encode = model.eval(), encode
         self.stem = PixelStem(mean, std)
         self.image_size = sides.pop()
@@ -212,15 +212,15 @@ class PaddedText(TextTower):
 
 
 class MaskedText(PaddedText):
-    """The text side of a model that is told which tokens are padding."""
+    """The text side of a model that takes a padding mask."""
 
     def forward(
         self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
     ) -> Float[Tensor, "n d"]:
         """Returns projected features, before normalisation."""
-        there = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
-        text = text.masked_fill(~there, self.pad_id)
-        return self._encode(text, attention_mask=there.long())  # type: ignore[call-arg]
+        is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
+        text = text.masked_fill(~is_token, self.pad_id)
+        return self._encode(text, attention_mask=is_token.long())  # type: ignore[call-arg]
 
 
 def towers(image: ForeignImage, text: PaddedText, model: Any) -> TwoTower:
@@ -250,6 +250,6 @@ def padding(words: Any) -> int:
 
 @torch.no_grad()
 def width_of(image: ForeignImage) -> int:
-    """Length of the features, from one empty picture."""
+    """Length of the features, from one empty image."""
     size = image.image_size
     return image(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]

@@ -39,7 +39,7 @@ class FrozenTowers(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "FrozenTowers":
-        """Stays in evaluation mode, whatever the module around it is told."""
+        """Stays in evaluation mode, whatever the mode of the module around it."""
         return super().train(False)
 
     @torch.no_grad()

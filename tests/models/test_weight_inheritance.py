@@ -103,7 +103,7 @@ def test_a_model_of_the_same_size_is_copied():
         ({"width": 32}, r"the student's 'image.trunk.\w+' is \[.*32\], the larger model's"),
         ({"width": 32, "heads": 4}, "larger model"),
         ({"heads": 4}, "the student has 4 heads at 'image.trunk.blocks.0.attn"),
-        ({"image_size": 24}, "with the same patches and pictures"),
+        ({"image_size": 24}, "with the same patches and images"),
     ],
 )
 def test_a_student_that_is_larger_is_refused(wanted, words):
@@ -115,7 +115,7 @@ def test_a_student_that_is_larger_is_refused(wanted, words):
 def test_patches_and_positions_are_not_cut(size):
     larger = model(image_size=24) if "image_size" in size else model()
     smaller = model(image_size=16, patch=size.get("patch", 8))
-    with pytest.raises(ValueError, match="with the same patches and pictures"):
+    with pytest.raises(ValueError, match="with the same patches and images"):
         inherit(smaller, larger)
 
 
