@@ -306,7 +306,7 @@ def _walk_tar(path: str) -> Iterator[Item]:
                 elif extension in TEXTS or extension == "json":
                     texts[extension] = os.pread(descriptor, place[1], place[0])
             if images:
-                # Of several pictures training takes the first kind in this order, too.
+                # Of several images training takes the first kind in this order, too.
                 first = min(images, key=IMAGE_EXTENSIONS.index)
                 yield Item(path, *images[first], _fields(texts, key, path))
     finally:

@@ -42,7 +42,7 @@ class PairsDataModule(Pairs):
         sources: Share, captions and key field of single sources, by name.
         temperature: Mixes the sources in proportion to num_samples^(1/temperature) instead of
             stated shares.
-        same_as: What the main picture's augmentation is taken from instead of being drawn.
+        same_as: What the main image's augmentation is taken from instead of being drawn.
         caption_same_as: The sidecar's entry with the numbers that choose captions instead of drawn
             ones: the captions of a store are then read again.
         sidecars: Joined tensors; NAME becomes the batch entries `NAME.COLUMN`.

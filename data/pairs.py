@@ -47,7 +47,7 @@ class Pairs(LightningDataModule, ABC):
         seed, image_size, context_length, steps, word_reducers: Set by `connect`.
         sources: What differs in single sources, by name.
         sidecars: Joined tensors by name.
-        same_as, caption_same_as: Entries that the main picture and caption are chosen by.
+        same_as, caption_same_as: Entries that the main image and caption are chosen by.
         caveat: What the user is told when a run starts.
     """
 

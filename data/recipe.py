@@ -1,4 +1,4 @@
-"""What is made of every sample: views of its picture, texts, joined rows.
+"""What is made of every sample: views of its image, texts, joined rows.
 
 In: the choices of the `data` slot. Out: a `Recipe` for the loader, in which every name that a batch
 will have is known.
@@ -18,16 +18,16 @@ from .text.tokenize import Tokenizer
 
 @dataclass(frozen=True)
 class View:
-    """One view of every picture.
+    """One view of every image.
 
     Attributes:
         transform: Makes it.
-        size: Side in pixels; None: that of the model's pictures.
+        size: Side in pixels; None: that of the model's images.
         same_as: Whose augmentation parameters it takes instead of drawing its own: another view
             (`image`: the same crop, for a teacher with another resolution) or a sidecar's entry
             (`teacher.augmentation`: those under which stored embeddings were made). A sample
             without stored ones draws its own.
-        member: Of which picture: `negative` is `KEY.negative.png`, which samples may lack; None:
+        member: Of which image: `negative` is `KEY.negative.png`, which samples may lack; None:
             the sample's own, `KEY.png`.
     """
 
@@ -133,14 +133,14 @@ class Recipe:
                 if not isinstance(crop, TrainTransform) or self.views[entry].member != view.member:
                     raise ValueError(
                         f"the view '{name}' is to lie around '{entry}', which is no crop of the "
-                        f"same picture made before it; the views before it are {before}"
+                        f"same image made before it; the views before it are {before}"
                     )
             if view.same_as in before:
                 other = self.views[view.same_as]
                 if other.member != view.member:
                     raise ValueError(
                         f"the view '{name}' cannot take the parameters of '{view.same_as}', which "
-                        "is of another picture: crops are counted in a picture's own pixels; leave "
+                        "is of another image: crops are counted in an image's own pixels; leave "
                         "same_as out"
                     )
                 if other.transform.columns != view.transform.columns:

@@ -22,7 +22,7 @@ from .recipe import Recipe
 from .shards.fields import find_image
 from .shards.reader import RawSample
 
-# Pixels of a picture that is not there.
+# Pixels of an image that is not there.
 WHITE = 255
 
 
@@ -31,7 +31,7 @@ class Sample:
     """One sample: its views are decided on.
 
     Attributes:
-        pictures: What its views are made of: its own picture under None, further ones that it has
+        images: What its views are made of: its own image under None, further ones that it has
             under the member's name.
         params: What each view's transform has drawn.
         texts: Captions by batch entry; "" where there is none.
@@ -41,7 +41,7 @@ class Sample:
         weight: From the keep-list.
     """
 
-    pictures: dict[str | None, EncodedImage]
+    images: dict[str | None, EncodedImage]
     params: dict[str, np.ndarray]
     texts: dict[str, str]
     rows: dict[str, Tensor]
@@ -52,12 +52,12 @@ class Sample:
     @property
     def num_bytes(self) -> int:
         """Size of the pixels that are kept."""
-        return sum(picture.num_bytes for picture in self.pictures.values())
+        return sum(image.num_bytes for image in self.images.values())
 
     @property
     def file_bytes(self) -> int:
         """Size of the files that are kept."""
-        return sum(picture.file_bytes for picture in self.pictures.values())
+        return sum(image.file_bytes for image in self.images.values())
 
 
 class Renderer:
@@ -81,7 +81,7 @@ class Renderer:
         status: int = 0,
         weight: float = 1.0,
     ) -> Sample:
-        """Opens pictures, chooses texts and decides on views; no pixel is decoded yet.
+        """Opens images, chooses texts and decides on views; no pixel is decoded yet.
 
         Args:
             raw: Its members.
@@ -98,26 +98,26 @@ class Renderer:
         texts = {
             name: self._text(raw, name, source, rows, epoch, key) for name in self.recipe.texts
         }
-        pictures = self._pictures(raw)
-        params = self._draw(pictures, rows, epoch, key)
-        return Sample(pictures, params, texts, dict(rows), key, status, weight)
+        images = self._images(raw)
+        params = self._draw(images, rows, epoch, key)
+        return Sample(images, params, texts, dict(rows), key, status, weight)
 
     def blank(self, epoch: int, rows: Mapping[str, Tensor], status: int) -> Sample:
         """Returns a white sample without texts."""
-        pictures: dict[str | None, EncodedImage] = {
+        images: dict[str | None, EncodedImage] = {
             None: Pixels(torch.full((3, 2, 2), WHITE, dtype=torch.uint8))
         }
-        params = self._draw(pictures, rows, epoch, 0)
+        params = self._draw(images, rows, epoch, 0)
         texts = dict.fromkeys(self.recipe.texts, "")
-        return Sample(pictures, params, texts, dict(rows), 0, status, 1.0)
+        return Sample(images, params, texts, dict(rows), 0, status, 1.0)
 
     def decode(self, sample: Sample) -> None:
         """Decodes what the views need of a sample; raises SampleError if it is damaged."""
         for name, view in self.recipe.views.items():
-            picture = sample.pictures.get(view.member)
-            if picture is not None:
+            image = sample.images.get(view.member)
+            if image is not None:
                 params = sample.params[name]
-                picture.pixels(view.transform.factor(picture, view.side, params))
+                image.pixels(view.transform.factor(image, view.side, params))
 
     def new_images(self, number: int) -> dict[str, Tensor]:
         """Returns memory for every view of so many samples."""
@@ -127,13 +127,13 @@ class Renderer:
         """Fills a row of each view from a decoded sample, and forgets its pixels."""
         for name, view in self.recipe.views.items():
             view_params = sample.params[name]
-            picture = sample.pictures.get(view.member)
-            if picture is None:
+            image = sample.images.get(view.member)
+            if image is None:
                 images[name][row] = WHITE
             else:
-                images[name][row] = view.transform.apply(picture, view.side, view_params)
-        for picture in sample.pictures.values():
-            picture.forget()
+                images[name][row] = view.transform.apply(image, view.side, view_params)
+        for image in sample.images.values():
+            image.forget()
 
     def batch(
         self, samples: Sequence[Sample], images: Mapping[str, Tensor]
@@ -155,7 +155,7 @@ class Renderer:
                 params = np.stack([sample.params[name] for sample in samples])
                 batch[f"{name}.augmentation"] = torch.from_numpy(params)
             if view.member is not None:
-                there = [view.member in sample.pictures for sample in samples]
+                there = [view.member in sample.images for sample in samples]
                 batch[f"{name}.present"] = torch.tensor(there)
         for name in samples[0].rows:
             batch[name] = torch.stack([sample.rows[name] for sample in samples])
@@ -164,20 +164,20 @@ class Renderer:
         texts = {name: [sample.texts[name] for sample in samples] for name in self.recipe.texts}
         return batch, texts
 
-    def _pictures(self, raw: RawSample) -> dict[str | None, EncodedImage]:
-        """Opens every picture that a view is of; all but the sample's own may be absent."""
-        pictures: dict[str | None, EncodedImage] = {None: opened(find_image(raw))}
+    def _images(self, raw: RawSample) -> dict[str | None, EncodedImage]:
+        """Opens every image that a view is of; all but the sample's own may be absent."""
+        images: dict[str | None, EncodedImage] = {None: opened(find_image(raw))}
         for member in {view.member for view in self.recipe.views.values()} - {None}:
             try:
                 data = find_image(raw, member)
             except SampleError:
                 continue
-            pictures[member] = opened(data)
-        return pictures
+            images[member] = opened(data)
+        return images
 
     def _draw(
         self,
-        pictures: Mapping[str | None, EncodedImage],
+        images: Mapping[str | None, EncodedImage],
         rows: Mapping[str, Tensor],
         epoch: int,
         key: int,
@@ -188,13 +188,13 @@ class Renderer:
         """
         params: dict[str, np.ndarray] = {}
         for name, view in self.recipe.views.items():
-            # A picture that is not there draws as the sample's own: batches have a row for it.
-            picture = pictures.get(view.member, pictures[None])
+            # An image that is not there draws as the sample's own: batches have a row for it.
+            image = images.get(view.member, images[None])
             found = view.replayed(params, rows)
             if found is None:
                 rng = self._randomness.start(stream(self.recipe.seed, epoch, name), key)
                 others = [params[other] for other in view.transform.around]
-                found = view.transform.draw(picture.height, picture.width, rng, others)
+                found = view.transform.draw(image.height, image.width, rng, others)
             params[name] = found
         return params
 
@@ -227,7 +227,7 @@ def opened(data: bytes | EncodedImage) -> EncodedImage:
 
 
 def new_images(number: int, side: int) -> Tensor:
-    """Returns memory for pictures: uint8 [n, 3, side, side], channels last as they are decoded.
+    """Returns memory for images: uint8 [n, 3, side, side], channels last as they are decoded.
 
     In a worker it is memory that the training process can read too: filled there, the batch is not
     copied once more on its way. torch's own collation does the same.

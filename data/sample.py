@@ -1,4 +1,4 @@
-"""Places in the plan to samples: pictures, texts, keys and joined rows.
+"""Places in the plan to samples: images, texts, keys and joined rows.
 
 In: (epoch, shard, ordinal) of each. Out: batch entries, the same whoever makes them: what is random
 comes from (seed, epoch, key, name of the view or text). A sample that cannot be used is replaced by
@@ -26,7 +26,7 @@ from .urls import base_name
 TRIES_IN_SHARD = 16
 SHARDS_TRIED = 32
 TRIES_IN_OTHER_SHARD = 4
-# Many samples are read and decided on first, then many pictures are decoded, then these are
+# Many samples are read and decided on first, then many images are decoded, then these are
 # transformed: taking turns keeps throwing the code of one out of the processor's caches. Bounded,
 # because a batch of photographs does not fit into memory as easily, as files or as pixels.
 MAX_READ_BYTES = 64 << 20

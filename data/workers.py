@@ -23,7 +23,7 @@ def start_worker(worker: int) -> None:
         worker: Number of the worker.
     """
     torch.set_num_threads(1)
-    # What is odd about single pictures is counted by the loader, not printed by every worker.
+    # What is odd about single images is counted by the loader, not printed by every worker.
     warnings.filterwarnings("ignore", module="PIL")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""A picture's bytes to pixels: the size first, the pixels when it is known how many are needed.
+"""An image's bytes to pixels: the size first, the pixels when it is known how many are needed.
 
 In: the bytes of one image file. Out: a `EncodedImage`, of which only the header has been read, then
 its pixels, uint8 RGB [3, h, w]. A JPEG is also to be had at 1/2, 1/4 and 1/8 of its size, straight
@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import SampleError
-from .header_checks import vet_picture
+from .header_checks import vet_image
 
 try:
     import simplejpeg
 except ImportError:  # Pillow decodes to the same pixels, in one and a half times the time.
     simplejpeg = None
 
-# Above this, where Pillow begins to warn, a picture is taken for an attack or a mistake.
+# Above this, where Pillow begins to warn, an image is taken for an attack or a mistake.
 MAX_PIXELS = 89_000_000
 # Scaled until the shorter side fits, a line of one pixel would fill the memory.
 MAX_ASPECT = 200
@@ -33,12 +33,12 @@ MIN_SCALED_SIDE = 64
 ORDINARY = ("YCbCr", "RGB", "Gray")
 # libjpeg fills what is missing with grey and only warns; Pillow does not pass the warning on. Up to
 # four stray bytes between segments, and odd markers, are in files that all viewers show undamaged;
-# more are what is left over where a wrong bit has shifted the rest of the picture.
+# more are what is left over where a wrong bit has shifted the rest of the image.
 MISSING = re.compile("Premature end|Corrupt JPEG data: (?![0-4] extraneous bytes)")
 
 
 class EncodedImage(ABC):
-    """One picture.
+    """One image.
 
     Attributes:
         height: In pixels.
@@ -59,27 +59,27 @@ class EncodedImage(ABC):
         """Reads the header of an image file.
 
         Raises:
-            SampleError: It is not a picture, or one of more than `MAX_PIXELS`, or a mere line.
+            SampleError: It is not an image, or one of more than `MAX_PIXELS`, or a mere line.
         """
-        form = vet_picture(data)
+        form = vet_image(data)
         header = _jpeg_header(data) if form == "JPEG" else None
         try:
-            picture = Jpeg(data, *header) if header else PillowImage(data, form)
+            image = Jpeg(data, *header) if header else PillowImage(data, form)
         # Decoders raise nearly anything on damaged bytes (SyntaxError, struct.error, IndexError).
         except Exception as error:
             raise _bad_image(error) from error
         # A few bytes can declare any size.
-        if picture.height * picture.width > MAX_PIXELS:
-            size = f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}"
+        if image.height * image.width > MAX_PIXELS:
+            size = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
             raise SampleError("bad_image", size)
-        if max(picture.height, picture.width) > MAX_ASPECT * min(picture.height, picture.width):
-            raise SampleError("bad_image", f"{picture.width} x {picture.height} pixels: a line")
-        return picture
+        if max(image.height, image.width) > MAX_ASPECT * min(image.height, image.width):
+            raise SampleError("bad_image", f"{image.width} x {image.height} pixels: a line")
+        return image
 
     def pixels(self, factor: int = 1) -> Tensor:
         """Returns uint8 RGB [3, ceil(height / factor), ceil(width / factor)], channels last.
 
-        Transparent parts show white; palettes, CMYK, grey and 16-bit pictures are converted; of an
+        Transparent parts show white; palettes, CMYK, grey and 16-bit images are converted; of an
         animation the first frame is taken; an EXIF orientation is ignored, as other CLIP trainers
         do. The pixels are kept for further calls and must not be written to.
 
@@ -90,7 +90,7 @@ class EncodedImage(ABC):
             SampleError: The data are damaged or incomplete.
         """
         assert factor in self.factors, (factor, self.factors)
-        assert self._data is not None, "this picture has been forgotten"
+        assert self._data is not None, "this image has been forgotten"
         if factor not in self._decoded:
             try:
                 pixels = self._decode(factor)
@@ -106,7 +106,7 @@ class EncodedImage(ABC):
 
     @property
     def file_bytes(self) -> int:
-        """Size of the file, which is kept until the picture is forgotten."""
+        """Size of the file, which is kept until the image is forgotten."""
         return len(self._data or b"")
 
     def forget(self) -> None:
@@ -120,7 +120,7 @@ class EncodedImage(ABC):
 
 
 class Pixels(EncodedImage):
-    """Pixels that are there already, as a picture.
+    """Pixels that are there already, as an image.
 
     Args:
         image: uint8 [3, h, w].
@@ -164,7 +164,7 @@ class Jpeg(EncodedImage):
 
 
 class PillowImage(EncodedImage):
-    """Any other picture."""
+    """Any other image."""
 
     def __init__(self, data: bytes, form: str):
         image = Image.open(io.BytesIO(data), formats=(form,))
@@ -187,7 +187,7 @@ class PillowImage(EncodedImage):
 
 
 def decode_image(data: bytes) -> Tensor:
-    """Decodes a whole picture to uint8 RGB [3, H, W] (channels last in memory).
+    """Decodes a whole image to uint8 RGB [3, H, W] (channels last in memory).
 
     Raises:
         SampleError: The cause is `bad_image`.
@@ -231,10 +231,10 @@ def on_white(image: Image.Image) -> Image.Image:
         white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # pyright: ignore
         return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
     if image.mode in ("I", "F"):
-        # Measurements rather than pictures: nothing says which number is white.
+        # Measurements rather than images: nothing says which number is white.
         raise ValueError(f"pixels of mode {image.mode} have no known range")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        # Each copy of the largest picture takes 350 MB.
+        # Each copy of the largest image takes 350 MB.
         layer = image if image.mode == "RGBA" else image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(canvas, layer).convert("RGB")

@@ -1,6 +1,6 @@
 """The crop around other crops: what a tower sees that tells where in them to look (A-CLIP).
 
-In: the crops of other views of a picture. Out: a crop that contains them all, zoomed out at random,
+In: the crops of other views of an image. Out: a crop that contains them all, zoomed out at random,
 without any other augmentation. Yang et al., "Attentive Mask CLIP" (2023), section 3.2.
 """
 
@@ -14,11 +14,11 @@ from .transforms import TrainTransform
 class EnclosingCrop(TrainTransform):
     """The smallest crop that contains those of other views, each edge then moved outwards.
 
-    `draw` gives the columns of `TrainTransform`; all but the crop are those of a plain picture.
+    `draw` gives the columns of `TrainTransform`; all but the crop are those of a plain image.
 
     Args:
         around: Batch entries of these views, such as [image, image.other]; they come before.
-        zoom: How far an edge moves at most, as a fraction of the way to the picture's edge; every
+        zoom: How far an edge moves at most, as a fraction of the way to the image's edge; every
             place up to there is alike likely.
         decode: As of `TrainTransform`.
 
@@ -46,7 +46,7 @@ class EnclosingCrop(TrainTransform):
         assert rng is not None and len(others) == len(self.around)
         tops, lefts, rows, columns = np.array([params[:4] for params in others]).T
         bottoms, rights = height - tops - rows, width - lefts - columns
-        # Up, left, down, right: pixels between the smallest crop and the edge of the picture.
+        # Up, left, down, right: pixels between the smallest crop and the edge of the image.
         room = np.array([min(side) for side in (tops, lefts, bottoms, rights)])
         up, left, down, right = room - np.floor(rng.random(4) * (self.zoom * room + 1))
         params = np.zeros(len(self.columns))

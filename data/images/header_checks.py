@@ -1,8 +1,8 @@
-"""A look at an encoded picture before a decoder sees it.
+"""A look at an encoded image before a decoder sees it.
 
 In: bytes. Out: the name of its format, or a `SampleError`. Decoders guard against much, but not
-against files of other formats under a picture's name (Pillow would start a PostScript interpreter
-for some), pictures that take hours, and damage that only a checksum shows.
+against files of other formats under an image's name (Pillow would start a PostScript interpreter
+for some), images that take hours, and damage that only a checksum shows.
 """
 
 import zlib
@@ -20,14 +20,14 @@ SIGNATURES = {
     "PPM": tuple(b"P%d%c" % (kind, space) for kind in range(1, 7) for space in b" \t\n\r#"),
 }
 # Encoders write about ten scans. Thirty bytes make another one, which costs a pass over the whole
-# picture: a file of 400 kB keeps a decoder busy for ten minutes.
+# image: a file of 400 kB keeps a decoder busy for ten minutes.
 MAX_SCANS = 64
-# Of 8 kB each, as encoders write them, enough for the largest accepted picture.
+# Of 8 kB each, as encoders write them, enough for the largest accepted image.
 MAX_CHUNKS = 1 << 17
 
 
-def vet_picture(data: bytes) -> str:
-    """Returns Pillow's name of a picture's format.
+def vet_image(data: bytes) -> str:
+    """Returns Pillow's name of an image's format.
 
     Raises:
         SampleError: `bad_image`: another format, a PNG whose checksums are wrong, or a JPEG with
@@ -37,7 +37,7 @@ def vet_picture(data: bytes) -> str:
         if data.startswith(beginnings) and (name != "WEBP" or data[8:12] == b"WEBP"):
             break
     else:
-        raise SampleError("bad_image", f"no picture format begins with {data[:12]!r}")
+        raise SampleError("bad_image", f"no image format begins with {data[:12]!r}")
     if name == "PNG":
         _check_chunks(data)
     elif name == "JPEG" and not _has_one_scan(data) and data.count(b"\xff\xda") > MAX_SCANS:
@@ -82,7 +82,7 @@ def _has_one_scan(data: bytes) -> bool:
 
 
 def _check_scans(data: bytes) -> None:
-    """Counts the scans of a JPEG's first picture; what follows it (a film, another picture) is
+    """Counts the scans of a JPEG's first image; what follows it (a film, another image) is
     nobody's business."""
     position, num_scans = 2, 0
     while num_scans <= MAX_SCANS:

@@ -24,7 +24,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         return image
     # numpy copies a crop row by row, torch pixel by pixel.
     pixels = torch.from_numpy(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    # The fast kernel is the one for channels-last memory, which is how pictures are decoded. The
+    # The fast kernel is the one for channels-last memory, which is how images are decoded. The
     # axis of the batch has to come first: its stride is how torch tells which memory it is.
     batch = pixels[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
@@ -60,7 +60,7 @@ def move(
         dtype=np.float32,
     )
     grid = (_coordinates(size) @ torch.from_numpy(matrix)).view(1, size, size, 2)
-    # Outside is zero, so the picture is sampled as its difference from the fill.
+    # Outside is zero, so the image is sampled as its difference from the fill.
     moved = F.grid_sample((pixels - fill)[None], grid, mode="bilinear", align_corners=False)
     return moved[0].add_(fill)
 

@@ -1,4 +1,4 @@
-"""A picture to the square the image tower sees, uint8 in and uint8 out.
+"""An image to the square the image tower sees, uint8 in and uint8 out.
 
 In: a `EncodedImage` and the generator of this sample, from which all randomness comes. Out: uint8
 [3, size, size]. What is random is drawn first, as a row of numbers that can be recorded and
@@ -28,32 +28,32 @@ Box = tuple[int, int, int, int]
 
 
 class Transform(ABC):
-    """A picture of any size to a square one.
+    """An image of any size to a square one.
 
     Attributes:
         columns: Names of what `draw` returns.
-        around: Views of the same picture, made before, whose parameters `draw` is told.
+        around: Views of the same image, made before, whose parameters `draw` is told.
     """
 
     columns: tuple[str, ...] = ()
     around: tuple[str, ...] = ()
 
     def __call__(
-        self, picture: EncodedImage | Tensor, size: int, rng: np.random.Generator | None = None
+        self, image: EncodedImage | Tensor, size: int, rng: np.random.Generator | None = None
     ) -> Tensor:
-        """Transforms one picture: `draw`, then `apply`.
+        """Transforms one image: `draw`, then `apply`.
 
         Args:
-            picture: A picture, or its pixels as uint8 [3, H, W].
+            image: An image, or its pixels as uint8 [3, H, W].
             size: Side of the result in pixels.
             rng: Source of all randomness; None is allowed where nothing is random.
 
         Returns:
             uint8 [3, size, size].
         """
-        if isinstance(picture, Tensor):
-            picture = Pixels(picture)
-        return self.apply(picture, size, self.draw(picture.height, picture.width, rng))
+        if isinstance(image, Tensor):
+            image = Pixels(image)
+        return self.apply(image, size, self.draw(image.height, image.width, rng))
 
     @abstractmethod
     def draw(
@@ -63,21 +63,21 @@ class Transform(ABC):
         rng: np.random.Generator | None,
         others: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
-        """Draws what is random for a picture of this size: float64 [len(columns)].
+        """Draws what is random for an image of this size: float64 [len(columns)].
 
         Args:
-            height: Of the picture, in pixels.
-            width: Of the picture, in pixels.
+            height: Of the image, in pixels.
+            width: Of the image, in pixels.
             rng: Source of all randomness.
             others: What the views in `around` have drawn.
         """
 
-    def factor(self, picture: EncodedImage, size: int, params: np.ndarray) -> int:
-        """Returns the divisor of the picture's size at which `apply` will ask for its pixels."""
+    def factor(self, image: EncodedImage, size: int, params: np.ndarray) -> int:
+        """Returns the divisor of the image's size at which `apply` will ask for its pixels."""
         return 1
 
     @abstractmethod
-    def apply(self, picture: EncodedImage, size: int, params: np.ndarray) -> Tensor:
+    def apply(self, image: EncodedImage, size: int, params: np.ndarray) -> Tensor:
         """Makes the view that `params` of `draw` describe: uint8 [3, size, size].
 
         Raises:
@@ -88,7 +88,7 @@ class Transform(ABC):
 class TrainTransform(Transform):
     """Random crop and resize, then the operations that are switched on, in the order given here.
 
-    `draw` gives the crop (`top`, `left`, `rows`, `columns`, in pixels of the whole picture);
+    `draw` gives the crop (`top`, `left`, `rows`, `columns`, in pixels of the whole image);
     whether it is mirrored (`flip`, 0 or 1); the rotation (`angle`, degrees); the shift (`right`,
     `down`, fractions of the side); the factors of `brightness`, `contrast` and `saturation`; the
     turn of the `hue` (radians); whether colours are dropped (`grayscale`, 0 or 1); whether a
@@ -103,7 +103,7 @@ class TrainTransform(Transform):
         translate: Largest shift as a fraction of the side, in each direction.
         brightness: The factor is drawn from 1 - value .. 1 + value; likewise the next two.
         contrast: Blend with the mean grey.
-        saturation: Blend with the grey picture.
+        saturation: Blend with the grey image.
         hue: Largest turn of the colours about the grey axis, as a fraction of a full turn.
         grayscale: Probability of dropping the colours.
         erase: Probability of filling a rectangle of 2-20% of the area.
@@ -200,28 +200,28 @@ class TrainTransform(Transform):
             dtype=np.float64,
         )
 
-    def factor(self, picture: EncodedImage, size: int, params: np.ndarray) -> int:
+    def factor(self, image: EncodedImage, size: int, params: np.ndarray) -> int:
         """Returns the largest divisor that leaves the crop at least `size` pixels a side.
 
         Raises:
-            ValueError: The crop, which may be a stored one, does not lie in the picture.
+            ValueError: The crop, which may be a stored one, does not lie in the image.
         """
         top, left, rows, columns = params[:4].tolist()
         inside = top >= 0 and left >= 0 and rows >= 1 and columns >= 1
-        if not inside or top + rows > picture.height or left + columns > picture.width:
+        if not inside or top + rows > image.height or left + columns > image.width:
             raise ValueError(
-                f"a crop of {columns:g} x {rows:g} pixels at ({left:g}, {top:g}) does not lie in a "
-                f"picture of {picture.width} x {picture.height}; stored augmentations must be "
-                "those of the same picture at the same size"
+                f"a crop of {columns:g} x {rows:g} pixels at ({left:g}, {top:g}) does not lie in "
+                f"an image of {image.width} x {image.height}; stored augmentations must be "
+                "those of the same image at the same size"
             )
-        return self.view(picture, size, params)[0]
+        return self.view(image, size, params)[0]
 
-    def view(self, picture: EncodedImage, size: int, params: np.ndarray) -> tuple[int, Box]:
+    def view(self, image: EncodedImage, size: int, params: np.ndarray) -> tuple[int, Box]:
         """Returns the divisor, and the crop (top, left, rows, columns) in the pixels it leaves."""
         top, left, rows, columns = (int(edge) for edge in params[:4].tolist())
         if self.decode == "dct":
-            for factor in reversed(picture.factors[1:]):
-                # Inwards: no pixel then averages over an edge of the crop or of the picture.
+            for factor in reversed(image.factors[1:]):
+                # Inwards: no pixel then averages over an edge of the crop or of the image.
                 first_row, first_column = -(-top // factor), -(-left // factor)
                 num_rows = (top + rows) // factor - first_row
                 num_columns = (left + columns) // factor - first_column
@@ -229,10 +229,10 @@ class TrainTransform(Transform):
                     return factor, (first_row, first_column, num_rows, num_columns)
         return 1, (top, left, rows, columns)
 
-    def apply(self, picture: EncodedImage, size: int, params: np.ndarray) -> Tensor:
+    def apply(self, image: EncodedImage, size: int, params: np.ndarray) -> Tensor:
         """Makes the view that `params` alone describe, whatever this transform would draw."""
-        factor, (top, left, rows, columns) = self.view(picture, size, params)
-        crop = picture.pixels(factor)[:, top : top + rows, left : left + columns]
+        factor, (top, left, rows, columns) = self.view(image, size, params)
+        crop = image.pixels(factor)[:, top : top + rows, left : left + columns]
         result = resize(crop, size, size)
         mirrored, angle, right, down, *values = params[4:].tolist()
         moves, recolours = any((angle, right, down)), values[:5] != NEUTRAL_COLOURS
@@ -282,7 +282,7 @@ class TrainTransform(Transform):
 
 
 class EvalTransform(Transform):
-    """The fixed view of a picture used in evaluation.
+    """The fixed view of an image used in evaluation.
 
     Args:
         resize: `shortest` scales the shorter side and cuts the middle, `longest` scales the longer
@@ -311,24 +311,24 @@ class EvalTransform(Transform):
         """Draws nothing."""
         return np.empty(0)
 
-    def apply(self, picture: EncodedImage, size: int, params: np.ndarray) -> Tensor:
-        """Makes the view; always from the pixels of the whole picture."""
-        image, height, width = picture.pixels(), picture.height, picture.width
+    def apply(self, image: EncodedImage, size: int, params: np.ndarray) -> Tensor:
+        """Makes the view; always from the pixels of the whole image."""
+        pixels, height, width = image.pixels(), image.height, image.width
         if self.resize == "squash":
-            return resize(image, size, size)
+            return resize(pixels, size, size)
         if self.resize == "longest":
             rows, columns = (
                 max(1, round(size * side / max(height, width))) for side in (height, width)
             )
             canvas = torch.full((3, size, size), self.fill, dtype=torch.uint8)
             top, left = (size - rows) // 2, (size - columns) // 2
-            canvas[:, top : top + rows, left : left + columns] = resize(image, rows, columns)
+            canvas[:, top : top + rows, left : left + columns] = resize(pixels, rows, columns)
             return canvas
         side = round(size / self.crop)
         # The longer side is rounded down, as torchvision does.
         rows, columns = (int(side * s / min(height, width)) for s in (height, width))
         top, left = round((rows - size) / 2), round((columns - size) / 2)
-        return resize(image, rows, columns)[:, top : top + size, left : left + size]
+        return resize(pixels, rows, columns)[:, top : top + size, left : left + size]
 
 
 def crop_box(
@@ -341,8 +341,8 @@ def crop_box(
     """Returns top, left, height and width of a random crop (the Inception crop).
 
     Args:
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
         scale: Range of the crop's share of the area.
         ratio: Range of the crop's width by height, drawn evenly in its logarithm.
         draws: Uniform numbers [tries, 4]; the first try that fits is taken, else the middle.

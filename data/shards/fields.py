@@ -1,6 +1,6 @@
-"""Raw bytes of one sample to a picture's bytes, a caption and a key.
+"""Raw bytes of one sample to an image's bytes, a caption and a key.
 
-In: what the reader returns. Out: bytes for `picture`, text, a 64-bit key. Whatever is wrong with
+In: what the reader returns. Out: bytes for `image`, text, a 64-bit key. Whatever is wrong with
 the sample ends in a `SampleError` with its cause.
 """
 
@@ -19,7 +19,7 @@ MAX_CAPTION = 8192
 
 
 def find_image(sample: RawSample, member: str | None = None) -> bytes:
-    """Returns the bytes of the sample's picture, or of another one that it holds.
+    """Returns the bytes of the sample's image, or of another one that it holds.
 
     Args:
         sample: A raw sample.

@@ -58,7 +58,7 @@ def index_shards(
         num_workers: Threads for remote shards, processes for many local ones.
 
     Raises:
-        ValueError: No or missing shards, a damaged tar, or one without pictures or captions.
+        ValueError: No or missing shards, a damaged tar, or one without images or captions.
     """
     transport = transport or Transport()
     sources = urls if isinstance(urls, Mapping) else {source: urls}
@@ -138,7 +138,7 @@ def measure_shard(
         scratch: Folder for a copy.
 
     Raises:
-        ValueError: It cannot be read, is damaged, or has no pictures or captions.
+        ValueError: It cannot be read, is damaged, or has no images or captions.
     """
     if not scheme(url):
         return count_samples(url, caption), os.path.getsize(url)
@@ -181,7 +181,7 @@ def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") 
         name: What messages call it; the path without it.
 
     Raises:
-        ValueError: The tar is damaged, its sidecar disagrees, or pictures or captions are missing.
+        ValueError: The tar is damaged, its sidecar disagrees, or images or captions are missing.
     """
     name = name or path
     stated = _sidecar_count(path)
@@ -205,7 +205,7 @@ def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") 
     present = {index.extensions[kind] for kind in set(index.kinds.tolist())}
     if len(index) and not present.intersection(IMAGE_EXTENSIONS):
         raise ValueError(
-            f"the shard '{name}' has no pictures (found: {_listed(present)}); its members must be "
+            f"the shard '{name}' has no images (found: {_listed(present)}); its members must be "
             "named KEY.jpg, KEY.png or KEY.webp"
         )
     if len(index) and not present.intersection(map(caption_member, caption)):
@@ -240,7 +240,7 @@ def _stated_count(statistics: bytes) -> int | None:
 
 
 def _looks_whole(descriptor: int, caption: Sequence[str]) -> bool:
-    """Tells whether a tar has its end mark and its first samples pictures and captions."""
+    """Tells whether a tar has its end mark and its first samples images and captions."""
     num_bytes = os.fstat(descriptor).st_size
     tail = os.pread(descriptor, 1024, max(0, num_bytes - 1024))
     if len(tail) < 1024 or any(tail):

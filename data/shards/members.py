@@ -32,7 +32,7 @@ from .tar import NoEndMark, TarDamage, walk_members
 
 VERSION = 2
 MAGIC = b"counterpoint members %d\n" % VERSION
-# Far more than a picture of the largest accepted size takes; read into memory at once.
+# Far more than an image of the largest accepted size takes; read into memory at once.
 MAX_SAMPLE_BYTES = 256 << 20
 MAX_SAMPLE_MEMBERS = 4096
 

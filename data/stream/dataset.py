@@ -195,10 +195,10 @@ def as_members(found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a sample as the rest of the engine knows it; decoded members are put into bytes.
 
     Args:
-        found: Of webdataset, after the user's stages: bytes, texts, JSON, numbers, pictures.
+        found: Of webdataset, after the user's stages: bytes, texts, JSON, numbers, images.
 
     Raises:
-        ValueError: A picture is of a kind that nobody knows.
+        ValueError: An image is of a kind that nobody knows.
     """
     raw = {name: _member(name, value) for name, value in found.items() if name[:2] != "__"}
     # Others, such as arrays of numbers, are of no use here.
@@ -215,11 +215,11 @@ def _member(name: str, value: Any) -> bytes | EncodedImage | None:
     if isinstance(value, dict | list):
         return json.dumps(value).encode()
     if name.rpartition(".")[2] in IMAGE_EXTENSIONS:
-        return _picture(name, value)
+        return _image(name, value)
     return str(value).encode() if isinstance(value, int | float) else None
 
 
-def _picture(name: str, value: Any) -> EncodedImage:
+def _image(name: str, value: Any) -> EncodedImage:
     if isinstance(value, Image.Image):
         value = np.array(on_white(value))
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.shape[2:] == (3,):

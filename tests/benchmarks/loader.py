@@ -167,7 +167,7 @@ def scaled_bounds(jpeg: bytes, factor: int) -> dict[str, int]:
 
 
 def read_jpegs(url: str) -> list[bytes]:
-    """Returns the pictures of a shard."""
+    """Returns the images of a shard."""
     with tarfile.open(url) as tar:
         files = [tar.extractfile(member) for member in tar if member.name.endswith(".jpg")]
         return [file.read() for file in files if file is not None]
@@ -182,20 +182,20 @@ def likeness(jpegs: list[bytes], decode: str) -> tuple[float, float]:
     transform = TrainTransform(SCALE, RATIO, decode=decode)  # pyright: ignore[reportArgumentType]
     errors = []
     for number, jpeg in enumerate(jpegs):
-        picture = EncodedImage.open(jpeg)
+        image = EncodedImage.open(jpeg)
         rng = np.random.default_rng(number)
-        params = transform.draw(picture.height, picture.width, rng)
-        factor, box = transform.view(picture, SIZE, params)
+        params = transform.draw(image.height, image.width, rng)
+        factor, box = transform.view(image, SIZE, params)
         top, left, rows, columns = (factor * edge for edge in box)
         crop = Image.open(io.BytesIO(jpeg)).crop((left, top, left + columns, top + rows))
         pillow = np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float64)
-        view = transform.apply(picture, SIZE, params).permute(1, 2, 0).numpy()
+        view = transform.apply(image, SIZE, params).permute(1, 2, 0).numpy()
         errors.append(np.square(view - pillow).mean())
     return tuple(float(10 * np.log10(255**2 / error)) for error in (np.mean(errors), max(errors)))
 
 
 def measure(urls: list[str], folder: Path, side: int, rounds: int) -> None:
-    """Measures pictures of one size and prints the rows of the table."""
+    """Measures images of one size and prints the rows of the table."""
     jpegs = read_jpegs(urls[0])
     queued = WORKERS * PREFETCH
     factor = 2 if side == 512 else 1

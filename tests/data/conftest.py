@@ -23,8 +23,8 @@ settings.load_profile("data")
 Members = list[tuple[str, bytes]]
 
 
-def picture(seed: int, height: int = 20, width: int = 24, form: str = "PNG", **save) -> bytes:
-    """A smooth random picture: three colour waves."""
+def image(seed: int, height: int = 20, width: int = 24, form: str = "PNG", **save) -> bytes:
+    """A smooth random image: three colour waves."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(rng.uniform(0.05, 0.4) * x + rng.uniform(0.05, 0.4) * y) for _ in range(3)]
@@ -41,8 +41,8 @@ def pairs(first: int, count: int) -> Members:
         key = f"{number:09d}"
         fields = {"key": key, "caption": f"caption {number}"}
         members += [
-            (f"{key}.png", picture(number)),
-            (f"{key}.txt", f"picture {number}".encode()),
+            (f"{key}.png", image(number)),
+            (f"{key}.txt", f"image {number}".encode()),
             (f"{key}.json", json.dumps(fields).encode()),
         ]
     return members
@@ -58,8 +58,8 @@ def write_tar(path: Path, members: Members, form: int = tarfile.PAX_FORMAT) -> s
 
 
 @pytest.fixture
-def make_picture() -> Callable[..., bytes]:
-    return picture
+def make_image() -> Callable[..., bytes]:
+    return image
 
 
 @pytest.fixture
@@ -83,13 +83,13 @@ def shards(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def broken(make_tar, make_pairs, make_picture, tmp_path):
+def broken(make_tar, make_pairs, make_image, tmp_path):
     """Five shards with one cause each, next to good samples, and what is wrong where."""
     members = [make_pairs(6 * number, 6) for number in range(5)]
-    members[0][3] = (members[0][3][0], make_picture(1)[:100])  # ordinal 1
+    members[0][3] = (members[0][3][0], make_image(1)[:100])  # ordinal 1
     members[1][7] = (members[1][7][0], b"\xff")  # ordinal 2
     del members[2][10]  # the text of ordinal 3
-    del members[2][0]  # the picture of ordinal 0
+    del members[2][0]  # the image of ordinal 0
     paths = [make_tar(tmp_path / f"{number}.tar", m) for number, m in enumerate(members)]
     manifest = index_shards(paths, tmp_path / "m.parquet")
     os.unlink(paths[3])

@@ -70,7 +70,7 @@ def test_a_batch_has_what_was_agreed(manifest):
 def test_an_epoch_reads_every_pair_once_with_its_own_caption(manifest):
     batches = [make(manifest, [(7, 3)])[step] for step in range(7)]
     found = sorted(text for batch in batches for text in texts(batch))
-    assert found == sorted(f"picture {number}" for number in range(21))
+    assert found == sorted(f"image {number}" for number in range(21))
     keys = [key for batch in batches for key in batch["key"].tolist()]
     assert len(set(keys)) == 21
 
@@ -85,12 +85,12 @@ def test_words_are_left_out_in_their_phase_only(manifest):
     for step in range(4):
         batch, whole = dataset[step], plain[step]
         if step < 2:
-            assert texts(batch) == ["picture"] * 3
+            assert texts(batch) == ["image"] * 3
             batch["text"], batch["text_length"] = whole["text"], whole["text_length"]
         assert same(batch, whole)
 
 
-def test_pictures_differ_between_epochs_and_seeds_only(manifest):
+def test_images_differ_between_epochs_and_seeds_only(manifest):
     def by_key(dataset, steps):
         batches = [dataset[step] for step in steps]
         return {int(k): i for b in batches for k, i in zip(b["key"], b["image"], strict=True)}
@@ -184,5 +184,5 @@ def test_no_caption_stops_a_batch(make_tar, make_pairs, tmp_path):
     samples, tokenizer = loader(manifest, FULL), ClipTokenizer()
     batch = StepDataset(plan, Steps([(1, 4)]), samples, tokenizer, 8)[0]
     assert not batch["status"].any()
-    expected = [tokenizer([text], 8)[0][0].tolist() for text in ("\ufffd a dog", "picture 0")]
+    expected = [tokenizer([text], 8)[0][0].tolist() for text in ("\ufffd a dog", "image 0")]
     assert [row in batch["text"].tolist() for row in expected] == [True, True]

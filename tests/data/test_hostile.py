@@ -18,7 +18,7 @@ from watched import run_here, run_watched
 
 from counterpoint.data.errors import CAUSES, SampleError
 from counterpoint.data.images.decode import MAX_PIXELS, EncodedImage, Jpeg
-from counterpoint.data.images.header_checks import MAX_CHUNKS, MAX_SCANS, vet_picture
+from counterpoint.data.images.header_checks import MAX_CHUNKS, MAX_SCANS, vet_image
 from counterpoint.data.shards.fields import MAX_CAPTION, find_image, sample_key
 from counterpoint.data.text.captions import FirstFound
 from counterpoint.data.text.tokenize import ClipTokenizer
@@ -36,7 +36,7 @@ def read_caption(raw: dict) -> str:
     return FirstFound(FIELDS)(raw, 0.0)
 
 
-def read_picture(data: bytes) -> torch.Tensor:
+def read_image(data: bytes) -> torch.Tensor:
     """The one place that names the decoder under test: bytes to uint8 [3, H, W]."""
     return EncodedImage.open(data).pixels()
 
@@ -44,7 +44,7 @@ def read_picture(data: bytes) -> torch.Tensor:
 FIELDS = ("json:caption", "txt")
 TEXT = "a dog, zwei Hunde, 三匹の犬 &amp; more".encode()
 JSON = json.dumps({"key": "0001", "caption": "a cat", "width": 3, "nested": [{}]}).encode()
-PICTURES = good_images()
+IMAGES = good_images()
 TOKENIZE = ClipTokenizer()
 
 
@@ -53,7 +53,7 @@ def outcome(raw: dict) -> str:
     try:
         text = read_caption(raw)
         sample_key(raw, "source", "00000.tar", "key")
-        image = read_picture(find_image(raw))
+        image = read_image(find_image(raw))
     except SampleError as error:
         assert error.cause in CAUSES and len(str(error)) < 2000
         return error.cause
@@ -68,8 +68,8 @@ def outcome(raw: dict) -> str:
 def fuzzed(number: int) -> str:
     """Damages one member of a sample; all else is as good as before."""
     rng = random.Random(number)
-    kind, picture = rng.choice(PICTURES)
-    raw = {"__key__": "k", kind: picture, "txt": TEXT}
+    kind, image = rng.choice(IMAGES)
+    raw = {"__key__": "k", kind: image, "txt": TEXT}
     if rng.random() < 0.3:
         raw["json"] = JSON
     target = rng.choice([kind, kind, kind, kind, *(raw.keys() & {"txt", "json"})])
@@ -94,8 +94,8 @@ def test_fifty_thousand_damaged_members():
 
 @pytest.mark.soak
 @pytest.mark.parametrize("form", ["JPEG", "CMYK", "PNG", "WEBP", "GIF", "TIFF", "I;16"])
-def test_the_largest_accepted_pictures(form):
-    """What one picture can take at most."""
+def test_the_largest_accepted_images(form):
+    """What one image can take at most."""
     side = min(int(MAX_PIXELS**0.5), 16383)
     if form == "JPEG":
         data = encoded(Image.new("RGB", (side, side)), form, progressive=True)
@@ -113,15 +113,15 @@ def test_the_largest_accepted_pictures(form):
     assert report.memory < MAX_MEMORY
 
 
-@pytest.mark.parametrize("number", range(len(PICTURES)))
-def test_a_cut_picture_is_whole_or_refused(number):
-    """Never half a picture."""
-    data = PICTURES[number][1]
-    whole = read_picture(data)
+@pytest.mark.parametrize("number", range(len(IMAGES)))
+def test_a_cut_image_is_whole_or_refused(number):
+    """Never half an image."""
+    data = IMAGES[number][1]
+    whole = read_image(data)
     rng = random.Random(number)
     for length in [0, 1, 10, *(rng.randrange(len(data)) for _ in range(20)), len(data) - 1]:
         try:
-            assert torch.equal(read_picture(data[:length]), whole)
+            assert torch.equal(read_image(data[:length]), whole)
         except SampleError as error:
             assert error.cause == "bad_image"
 
@@ -129,21 +129,21 @@ def test_a_cut_picture_is_whole_or_refused(number):
 def test_a_png_is_exact_or_refused():
     """Its checksums cover every byte."""
     data = encoded(scene(), "PNG")
-    whole = read_picture(data)
+    whole = read_image(data)
     rng = random.Random(0)
     refused = 0
     for _ in range(150):
         changed = bytearray(data)
         changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         try:
-            assert torch.equal(read_picture(bytes(changed)), whole)
+            assert torch.equal(read_image(bytes(changed)), whole)
         except SampleError:
             refused += 1
     assert refused >= 145
 
 
 def resized(form: str, width: int, height: int) -> bytes:
-    """Returns a small picture whose header declares another size."""
+    """Returns a small image whose header declares another size."""
     data = bytearray(encoded(scene(), form))
     if form == "JPEG":
         place = data.index(b"\xff\xc0")
@@ -164,7 +164,7 @@ def resized(form: str, width: int, height: int) -> bytes:
 def test_absurd_sizes(form):
     for size in [(65500, 65500), (60000, 3000), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1), (0, 5)]:
         try:
-            image = read_picture(resized(form, *size))
+            image = read_image(resized(form, *size))
         except SampleError as error:
             assert error.cause == "bad_image"
         else:
@@ -173,10 +173,10 @@ def test_absurd_sizes(form):
 
 
 @pytest.mark.parametrize("size", [(1, 201), (3000, 14), (65500, 1)])
-def test_lines_are_no_pictures(size):
+def test_lines_are_no_images(size):
     """Scaled to 224 pixels in the shorter side, the last would take ten gigabytes."""
     with pytest.raises(SampleError, match="a line"):
-        read_picture(encoded(Image.new("RGB", size), "PNG"))
+        read_image(encoded(Image.new("RGB", size), "PNG"))
 
 
 def test_a_jpeg_of_endless_scans_reaches_no_decoder(monkeypatch):
@@ -186,13 +186,13 @@ def test_a_jpeg_of_endless_scans_reaches_no_decoder(monkeypatch):
     scan, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
     bomb = data[:scan] + data[scan:end] * 5000 + data[end:]
     with pytest.raises(SampleError, match=f"more than {MAX_SCANS} scans"):
-        read_picture(bomb)
+        read_image(bomb)
 
 
 def test_what_follows_a_jpeg_is_nobodys_business():
-    """Phones put films and further pictures there."""
+    """Phones put films and further images there."""
     data = encoded(scene(), "JPEG", progressive=True)
-    assert torch.equal(read_picture(data + b"\xff\xda\0\x02" * 1000), read_picture(data))
+    assert torch.equal(read_image(data + b"\xff\xda\0\x02" * 1000), read_image(data))
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_what_follows_a_jpeg_is_nobodys_business():
 )
 def test_other_formats_never_reach_a_decoder(form, monkeypatch):
     """EPS would start an interpreter, others have rarely read code behind them."""
-    picture = scene().convert("1" if form == "MSP" else "RGB")
-    data = encoded(picture, form)
+    image = scene().convert("1" if form == "MSP" else "RGB")
+    data = encoded(image, form)
     monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("decoded"))
-    with pytest.raises(SampleError, match="no picture format begins with"):
-        read_picture(data)
+    with pytest.raises(SampleError, match="no image format begins with"):
+        read_image(data)
 
 
 def test_many_chunks_are_not_all_read(monkeypatch):
@@ -212,7 +212,7 @@ def test_many_chunks_are_not_all_read(monkeypatch):
     read, crc32 = [], zlib.crc32
     monkeypatch.setattr(zlib, "crc32", lambda chunk: read.append(1) or crc32(chunk))
     with pytest.raises(SampleError, match="chunks"):
-        vet_picture(empty)
+        vet_image(empty)
     assert len(read) == MAX_CHUNKS < 150_000
 
 
@@ -268,10 +268,10 @@ def test_numbers_without_a_range_are_refused_and_white_may_be_zero():
     ramp = np.linspace(0, 1, 48 * 64).reshape(48, 64)
     for pixels in (ramp.astype(np.float32), (ramp * 1000).astype(np.int32)):
         with pytest.raises(SampleError, match="no known range"):
-            read_picture(encoded(Image.fromarray(pixels), "TIFF"))
+            read_image(encoded(Image.fromarray(pixels), "TIFF"))
     wide = (ramp * 65535).astype(np.uint16)
-    dark = read_picture(encoded(Image.fromarray(wide), "TIFF"))
-    light = read_picture(encoded(Image.fromarray(wide), "TIFF", tiffinfo={262: 0}))
+    dark = read_image(encoded(Image.fromarray(wide), "TIFF"))
+    light = read_image(encoded(Image.fromarray(wide), "TIFF", tiffinfo={262: 0}))
     assert torch.equal(light, 255 - dark)
-    dim = read_picture(b"P5 64 48 65535\n" + (wide >> 9).astype(">u2").tobytes())
+    dim = read_image(b"P5 64 48 65535\n" + (wide >> 9).astype(">u2").tobytes())
     assert int(dim.max()) == 0

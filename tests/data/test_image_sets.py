@@ -98,7 +98,7 @@ def test_links_to_class_folders_are_followed_and_end(tmp_path):
     assert images.image(0).shape == (3, 3, 4)
 
 
-def test_of_several_pictures_evaluation_takes_the_one_of_training(tmp_path):
+def test_of_several_images_evaluation_takes_the_one_of_training(tmp_path):
     kinds = ("webp", "png", "jpeg", "jpg", "gif")
     members = [
         {f"k{n}.{kind}": png((kinds.index(kind), 0, 0)) for kind in kinds[n:] + kinds[:n]}

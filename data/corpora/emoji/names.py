@@ -19,7 +19,7 @@ TONES = {
     "\U0001f3fe": "medium-dark",
     "\U0001f3ff": "dark",
 }
-VARIATION = "\ufe0f"  # "draw the preceding character as a picture"
+VARIATION = "\ufe0f"  # "draw the preceding character as an image"
 TONE_PHRASE = re.compile(r"(medium-light|medium-dark|light|medium|dark) skin tone")
 
 WOMEN = {"woman", "women", "girl", "princess", "mrs", "mermaid"}

@@ -1,4 +1,4 @@
-"""Hard negatives for the emoji: the same name with one word exchanged, and its own picture.
+"""Hard negatives for the emoji: the same name with one word exchanged, and its own image.
 
 In: the training shards of a finished corpus. Out: `negatives/` in the same folder, which holds the
 same samples under the same names in the same order, most of them with two members more:
@@ -87,7 +87,7 @@ def write_negatives(corpus: Path, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def with_negative(key: str, sample: Sample, other: Sample | None) -> dict[str, str | bytes]:
-    """Returns a sample as `write_tars` takes it, with the picture and text of another one."""
+    """Returns a sample as `write_tars` takes it, with the image and text of another one."""
     more = {} if other is None else {f"negative.{kind}": other[kind] for kind in ("png", "txt")}
     return {"__key__": key, **sample, **more}
 
@@ -108,7 +108,7 @@ def choose_negatives(samples: dict[str, Sample], seed: int) -> dict[str, str]:
     """Chooses for each key the key of its negative; those without a possible one are left out.
 
     A negative is a sample of the same style whose caption differs in one word of several, a skin
-    tone being one word, and whose picture differs too. First the place in the caption is drawn,
+    tone being one word, and whose image differs too. First the place in the caption is drawn,
     then what stands there instead, so that no kind of word outnumbers the others.
     """
     words = {key: spelled(sample["txt"].decode()) for key, sample in samples.items()}
@@ -156,5 +156,5 @@ def decoded(png: bytes) -> np.ndarray:
 
 
 def differs(one: np.ndarray, other: np.ndarray) -> bool:
-    """Tells whether two pictures differ by more than the rounding of curves."""
+    """Tells whether two images differ by more than the rounding of curves."""
     return bool(np.abs(one - other).max() > TOLERANCE)

@@ -1,6 +1,6 @@
-"""Emoji pictures into tars: img2dataset's layout, the same bytes every time.
+"""Emoji images into tars: img2dataset's layout, the same bytes every time.
 
-In: the pictures of one split, in order. Out: `00000.tar` ... with KEY.json, KEY.png and KEY.txt,
+In: the images of one split, in order. Out: `00000.tar` ... with KEY.json, KEY.png and KEY.txt,
 and `00000_stats.json` ... beside them.
 """
 
@@ -37,7 +37,7 @@ def write_shards(folder: Path, split: str, num_shards: int, samples: Sequence[Em
     num_shards = max(1, min(num_shards, len(samples)))
     bounds = [len(samples) * shard // num_shards for shard in range(num_shards + 1)]
     parts = [samples[bounds[shard] : bounds[shard + 1]] for shard in range(num_shards)]
-    write_tars(folder, [[members(picture, split) for picture in part] for part in parts])
+    write_tars(folder, [[members(image, split) for image in part] for part in parts])
     for shard, part in enumerate(parts):
         stats = {
             "count": len(part),
@@ -78,26 +78,26 @@ def write_tars(folder: Path, shards: Iterable[Iterable[Mapping[str, str | bytes]
                 writer.write(dict(sample))
 
 
-def members(picture: EmojiImage, split: str) -> dict[str, str | bytes]:
+def members(image: EmojiImage, split: str) -> dict[str, str | bytes]:
     """Returns one sample as `write_tars` takes it."""
     return {
-        "__key__": picture.key,
-        "json": to_json(attributes(picture, split)),
-        "png": picture.png,
-        "txt": picture.name.caption.encode(),
+        "__key__": image.key,
+        "json": to_json(attributes(image, split)),
+        "png": image.png,
+        "txt": image.name.caption.encode(),
     }
 
 
-def attributes(picture: EmojiImage, split: str) -> dict[str, Any]:
+def attributes(image: EmojiImage, split: str) -> dict[str, Any]:
     """Returns the content of KEY.json."""
-    name = picture.name
+    name = image.name
     return {
-        "key": picture.key,
+        "key": image.key,
         "caption": name.caption,
         "status": "success",
         "width": SIZE,
         "height": SIZE,
-        "style": picture.style,
+        "style": image.style,
         "split": split,
         "base": name.base,
         "skin_tone": name.skin_tone,

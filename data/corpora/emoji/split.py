@@ -1,6 +1,6 @@
 """Which emoji names are held out: combinations never seen in training, whose parts all are.
 
-In: the names, and the names that share a picture. Out: the set of held-out captions, a pure
+In: the names, and the names that share an image. Out: the set of held-out captions, a pure
 function of the captions and the seed (each caption has its own rank, so that one emoji more or
 less moves few others).
 """
@@ -75,20 +75,20 @@ def draw(seed: int, purpose: str, text: str) -> bytes:
     return hashlib.blake2b(f"{seed}/{purpose}/{text}".encode(), digest_size=8).digest()
 
 
-def shared_pictures(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[int]:
-    """Finds the pictures that another picture repeats.
+def shared_images(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[int]:
+    """Finds the images that another image repeats.
 
     Some drawings serve several names ("artist dark skin tone" and "man artist dark skin tone" in
-    one style), now and then with curves rounded differently. Two pictures are the same when no
+    one style), now and then with curves rounded differently. Two images are the same when no
     channel of any pixel differs by more than `TOLERANCE` and their 12 x 12 thumbnails differ by
     less than 2 (root mean square).
 
     Args:
-        pixels: uint8 [n, 72, 72, 3], all pictures of one style.
-        rows: the pictures asked about.
+        pixels: uint8 [n, 72, 72, 3], all images of one style.
+        rows: the images asked about.
 
     Returns:
-        Those of `rows` that equal at least one other picture.
+        Those of `rows` that equal at least one other image.
     """
     num, height, width, channels = pixels.shape
     blocks = pixels.reshape(num, 12, height // 12, 12, width // 12, channels)

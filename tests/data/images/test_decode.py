@@ -1,4 +1,4 @@
-"""Every kind of picture against Pillow, numpy arithmetic, or a picture made for the purpose."""
+"""Every kind of image against Pillow, numpy arithmetic, or an image made for the purpose."""
 
 import gc
 import io
@@ -72,7 +72,7 @@ def test_transparency_shows_white():
     shown = np.array([[255, 255, 255], [127, 255, 127], [0, 0, 255], [9, 9, 9]])
     assert np.abs(decoded(buffer.getvalue()).astype(int) - shown[indices]).max() <= 1
 
-    # One colour of an RGB picture declared transparent.
+    # One colour of an RGB image declared transparent.
     data = encode(np.tile(palette[:2], (4, 1, 1)), transparency=(255, 0, 0))
     np.testing.assert_array_equal(decoded(data)[0], [[255, 255, 255], [0, 255, 0]])
 
@@ -112,16 +112,16 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not a picture", encode(RGB)[:60], encode(RGB, form="JPEG")[:-40], bomb()]
+    "data", [b"", b"not an image", encode(RGB)[:60], encode(RGB, form="JPEG")[:-40], bomb()]
 )
-def test_bad_pictures(data):
+def test_bad_images(data):
     with pytest.raises(SampleError) as caught:
         decode_image(data)
     assert caught.value.cause == "bad_image"
 
 
 @given(st.data())
-def test_damaged_pictures_are_decoded_or_refused(data):
+def test_damaged_images_are_decoded_or_refused(data):
     form = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP"]))
     content = bytearray(encode(RGB, form=form))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -172,10 +172,10 @@ def test_no_jpeg_is_half_grey(save, ending):
     pytest.importorskip("simplejpeg")
     data = encode(photo(), form="JPEG", quality=90, **save)
     for part in (0.5, 0.9):
-        picture = EncodedImage.open(data[: int(len(data) * part)] + ending)
-        for factor in picture.factors:
+        image = EncodedImage.open(data[: int(len(data) * part)] + ending)
+        for factor in image.factors:
             with pytest.raises(SampleError, match="bad_image"):
-                picture.pixels(factor)
+                image.pixels(factor)
 
 
 def test_stray_bytes_between_segments_do_no_harm():
@@ -194,8 +194,8 @@ def test_stray_bytes_between_segments_do_no_harm():
 def test_scaled_jpegs_are_means_of_squares(factor, shape):
     pytest.importorskip("simplejpeg")
     pixels = photo(*shape)
-    picture = EncodedImage.open(encode(pixels, form="JPEG", quality=95, subsampling=0))
-    scaled = picture.pixels(factor).permute(1, 2, 0).double().numpy()
+    image = EncodedImage.open(encode(pixels, form="JPEG", quality=95, subsampling=0))
+    scaled = image.pixels(factor).permute(1, 2, 0).double().numpy()
     assert scaled.shape == (-(-shape[0] // factor), -(-shape[1] // factor), 3)
     rows, columns = shape[0] // factor, shape[1] // factor
     whole = pixels[: rows * factor, : columns * factor].astype(float)
@@ -221,8 +221,8 @@ def test_who_can_be_scaled():
 
 def test_the_header_is_enough_for_the_size():
     data = encode(photo(), form="JPEG")
-    picture = EncodedImage.open(data[: data.index(b"\xff\xda") + 20])
-    assert (picture.height, picture.width, picture.num_bytes) == (203, 330, 0)
+    image = EncodedImage.open(data[: data.index(b"\xff\xda") + 20])
+    assert (image.height, image.width, image.num_bytes) == (203, 330, 0)
     whole = EncodedImage.open(data)
     assert whole.pixels() is whole.pixels() and whole.num_bytes == 203 * 330 * 3
 
@@ -236,7 +236,7 @@ def quick_collections():
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_a_forgotten_picture_takes_no_memory(form, monkeypatch, quick_collections):
+def test_a_forgotten_image_takes_no_memory(form, monkeypatch, quick_collections):
     """A part of a batch has hundreds, and keeps their shells until all of it is made."""
     opened, original = [], Image.open
 
@@ -248,19 +248,19 @@ def test_a_forgotten_picture_takes_no_memory(form, monkeypatch, quick_collection
     monkeypatch.setattr(Image, "open", watched)
     data = encode(photo(), form=form)
     num_owners = sys.getrefcount(data)
-    picture = EncodedImage.open(data)
-    assert (picture.num_bytes, picture.file_bytes) == (0, len(data))
+    image = EncodedImage.open(data)
+    assert (image.num_bytes, image.file_bytes) == (0, len(data))
     gc.collect()
     assert form != "WEBP" or all(image() is None for image in opened), "8 bytes a pixel"
-    picture.pixels()
+    image.pixels()
     gc.collect()
     assert all(image() is None for image in opened), "Pillow's pixels beside ours"
-    assert picture.num_bytes == 203 * 330 * 3
-    picture.forget()
-    assert (picture.num_bytes, picture.file_bytes) == (0, 0)
+    assert image.num_bytes == 203 * 330 * 3
+    image.forget()
+    assert (image.num_bytes, image.file_bytes) == (0, 0)
     assert sys.getrefcount(data) == num_owners
     with pytest.raises(AssertionError, match="forgotten"):
-        picture.pixels()
+        image.pixels()
     unread = EncodedImage.open(data)
     unread.forget()
     gc.collect()
@@ -268,13 +268,13 @@ def test_a_forgotten_picture_takes_no_memory(form, monkeypatch, quick_collection
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_scans_after_a_whole_picture(mode):
+def test_scans_after_a_whole_image(mode):
     data = encode(photo(), mode, "JPEG")
     scan = data.index(b"\xff\xda")
     # Decoders refuse them at once, so that nobody has to count them beforehand.
     with pytest.raises(SampleError):
         decoded(data[:-2] + data[scan:-2] * 100 + b"\xff\xd9")
-    # What follows the picture, or lies in a comment, is not its scan.
+    # What follows the image, or lies in a comment, is not its scan.
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decoded(data + b"\xff\xda\x00\x08" * 100), expected)
     comment = b"\xff\xfe" + struct.pack(">H", 402) + b"\xff\xda\x00\x08" * 100

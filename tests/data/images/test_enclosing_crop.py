@@ -31,7 +31,7 @@ def edges(params):
 
 @settings(max_examples=40)
 @given(st.integers(2, 300), st.integers(2, 300), st.integers(0, 10**6), st.floats(0, 1))
-def test_it_holds_the_others_and_lies_in_the_picture(height, width, seed, zoom):
+def test_it_holds_the_others_and_lies_in_the_image(height, width, seed, zoom):
     others, params = drawn(height, width, seed, zoom)
     smallest = np.minimum(*map(edges, others))
     assert (edges(params) <= smallest).all() and (edges(params) == edges(params).round()).all()
@@ -61,11 +61,11 @@ def test_nothing_but_the_crop_is_changed():
 
 
 @pytest.fixture
-def manifest(make_tar, make_picture, tmp_path):
+def manifest(make_tar, make_image, tmp_path):
     members = [
         item
         for n in range(6)
-        for item in ((f"{n}.png", make_picture(n)), (f"{n}.txt", f"picture {n}".encode()))
+        for item in ((f"{n}.png", make_image(n)), (f"{n}.txt", f"image {n}".encode()))
     ]
     return index_shards([make_tar(tmp_path / "0.tar", members)], tmp_path / "m.parquet")
 
@@ -104,7 +104,7 @@ def test_mistakes_are_sentences(manifest):
                 "image.z": View(EvalTransform(), 8),
                 "image.w": View(EnclosingCrop(("image.z",)), 8),
             },
-            "no crop of the same picture",
+            "no crop of the same image",
         ),
         ({"image.w": View(EnclosingCrop(("image",)), 8, member="n")}, "no crop of the same"),
     ):

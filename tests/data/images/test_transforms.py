@@ -31,7 +31,7 @@ def rng(seed=0):
 
 
 def smooth(height, width, seed=0):
-    """Waves plus some noise, channels last in memory as decoded pictures are."""
+    """Waves plus some noise, channels last in memory as decoded images are."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(generator.uniform(0.05, 0.3) * (x + y * c)) for c in (0.5, 1, 2)]
@@ -115,7 +115,7 @@ def test_crop_boxes_have_the_wanted_areas_and_shapes():
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(0, 10**6))
-def test_any_picture_becomes_a_square(height, width, size, seed):
+def test_any_image_becomes_a_square(height, width, size, seed):
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     full = TrainTransform((0.01, 1), (0.3, 3), 0.5, 180, 1, 1, 1, 1, 0.5, 0.5, 1)
     for transform in (full, EvalTransform(), EvalTransform("longest"), EvalTransform("squash")):
@@ -123,7 +123,7 @@ def test_any_picture_becomes_a_square(height, width, size, seed):
         assert result.shape == (3, size, size) and result.dtype == torch.uint8
 
 
-def test_the_picture_that_came_in_is_left_alone():
+def test_the_image_that_came_in_is_left_alone():
     image = smooth(32, 32)
     before = image.clone()
     TrainTransform(**WHOLE, flip=1, rotate=30, brightness=0.5, erase=1)(image, 32, rng())
@@ -311,21 +311,21 @@ def test_scaled_jpegs_are_close_to_pillows_resized_crop(size, factor):
     pytest.importorskip("simplejpeg")
     transform = TrainTransform(scale=(0.9, 1.0), ratio=(1.0, 1.4), decode="dct")
     for seed in range(6):
-        picture = EncodedImage.open(photograph(seed))
+        image = EncodedImage.open(photograph(seed))
         params = transform.draw(300, 420, rng(seed))
-        assert transform.factor(picture, size, params) == factor
-        _, box = transform.view(picture, size, params)
+        assert transform.factor(image, size, params) == factor
+        _, box = transform.view(image, size, params)
         whole = tuple(factor * edge for edge in box)
         drawn = params[:4].astype(int).tolist()
         for start, end in ((0, 2), (1, 3)):
             assert drawn[start] <= whole[start] < drawn[start] + factor
             last, limit = whole[start] + whole[end], drawn[start] + drawn[end]
             assert limit - factor < last <= limit
-        view = transform.apply(picture, size, params)
+        view = transform.apply(image, size, params)
         assert psnr(view, pillow_view(photograph(seed), whole, size)) >= 40
 
 
-def test_only_training_with_dct_leaves_the_pixels_of_the_whole_picture():
+def test_only_training_with_dct_leaves_the_pixels_of_the_whole_image():
     data, params = photograph(0), TrainTransform().draw(300, 420, rng())
     exact = TrainTransform().apply(EncodedImage.open(data), 60, params)
     scaled = TrainTransform(decode="dct").apply(EncodedImage.open(data), 60, params)
@@ -333,9 +333,9 @@ def test_only_training_with_dct_leaves_the_pixels_of_the_whole_picture():
     png = Pixels(EncodedImage.open(data).pixels())
     assert torch.equal(TrainTransform(decode="dct").apply(png, 60, params), exact)
     for transform in (EvalTransform(), EvalTransform("longest"), EvalTransform("squash")):
-        picture = EncodedImage.open(data)
-        assert transform.factor(picture, 60, transform.draw(300, 420)) == 1
-        assert torch.equal(transform(picture, 60), transform(png, 60))
+        image = EncodedImage.open(data)
+        assert transform.factor(image, 60, transform.draw(300, 420)) == 1
+        assert torch.equal(transform(image, 60), transform(png, 60))
 
 
 def test_draws_have_names_and_can_be_edited():

@@ -317,7 +317,7 @@ def read_at_random(urls, num_bytes, folder, max_bytes, seed, done) -> None:
         store.prefetch(urls[ordinal], num_bytes[ordinal])
         sample = reader.read(shard, ordinal)
         assert sample["__key__"] == f"{4 * shard + ordinal:09d}"
-        assert sample["txt"] == f"picture {4 * shard + ordinal}".encode()
+        assert sample["txt"] == f"image {4 * shard + ordinal}".encode()
     done.put(seed)
 
 

@@ -1,4 +1,4 @@
-"""Captions, pictures' members and keys of samples made by hand."""
+"""Captions, images' members and keys of samples made by hand."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_bad_texts(members):
         field_texts(sample(**members), "txt")
 
 
-def test_pictures_are_found_by_extension():
+def test_images_are_found_by_extension():
     assert find_image(sample(txt=b"t", webp=b"w")) == b"w"
     with pytest.raises(SampleError, match="no_image: 'k' has only"):
         find_image(sample(txt=b"t"))

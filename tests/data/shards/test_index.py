@@ -91,11 +91,11 @@ def test_img2datasets_statistics_are_trusted_unless_the_tar_disagrees(
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (".txt", r"has no pictures \(found: .txt\)"),
+        (".txt", r"has no images \(found: .txt\)"),
         (".png", r"has no captions in .txt \(found: .png\); name"),
     ],
 )
-def test_a_tar_without_pictures_or_captions(
+def test_a_tar_without_images_or_captions(
     make_tar, make_pairs, tmp_path, kept, message, statistics
 ):
     members = [(name, data) for name, data in make_pairs(0, 3) if name.endswith(kept)]

@@ -68,7 +68,7 @@ def test_what_the_disk_says_of_one_shard_is_counted(tmp_path, shards, monkeypatc
         with pytest.raises(SampleError, match=r"shard_missing: '.*00000.tar': Input/output error"):
             reader.read(1, 0)
     # Nothing wrong was written down: what passes is forgotten.
-    assert reader.read(1, 6)["txt"] == b"picture 6"
+    assert reader.read(1, 6)["txt"] == b"image 6"
 
 
 def test_a_shard_that_shrinks_while_it_is_open(tmp_path, make_tar, make_pairs):

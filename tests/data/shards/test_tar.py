@@ -156,7 +156,7 @@ def test_sparse_files_of_gnu_tar_are_passed_over(tmp_path, form):
             file.seek(place)
             file.write(b"x" * 5000)
     (tmp_path / "a.txt").write_text("a text")
-    (tmp_path / "b.jpg").write_bytes(b"picture")
+    (tmp_path / "b.jpg").write_bytes(b"image")
     (tmp_path / "b.txt").write_text("b text")
     options = ["--format=gnu"] if form == "gnu" else ["--format=posix", f"--sparse-version={form}"]
     names = ["a.jpg", "a.txt", "b.jpg", "b.txt"]

@@ -70,7 +70,7 @@ def errors(data):
 
 
 def test_batches_are_those_of_listed_shards(write, tmp_path):
-    """The same entries, types and shapes; of each sample the same picture, tokens and key."""
+    """The same entries, types and shapes; of each sample the same image, tokens and key."""
     paths = write(7, 5)
     views = {"large": View(EvalTransform(), size=24, same_as=None)}
     texts = {"json": ("json:caption",), "short": Text(context_length=6)}
@@ -262,8 +262,8 @@ def test_stages_that_yield_no_samples_are_refused(write, pipeline, words):
         list(batches_of(data))
 
 
-def test_pictures_may_be_decoded_in_any_usual_form(make_picture):
-    image = Image.open(io.BytesIO(make_picture(1)))
+def test_images_may_be_decoded_in_any_usual_form(make_image):
+    image = Image.open(io.BytesIO(make_image(1)))
     array = np.array(image)
     for form in (image, array, torch.from_numpy(array).permute(2, 0, 1)):
         raw = stream_dataset.as_members(

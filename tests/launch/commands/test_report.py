@@ -23,9 +23,9 @@ def fake_pairs(folder=None, suite=""):
     features = np.eye(6, 8)
     captions = features[[0, 1, 2, 3]] + 0.5 * features[[1, 4, 4, 4]]
     captions[3] = features[5] + 0.1 * features[3]  # taken for image 5
-    picture = [np.full((3, 4, 4), 40 * i, dtype=np.uint8) for i in range(6)]
+    image = [np.full((3, 4, 4), 40 * i, dtype=np.uint8) for i in range(6)]
     names = ["one", "two", "<three>", "four"]
-    return Pairs(names, picture.__getitem__, captions, features, [[0], [1], [2], [3]])
+    return Pairs(names, image.__getitem__, captions, features, [[0], [1], [2], [3]])
 
 
 @pytest.fixture(scope="module")

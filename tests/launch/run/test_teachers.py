@@ -225,7 +225,7 @@ def test_inputs_must_fit_the_teacher(student, other_run, tmp_path):
     teachers = {"x": Frozen(str(folder))}
     with pytest.raises(ValueError, match="trained with another tokenizer"):
         load_teachers(student("teacher.x.text", teachers=teachers))
-    # Its pictures may be read, if they have its size.
+    # Its images may be read, if they have its size.
     views = {"big": View(EvalTransform(), 20)}
     with pytest.raises(ValueError, match=r"get images of 20 pixels, and this teacher takes 16"):
         load_teachers(student("teacher.x.image.big.raw", teachers=teachers, views=views))
@@ -341,7 +341,7 @@ def test_what_the_documentation_shows(monkeypatch):
             check_needs(parts.objective.needs, (), views, ())
 
 
-def test_scores_need_views_of_the_same_picture_whose_place_is_known(student):
+def test_scores_need_views_of_the_same_image_whose_place_is_known(student):
     crop = TrainTransform()
     views = {"whole": View(EnclosingCrop(("image",)), 8), "other": View(crop)}
     second = InfoNCE(views=("image.other", "text"))

@@ -18,11 +18,11 @@ from counterpoint.data.corpora.emoji.corpus import Settings, build_emoji
 from counterpoint.data.corpora.emoji.draw import load_styles
 from counterpoint.data.corpora.emoji.names import load_names
 from counterpoint.data.corpora.emoji.shards import write_tars
-from counterpoint.data.corpora.emoji.split import choose_held_out, shared_pictures
+from counterpoint.data.corpora.emoji.split import choose_held_out, shared_images
 from counterpoint.data.shards.index import index_shards
 from counterpoint.data.shards.manifest import Manifest
 
-# With this seed the families include couples of unlike tones and pictures with two names.
+# With this seed the families include couples of unlike tones and images with two names.
 SMALL = Settings(num_held_out=20, seed=2, limit=260)
 TONES = ["medium-light skin tone", "medium-dark skin tone"]
 TONES += ["light skin tone", "medium skin tone", "dark skin tone"]
@@ -191,7 +191,7 @@ def test_held_out_combinations_never_occur_in_training_and_their_parts_do(splits
     assert not spelled["train"] & spelled["heldout"]
 
 
-def test_no_held_out_picture_has_a_second_name(splits):
+def test_no_held_out_image_has_a_second_name(splits):
     """Some drawings serve two names ("mechanic" and "man mechanic"); they only train."""
     everything = {**splits["train"], **splits["heldout"]}
     pixels = {
@@ -263,7 +263,7 @@ def test_every_drawing_is_found_in_both_styles():
         assert keycap is not None and keycap.stem.lower().lstrip("0").startswith("35")
 
 
-def test_shared_pictures_are_found_whatever_the_rounding():
+def test_shared_images_are_found_whatever_the_rounding():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (6, 72, 72, 3)).astype(np.uint8)
     pixels[1] = pixels[0]
@@ -272,8 +272,8 @@ def test_shared_pictures_are_found_whatever_the_rounding():
     pixels[5] = pixels[4]
     pixels[5, 10:12, 10:12] = 255 - pixels[4, 10:12, 10:12]
     pixels[4, 10:12, 10:12] = pixels[5, 10:12, 10:12] // 2
-    assert shared_pictures(pixels, np.arange(6)) == [0, 1, 2, 3]
-    assert shared_pictures(pixels, np.array([3, 4])) == [3]
+    assert shared_images(pixels, np.arange(6)) == [0, 1, 2, 3]
+    assert shared_images(pixels, np.array([3, 4])) == [3]
 
 
 def test_complete_corpus_is_left_alone_and_incomplete_one_rebuilt(small, tmp_path):

@@ -79,9 +79,9 @@ def test_negatives_are_training_samples_of_the_style_with_one_word_exchanged(cor
             continue
         key = name.partition(".")[0]
         assert data not in held_out
-        picture = found[f"{key}.negative.png"]
-        assert pairs[key.partition("-")[0], data] == picture
-        pixels = [np.asarray(Image.open(io.BytesIO(p))) for p in (picture, found[f"{key}.png"])]
+        image = found[f"{key}.negative.png"]
+        assert pairs[key.partition("-")[0], data] == image
+        pixels = [np.asarray(Image.open(io.BytesIO(p))) for p in (image, found[f"{key}.png"])]
         assert np.abs(pixels[0].astype(int) - pixels[1]).max() > 8
         words = [
             TONE.sub(lambda tone: tone[1] + "-tone", text.decode()).split()
@@ -103,7 +103,7 @@ def test_same_bytes_every_time_and_damage_is_repaired(corpus):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["emoji"]
 
 
-def test_a_picture_that_looks_the_same_is_no_negative():
+def test_an_image_that_looks_the_same_is_no_negative():
     def sample(caption, value):
         buffer = io.BytesIO()
         Image.new("RGB", (4, 4), (value, 0, 0)).save(buffer, "PNG")
