@@ -46,7 +46,7 @@ def test_captions_are_taken_at_even_distances():
     assert [row.caption for row in rows] == ["0", "33", "66", "99"]
 
 
-def test_a_picture_survives_the_page():
+def test_an_image_survives_the_page():
     from io import BytesIO
 
     from PIL import Image
