@@ -1,4 +1,4 @@
-"""The tour of the code names classes where they are, and the step's files in the order of imports."""
+"""The tour of the code names classes where they are, and files in the order of their imports."""
 
 import re
 
