@@ -1,4 +1,4 @@
-"""The student's moving average: towers of its own that follow the trained ones.
+"""The student's exponential moving average (EMA).
 
 In: the model and the objective after each step. Out: features under `ema.`, and weights for export.
 """
@@ -19,12 +19,12 @@ from .strategies.sharded_tensors import LocalTensors, Tensors
 
 @dataclass
 class EmaConfig:
-    """How slowly the average follows: average <- decay * average + (1 - decay) * student.
+    """Decay of the average: average <- decay * average + (1 - decay) * student.
 
     Attributes:
         decay: at the first step (BYOL, A-CLIP: 0.996).
-        final_decay: what it grows to along a half cosine by the end of the run (BYOL, A-CLIP: 1);
-            none: it stays.
+        final_decay: at the end of the run, reached along half a cosine (BYOL, A-CLIP: 1); None:
+            `decay` throughout.
     """
 
     decay: float
@@ -37,7 +37,7 @@ class EmaConfig:
                 raise ValueError(f"ema.{name} is {value}: it must lie between 0 and 1")
 
     def at(self, step: int, total_steps: int) -> float:
-        """Decay after the 0-based step `step` (Grill et al. 2020, BYOL, section 3.2)."""
+        """Returns the decay after the 0-based step `step` (Grill et al. 2020, section 3.2)."""
         final = self.decay if self.final_decay is None else self.final_decay
         return final - (final - self.decay) * (math.cos(math.pi * step / total_steps) + 1) / 2
 
@@ -45,16 +45,16 @@ class EmaConfig:
 class Ema(FrozenTowers):
     """The exponential moving average of the student, which starts as a copy of it.
 
-    It is updated after the optimiser's step and the clamping of scalars: a checkpoint written then
-    holds an average that has seen the weights beside it, and the next step's features come from an
-    average that includes the student as it is, as where others update before use.
+    It is updated after the optimizer's step and the clamping of scalars: a checkpoint of that step
+    holds an average that includes its weights, and the next step's features come from an average
+    that includes the present student, as in implementations that update before use.
 
     Terms of the objective may have averages of their own (a projector's target in BYOL), which
     follow with the same decay: `Term.averages`.
 
     Args:
         student: the model that is trained.
-        config: how slowly it follows.
+        config: its decay.
     """
 
     def __init__(self, student: TwoTower, config: EmaConfig):
@@ -70,7 +70,7 @@ class Ema(FrozenTowers):
         total_steps: int,
         tensors: Tensors | None = None,
     ) -> None:
-        """Moves all averages towards their online modules; buffers are copied.
+        """Updates all averages from their online modules; buffers are copied.
 
         Args:
             student: the model that is trained.
@@ -94,7 +94,7 @@ class Ema(FrozenTowers):
     def followed(
         self, student: nn.Module, objective: Objective
     ) -> list[tuple[nn.Module, nn.Module]]:
-        """Each average, its own and those of heads, beside the module that it follows."""
+        """Returns pairs of an average (the towers', those of heads) and the module it follows."""
         heads = [(average, online) for online, average in objective.averages()]
         return [(self.model, student), *heads]
 
@@ -102,6 +102,6 @@ class Ema(FrozenTowers):
 def parameters_of(
     modules: Iterable[tuple[nn.Module, nn.Module]],
 ) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-    """The parameters of modules of the same kind, side by side."""
+    """Yields pairs of parameters of equal modules: the average's, the online one's."""
     for average, online in modules:
         yield from zip(average.parameters(), online.parameters(), strict=True)

@@ -1,7 +1,7 @@
-"""The LightningModule: one step from a batch to a loss.
+"""The LightningModule: one training step, from a batch to an update.
 
-In: the batch (uint8 pixels, token ids). Out: the scalar to optimise; `report` keeps the step's raw
-values on the device for whoever logs them.
+In: the batch (uint8 pixels, token ids). Out: the loss; `report` holds the step's raw values on the
+device, for callbacks to log.
 """
 
 import time
@@ -38,16 +38,16 @@ from .strategies.teacher_placement import place_teacher
 
 
 class Reporter(pl.Callback):
-    """Logs what the module reports; in a trainer without one, the module logs it itself."""
+    """Base class of callbacks that log the module's report; without one the module logs it."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What checkpoints and metrics keep of the run that the module is part of.
+    """The run's entries in checkpoints and metrics.
 
     Attributes:
         config: the resolved configuration, as plain values.
-        fingerprint: of the data; a resumed run compares it.
+        fingerprint: of the data; resume compares it.
         sources: names of the data's sources, in the order of the batch's `source`.
     """
 
@@ -57,30 +57,31 @@ class RunInfo:
 
 
 class ContrastiveModule(pl.LightningModule):
-    """Model + objective + optimiser, driven by the phases.
+    """Model, objective and optimizer, driven by the phases.
 
     `counterpoint fit` builds it from a run file; docs/python.md shows it in a Trainer of one's own.
 
     Args:
         model: the two towers.
-        objective: what is optimised.
+        objective: the loss.
         phases: of the run by name, in order.
-        optim: makes the optimiser; None: AdamW with its defaults.
-        seed: of dropout and of what is drawn in a step.
+        optim: makes the optimizer; None: AdamW with its defaults.
+        seed: of dropout and of all draws in a step.
         grad_clip: limits gradients; None: they are only measured.
-        guard: against steps that are not finite, and spikes.
-        teachers: frozen models by name, whose features are `teacher.NAME...`; they are in no state.
-        ema: the student's moving average, whose features are `ema...`.
-        run: the run that it is part of; None: a Trainer of one's own.
+        guard: skips steps that are not finite, and spikes.
+        teachers: frozen models by name; their features are `teacher.NAME...`, and checkpoints do
+            not hold them.
+        ema: moving average of the student; its features are `ema...`.
+        run: of `counterpoint fit`; None: a Trainer of one's own.
 
     Attributes:
-        report: detached values of the last step, this rank's share (mean over ranks = global).
+        report: detached values of the last step; their means over ranks are the global values.
         grad_norm: global norm of the last step's gradient, before clipping.
-        decision: the guard's, about the last step.
+        decision: of the guard about the last step.
         tensors: the strategy's adapter for gradients and parameters.
         providers: the average and the teachers by the prefix of their features.
-        logs_itself: the Trainer has no Reporter, so that values go through `self.log`.
-        step_ended: when the last step and its callbacks were done (monotonic seconds).
+        logs_itself: whether the Trainer has no Reporter, so that values go through `self.log`.
+        step_ended: end of the last step and its callbacks (monotonic seconds).
         source_loss: at log steps of a mixture, (sum, count) of this rank's losses by source
             [sources, 2]; else None.
     """
@@ -118,15 +119,15 @@ class ContrastiveModule(pl.LightningModule):
         self.tensors: Tensors = LocalTensors()
         self.step_ended = 0.0
         self.source_loss: Tensor | None = None
-        self._settings: list[dict[str, Any]] = []
         self.logs_itself = False
+        self._settings: list[dict[str, Any]] = []
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **arguments: Any) -> Any:
         """Loads a checkpoint of a module built in Python, given its arguments again.
 
         Raises:
-            ValueError: the arguments are missing: a checkpoint holds tensors and plain values only.
+            ValueError: arguments are missing; a checkpoint holds tensors and plain values only.
         """
         if missing := {"model", "objective", "phases"} - arguments.keys():
             raise ValueError(
@@ -141,10 +142,10 @@ class ContrastiveModule(pl.LightningModule):
         return module
 
     def setup(self, stage: str) -> None:
-        """Connects the data, if no run has: a Trainer of one's own needs no further call.
+        """Connects the data, unless the run has: a Trainer of one's own needs no further call.
 
         Raises:
-            ValueError: the Trainer is to clip gradients.
+            ValueError: the Trainer is set to clip gradients.
         """
         if limit := self.trainer.gradient_clip_val:  # type: ignore[attr-defined]
             raise ValueError(
@@ -162,7 +163,7 @@ class ContrastiveModule(pl.LightningModule):
         return [callback for callback in self.optim.callbacks() if type(callback) not in attached]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Features, objective, loss."""
+        """Returns the loss of a batch."""
         self.objective.progress = self.global_step / self.phases.total_steps
         features = self.features(batch, self.global_step)
         loss, report = self.objective(features, batch)
@@ -172,7 +173,7 @@ class ContrastiveModule(pl.LightningModule):
         return loss
 
     def features(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Returns what the objective needs, from the towers, the teachers and the batch."""
+        """Returns the features that the objective needs: of towers, teachers and the batch."""
         needs = self.objective.needs
         reduction = self.phases.reduction(step, self.seed)
         reduction, scored = score_patches(reduction, self.model.image, self.providers, batch, needs)
@@ -186,20 +187,21 @@ class ContrastiveModule(pl.LightningModule):
         device: torch.device,
         dataloader_idx: int,
     ) -> Any:
-        """Keeps captions' lengths on the host as well: trimming then waits for no device."""
-        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        """Keeps captions' lengths on the host as well, so that trimming does not synchronize."""
+        on_device = super().transfer_batch_to_device(batch, device, dataloader_idx)
         if device.type == "cpu":
-            return moved
+            return on_device
         if isinstance(batch, dict):  # of a loader of one's own
-            return moved | lengths_on_host(batch)
-        return [there | lengths_on_host(part) for part, there in zip(batch, moved, strict=True)]
+            return on_device | lengths_on_host(batch)
+        pairs = zip(on_device, batch, strict=True)
+        return [part | lengths_on_host(part_on_host) for part, part_on_host in pairs]
 
     def configure_model(self) -> None:
-        """Leaves each rank its part.
+        """Shards model, objective and average, as the strategy does.
 
-        The average is cut like the student, so that it can follow piece by piece.
+        The average is sharded like the student, so that it can follow shard by shard.
         """
-        # After `freeze`: frozen statistics stay as they are.
+        # After `freeze`: frozen statistics are allowed.
         check_parts(self.model, self.model.chunks)
         parts: dict[nn.Module, list[nn.Module]]
         parts = {self.model: self.model.layers(), self.objective: []}
@@ -208,7 +210,7 @@ class ContrastiveModule(pl.LightningModule):
         self.sharding.shard(self, parts)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser; its learning rate is set before every step."""
+        """Builds the optimizer; its learning rate is set before every step."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         check_optimizer(self.optim, self.sharding, self.model, self.objective, scaler)
         optimizer = self.optim.build(self.model, self.objective, fused=scaler is None)
@@ -219,20 +221,20 @@ class ContrastiveModule(pl.LightningModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        """Lets the configuration win over what a checkpoint restored (decay, betas, eps)."""
+        """Places teachers, and restores settings that a checkpoint has replaced (decay, betas)."""
         for towers in self.providers.values():
             place_teacher(towers, self.device)
-        for group, wanted in zip(self._groups(), self._settings, strict=True):
-            group.update(wanted)
+        for group, settings in zip(self._groups(), self._settings, strict=True):
+            group.update(settings)
         self.tensors = self.sharding.tensors()
         self.step_ended = time.monotonic()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self.logs_itself = not any(isinstance(callback, Reporter) for callback in callbacks)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Seeds dropout and sets the learning rate; a later phase starts with new statistics.
+        """Seeds dropout and sets the learning rate; a new phase resets statistics of clipping.
 
-        All of it depends on the step alone.
+        All of it is a function of the step.
         """
         step = self.global_step
         if step and self.phases.at(step)[2] == 0:
@@ -249,29 +251,29 @@ class ContrastiveModule(pl.LightningModule):
         gradient_clip_val: float | None = None,  # of the Trainer; refused by `setup`
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips, and leaves out a step that the guard does not want.
+        """Clips gradients, and drops them if the guard skips the step.
 
-        Not Lightning's clip_gradients: it refuses fused optimisers in mixed precision even where no
+        Not Lightning's clip_gradients: it refuses fused optimizers in mixed precision even where no
         gradient is scaled, and does nothing under ZeRO.
         """
         clipper = self.grad_clip or Unclipped()
         named = named_parameters(self.model, self.objective)
-        learning = {name: p for name, p in named.items() if p.requires_grad}
+        trained = {name: p for name, p in named.items() if p.requires_grad}
         self.tensors.begin()
-        clipped = clipper.clip(self.tensors, learning)
+        clipped = clipper.clip(self.tensors, trained)
         self.grad_norm = clipped.norm
         self.report |= clipped.report
         loss = mean_over_ranks(self.report["loss"]) if self.guard.spikes else None
         self.decision = self.guard.decide(loss, self.grad_norm, self.global_step)
-        self.tensors.drop(optimizer, list(learning.values()), self.decision.skip)
+        self.tensors.drop(optimizer, list(trained.values()), self.decision.skip)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, clamps and averages at once: a checkpoint of this step holds what came of it."""
+        """Updates weights, clamps scalars and updates the average, before any checkpoint."""
         super().optimizer_step(*args, **kwargs)
         for parameter, lowest, highest in (*self.model.bounds(), *self.objective.bounds()):
             self.tensors.bound(parameter, lowest, highest)
         assert self.decision is not None
-        # The average of a step left out would move: to ask waits for the device.
+        # A skipped step must not move the average. Reading the decision waits for the device.
         if self.ema is not None and not bool(self.decision.skip):
             step, total_steps = self.global_step, self.phases.total_steps
             self.ema.update(self.model, self.objective, step, total_steps, self.tensors)
@@ -279,8 +281,8 @@ class ContrastiveModule(pl.LightningModule):
             self._log_report()
 
     def _log_report(self) -> None:
-        """Means over ranks, under the names of a run's metrics.jsonl, the Lightning way."""
-        step = self.global_step  # counted up when this step is over
+        """Logs means over ranks through Lightning, under the names of a run's metrics.jsonl."""
+        step = self.global_step  # incremented after this hook
         if (step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         values = self.report | {
@@ -294,27 +296,27 @@ class ContrastiveModule(pl.LightningModule):
 
     @property
     def sharding(self) -> Sharding:
-        """The strategy's answers."""
+        """How the strategy shards."""
         return sharding_of(self.trainer.strategy)
 
     def averaged(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """Parameters of averages, each beside the one that it follows."""
+        """Returns pairs of an average's parameter and the one that it follows."""
         if self.ema is None:
             return []
         return list(parameters_of(self.ema.followed(self.model, self.objective)))
 
     def update_rms(self) -> Tensor | None:
-        """How far the image's first layer outgrows its second moment (collective); see spikes."""
+        """Returns `update_rms` of the image tower's first layer (collective)."""
         first = next((p for p in self.model.image.parameters() if p.ndim == 4), None)
         optimizer = self.trainer.optimizers[0]
         return None if first is None else update_rms(optimizer, first, self.tensors)
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Runs after all callbacks: what follows is waiting for data."""
+        """Runs after all callbacks; the time from here to the next step is data wait."""
         self.step_ended = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what a resume must compare, and the past of norms and losses."""
+        """Adds what resume compares, and statistics of gradient clipping and the guard."""
         gather_rows(checkpoint, self, self.trainer.optimizers)
         checkpoint["counterpoint"] = {
             "config": self.run.config,
@@ -325,7 +327,7 @@ class ContrastiveModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes that past back; a clipper that is new to the run starts afresh."""
+        """Restores these statistics; a clipper that is new to the run starts without."""
         saved = checkpoint.get("counterpoint", {})
         self.guard.load_state_dict(saved.get("guard", {}))
         if self.grad_clip is not None and saved.get("grad_clip"):
@@ -334,7 +336,7 @@ class ContrastiveModule(pl.LightningModule):
     def _loss_by_source(
         self, features: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> Tensor | None:
-        """Sums what each sample contributed by source; every rank does so at the same steps."""
+        """Returns (sum, count) of the samples' losses by source, at log steps of a mixture."""
         step = self.global_step + 1
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if len(self.run.sources) < 2 or (step % every and step != self.trainer.max_steps):
@@ -348,10 +350,10 @@ class ContrastiveModule(pl.LightningModule):
         )
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The optimiser's parameter groups (DeepSpeed's wrapper shows those of what it wraps)."""
+        """Returns the optimizer's parameter groups (DeepSpeed's wrapper passes them on)."""
         return self.trainer.optimizers[0].param_groups
 
 
 def lengths_on_host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The lengths of a batch's texts, under names that the device does not take."""
+    """Returns a batch's text lengths, under names that stay on the host."""
     return {f"{name}.host": batch[name] for name in batch if name.endswith("_length")}

@@ -1,6 +1,7 @@
-"""Optimisers: model and objective in, a torch optimiser over parameter groups out.
+"""Settings of optimizers, and the torch optimizer over parameter groups that they make.
 
-The learning rate is set by the phases at every step; here is only what it is multiplied by.
+In: the model and the objective. Out: a torch optimizer whose groups have a factor `rate`; at every
+step the phases set the learning rate that it multiplies.
 """
 
 from typing import Any
@@ -14,14 +15,14 @@ from .param_groups import USUAL, Groups, named_parameters, parameter_groups
 
 
 class AdamW:
-    """AdamW with the usual groups; other optimisers differ in `make`.
+    """AdamW with the usual groups; the base class of other optimizers, which override `make`.
 
     Args:
         betas, eps: of Adam (CLIP's ViTs: 0.9, 0.98, 1e-6).
         weight_decay: on matrices.
         scalar_rate: learning rate of the logit scale and bias as a multiple of the others'. They
             are single numbers that must travel far, which short runs give them no time for.
-        groups: rates and decays by tower and layer, what does not decay, what does not learn.
+        groups: rates and decays by tower and layer; parameters without decay; frozen ones.
 
     Attributes:
         whole_tensors: a parameter's update depends on more than each of its elements' own past, so
@@ -50,16 +51,16 @@ class AdamW:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name in messages."""
         return type(self).__name__
 
     def build(
         self, model: nn.Module, objective: nn.Module | None = None, fused: bool = True
     ) -> torch.optim.Optimizer:
-        """Returns the optimiser over all trainable parameters.
+        """Returns the optimizer over all trainable parameters.
 
         `fused` is torch's: one kernel for all parameters. With a gradient scaler it must be off,
-        because a fused step unscales after the clipping.
+        because a fused step unscales after gradient clipping.
         """
         groups = parameter_groups(
             model, objective, self.weight_decay, self.scalar_rate, self.groups
@@ -72,20 +73,20 @@ class AdamW:
     def make(
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
-        """The torch optimiser over finished groups."""
+        """Returns the torch optimizer over finished groups."""
         return torch.optim.AdamW(groups, lr=0.0, betas=self.betas, eps=self.eps, fused=fused)
 
     def callbacks(self) -> list[pl.Callback]:
-        """Returns what the optimizer does beside its step; called first after each step."""
+        """Returns callbacks that the optimizer needs; they are called before all others."""
         return []
 
 
 def keep_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Puts the optimiser's own settings over a checkpoint's; a hook of its `load_state_dict`.
+    """Replaces a checkpoint's settings by the optimizer's; a hook of its `load_state_dict`.
 
-    By `fused` torch decides where step counts go, as it reads them: to set it later is too late.
+    `fused` decides on which device torch puts step counts while it loads: later is too late.
     """
     groups = [dict(group) for group in state["param_groups"]]
-    for group, own in zip(groups, optimizer.param_groups, strict=False):
-        group.update({key: own[key] for key in optimizer.defaults if key != "lr"})
+    for group, present in zip(groups, optimizer.param_groups, strict=False):
+        group.update({key: present[key] for key in optimizer.defaults if key != "lr"})
     return {**state, "param_groups": groups}

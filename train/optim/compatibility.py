@@ -16,13 +16,13 @@ from .adamw import AdamW
 def check_optimizer(
     optim: AdamW, sharding: Sharding, model: nn.Module, objective: nn.Module, scaler: Any = None
 ) -> None:
-    """Refuses what would not be the same optimizer on pieces of parameters, or not work at all.
+    """Refuses an optimizer that would differ or fail under the strategy or the precision.
 
     Args:
         optim: the optimizer's settings.
-        sharding: the strategy's answers.
-        model, objective: what it steps.
-        scaler: of gradients, in 16-bit precision.
+        sharding: how the strategy shards.
+        model, objective: hold the parameters.
+        scaler: gradient scaler of 16-mixed precision.
 
     Raises:
         ValueError: its update needs whole tensors, and ranks have pieces or rows of them; it could

@@ -1,6 +1,6 @@
-"""Parameter groups: named parameters in, who learns at which rate and with which decay out.
+"""Parameter groups: each parameter's learning rate and weight decay.
 
-Weight decay as the field does it (open_clip, from Radford et al. 2021, section 2.5): on matrices
+Weight decay as usual for CLIP (open_clip, from Radford et al. 2021, section 2.5): on matrices
 only; gains, biases, the logit scale and bias and the objective's heads get none.
 """
 
@@ -19,11 +19,11 @@ KINDS = ("matrices", "vectors", "scalars", "heads", "slices")
 
 @dataclass(frozen=True)
 class Tower:
-    """How one tower differs; its projection belongs to it.
+    """Settings of one tower, its projection included.
 
     Attributes:
         rate: learning rate as a multiple of the phase's.
-        weight_decay: None: the optimiser's.
+        weight_decay: None: the optimizer's.
         layer_decay: each layer's rate as a multiple of that of the layer above it (Bao et al.
             2021): 1 for what follows the layers, this for the last layer, and so on down to the
             embeddings.
@@ -39,9 +39,9 @@ class Groups:
     """Exceptions from the usual groups.
 
     Attributes:
-        image, text: what differs in a tower.
+        image, text: rates and decays of a tower.
         no_decay: patterns of matrices without decay, such as "*.pos_embed".
-        frozen: patterns of parameters that do not learn, such as "image.*" (LiT).
+        frozen: patterns of parameters that are not trained, such as "image.*" (LiT).
     """
 
     image: Tower = Tower()
@@ -90,9 +90,9 @@ def parameter_groups(
 
 
 def kind_of(name: str, parameter: nn.Parameter) -> str:
-    """One of KINDS.
+    """Returns one of KINDS.
 
-    Slices are by themselves: torch steps no sharded tensors (FSDP2) together with others.
+    Slices are a kind of their own: torch steps no sharded tensors (FSDP2) together with others.
     """
     if isinstance(parameter, RowShard):
         return "slices"
@@ -104,21 +104,21 @@ def kind_of(name: str, parameter: nn.Parameter) -> str:
 
 
 def tower_of(name: str) -> str:
-    """`image` or `text` (projections included), else `rest`."""
+    """Returns `image` or `text` (projections included), else `rest`."""
     first = name.split(".")[0].removesuffix("_projection")
     return first if first in ("image", "text") else "rest"
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Tells whether a shell-style pattern fits a parameter's name."""
+    """Whether a shell-style pattern matches a parameter's name."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def check_patterns(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Refuses a pattern that would silently do nothing.
+    """Refuses patterns without effect.
 
     Raises:
-        ValueError: a pattern fits no name.
+        ValueError: a pattern matches no name.
     """
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):

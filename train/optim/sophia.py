@@ -3,8 +3,9 @@
 m <- b1 m + (1 - b1) g; every k steps h <- b2 h + (1 - b2) g'^2; w <- w - lr sign(m) min(|m| / (rho
 h), 1), decay first. g' is the gradient of the loss with labels drawn from the model's own softmax
 over the pairs, scaled so that the mean of g'^2 is the diagonal of the Gauss-Newton matrix
-(`losses.drawn`). Liu et al., "Sophia: A Scalable Stochastic Second-order Optimizer for Language
-Model Pre-training" (2023), algorithm 3; there the factor (tokens of a batch) is outside of h.
+(`losses.kernels.label_sampling`). Liu et al., "Sophia: A Scalable Stochastic Second-order Optimizer
+for Language Model Pre-training" (2023), algorithm 3; there the factor (tokens of a batch) is
+outside of h.
 """
 
 from collections.abc import Iterable
@@ -26,8 +27,8 @@ class SophiaG(AdamW):
 
     Args:
         betas: of the momentum, of the curvature.
-        rho: how far a step may go; with more of it fewer elements are clipped. The share of
-            elements that are not (`unclipped` in the metrics) should lie between 0.1 and 0.5.
+        rho: scale of the curvature; the larger, the fewer elements are clipped. The fraction that
+            is not (`unclipped` in the metrics) should lie between 0.1 and 0.5.
         every: steps from one estimate of the curvature to the next; each costs about one more
             step's forward and backward pass.
         weight_decay, scalar_rate, groups: as of AdamW.
@@ -52,10 +53,10 @@ class SophiaG(AdamW):
     def build(
         self, model: nn.Module, objective: nn.Module | None = None, fused: bool = True
     ) -> torch.optim.Optimizer:
-        """Returns the optimiser, if labels can be drawn for the objective.
+        """Checks the objective; see `AdamW.build`.
 
         Raises:
-            ValueError: they cannot.
+            ValueError: no labels can be drawn for a term.
         """
         if isinstance(objective, Objective):
             objective.check_sampled()
@@ -64,7 +65,6 @@ class SophiaG(AdamW):
     def make(
         self, groups: list[dict[str, Any]], named: dict[str, nn.Parameter], fused: bool
     ) -> torch.optim.Optimizer:
-        """Our own."""
         return Sophia(groups, self.betas, self.rho)
 
     def callbacks(self) -> list[pl.Callback]:
@@ -115,14 +115,13 @@ class EstimateCurvature(pl.Callback):
 
 
 class Sophia(torch.optim.Optimizer):
-    """The step. `curve` brings the curvature, without which all elements are clipped."""
+    """Sophia's step. Until `curve` has added an estimate, all elements are clipped."""
 
     def __init__(self, params: Any, betas: tuple[float, float], rho: float):
         super().__init__(params, {"lr": 0.0, "betas": betas, "rho": rho, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """Steps every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -144,7 +143,7 @@ class Sophia(torch.optim.Optimizer):
 
 @torch.no_grad()
 def curve(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], beta: float):
-    """Takes in the squares of the gradients at hand."""
+    """Updates the curvature with the squared gradients."""
     for parameter in parameters:
         if parameter.grad is not None and (state := optimizer.state.get(parameter)):
             state["hessian"].mul_(beta).addcmul_(parameter.grad, parameter.grad, value=1 - beta)
@@ -154,7 +153,7 @@ def curve(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], 
 def unclipped(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rho: float
 ) -> Tensor:
-    """Share of this rank's elements that the next step would not clip []."""
+    """Returns the fraction of this rank's elements that the next step would not clip []."""
     states = [state for p in parameters if (state := optimizer.state.get(p))]
     counts = [
         (local(state["exp_avg"]).abs() < rho * local(state["hessian"])).sum() for state in states
