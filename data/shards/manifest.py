@@ -232,10 +232,11 @@ def _read(path: Path) -> pa.Table:
     """Reads a manifest file's table, or says why it is none."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(
-            f"the manifest '{path}' {what}; write one with `counterpoint data index` and give "
-            "its path as data.manifest"
-        )
+        fix = "write one with `counterpoint data index` and give its path as data.manifest"
+        if "emoji" in path.parts:
+            folder = Path(*path.parts[: path.parts.index("emoji") + 1])
+            fix = f"build the emoji corpus with `counterpoint data emoji {folder}`"
+        raise ValueError(f"the manifest '{path}' {what}; {fix}")
     try:
         # `read_table` would take a folder named `source=x` for another column.
         with pq.ParquetFile(path) as file:

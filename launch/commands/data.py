@@ -112,6 +112,8 @@ def run_index(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: the shards cannot be used, or not be split as asked for.
     """
+    if (out := Path(arguments.out)).suffix in (".csv", ".json", ".jsonl", ".txt", ".yaml"):
+        raise ValueError(f"--out {out}: a manifest is parquet; write {out.with_suffix('.parquet')}")
     from ...data.shards.index import index_shards
     from ...data.shards.transport import Transport
 

@@ -146,3 +146,11 @@ def test_half_a_million_shards(tmp_path):
     assert manifest.num_samples == 5_000_000_000
     assert manifest.urls[123_456].endswith("/123456.tar")
     assert len(manifest.fingerprint) == 32
+
+
+def test_a_missing_emoji_manifest_names_the_command_that_builds_it():
+    for name in ("train.parquet", "negatives/train.parquet"):
+        with pytest.raises(
+            ValueError, match=r"does not exist; .* `counterpoint data emoji a/emoji`"
+        ):
+            Manifest.load(f"a/emoji/{name}")

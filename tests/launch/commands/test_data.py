@@ -122,3 +122,10 @@ def test_some_shards_are_held_out(corpus, capsys, tmp_path):
     wrong = ["data", "index", shards, "--out", str(tmp_path / "val.parquet"), "--holdout", "1"]
     assert cli.main(wrong) == 2
     assert "val.parquet is what --holdout calls the other part" in capsys.readouterr().err
+
+
+def test_a_manifest_is_not_written_under_the_name_of_another_format(corpus, capsys, tmp_path):
+    out = tmp_path / "train.csv"
+    assert cli.main(["data", "index", str(corpus / "train"), "--out", str(out)]) == 2
+    assert f"a manifest is parquet; write {tmp_path}/train.parquet" in capsys.readouterr().err
+    assert not out.exists()
