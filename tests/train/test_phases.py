@@ -110,7 +110,7 @@ def test_reducers_that_do_not_fit_the_model_are_refused_before_the_run():
         prepare_reducers(Phases({"a": Phase(8, 8, 1.0, image_reducer=reducer)}), vit)
     assert [(name, p.shape) for name, p in vit.named_parameters()] == before
     for net, reducer, message in (
-        (vit, Resize(20), r"phases.b.image_reducer: pictures of 20 x 20 .* use a size of 16"),
+        (vit, Resize(20), r"phases.b.image_reducer: images of 20 x 20 .* use a size of 16"),
         (vit, Resize(48), r"phases.b.image_reducer: Resize has size=48 .* 32 x 32"),
         (model("resnet18"), RandomPatches(), "phases.b.image_reducer: the image tower is a ResNet"),
     ):
