@@ -27,12 +27,12 @@ def check_captions(
     """Looks for a caption in every source; shards of other machines are not fetched for it.
 
     Args:
-        manifest: The shards.
-        reader: Their bytes.
-        captions: The caption policy of each source that is read.
+        manifest: the shards.
+        reader: their bytes.
+        captions: the caption policy of each source that is read.
 
     Raises:
-        ValueError: A source has samples, and none of those looked at has a caption.
+        ValueError: a source has samples, and none of those looked at has a caption.
     """
     for source, policy in captions.items():
         number = manifest.sources.index(source)

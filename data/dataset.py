@@ -51,17 +51,17 @@ class StepDataset(Dataset):
     """Maps a step, or (step, part), to this rank's batch or a part of it.
 
     Args:
-        plan: Positions to samples.
-        steps: Steps to positions.
-        loader: Places to samples.
+        plan: positions to samples.
+        steps: steps to positions.
+        loader: places to samples.
         tokenize: `(texts, context_length)` to (ids [n, context_length], lengths [n]).
-        context_length: Tokens a caption.
-        rank: Of this process.
-        world_size: Number of processes.
-        part_rows: Samples of a part at most; by default as many as fit into 64 MiB.
-        prefetcher: Fetches the shards of coming steps.
-        word_reducers: What shortens captions before they become tokens, by phase; None: nothing.
-        own: Tokenizer and context length of single text entries.
+        context_length: tokens a caption.
+        rank: of this process.
+        world_size: number of processes.
+        part_rows: samples of a part at most; by default as many as fit into 64 MiB.
+        prefetcher: fetches the shards of coming steps.
+        word_reducers: what shortens captions before they become tokens, by phase; None: nothing.
+        own: tokenizer and context length of single text entries.
     """
 
     def __init__(
@@ -155,9 +155,9 @@ def tokenize_texts(
     """Turns texts into ids and lengths, by batch entry.
 
     Args:
-        texts: Of each text entry; those that are the main caption in other ids are made here.
-        readers: Tokenizer and context length by text entry; of `text`, for all others.
-        shortened: What is left of captions before they become tokens; None: all.
+        texts: of each text entry; those that are the main caption in other ids are made here.
+        readers: tokenizer and context length by text entry; of `text`, for all others.
+        shortened: what is left of captions before they become tokens; None: all.
     """
     made: Batch = {}
     for entry in {**texts, **readers}:
@@ -175,8 +175,8 @@ class StepSampler(Sampler[tuple[int, int]]):
     """The (step, part) pairs from the stored step to the last.
 
     Args:
-        dataset: Tells the parts of each step.
-        first_step: Where to start.
+        dataset: tells the parts of each step.
+        first_step: where to start.
     """
 
     def __init__(self, dataset: StepDataset, first_step: int = 0):
@@ -196,9 +196,9 @@ class StepLoader:
     from the stored step on and would otherwise end the epoch early and start over.
 
     Args:
-        loader: Yields all parts in order, from the first step on.
-        dataset: Tells the parts of each step.
-        first_step: Where the loader starts.
+        loader: yields all parts in order, from the first step on.
+        dataset: tells the parts of each step.
+        first_step: where the loader starts.
     """
 
     def __init__(self, loader: DataLoader, dataset: InParts, first_step: int):

@@ -32,8 +32,8 @@ class SampleError(Exception):
     """One sample cannot be used.
 
     Args:
-        cause: One of `CAUSES`.
-        message: What was found, for people.
+        cause: one of `CAUSES`.
+        message: what was found, for people.
     """
 
     def __init__(self, cause: str, message: str = ""):
@@ -70,10 +70,10 @@ class ErrorLedger:
     everywhere, and so is the verdict of `check`. With one process: `merge(take_delta())`.
 
     Args:
-        sources: Names of the sources, in the order of the batch's `source` index.
-        max_error_rate: Accepted errors per sample.
-        min_samples: Samples that must have been seen before the rate is judged.
-        urls: Addresses of the shards, for messages and `table`; their numbers without it.
+        sources: names of the sources, in the order of the batch's `source` index.
+        max_error_rate: accepted errors per sample.
+        min_samples: samples that must have been seen before the rate is judged.
+        urls: addresses of the shards, for messages and `table`; their numbers without it.
     """
 
     def __init__(

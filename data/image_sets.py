@@ -36,10 +36,10 @@ class Item:
     """One image and what is known about it.
 
     Attributes:
-        path: The image file, or the tar it lies in.
-        offset: First byte of the image in that file.
-        size: Number of bytes.
-        fields: Text members, JSON entries, `key`, `folder`.
+        path: the image file, or the tar it lies in.
+        offset: first byte of the image in that file.
+        size: number of bytes.
+        fields: text members, JSON entries, `key`, `folder`.
     """
 
     path: str
@@ -62,8 +62,8 @@ class ImageSet(ABC):
     """Images in a fixed order, the same on every rank.
 
     Attributes:
-        default_label: The field that names the class unless a task says otherwise.
-        root: Where relative paths start; set when a suite is read, before the first use.
+        default_label: the field that names the class unless a task says otherwise.
+        root: where relative paths start; set when a suite is read, before the first use.
     """
 
     default_label: str
@@ -103,7 +103,7 @@ class ImageSet(ABC):
         """Returns the items whose fields equal the values in `where` (or one of a list of them).
 
         Raises:
-            ValueError: No item matches.
+            ValueError: no item matches.
         """
         chosen = list(range(len(self)))
         for name, wanted in (where or {}).items():
@@ -121,7 +121,7 @@ class ImageSet(ABC):
         """Returns the field `name` of the chosen items as text.
 
         Raises:
-            ValueError: An item has no such field, or it holds more than one value.
+            ValueError: an item has no such field, or it holds more than one value.
         """
         values = []
         for i in chosen:
@@ -140,12 +140,12 @@ class ImageSet(ABC):
         """Returns the field `name` of the chosen items as non-empty lists of texts.
 
         Args:
-            name: A text, or a JSON list of texts.
-            chosen: Indices of items.
-            separator: Where one text is cut into several ("\\n": one a line); None: not cut.
+            name: a text, or a JSON list of texts.
+            chosen: indices of items.
+            separator: where one text is cut into several ("\\n": one a line); None: not cut.
 
         Raises:
-            ValueError: An item has no text there.
+            ValueError: an item has no text there.
         """
         lists = []
         for i in chosen:
@@ -169,8 +169,8 @@ class FolderSet(ImageSet):
     beside an image give its fields, as in a shard.
 
     Args:
-        path: The folder of class folders.
-        num_classes: How many class folders there have to be. With it, images have the field
+        path: the folder of class folders.
+        num_classes: how many class folders there have to be. With it, images have the field
             `class_index`: the place of their folder among the names in order, counted from 0.
     """
 
@@ -225,7 +225,7 @@ class ShardSet(ImageSet):
     """WebDataset shards: `KEY.png` with `KEY.txt`, `KEY.cls`, `KEY.json` in tar files.
 
     Args:
-        urls: Tar files, patterns (`*`, `{000..041}`), folders of tars, or a manifest (`.parquet`);
+        urls: tar files, patterns (`*`, `{000..041}`), folders of tars, or a manifest (`.parquet`);
             one or a list.
     """
 

@@ -36,21 +36,21 @@ class PairsDataModule(Pairs):
     """Image-text pairs from listed WebDataset shards. `docs/data.md` describes every part.
 
     Args:
-        manifest: Path of the file that `counterpoint data index` wrote, or a list of such files.
-        lanes: Parallel walks of the plan. Part of what defines the order of samples.
-        block: Samples shuffled together within a lane. Part of what defines the order, too.
-        sources: Share, captions and key field of single sources, by name.
-        temperature: Mixes the sources in proportion to num_samples^(1/temperature) instead of
+        manifest: path of the file that `counterpoint data index` wrote, or a list of such files.
+        lanes: parallel walks of the plan. Part of what defines the order of samples.
+        block: samples shuffled together within a lane. Part of what defines the order, too.
+        sources: share, captions and key field of single sources, by name.
+        temperature: mixes the sources in proportion to num_samples^(1/temperature) instead of
             stated shares.
-        same_as: What the main image's augmentation is taken from instead of being drawn.
-        caption_same_as: The sidecar's entry with the numbers that choose captions instead of drawn
+        same_as: what the main image's augmentation is taken from instead of being drawn.
+        caption_same_as: the sidecar's entry with the numbers that choose captions instead of drawn
             ones: the captions of a store are then read again.
-        sidecars: Joined tensors; NAME becomes the batch entries `NAME.COLUMN`.
+        sidecars: joined tensors; NAME becomes the batch entries `NAME.COLUMN`.
         keep_lists: keep-lists: parquet files of the samples to use.
-        keep_weights: What their weights do; repeat samples by default.
-        cache: Where copies of remote shards go.
-        allow_pipe: Whether the commands of a manifest's `pipe:` addresses may run.
-        choices: As of `Pairs`.
+        keep_weights: what their weights do; repeat samples by default.
+        cache: where copies of remote shards go.
+        allow_pipe: whether the commands of a manifest's `pipe:` addresses may run.
+        choices: as of `Pairs`.
     """
 
     def __init__(
@@ -132,10 +132,10 @@ class PairsDataModule(Pairs):
         """Looks at everything that training will read, before it starts.
 
         Args:
-            num_nodes: Machines that take part; each needs its share of the shards at hand.
+            num_nodes: machines that take part; each needs its share of the shards at hand.
 
         Raises:
-            ValueError: Something is missing, cut off, contradictory, or too small.
+            ValueError: something is missing, cut off, contradictory, or too small.
         """
         assert self.steps is not None, "connect comes first"
         check_names(self.sources, self.manifest.sources)
@@ -169,7 +169,7 @@ class PairsDataModule(Pairs):
         """Returns the order of samples.
 
         Raises:
-            ValueError: The shares do not fit the sources.
+            ValueError: the shares do not fit the sources.
         """
         selection, manifest = self.selection, self.manifest
         counts = manifest.counts if selection is None else selection.counts
@@ -235,7 +235,7 @@ class PairsDataModule(Pairs):
         """Continues from `state_dict`.
 
         Raises:
-            ValueError: The manifest is not the one the run began with.
+            ValueError: the manifest is not the one the run began with.
         """
         if state_dict["fingerprint"] != self.fingerprint:
             raise ValueError(

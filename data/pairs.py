@@ -30,25 +30,25 @@ class Pairs(LightningDataModule, ABC):
     """Image-text pairs in batches of steps.
 
     Args:
-        tokenizer: Texts to token ids; CLIP's by default.
-        train_transform: Images in training; random crops by default.
-        eval_transform: Images in evaluation; the centre crop by default.
-        num_workers: Loader processes a rank; 0 loads in the training process.
+        tokenizer: texts to token ids; CLIP's by default.
+        train_transform: images in training; random crops by default.
+        eval_transform: images in evaluation; the centre crop by default.
+        num_workers: loader processes a rank; 0 loads in the training process.
         key_field: JSON field that identifies a sample.
-        caption: A policy, or a list of the places where captions are looked for: an extension
+        caption: a policy, or a list of the places where captions are looked for: an extension
             (`txt`) or a JSON value (`json:caption`); the first that has text is taken.
-        max_error_rate: Samples that may be replaced or left out, per sample, before the run stops.
-        views: Further views of each image; NAME becomes the batch entry `image.NAME`.
-        texts: Further texts, as `caption` or a `Text` with a tokenizer of its own; NAME becomes the
+        max_error_rate: samples that may be replaced or left out, per sample, before the run stops.
+        views: further views of each image; NAME becomes the batch entry `image.NAME`.
+        texts: further texts, as `caption` or a `Text` with a tokenizer of its own; NAME becomes the
             batch entry `text.NAME`.
 
     Attributes:
-        first_step: The step the training loader starts at.
-        seed, image_size, context_length, steps, word_reducers: Set by `connect`.
-        sources: What differs in single sources, by name.
-        sidecars: Joined tensors by name.
-        same_as, caption_same_as: Entries that the main image and caption are chosen by.
-        caveat: What the user is told when a run starts.
+        first_step: the step the training loader starts at.
+        seed, image_size, context_length, steps, word_reducers: set by `connect`.
+        sources: what differs in single sources, by name.
+        sidecars: joined tensors by name.
+        same_as, caption_same_as: entries that the main image and caption are chosen by.
+        caveat: what the user is told when a run starts.
     """
 
     caveat = ""
@@ -117,10 +117,10 @@ class Pairs(LightningDataModule, ABC):
         """Looks at everything that training will read, before it starts.
 
         Args:
-            num_nodes: Machines that take part.
+            num_nodes: machines that take part.
 
         Raises:
-            ValueError: Something is missing, contradictory, or too small.
+            ValueError: something is missing, contradictory, or too small.
         """
 
     @property
@@ -152,11 +152,11 @@ class Pairs(LightningDataModule, ABC):
         """Takes what the other slots decide.
 
         Args:
-            steps: Steps to positions.
-            seed: Of the order and the augmentations.
-            image_size: Side in pixels.
-            context_length: Tokens a caption.
-            word_reducers: Of each phase; by default none.
+            steps: steps to positions.
+            seed: of the order and the augmentations.
+            image_size: side in pixels.
+            context_length: tokens a caption.
+            word_reducers: of each phase; by default none.
         """
         self.steps = steps
         self.seed = seed
@@ -168,7 +168,7 @@ class Pairs(LightningDataModule, ABC):
         """Returns the steps that `connect` was given.
 
         Raises:
-            ValueError: It was not called, or a batch cannot be split over the ranks.
+            ValueError: it was not called, or a batch cannot be split over the ranks.
         """
         if self.steps is None:
             raise ValueError(f"{type(self).__name__}.connect must be called before training starts")
@@ -183,7 +183,7 @@ class Pairs(LightningDataModule, ABC):
         """Returns what is made of every sample.
 
         Raises:
-            ValueError: A view takes its augmentation from something that is not there.
+            ValueError: a view takes its augmentation from something that is not there.
         """
         main = View(self.train_transform, same_as=self.same_as)
         views = {"image": main} | {f"image.{name}": view for name, view in self.views.items()}

@@ -21,13 +21,13 @@ class View:
     """One view of every image.
 
     Attributes:
-        transform: Makes it.
-        size: Side in pixels; None: that of the model's images.
-        same_as: Whose augmentation parameters it takes instead of drawing its own: another view
+        transform: makes it.
+        size: side in pixels; None: that of the model's images.
+        same_as: whose augmentation parameters it takes instead of drawing its own: another view
             (`image`: the same crop, for a teacher with another resolution) or a sidecar's entry
             (`teacher.augmentation`: those under which stored embeddings were made). A sample
             without stored ones draws its own.
-        member: Of which image: `negative` is `KEY.negative.png`, which samples may lack; None:
+        member: of which image: `negative` is `KEY.negative.png`, which samples may lack; None:
             the sample's own, `KEY.png`.
     """
 
@@ -48,11 +48,11 @@ class View:
         """Returns the parameters that the view takes over; None: it draws its own.
 
         Args:
-            params: Of the views made before, by name.
-            rows: The sample's joined rows by batch entry.
+            params: of the views made before, by name.
+            rows: the sample's joined rows by batch entry.
 
         Raises:
-            ValueError: Stored parameters are not those of this transform.
+            ValueError: stored parameters are not those of this transform.
         """
         if self.same_as is None:
             return None
@@ -77,16 +77,16 @@ class Recipe:
     """What is made of every sample.
 
     Attributes:
-        seed: Of everything random.
-        views: By batch entry, `image` first, then `image.NAME`.
-        texts: Caption policy by batch entry (`text`, `text.NAME`), then by source.
+        seed: of everything random.
+        views: by batch entry, `image` first, then `image.NAME`.
+        texts: caption policy by batch entry (`text`, `text.NAME`), then by source.
         key_fields: JSON field that identifies a sample, by source.
-        sidecars: Joined tensors by name.
-        caption_same_as: The joined entry with the number that chooses the main caption; None: it is
+        sidecars: joined tensors by name.
+        caption_same_as: the joined entry with the number that chooses the main caption; None: it is
             drawn.
 
     Raises:
-        ValueError: A view takes its parameters from nothing, or from a view made after it; or the
+        ValueError: a view takes its parameters from nothing, or from a view made after it; or the
             caption does.
     """
 
@@ -161,8 +161,8 @@ class Source:
     """One named source; the name is that of the manifest's `source` column.
 
     Attributes:
-        share: Target proportion of the samples, relative to the other sources; 0 leaves it out.
-        caption: Fields or a policy; None: as `data.caption` says.
+        share: target proportion of the samples, relative to the other sources; 0 leaves it out.
+        caption: fields or a policy; None: as `data.caption` says.
         key_field: JSON field that identifies a sample; None: as `data.key_field` says.
     """
 
@@ -185,7 +185,7 @@ def explicit_shares(sources: Mapping[str, Source], known: Sequence[str]) -> dict
     """Returns the proportions that the run file states; None when it states none.
 
     Raises:
-        ValueError: Some sources have a share and others not, one is negative, or all are 0.
+        ValueError: some sources have a share and others not, one is negative, or all are 0.
     """
     shares = {name: source.share for name, source in sources.items() if source.share is not None}
     if not shares:
@@ -206,10 +206,10 @@ class Text:
     """One text of every sample.
 
     Attributes:
-        caption: Where it is found: a policy, or places in order of preference; None: it is the main
+        caption: where it is found: a policy, or places in order of preference; None: it is the main
             caption itself, for a reader with another tokenizer.
-        tokenizer: What turns it into ids; None: the tokenizer of `data`.
-        context_length: Tokens of a row; None: those of the model's captions.
+        tokenizer: what turns it into ids; None: the tokenizer of `data`.
+        context_length: tokens of a row; None: those of the model's captions.
 
     Raises:
         ValueError: context_length is below 1.

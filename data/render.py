@@ -31,14 +31,14 @@ class Sample:
     """One sample: its views are decided on.
 
     Attributes:
-        images: What its views are made of: its own image under None, further ones that it has
+        images: what its views are made of: its own image under None, further ones that it has
             under the member's name.
-        params: What each view's transform has drawn.
-        texts: Captions by batch entry; "" where there is none.
-        rows: Joined rows by batch entry.
-        key: Its identity.
+        params: what each view's transform has drawn.
+        texts: captions by batch entry; "" where there is none.
+        rows: joined rows by batch entry.
+        key: its identity.
         status: `CAUSES` code of the sample that it replaces; 0 for none.
-        weight: From the keep-list.
+        weight: from the keep-list.
     """
 
     images: dict[str | None, EncodedImage]
@@ -64,7 +64,7 @@ class Renderer:
     """Makes samples and batches as a recipe says.
 
     Args:
-        recipe: What to make.
+        recipe: what to make.
     """
 
     def __init__(self, recipe: Recipe):
@@ -84,16 +84,16 @@ class Renderer:
         """Opens images, chooses texts and decides on views; no pixel is decoded yet.
 
         Args:
-            raw: Its members.
-            source: Name of its source.
-            key: Its identity.
-            epoch: Draws of one sample differ from one epoch to the next.
-            rows: Joined rows by batch entry.
-            status: Why it stands where another one should.
-            weight: From the keep-list.
+            raw: its members.
+            source: name of its source.
+            key: its identity.
+            epoch: draws of one sample differ from one epoch to the next.
+            rows: joined rows by batch entry.
+            status: why it stands where another one should.
+            weight: from the keep-list.
 
         Raises:
-            SampleError: It cannot be used.
+            SampleError: it cannot be used.
         """
         texts = {
             name: self._text(raw, name, source, rows, epoch, key) for name in self.recipe.texts
@@ -141,8 +141,8 @@ class Renderer:
         """Joins samples.
 
         Args:
-            samples: Transformed ones.
-            images: Their rows of each view.
+            samples: transformed ones.
+            images: their rows of each view.
 
         Returns:
             Batch entries: each view uint8 [n, 3, size, size] and its augmentation float64 [n, p],

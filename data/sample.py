@@ -42,10 +42,10 @@ class SampleLoader:
     """Loads samples; a bad one is replaced by a good one, by rule.
 
     Args:
-        manifest: The shards.
-        reader: Their bytes.
-        recipe: What to make of them.
-        selection: The kept samples, which ordinals then count; None keeps all.
+        manifest: the shards.
+        reader: their bytes.
+        recipe: what to make of them.
+        selection: the kept samples, which ordinals then count; None keeps all.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class SampleLoader:
         """Reads one sample: whatever can be wrong with it but its pixels comes out here.
 
         Raises:
-            SampleError: It cannot be used.
+            SampleError: it cannot be used.
         """
         weight = 1.0
         if self.selection is not None:

@@ -29,16 +29,16 @@ class Sidecar:
     """Rows of stored tensors by key.
 
     Args:
-        folder: Holds a folder for each source.
-        columns: Batch entry by stored column, such as `{image: image_embedding}`; entries are named
+        folder: holds a folder for each source.
+        columns: batch entry by stored column, such as `{image: image_embedding}`; entries are named
             `SIDECAR.image` after the sidecar's own name in the run file.
-        variants: How many rows each sample has in every column, [n, variants, ...], such as the
+        variants: how many rows each sample has in every column, [n, variants, ...], such as the
             embeddings of several augmentations; each epoch takes one of them, the same in all
             columns. 1: columns are [n, ...].
-        max_open: Files kept open.
+        max_open: files kept open.
 
     Raises:
-        ValueError: No columns are named, or variants is below 1.
+        ValueError: no columns are named, or variants is below 1.
     """
 
     def __init__(self, folder: str, columns: dict[str, str], variants: int = 1, max_open: int = 64):
@@ -60,10 +60,10 @@ class Sidecar:
         """Looks at the files before training starts.
 
         Args:
-            sources: Of the run; some may have no rows, not all.
+            sources: of the run; some may have no rows, not all.
 
         Raises:
-            ValueError: There are none, or they are not what `columns` and `variants` say.
+            ValueError: there are none, or they are not what `columns` and `variants` say.
         """
         if not os.path.isdir(self.folder):
             raise ValueError(f"the sidecar folder '{self.folder}' does not exist; check the path")
@@ -84,16 +84,16 @@ class Sidecar:
         """Returns the row of one sample.
 
         Args:
-            source: Name of the source.
-            shard: File name of the shard, with or without `.tar`.
-            key: Of the sample.
-            draw: Uniform in [0, 1); chooses the variant.
+            source: name of the source.
+            shard: file name of the shard, with or without `.tar`.
+            key: of the sample.
+            draw: uniform in [0, 1); chooses the variant.
 
         Returns:
             Each entry of `columns`, and `present`, a bool [].
 
         Raises:
-            ValueError: A file is damaged, lacks a column, or has another number of variants.
+            ValueError: a file is damaged, lacks a column, or has another number of variants.
         """
         part = self._part(source, shard.removesuffix(".tar"))
         place = part.place(key) if part else -1
@@ -143,7 +143,7 @@ def check_file_names(manifest: Manifest) -> None:
     """Refuses shards whose rows would lie in the same file.
 
     Raises:
-        ValueError: Two shards of one source have the same name.
+        ValueError: two shards of one source have the same name.
     """
     seen: dict[tuple[int, str], str] = {}
     for url, source in zip(manifest.urls, manifest.source_ids.tolist(), strict=True):
@@ -201,13 +201,13 @@ def write_sidecar(
     """Writes the rows of one shard; the file appears whole or not at all.
 
     Args:
-        folder: Of the sidecar.
-        source: Name of the source.
-        shard: File name of the shard.
+        folder: of the sidecar.
+        source: name of the source.
+        shard: file name of the shard.
         columns: `key` int64 [n] and further columns [n, ...].
 
     Raises:
-        ValueError: There is no `key`, keys repeat, or the columns differ in length.
+        ValueError: there is no `key`, keys repeat, or the columns differ in length.
     """
     keys = columns.get(KEY)
     if keys is None or keys.dtype != torch.int64 or keys.dim() != 1:

@@ -80,15 +80,15 @@ def find_shards(urls: Sequence[str], listing: Listing | None = None) -> dict[str
     """Expands patterns, folders and lists to existing files of this machine and to addresses.
 
     Args:
-        urls: Brace patterns (`{00000..00041}`), globs, folders, paths, addresses, `@FILE` with one
+        urls: brace patterns (`{00000..00041}`), globs, folders, paths, addresses, `@FILE` with one
             of these a line (empty lines and those that begin with # are passed over).
-        listing: Lists globs and folders of other machines; without it they are refused.
+        listing: lists globs and folders of other machines; without it they are refused.
 
     Returns:
         Bytes of each shard as far as a listing told them, else 0; in order, each shard once.
 
     Raises:
-        ValueError: Nothing was given, or nothing exists under a name.
+        ValueError: nothing was given, or nothing exists under a name.
     """
     found: dict[str, int] = {}
     missing: list[str] = []

@@ -21,13 +21,13 @@ class ValidationPairs(ShardSet):
     caption is the field `caption` of every pair.
 
     Args:
-        manifest: Written by `counterpoint data index ... --holdout`.
-        captions: Where captions are looked for, one place or several; the first that has text is
+        manifest: written by `counterpoint data index ... --holdout`.
+        captions: where captions are looked for, one place or several; the first that has text is
             taken. `txt` and `json:caption` mean what they mean in `data.caption`.
-        limit: How many pairs to use; shards behind them are not opened.
+        limit: how many pairs to use; shards behind them are not opened.
 
     Attributes:
-        passed_over: Samples that are not usable, by cause.
+        passed_over: samples that are not usable, by cause.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ValidationPairs(ShardSet):
         """Returns the shards; see `ShardSet`.
 
         Raises:
-            ValueError: There is no such manifest.
+            ValueError: there is no such manifest.
         """
         if not (path := self.root / self.urls[0]).is_file():
             raise ValueError(

@@ -20,7 +20,7 @@ def start_worker(worker: int) -> None:
     when their parent tells them to, or dies (the loader watches for that).
 
     Args:
-        worker: Number of the worker.
+        worker: number of the worker.
     """
     torch.set_num_threads(1)
     # What is odd about single images is counted by the loader, not printed by every worker.

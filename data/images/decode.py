@@ -41,9 +41,9 @@ class EncodedImage(ABC):
     """One image.
 
     Attributes:
-        height: In pixels.
-        width: In pixels.
-        factors: The divisors of its size at which it can be decoded.
+        height: in pixels.
+        width: in pixels.
+        factors: the divisors of its size at which it can be decoded.
     """
 
     factors: tuple[int, ...] = (1,)
@@ -59,7 +59,7 @@ class EncodedImage(ABC):
         """Reads the header of an image file.
 
         Raises:
-            SampleError: It is not an image, or one of more than `MAX_PIXELS`, or a mere line.
+            SampleError: it is not an image, or one of more than `MAX_PIXELS`, or a mere line.
         """
         form = vet_image(data)
         header = _jpeg_header(data) if form == "JPEG" else None
@@ -84,10 +84,10 @@ class EncodedImage(ABC):
         do. The pixels are kept for further calls and must not be written to.
 
         Args:
-            factor: One of `factors`.
+            factor: one of `factors`.
 
         Raises:
-            SampleError: The data are damaged or incomplete.
+            SampleError: the data are damaged or incomplete.
         """
         assert factor in self.factors, (factor, self.factors)
         assert self._data is not None, "this image has been forgotten"
@@ -190,7 +190,7 @@ def decode_image(data: bytes) -> Tensor:
     """Decodes a whole image to uint8 RGB [3, H, W] (channels last in memory).
 
     Raises:
-        SampleError: The cause is `bad_image`.
+        SampleError: the cause is `bad_image`.
     """
     return EncodedImage.open(data).pixels()
 

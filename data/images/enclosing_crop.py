@@ -17,13 +17,13 @@ class EnclosingCrop(TrainTransform):
     `draw` gives the columns of `TrainTransform`; all but the crop are those of a plain image.
 
     Args:
-        around: Batch entries of these views, such as [image, image.other]; they come before.
-        zoom: How far an edge moves at most, as a fraction of the way to the image's edge; every
+        around: batch entries of these views, such as [image, image.other]; they come before.
+        zoom: how far an edge moves at most, as a fraction of the way to the image's edge; every
             place up to there is alike likely.
-        decode: As of `TrainTransform`.
+        decode: as of `TrainTransform`.
 
     Raises:
-        ValueError: There are no views, or `zoom` is outside 0..1.
+        ValueError: there are no views, or `zoom` is outside 0..1.
     """
 
     def __init__(self, around: tuple[str, ...], zoom: float = 1.0, decode: str = "exact"):

@@ -41,10 +41,10 @@ def move(
 
     Args:
         pixels: float [3, size, size].
-        degrees: Counter-clockwise.
-        shift: To the right and down, as fractions of the side.
-        fill: Grey level of the uncovered parts.
-        mirrored: Whether left and right are swapped first.
+        degrees: counter-clockwise.
+        shift: to the right and down, as fractions of the side.
+        fill: grey level of the uncovered parts.
+        mirrored: whether left and right are swapped first.
     """
     size = pixels.shape[-1]
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))

@@ -31,8 +31,8 @@ class Transform(ABC):
     """An image of any size to a square one.
 
     Attributes:
-        columns: Names of what `draw` returns.
-        around: Views of the same image, made before, whose parameters `draw` is told.
+        columns: names of what `draw` returns.
+        around: views of the same image, made before, whose parameters `draw` is told.
     """
 
     columns: tuple[str, ...] = ()
@@ -44,9 +44,9 @@ class Transform(ABC):
         """Transforms one image: `draw`, then `apply`.
 
         Args:
-            image: An image, or its pixels as uint8 [3, H, W].
-            size: Side of the result in pixels.
-            rng: Source of all randomness; None is allowed where nothing is random.
+            image: an image, or its pixels as uint8 [3, H, W].
+            size: side of the result in pixels.
+            rng: source of all randomness; None is allowed where nothing is random.
 
         Returns:
             uint8 [3, size, size].
@@ -66,10 +66,10 @@ class Transform(ABC):
         """Draws what is random for an image of this size: float64 [len(columns)].
 
         Args:
-            height: Of the image, in pixels.
-            width: Of the image, in pixels.
-            rng: Source of all randomness.
-            others: What the views in `around` have drawn.
+            height: of the image, in pixels.
+            width: of the image, in pixels.
+            rng: source of all randomness.
+            others: what the views in `around` have drawn.
         """
 
     def factor(self, image: EncodedImage, size: int, params: np.ndarray) -> int:
@@ -81,7 +81,7 @@ class Transform(ABC):
         """Makes the view that `params` of `draw` describe: uint8 [3, size, size].
 
         Raises:
-            SampleError: The pixels cannot be decoded.
+            SampleError: the pixels cannot be decoded.
         """
 
 
@@ -96,24 +96,24 @@ class TrainTransform(Transform):
     (`erase_aspect`) and its place as fractions of the room there is (`erase_down`, `erase_right`).
 
     Args:
-        scale: Range of the crop's share of the area.
-        ratio: Range of the crop's width by height.
-        flip: Probability of mirroring left and right.
-        rotate: Largest rotation in degrees, either way.
-        translate: Largest shift as a fraction of the side, in each direction.
-        brightness: The factor is drawn from 1 - value .. 1 + value; likewise the next two.
-        contrast: Blend with the mean grey.
-        saturation: Blend with the grey image.
-        hue: Largest turn of the colours about the grey axis, as a fraction of a full turn.
-        grayscale: Probability of dropping the colours.
-        erase: Probability of filling a rectangle of 2-20% of the area.
-        fill: Grey level of erased rectangles and of what rotation and shift uncover.
+        scale: range of the crop's share of the area.
+        ratio: range of the crop's width by height.
+        flip: probability of mirroring left and right.
+        rotate: largest rotation in degrees, either way.
+        translate: largest shift as a fraction of the side, in each direction.
+        brightness: the factor is drawn from 1 - value .. 1 + value; likewise the next two.
+        contrast: blend with the mean grey.
+        saturation: blend with the grey image.
+        hue: largest turn of the colours about the grey axis, as a fraction of a full turn.
+        grayscale: probability of dropping the colours.
+        erase: probability of filling a rectangle of 2-20% of the area.
+        fill: grey level of erased rectangles and of what rotation and shift uncover.
         decode: `exact` resizes the crop as it is. `dct` decodes a JPEG to 1/2, 1/4 or 1/8 where the
             crop stays large enough, and moves the crop's edges inwards to multiples of 2, 4 or 8
             pixels: faster, and on average one grey level away from `exact`.
 
     Raises:
-        ValueError: A value is outside its range.
+        ValueError: a value is outside its range.
     """
 
     columns = (
@@ -204,7 +204,7 @@ class TrainTransform(Transform):
         """Returns the largest divisor that leaves the crop at least `size` pixels a side.
 
         Raises:
-            ValueError: The crop, which may be a stored one, does not lie in the image.
+            ValueError: the crop, which may be a stored one, does not lie in the image.
         """
         top, left, rows, columns = params[:4].tolist()
         inside = top >= 0 and left >= 0 and rows >= 1 and columns >= 1
@@ -287,11 +287,11 @@ class EvalTransform(Transform):
     Args:
         resize: `shortest` scales the shorter side and cuts the middle, `longest` scales the longer
             side and pads with `fill`, `squash` scales both sides.
-        crop: With `shortest`, the side of the cut as a fraction of the scaled shorter side.
-        fill: Grey level of the padding.
+        crop: with `shortest`, the side of the cut as a fraction of the scaled shorter side.
+        fill: grey level of the padding.
 
     Raises:
-        ValueError: An unknown `resize`, or `crop` outside 0..1.
+        ValueError: an unknown `resize`, or `crop` outside 0..1.
     """
 
     def __init__(self, resize: str = "shortest", crop: float = 1.0, fill: int = 255):
@@ -341,11 +341,11 @@ def crop_box(
     """Returns top, left, height and width of a random crop (the Inception crop).
 
     Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        scale: Range of the crop's share of the area.
-        ratio: Range of the crop's width by height, drawn evenly in its logarithm.
-        draws: Uniform numbers [tries, 4]; the first try that fits is taken, else the middle.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        scale: range of the crop's share of the area.
+        ratio: range of the crop's width by height, drawn evenly in its logarithm.
+        draws: uniform numbers [tries, 4]; the first try that fits is taken, else the middle.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for area, shape, down, right in draws.tolist():

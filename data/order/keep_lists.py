@@ -40,7 +40,7 @@ class WeightPolicy(Protocol):
 
         Args:
             weights: float64 [n], 0 or more.
-            draws: A fixed number of each sample, float64 [n], evenly spread over [0, 1).
+            draws: a fixed number of each sample, float64 [n], evenly spread over [0, 1).
         """
         ...
 
@@ -51,14 +51,14 @@ def compile_lists(
     """Writes the arrays.
 
     Args:
-        paths: Keep-lists.
-        manifest: Names and counts of the shards.
-        folder: Where the arrays go; empty.
-        policy: What weights do.
-        seed: Of the samples' draws.
+        paths: keep-lists.
+        manifest: names and counts of the shards.
+        folder: where the arrays go; empty.
+        policy: what weights do.
+        seed: of the samples' draws.
 
     Raises:
-        ValueError: See `Selection.compile`.
+        ValueError: see `Selection.compile`.
     """
     lists = KeepLists(paths, manifest)
     offsets = lists.count()
@@ -87,12 +87,12 @@ class KeepLists:
     """Parquet files that name samples of a manifest's shards.
 
     Args:
-        paths: The files.
-        manifest: The shards.
+        paths: the files.
+        manifest: the shards.
 
     Attributes:
-        names: File name of each shard.
-        has_weights: Whether every list has a `weight`.
+        names: file name of each shard.
+        has_weights: whether every list has a `weight`.
     """
 
     def __init__(self, paths: Sequence[Path], manifest: Manifest):

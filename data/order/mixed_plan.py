@@ -22,16 +22,16 @@ class MixedPlan:
     and the source's name and shards alone, so that adding a source leaves it as it is.
 
     Args:
-        counts: Samples of each shard, int64 [shards].
-        source_ids: Index into `sources` of each shard, int64 [shards].
-        sources: Names.
-        seed: Any integer.
-        lanes: Parallel walks through the epoch (of each source).
-        block: Samples shuffled together within a lane.
-        shares: Target share of each source; None mixes nothing.
+        counts: samples of each shard, int64 [shards].
+        source_ids: index into `sources` of each shard, int64 [shards].
+        sources: names.
+        seed: any integer.
+        lanes: parallel walks through the epoch (of each source).
+        block: samples shuffled together within a lane.
+        shares: target share of each source; None mixes nothing.
 
     Raises:
-        ValueError: Shares name an unknown source, miss one, or favour one that has no samples.
+        ValueError: shares name an unknown source, miss one, or favour one that has no samples.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class MixedPlan:
         """Resolves positions of the endless sequence.
 
         Args:
-            positions: Non-negative int64 [n], in any order.
+            positions: non-negative int64 [n], in any order.
 
         Returns:
             Epoch (of the source), shard and ordinal within the shard, each int64 [n].

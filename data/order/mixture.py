@@ -37,15 +37,15 @@ class Mixture:
     """Positions to sources, in exact proportions.
 
     Args:
-        shares: Target share of the samples by name; normalised. 0 leaves a source out.
-        seed: Of the shuffle inside groups of 16.
+        shares: target share of the samples by name; normalised. 0 leaves a source out.
+        seed: of the shuffle inside groups of 16.
 
     Attributes:
-        names: The sources, in the order of `shares`.
-        weights: Shares in units of 1 / 2^24, int64 [sources].
+        names: the sources, in the order of `shares`.
+        weights: shares in units of 1 / 2^24, int64 [sources].
 
     Raises:
-        ValueError: A share is negative, not a number or too small, or all are 0.
+        ValueError: a share is negative, not a number or too small, or all are 0.
     """
 
     def __init__(self, shares: Mapping[str, float], seed: int):
@@ -61,11 +61,11 @@ class Mixture:
         1 is the sources' natural proportion; the larger, the more even.
 
         Args:
-            num_samples: Samples of each source; one without any gets share 0.
-            temperature: Above 0.
+            num_samples: samples of each source; one without any gets share 0.
+            temperature: above 0.
 
         Raises:
-            ValueError: The temperature is not above 0, or there are no samples.
+            ValueError: the temperature is not above 0, or there are no samples.
         """
         largest = max(num_samples.values(), default=0)
         if largest < 1:
@@ -86,7 +86,7 @@ class Mixture:
         """Resolves positions.
 
         Args:
-            positions: Non-negative int64 [n], in any order.
+            positions: non-negative int64 [n], in any order.
 
         Returns:
             Index into `names`, and the number of earlier positions with that source: int64 [n].

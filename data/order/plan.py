@@ -38,13 +38,13 @@ class Plan:
     """The order of samples as a pure function of (counts, seed, lanes, block).
 
     Args:
-        counts: Samples of each shard, int64 [shards].
-        seed: Any integer; another seed is another order.
-        lanes: Parallel walks through the epoch. Independent of ranks and workers.
-        block: Samples shuffled together within a lane.
+        counts: samples of each shard, int64 [shards].
+        seed: any integer; another seed is another order.
+        lanes: parallel walks through the epoch. Independent of ranks and workers.
+        block: samples shuffled together within a lane.
 
     Raises:
-        ValueError: No samples, or lanes or block below 1.
+        ValueError: no samples, or lanes or block below 1.
     """
 
     def __init__(self, counts: np.ndarray, seed: int, lanes: int = 16, block: int = 4096):
@@ -63,7 +63,7 @@ class Plan:
         """Resolves positions of the endless sequence.
 
         Args:
-            positions: Non-negative int64 [n], in any order.
+            positions: non-negative int64 [n], in any order.
 
         Returns:
             Epoch, shard and ordinal within the shard, each int64 [n].
@@ -95,10 +95,10 @@ class Plan:
         global batch touches. The bound holds for any step and any order of the shards.
 
         Args:
-            num_bytes: Size of each shard, int64 [shards]; 0 means unknown, and counts as the
+            num_bytes: size of each shard, int64 [shards]; 0 means unknown, and counts as the
                 largest known.
-            num_nodes: Nodes with equally many consecutive ranks.
-            batch_size: A global batch; of several in a run, any may need the most.
+            num_nodes: nodes with equally many consecutive ranks.
+            batch_size: a global batch; of several in a run, any may need the most.
 
         Returns:
             Number of shards, and an upper bound of their bytes.
@@ -161,10 +161,10 @@ def lanes_of_node(lanes: int, num_nodes: int, batch_size: int, spread: float) ->
     takes [i, i+1) * batch_size / num_nodes of it, at any step.
 
     Args:
-        lanes: Lanes of the plan (of each source).
-        num_nodes: Nodes with equally many consecutive ranks.
-        batch_size: The global batch.
-        spread: Samples by which the start of a lane may be off. A run of consecutive positions
+        lanes: lanes of the plan (of each source).
+        num_nodes: nodes with equally many consecutive ranks.
+        batch_size: the global batch.
+        spread: samples by which the start of a lane may be off. A run of consecutive positions
             holds lanes/4 samples more or fewer of any first j lanes than its even part.
     """
     return min(lanes, math.ceil(lanes / num_nodes + 2 * spread * lanes / batch_size) + 1)

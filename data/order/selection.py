@@ -54,12 +54,12 @@ class Selection:
     """A compiled keep-list.
 
     Args:
-        folder: What `compile` wrote.
+        folder: what `compile` wrote.
 
     Attributes:
-        counts: Samples in an epoch of each shard of the manifest, int64 [shards]; 0 for a shard
+        counts: samples in an epoch of each shard of the manifest, int64 [shards]; 0 for a shard
             that is left out.
-        fingerprint: Hexadecimal; of the samples kept, their times and weights, not of how the lists
+        fingerprint: hexadecimal; of the samples kept, their times and weights, not of how the lists
             were sorted or split into files.
     """
 
@@ -85,7 +85,7 @@ class Selection:
         """Resolves ordinals among the kept.
 
         Args:
-            shards: Index into the manifest, int64 [n] or a number.
+            shards: index into the manifest, int64 [n] or a number.
             ordinals: 0..counts[shard]-1, int64 [n] or a number.
 
         Returns:
@@ -113,14 +113,14 @@ class Selection:
         Several processes may call it at once: one works and the others wait for it.
 
         Args:
-            paths: Parquet files; together they are one list.
-            manifest: Its shards are the ones that the lists name.
-            folder: Cache; the result is a folder in it, named after the files and the manifest.
-            seed: Of the rounding of `RepeatWeights`.
-            policy: What weights do; `RepeatWeights` unless given.
+            paths: parquet files; together they are one list.
+            manifest: its shards are the ones that the lists name.
+            folder: cache; the result is a folder in it, named after the files and the manifest.
+            seed: of the rounding of `RepeatWeights`.
+            policy: what weights do; `RepeatWeights` unless given.
 
         Raises:
-            ValueError: A file is missing, is no keep-list, names an unknown shard or sample, or a
+            ValueError: a file is missing, is no keep-list, names an unknown shard or sample, or a
                 sample twice; or nothing is kept.
         """
         files = [Path(path) for path in paths]

@@ -19,12 +19,12 @@ class Steps:
         phases: (num_steps, batch_size) of each phase in order; batch_size is the global batch.
 
     Attributes:
-        total_steps: Steps of all phases.
+        total_steps: steps of all phases.
         left_out: (step, samples) in the order of the steps: from that step on, so many samples
             more have been passed over without being trained on.
 
     Raises:
-        ValueError: There are no steps, or a number is not positive.
+        ValueError: there are no steps, or a number is not positive.
     """
 
     def __init__(self, phases: Sequence[tuple[int, int]]):
@@ -75,8 +75,8 @@ class Steps:
         """Returns what `left_out` becomes when a run goes back.
 
         Args:
-            step: That the run goes back to: its next one.
-            end: One past the last step whose samples are not to be seen again. `step` and those
+            step: that the run goes back to: its next one.
+            end: one past the last step whose samples are not to be seen again. `step` and those
                 after it will go on behind them.
         """
         assert step < end <= self.total_steps, (step, end)
@@ -94,13 +94,13 @@ class Steps:
         parts of all ranks are the global batch, for any world size.
 
         Args:
-            positions: Of the global batch, ascending int64 [batch_size].
-            lanes: The plan's lane of each position, int64 [batch_size].
-            rank: Of this process.
-            world_size: Number of processes.
+            positions: of the global batch, ascending int64 [batch_size].
+            lanes: the plan's lane of each position, int64 [batch_size].
+            rank: of this process.
+            world_size: number of processes.
 
         Raises:
-            ValueError: The batch size does not divide by the world size.
+            ValueError: the batch size does not divide by the world size.
         """
         assert 0 <= rank < world_size, (rank, world_size)
         check_divides(len(positions), world_size)
@@ -118,9 +118,9 @@ def check_divides(batch_size: int, world_size: int, prefix: str = "") -> None:
     """Raises a ValueError unless every rank gets the same number of samples.
 
     Args:
-        batch_size: Of the global batch.
-        world_size: Number of ranks.
-        prefix: Of `batch_size` in the message, such as `phases.train.`.
+        batch_size: of the global batch.
+        world_size: number of ranks.
+        prefix: of `batch_size` in the message, such as `phases.train.`.
     """
     if batch_size % world_size:
         below = batch_size // world_size * world_size

@@ -32,8 +32,8 @@ class OpenShard:
     """A local file, open for reading; closed with the object.
 
     Attributes:
-        path: Where the file is, or was when it was opened.
-        descriptor: Stays readable even if the file is removed.
+        path: where the file is, or was when it was opened.
+        descriptor: stays readable even if the file is removed.
     """
 
     def __init__(self, path: str, descriptor: int):
@@ -75,7 +75,7 @@ class ShardStore(Protocol):
         """Opens a shard; size and checksum, where known, are those of the manifest.
 
         Raises:
-            SampleError: The shard cannot be had.
+            SampleError: the shard cannot be had.
         """
         ...
 
@@ -100,10 +100,10 @@ class ShardCache:
     no process tries again before `quarantine_seconds` have passed or another run begins.
 
     Args:
-        folder: The cache, on a disk of this machine; made when it does not exist.
-        max_bytes: Limit of what is kept there; 500e9 may be written, too.
-        transport: Fetches.
-        quarantine_seconds: How long a shard that could not be fetched is not tried again.
+        folder: the cache, on a disk of this machine; made when it does not exist.
+        max_bytes: limit of what is kept there; 500e9 may be written, too.
+        transport: fetches.
+        quarantine_seconds: how long a shard that could not be fetched is not tried again.
     """
 
     def __init__(
@@ -145,8 +145,8 @@ class ShardCache:
         """Raises a ValueError when the shards in use at one time do not fit.
 
         Args:
-            num_shards: What the plan states as a machine's working set.
-            num_bytes: Their bytes together.
+            num_shards: what the plan states as a machine's working set.
+            num_bytes: their bytes together.
         """
         self._make()
         if num_bytes > self.max_bytes:
@@ -168,8 +168,8 @@ class ShardCache:
         """See `ShardStore`; fetches the shard if need be, or waits for the process that does.
 
         Raises:
-            SampleError: The shard cannot be read, now or before (`shard_missing`).
-            ValueError: The disk is full, the cache is smaller than the shard, the driver is missing
+            SampleError: the shard cannot be read, now or before (`shard_missing`).
+            ValueError: the disk is full, the cache is smaller than the shard, the driver is missing
                 or commands are not allowed.
         """
         if not scheme(url):
@@ -205,7 +205,7 @@ class ShardCache:
             there is no room yet.
 
         Raises:
-            ValueError: As `open` does.
+            ValueError: as `open` does.
         """
         if not scheme(url):
             return True

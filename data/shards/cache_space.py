@@ -38,8 +38,8 @@ class Room:
     """Accounts for the bytes of a cache folder.
 
     Args:
-        folder: The cache.
-        max_bytes: Limit of all its files together.
+        folder: the cache.
+        max_bytes: limit of all its files together.
     """
 
     def __init__(self, folder: Path, max_bytes: int):
@@ -50,9 +50,9 @@ class Room:
         """Reserves bytes for a shard about to be fetched.
 
         Args:
-            lock: Descriptor of the entry's lock, which the caller holds.
-            num_bytes: Bytes to come.
-            used_before: Only shards last used before this time (seconds since 1970) make room.
+            lock: descriptor of the entry's lock, which the caller holds.
+            num_bytes: bytes to come.
+            used_before: only shards last used before this time (seconds since 1970) make room.
 
         Returns:
             Whether there is room.

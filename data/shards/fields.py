@@ -22,11 +22,11 @@ def find_image(sample: RawSample, member: str | None = None) -> bytes:
     """Returns the bytes of the sample's image, or of another one that it holds.
 
     Args:
-        sample: A raw sample.
-        member: What comes before the image extension: `negative` is `KEY.negative.png`.
+        sample: a raw sample.
+        member: what comes before the image extension: `negative` is `KEY.negative.png`.
 
     Raises:
-        SampleError: No such member has an image extension (`no_image`).
+        SampleError: no such member has an image extension (`no_image`).
     """
     for extension in IMAGE_EXTENSIONS:
         extension = f"{member}.{extension}" if member else extension
@@ -45,12 +45,12 @@ def field_texts(sample: RawSample, field: str) -> list[str]:
     """Returns the texts of a caption field that are not blank, each cut after 8,192 characters.
 
     Args:
-        sample: A raw sample.
-        field: An extension (`txt`), or a value of a JSON member (`json:caption`): a text, a whole
+        sample: a raw sample.
+        field: an extension (`txt`), or a value of a JSON member (`json:caption`): a text, a whole
             number, or a list of them. `json:names.de` is a value of an object in it.
 
     Raises:
-        SampleError: The member is not UTF-8 or not JSON (`bad_text`), or larger than any text
+        SampleError: the member is not UTF-8 or not JSON (`bad_text`), or larger than any text
             (`too_large`).
     """
     extension, _, name = field.partition(":")
@@ -70,13 +70,13 @@ def sample_key(sample: RawSample, source: str, shard_name: str, key_field: str) 
     it is tied to the shard's name.
 
     Args:
-        sample: A raw sample.
-        source: Name of its source.
-        shard_name: File name of its shard.
-        key_field: Field of the JSON member that identifies the sample within its source.
+        sample: a raw sample.
+        source: name of its source.
+        shard_name: file name of its shard.
+        key_field: field of the JSON member that identifies the sample within its source.
 
     Raises:
-        SampleError: The JSON member is `too_large`.
+        SampleError: the JSON member is `too_large`.
     """
     try:
         own = read_value(sample, "json", key_field)
@@ -93,7 +93,7 @@ def read_text(sample: RawSample, extension: str) -> str | None:
     """Returns a member as text, None when there is no such member.
 
     Raises:
-        SampleError: It is not UTF-8 or holds zero bytes (`bad_text`), or has more than a mebibyte
+        SampleError: it is not UTF-8 or holds zero bytes (`bad_text`), or has more than a mebibyte
             (`too_large`).
     """
     data = sample.get(extension)
@@ -117,7 +117,7 @@ def read_json(sample: RawSample, extension: str) -> dict[str, object]:
     """Returns the fields of a JSON member; none when there is no such member or no object in it.
 
     Raises:
-        SampleError: As in `read_text`; what is not JSON is `bad_text`.
+        SampleError: as in `read_text`; what is not JSON is `bad_text`.
     """
     text = read_text(sample, extension)
     if text is None:
@@ -135,7 +135,7 @@ def read_value(sample: RawSample, extension: str, name: str) -> str | None:
     """Returns a text or a whole number of a JSON member as text, None when it is not there.
 
     Raises:
-        SampleError: As in `read_json`; half of a surrogate pair (`"\\ud83d"`) is `bad_text`.
+        SampleError: as in `read_json`; half of a surrogate pair (`"\\ud83d"`) is `bad_text`.
     """
     return _as_text(sample, extension, name, read_json(sample, extension).get(name))
 

@@ -23,8 +23,8 @@ def hold_out(manifest: Manifest, num_pairs: int) -> tuple[Manifest, Manifest]:
     samples or more. The last shard of a source is never taken: every source stays to train on.
 
     Args:
-        manifest: All shards.
-        num_pairs: How many samples to hold out at least.
+        manifest: all shards.
+        num_pairs: how many samples to hold out at least.
 
     Returns:
         The manifest to train on and the one to validate on, shards in their order.
@@ -60,16 +60,16 @@ def fetch(manifest: Manifest, folder: Path, subfolder: str, transport: Transport
     """Copies shards of other machines to this one, since evaluation reads files.
 
     Args:
-        manifest: Some shards.
-        folder: Where the manifest will be saved.
-        subfolder: Where in it the copies go.
-        transport: Fetches them.
+        manifest: some shards.
+        folder: where the manifest will be saved.
+        subfolder: where in it the copies go.
+        transport: fetches them.
 
     Returns:
         The manifest with the copies in the place of addresses.
 
     Raises:
-        ValueError: A shard cannot be fetched.
+        ValueError: a shard cannot be fetched.
     """
     places: dict[int, str] = {}
     for shard in np.flatnonzero(manifest.remote).tolist():

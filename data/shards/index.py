@@ -48,17 +48,17 @@ def index_shards(
     """Indexes shards and writes the manifest.
 
     Args:
-        urls: Brace patterns (`{00000..00041}`), globs, folders, paths, addresses, `@FILE` lists; or
+        urls: brace patterns (`{00000..00041}`), globs, folders, paths, addresses, `@FILE` lists; or
             these by the name of their source.
-        out: The manifest file to write; shards below its folder are listed relative to it.
-        source: Name of the source that the shards belong to, when `urls` names none.
-        progress: Called with (shards done, shards in all) after each shard.
-        caption: Caption fields that the shards are expected to have.
-        transport: Fetches what lies on other machines.
-        num_workers: Threads for remote shards, processes for many local ones.
+        out: the manifest file to write; shards below its folder are listed relative to it.
+        source: name of the source that the shards belong to, when `urls` names none.
+        progress: called with (shards done, shards in all) after each shard.
+        caption: caption fields that the shards are expected to have.
+        transport: fetches what lies on other machines.
+        num_workers: threads for remote shards, processes for many local ones.
 
     Raises:
-        ValueError: No or missing shards, a damaged tar, or one without images or captions.
+        ValueError: no or missing shards, a damaged tar, or one without images or captions.
     """
     transport = transport or Transport()
     sources = urls if isinstance(urls, Mapping) else {source: urls}
@@ -131,14 +131,14 @@ def measure_shard(
     """Returns the samples and bytes of one shard.
 
     Args:
-        url: Its path or address.
-        num_bytes: Its size if a listing told it, else 0.
-        caption: Caption fields that it is expected to have.
-        transport: Fetches it, or what lies beside it, from another machine.
-        scratch: Folder for a copy.
+        url: its path or address.
+        num_bytes: its size if a listing told it, else 0.
+        caption: caption fields that it is expected to have.
+        transport: fetches it, or what lies beside it, from another machine.
+        scratch: folder for a copy.
 
     Raises:
-        ValueError: It cannot be read, is damaged, or has no images or captions.
+        ValueError: it cannot be read, is damaged, or has no images or captions.
     """
     if not scheme(url):
         return count_samples(url, caption), os.path.getsize(url)
@@ -176,12 +176,12 @@ def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") 
     """Returns the number of samples in a shard, from its sidecar or by walking the headers.
 
     Args:
-        path: A tar on this machine.
-        caption: Caption fields that it is expected to have.
-        name: What messages call it; the path without it.
+        path: a tar on this machine.
+        caption: caption fields that it is expected to have.
+        name: what messages call it; the path without it.
 
     Raises:
-        ValueError: The tar is damaged, its sidecar disagrees, or images or captions are missing.
+        ValueError: the tar is damaged, its sidecar disagrees, or images or captions are missing.
     """
     name = name or path
     stated = _sidecar_count(path)

@@ -44,7 +44,7 @@ class Column(Sequence[str]):
     """One text a shard, read from the manifest's column when asked for.
 
     Args:
-        column: Of the manifest.
+        column: of the manifest.
     """
 
     def __init__(self, column: pa.Array):
@@ -70,8 +70,8 @@ class ShardUrls(Column):
     """The shards' addresses, resolved against the manifest's folder when asked for.
 
     Args:
-        column: Addresses as written in the manifest.
-        folder: Where relative addresses start.
+        column: addresses as written in the manifest.
+        folder: where relative addresses start.
     """
 
     def __init__(self, column: pa.Array, folder: Path):
@@ -90,17 +90,17 @@ class Manifest:
     """Shards of one or more named sources.
 
     Args:
-        table: Columns as in `SCHEMA`.
-        folder: Where relative addresses start: the manifest file's folder.
+        table: columns as in `SCHEMA`.
+        folder: where relative addresses start: the manifest file's folder.
 
     Attributes:
-        counts: Samples of each shard, int64 [shards].
-        urls: Resolved addresses of the shards.
+        counts: samples of each shard, int64 [shards].
+        urls: resolved addresses of the shards.
         checksums: SHA-256 of the shards, "" where none was stored.
-        sources: Names of the sources, sorted.
-        source_ids: Index into `sources` of each shard, int64 [shards].
-        num_samples: Sum of the counts.
-        fingerprint: Hexadecimal; of sources, file names, counts, sizes and checksums, not of the
+        sources: names of the sources, sorted.
+        source_ids: index into `sources` of each shard, int64 [shards].
+        num_samples: sum of the counts.
+        fingerprint: hexadecimal; of sources, file names, counts, sizes and checksums, not of the
             folder, so that a moved data set keeps it.
     """
 
@@ -124,11 +124,11 @@ class Manifest:
         """Reads one manifest file, or several as one.
 
         Args:
-            paths: The file, or files with sources of different names, whose shards are listed one
+            paths: the file, or files with sources of different names, whose shards are listed one
                 file after the other. Each file's relative addresses start at its own folder.
 
         Raises:
-            ValueError: A file is missing, is no manifest, or lists no samples; two files have a
+            ValueError: a file is missing, is no manifest, or lists no samples; two files have a
                 source of the same name.
         """
         if isinstance(paths, str | os.PathLike):
@@ -195,7 +195,7 @@ class Manifest:
             machine.
 
         Raises:
-            ValueError: Shards are missing, or have another size than when they were indexed.
+            ValueError: shards are missing, or have another size than when they were indexed.
         """
         num_shards = len(self.urls)
         picks = np.arange(num_shards)

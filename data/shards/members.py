@@ -42,13 +42,13 @@ class MemberIndex:
     """Samples of one tar in file order.
 
     Attributes:
-        firsts: First member of each sample, and the number of members, int64 [samples + 1].
-        offsets: Position of each member's bytes in the tar, int64 [members].
-        sizes: Number of bytes of each member, int64 [members].
-        kinds: Index into `extensions` of each member, int64 [members].
-        extensions: Lower-case extensions without the leading dot.
-        keys: Keys of the samples.
-        damaged: What is wrong with the part that could not be walked; "" for a whole tar.
+        firsts: first member of each sample, and the number of members, int64 [samples + 1].
+        offsets: position of each member's bytes in the tar, int64 [members].
+        sizes: number of bytes of each member, int64 [members].
+        kinds: index into `extensions` of each member, int64 [members].
+        extensions: lower-case extensions without the leading dot.
+        keys: keys of the samples.
+        damaged: what is wrong with the part that could not be walked; "" for a whole tar.
     """
 
     firsts: np.ndarray
@@ -66,8 +66,8 @@ class MemberIndex:
         """Reads the members of one sample.
 
         Args:
-            descriptor: The tar, opened for reading.
-            ordinal: Number of the sample in the tar.
+            descriptor: the tar, opened for reading.
+            ordinal: number of the sample in the tar.
 
         Returns:
             Member bytes by extension, and the sample's key under `__key__`.
@@ -120,8 +120,8 @@ def open_index(path: str, descriptor: int) -> MemberIndex:
     """Returns the index of an open tar: the one kept beside it if it fits, else a new one.
 
     Args:
-        path: The tar, whose folder receives the index when it can be written.
-        descriptor: The tar opened for reading.
+        path: the tar, whose folder receives the index when it can be written.
+        descriptor: the tar opened for reading.
     """
     status = os.fstat(descriptor)
     stamp = [status.st_size, status.st_mtime_ns]

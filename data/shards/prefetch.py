@@ -26,16 +26,16 @@ class Prefetcher:
     forked or spawned loader workers.
 
     Args:
-        shards_of: A step to the shards that its batch on this rank needs, int64 [n], repeated or
+        shards_of: a step to the shards that its batch on this rank needs, int64 [n], repeated or
             not, in the order of need.
-        store: The cache.
-        urls: Address of each shard.
-        num_bytes: Size of each shard (0: unknown).
-        sha256: Checksum of each shard; all unknown by default.
-        total_steps: One past the last step of the run.
-        horizon: How many steps ahead are looked at.
-        stride: Steps from one batch of this process to its next: the number of loader workers.
-        interval: Seconds after which what could not be fetched is tried again.
+        store: the cache.
+        urls: address of each shard.
+        num_bytes: size of each shard (0: unknown).
+        sha256: checksum of each shard; all unknown by default.
+        total_steps: one past the last step of the run.
+        horizon: how many steps ahead are looked at.
+        stride: steps from one batch of this process to its next: the number of loader workers.
+        interval: seconds after which what could not be fetched is tried again.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Prefetcher:
         """Tells the step whose batch is made now.
 
         Raises:
-            ValueError: Fetching failed for a reason that concerns every shard, such as a full disk.
+            ValueError: fetching failed for a reason that concerns every shard, such as a full disk.
         """
         if self._pid != os.getpid():
             self._reset()
@@ -126,7 +126,7 @@ class Prefetcher:
         """Fetches what is missing, in order of need, until the step changes.
 
         Args:
-            marked: When each shard was last known to be at hand; brought up to date.
+            marked: when each shard was last known to be at hand; brought up to date.
         """
         wanted = self._wanted
         for shard in [shard for shard in marked if shard not in wanted]:

@@ -32,11 +32,11 @@ class ShardReader:
     carry their own offset, so that forked processes may share them.
 
     Args:
-        urls: Address of each shard.
-        store: Where the files come from; without one, shards have to be on this machine.
-        max_open: Shards kept open; more than the plan's lanes, so that none is opened twice.
-        num_bytes: Size of each shard, as far as it is known (0: unknown); all unknown by default.
-        sha256: Checksum of each shard, as far as it is known (""); all unknown by default.
+        urls: address of each shard.
+        store: where the files come from; without one, shards have to be on this machine.
+        max_open: shards kept open; more than the plan's lanes, so that none is opened twice.
+        num_bytes: size of each shard, as far as it is known (0: unknown); all unknown by default.
+        sha256: checksum of each shard, as far as it is known (""); all unknown by default.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class ShardReader:
         """Reads one sample.
 
         Args:
-            shard: Index into `urls`.
-            ordinal: Number of the sample in the shard's file order.
+            shard: index into `urls`.
+            ordinal: number of the sample in the shard's file order.
 
         Returns:
             Member bytes by extension (the text after the first dot of the base name, lower-case),
             and the sample's key under `__key__`.
 
         Raises:
-            SampleError: The shard cannot be opened or ends before the sample, or the sample is too
+            SampleError: the shard cannot be opened or ends before the sample, or the sample is too
                 large.
-            ValueError: The shard's store cannot be used.
+            ValueError: the shard's store cannot be used.
         """
         opened = self._opened(shard)
         try:

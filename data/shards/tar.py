@@ -42,11 +42,11 @@ def walk_members(descriptor: int, num_bytes: int) -> Iterator[tuple[str, int, in
     the standard library's tarfile needs ten times as long, and takes some damage for the tar's end.
 
     Args:
-        descriptor: The tar, opened for reading.
-        num_bytes: Its size.
+        descriptor: the tar, opened for reading.
+        num_bytes: its size.
 
     Raises:
-        TarDamage: After the last member before the damaged place.
+        TarDamage: after the last member before the damaged place.
     """
     position = num_members = 0
     pending: dict[str, str] | None = None

@@ -33,7 +33,7 @@ def copy_output(url: str, path: Path, stall_timeout: float) -> None:
     children alive when it is given up, and takes the terminal's input.
 
     Raises:
-        Incomplete: It fails, or prints nothing any more.
+        Incomplete: it fails, or prints nothing any more.
     """
     stream = Pipe(
         url.removeprefix("pipe:"),
@@ -77,12 +77,12 @@ def watched(call: Callable[[], Result], stall_timeout: float, part: Path | None 
     Drivers differ in what they let one interrupt; the growth of a file is visible with all.
 
     Args:
-        call: What to do.
-        stall_timeout: Seconds in which the file has to grow or the call has to end.
-        part: The file that the call writes.
+        call: what to do.
+        stall_timeout: seconds in which the file has to grow or the call has to end.
+        part: the file that the call writes.
 
     Raises:
-        Incomplete: Nothing moved. Whatever the call raises is raised, too.
+        Incomplete: nothing moved. Whatever the call raises is raised, too.
     """
     results: list[Result] = []
     errors: list[BaseException] = []

@@ -68,11 +68,11 @@ class Transport:
     """Fetches and lists files of other machines.
 
     Args:
-        num_attempts: How often a file is tried.
-        stall_timeout: Seconds without progress after which an attempt is given up.
-        first_delay: Pause in seconds before the second attempt; it doubles from one to the next.
-        options: What fsspec's drivers take, by protocol: `{"s3": {"anon": True}}`.
-        allow_pipe: Whether the commands of `pipe:` addresses may run. They come from the manifest,
+        num_attempts: how often a file is tried.
+        stall_timeout: seconds without progress after which an attempt is given up.
+        first_delay: pause in seconds before the second attempt; it doubles from one to the next.
+        options: what fsspec's drivers take, by protocol: `{"s3": {"anon": True}}`.
+        allow_pipe: whether the commands of `pipe:` addresses may run. They come from the manifest,
             which has to be trusted like a program then.
     """
 
@@ -111,14 +111,14 @@ class Transport:
         """Copies a remote file; `path` appears whole, on the disk, or not at all.
 
         Args:
-            url: The address.
-            path: The file to make. Files `PATH-*` beside it exist meanwhile.
-            num_bytes: Its size; 0 if it is not known.
-            sha256: Its checksum; "" if it is not known.
+            url: the address.
+            path: the file to make. Files `PATH-*` beside it exist meanwhile.
+            num_bytes: its size; 0 if it is not known.
+            sha256: its checksum; "" if it is not known.
 
         Raises:
-            FetchError: The file cannot be read completely, however often it is tried.
-            ValueError: The disk is full, the driver is missing, or commands are not allowed.
+            FetchError: the file cannot be read completely, however often it is tried.
+            ValueError: the disk is full, the driver is missing, or commands are not allowed.
         """
         self.require(url)
         try:
@@ -145,7 +145,7 @@ class Transport:
         """Returns the addresses that fit a glob, sorted, with their bytes (0: unknown).
 
         Raises:
-            ValueError: The listing cannot be read, or its driver is missing.
+            ValueError: the listing cannot be read, or its driver is missing.
         """
         system = self._system(pattern)
         # A listing comes in many small answers, none of which can be seen here.

@@ -35,9 +35,9 @@ class Parts:
     """How this rank's batches are cut into parts, of which a worker makes one at a time.
 
     Args:
-        steps: Steps to batch sizes.
-        world_size: Number of processes.
-        part_rows: Samples of a part at most.
+        steps: steps to batch sizes.
+        world_size: number of processes.
+        part_rows: samples of a part at most.
     """
 
     def __init__(self, steps: Steps, world_size: int, part_rows: int):
@@ -70,15 +70,15 @@ class StreamDataset(IterableDataset):
     every sample or shard that could not be used, int64 [n, 3].
 
     Args:
-        urls: Addresses of the shards.
-        stream: How they are mixed.
-        recipe: What to make of samples.
-        readers: Tokenizer and context length by text entry.
-        steps: Steps to batch sizes.
-        first_step: Where to start.
-        rank: Of this process.
-        world_size: Number of processes.
-        word_reducers: What shortens captions before they become tokens, by phase; None: nothing.
+        urls: addresses of the shards.
+        stream: how they are mixed.
+        recipe: what to make of samples.
+        readers: tokenizer and context length by text entry.
+        steps: steps to batch sizes.
+        first_step: where to start.
+        rank: of this process.
+        world_size: number of processes.
+        word_reducers: what shortens captions before they become tokens, by phase; None: nothing.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class StreamDataset(IterableDataset):
         """Yields webdataset's samples, one pass over the shards after the other.
 
         Raises:
-            ValueError: A whole pass has none, or what comes is no sample.
+            ValueError: a whole pass has none, or what comes is no sample.
         """
         stream = self.stream
         recipe_seed = self.renderer.recipe.seed
@@ -195,10 +195,10 @@ def as_members(found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a sample as the rest of the engine knows it; decoded members are put into bytes.
 
     Args:
-        found: Of webdataset, after the user's stages: bytes, texts, JSON, numbers, images.
+        found: of webdataset, after the user's stages: bytes, texts, JSON, numbers, images.
 
     Raises:
-        ValueError: An image is of a kind that nobody knows.
+        ValueError: an image is of a kind that nobody knows.
     """
     raw = {name: _member(name, value) for name, value in found.items() if name[:2] != "__"}
     # Others, such as arrays of numbers, are of no use here.

@@ -31,9 +31,9 @@ class StreamingPairs(Pairs):
     never ends. Samples that cannot be used are left out and counted.
 
     Args:
-        stream: The shards, and how they are mixed.
-        allow_pipe: Whether `pipe:` addresses may run.
-        choices: As of `Pairs`; every loader process reads shards of its own.
+        stream: the shards, and how they are mixed.
+        allow_pipe: whether `pipe:` addresses may run.
+        choices: as of `Pairs`; every loader process reads shards of its own.
     """
 
     def __init__(self, stream: Stream, allow_pipe: bool = False, **choices: Any):
@@ -101,7 +101,7 @@ class StreamingPairs(Pairs):
         """Returns the batches of one rank from `first_step` on.
 
         Raises:
-            ValueError: There are fewer shards than loader workers to share them.
+            ValueError: there are fewer shards than loader workers to share them.
         """
         steps = self.require_steps(world_size)
         num_shards, readers = len(self.shard_urls), world_size * max(1, self.num_workers)
@@ -143,13 +143,13 @@ def make_pairs(
     """Image-text pairs from listed shards, or from a stream. `docs/data.md` describes every part.
 
     Args:
-        manifest: Path of the file that `counterpoint data index` wrote, or a list of such files.
-        stream: In its place, shards that can be neither indexed nor cached; which samples a step
+        manifest: path of the file that `counterpoint data index` wrote, or a list of such files.
+        stream: in its place, shards that can be neither indexed nor cached; which samples a step
             sees cannot be repeated then.
-        choices: What is made of the samples.
+        choices: what is made of the samples.
 
     Raises:
-        ValueError: Neither or both are given, or a choice that needs listed shards.
+        ValueError: neither or both are given, or a choice that needs listed shards.
     """
     if stream is not None:
         return StreamingPairs(stream, **streamed(manifest, choices))
@@ -165,7 +165,7 @@ def streamed(manifest: str | list[str] | None, choices: Mapping[str, Any]) -> di
     """Returns the choices that a stream knows.
 
     Raises:
-        ValueError: Another one is made.
+        ValueError: another one is made.
     """
     of_all = inspect.signature(Pairs).parameters
     known = of_all.keys() | inspect.signature(StreamingPairs).parameters.keys()

@@ -42,15 +42,15 @@ class Stream:
     """Where a stream of samples comes from, and how it is mixed.
 
     Attributes:
-        urls: Shards, as `counterpoint data index` takes them; also `pipe:COMMAND`.
-        resampled: Whether each shard is drawn from all with replacement. If not, the shards are
+        urls: shards, as `counterpoint data index` takes them; also `pipe:COMMAND`.
+        resampled: whether each shard is drawn from all with replacement. If not, the shards are
             shared out between the loader workers of all processes, each of which goes through its
             own again and again.
-        shuffle_shards: Whether shards that are not drawn come in another order at each pass.
-        shuffle: Samples in each worker's shuffle buffer; 0: none. It is filled before the first one
+        shuffle_shards: whether shards that are not drawn come in another order at each pass.
+        shuffle: samples in each worker's shuffle buffer; 0: none. It is filled before the first one
             is used.
-        source: Name of the source, in counters and in the samples' keys.
-        pipeline: Function of a `webdataset.WebDataset` that returns it with further stages, after
+        source: name of the source, in counters and in the samples' keys.
+        pipeline: function of a `webdataset.WebDataset` that returns it with further stages, after
             the shuffle buffer.
     """
 
@@ -70,7 +70,7 @@ class Faults:
     """What could not be used since it was last asked; also webdataset's handler of errors.
 
     Args:
-        urls: Addresses of the shards.
+        urls: addresses of the shards.
     """
 
     def __init__(self, urls: Sequence[str]):
@@ -93,7 +93,7 @@ class Faults:
         """Counts a shard that cannot be read, or not to its end.
 
         Raises:
-            ValueError: So many could not be read that it is no accident.
+            ValueError: so many could not be read that it is no accident.
         """
         if self._is_counted:
             return
@@ -111,7 +111,7 @@ class Faults:
         """Counts a sample that cannot be used.
 
         Raises:
-            ValueError: So many could not be used that it is no accident.
+            ValueError: so many could not be used that it is no accident.
         """
         self.counts[error.code, 0, self.numbers.get(url, 0)] += 1
         self.bad_samples += 1
@@ -136,12 +136,12 @@ class Shards(WebDataset):
     """webdataset's own, which also heeds the exit status of commands and tells shards apart.
 
     Args:
-        urls: Addresses of the shards.
-        stream: How they are mixed.
-        rank: Of this process.
-        world_size: Number of processes.
-        seed: Of the order of shards and of the shuffle buffer.
-        faults: Hears of what cannot be read.
+        urls: addresses of the shards.
+        stream: how they are mixed.
+        rank: of this process.
+        world_size: number of processes.
+        seed: of the order of shards and of the shuffle buffer.
+        faults: hears of what cannot be read.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Ending:
     """A stream that remembers how it ended: tarfile takes any end for the tar's.
 
     Args:
-        stream: What is read.
+        stream: what is read.
     """
 
     def __init__(self, stream: Any):

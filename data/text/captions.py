@@ -22,7 +22,7 @@ class CaptionPolicy(ABC):
     """Chooses a caption.
 
     Attributes:
-        fields: Every field that it may read.
+        fields: every field that it may read.
     """
 
     fields: tuple[str, ...]
@@ -32,11 +32,11 @@ class CaptionPolicy(ABC):
         """Returns the caption, never blank.
 
         Args:
-            sample: A raw sample.
-            draw: Uniform in [0, 1), of this sample and epoch.
+            sample: a raw sample.
+            draw: uniform in [0, 1), of this sample and epoch.
 
         Raises:
-            SampleError: There is no text (`no_caption`), or it is unusable (`bad_text`).
+            SampleError: there is no text (`no_caption`), or it is unusable (`bad_text`).
         """
 
 
@@ -44,10 +44,10 @@ class FirstFound(CaptionPolicy):
     """The first field that has text; of a list, its first text.
 
     Args:
-        fields: Fields in order of preference.
+        fields: fields in order of preference.
 
     Raises:
-        ValueError: No fields.
+        ValueError: no fields.
     """
 
     def __init__(self, fields: Sequence[str] = ("txt",)):
@@ -69,10 +69,10 @@ class WeightedChoice(CaptionPolicy):
     2023, section 3.3) is `{txt: 1, json:rewrites: 4}` for four rewrites beside the original.
 
     Args:
-        weights: How often each field is taken, relative to the others that have text.
+        weights: how often each field is taken, relative to the others that have text.
 
     Raises:
-        ValueError: No weight is above 0, or one is negative.
+        ValueError: no weight is above 0, or one is negative.
     """
 
     def __init__(self, weights: dict[str, float]):
@@ -99,7 +99,7 @@ class FirstSentence(CaptionPolicy):
     """The first sentence of what another policy chooses; long captions made short.
 
     Args:
-        of: The policy; the first field found by default.
+        of: the policy; the first field found by default.
     """
 
     def __init__(self, of: CaptionPolicy | None = None):

@@ -29,7 +29,7 @@ class Syntax(WordReducer):
     tokens is then cut by the tokeniser or by `Truncate`.
 
     Args:
-        num_words: Words of the longest caption, counted between spaces.
+        num_words: words of the longest caption, counted between spaces.
 
     Raises:
         ValueError: `num_words` is below 1, or TextBlob is not installed.

@@ -18,8 +18,8 @@ class WordEdits(CaptionPolicy):
     2; the other two put in synonyms, which needs a thesaurus.
 
     Args:
-        of: The policy whose caption is edited; the first field found by default.
-        fraction: How many swaps, per word (at least one); how likely each word is left out (one
+        of: the policy whose caption is edited; the first field found by default.
+        fraction: how many swaps, per word (at least one); how likely each word is left out (one
             always stays).
 
     Raises:

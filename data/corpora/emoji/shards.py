@@ -57,8 +57,8 @@ def write_tars(folder: Path, shards: Iterable[Iterable[Mapping[str, str | bytes]
     """Writes `00000.tar` ... whose bytes depend on the samples alone.
 
     Args:
-        folder: Where to.
-        shards: Samples of each tar: bytes by extension, and the key under `__key__`. The members of
+        folder: where to.
+        shards: samples of each tar: bytes by extension, and the key under `__key__`. The members of
             a sample are written in alphabetical order.
     """
     # Absolute, so that webdataset cannot take the folder's name for an address.
