@@ -25,11 +25,7 @@ class Arguments(argparse.ArgumentParser):
         super().__init__(*args, allow_abbrev=False, **options)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses all arguments.
-
-        Raises:
-            ValueError: one is missing, unknown, or of the wrong kind.
-        """
+        """Parses all arguments; refuses what is missing, unknown, or of the wrong kind."""
         options, rest = self.parse_known_args(args, namespace)
         if rest:
             self.error(self._unknown(rest[0]))
@@ -180,12 +176,7 @@ def fit(argv: list[str]) -> tuple[Written, str | None]:
 
 
 def answer_help(argv: list[str]) -> None:
-    """Prints the page, or what there is about a slot: `--help SLOT`, `--SLOT.help`, ....
-
-    Raises:
-        ValueError: there is no such slot.
-        SystemExit: help was asked for and printed.
-    """
+    """Prints the page, or what there is about a slot (`--help SLOT`, `--SLOT.help`), and exits."""
     for i, word in enumerate(argv):
         name = word.partition("=")[0]
         if name in ("-h", "--help"):
@@ -234,11 +225,7 @@ def _config_of(run_dir: str) -> Path:
 
 
 def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
-    """Removes `name VALUE` or `name=VALUE` from the arguments and returns the value.
-
-    Raises:
-        ValueError: it stands there without a value.
-    """
+    """Removes `name VALUE` or `name=VALUE` from the arguments and returns the value, if any."""
     for i, word in enumerate(argv):
         if word == name:
             if i + 1 == len(argv) or argv[i + 1].startswith("--"):
@@ -251,12 +238,7 @@ def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
 
 
 def check_launcher(argv: list[str]) -> None:
-    """Answers `launch` without a launcher, and refuses one that is not there.
-
-    Raises:
-        ValueError: there is no such launcher.
-        SystemExit: the question is answered.
-    """
+    """Answers `launch` without a launcher and exits; refuses one that is not there."""
     asked = argv[0] if argv else ""
     if asked == "slurm":
         return
@@ -267,12 +249,7 @@ def check_launcher(argv: list[str]) -> None:
 
 
 def check(command: str, argv: list[str]) -> None:
-    """Answers `--help` of a command and refuses mistakes, as far as its own options show.
-
-    Raises:
-        ValueError: an argument is missing, unknown, or of the wrong kind.
-        SystemExit: help was asked for and printed.
-    """
+    """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
     whole: dict[str, Callable[[], Arguments]] = {
         "evaluate": evaluate,
         "cluster": cluster,

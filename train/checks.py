@@ -2,17 +2,7 @@
 
 
 def at_least(name: str, value: float, lowest: float, remark: str = "") -> None:
-    """Refuses a number that is too low.
-
-    Args:
-        name: the number's key in the configuration.
-        value: the number.
-        lowest: lowest valid value.
-        remark: added to the message.
-
-    Raises:
-        ValueError: `value` is below `lowest`.
-    """
+    """Refuses a number that is too low, by its key in the configuration."""
     if value < lowest:
         remark = remark and f" ({remark})"
         raise ValueError(f"{name} is {value}: it must be >= {lowest}{remark}")

@@ -51,10 +51,6 @@ class Ema(FrozenTowers):
 
     Terms of the objective may have averages of their own (a projector's target in BYOL), which
     follow with the same decay: `Term.averages`.
-
-    Args:
-        student: the model that is trained.
-        config: its decay.
     """
 
     def __init__(self, student: TwoTower, config: EmaConfig):
@@ -70,18 +66,7 @@ class Ema(FrozenTowers):
         total_steps: int,
         tensors: Tensors | None = None,
     ) -> None:
-        """Updates all averages from their online modules; buffers are copied.
-
-        Args:
-            student: the model that is trained.
-            objective: its terms may have averages.
-            step: steps done.
-            total_steps: of the run.
-            tensors: the strategy's; None: one process.
-
-        Raises:
-            ValueError: the weights are kept in a way that an average cannot follow.
-        """
+        """Updates averages from their online modules, after `step` steps; buffers are copied."""
         tensors = tensors or LocalTensors()
         modules = self.followed(student, objective)
         for average, online in modules:

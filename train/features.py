@@ -23,13 +23,7 @@ from .phases import Phases
 def teacher_features(
     providers: Mapping[str, FrozenTowers], batch: Mapping[str, Tensor], needs: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Computes what is needed of each provider, each view once.
-
-    Args:
-        providers: `ema` and `teacher.NAME`.
-        batch: as for the model.
-        needs: names of features; other names are ignored.
-    """
+    """Computes what is needed of each provider (`ema`, `teacher.NAME`), each view once."""
     features: dict[str, Tensor] = {}
     for provider, towers in providers.items():
         prefix = f"{provider}."
@@ -42,13 +36,7 @@ def teacher_features(
 def stored_features(
     batch: Mapping[str, Tensor], needs: Iterable[str], features: Collection[str]
 ) -> dict[str, Tensor]:
-    """Returns the needed features that come with the batch (a sidecar's), in float32 at least.
-
-    Args:
-        batch: as for the model.
-        needs: names of features.
-        features: names of those already computed.
-    """
+    """Returns needed features that come with the batch (a sidecar's), in float32 at least."""
     stored = {name: batch[name] for name in needs if name in batch and name not in features}
     return {
         name: value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value
@@ -65,19 +53,11 @@ def score_patches(
 ) -> tuple[Reduction, dict[str, Tensor]]:
     """Computes the scores by which the step's image reducer keeps patches, if it has any.
 
-    Args:
-        reduction: of the step.
-        tower: image tower of the student.
-        providers: `ema` and `teacher.NAME`.
-        batch: as for the model, with each view's `.augmentation`.
-        needs: names of features that terms read.
+    The batch also holds `.augmentation` of each view.
 
     Returns:
         The reduction with scores of the image views that the student encodes, and the features
         computed for them, so that no frozen model encodes a view twice.
-
-    Raises:
-        ValueError: the run does not have what the reducer needs.
     """
     reducer = reduction.image
     if reducer is None:
@@ -99,17 +79,7 @@ def image_views(needs: Iterable[str]) -> list[str]:
 def check_scores(
     phases: Phases, needs: Iterable[str], views: Mapping[str, ImageView], tower: ImageTower
 ) -> None:
-    """Checks that the image reducers of all phases can score what the student encodes.
-
-    Args:
-        phases: of the run.
-        needs: of the objective.
-        views: the images that batches hold.
-        tower: image tower of the student.
-
-    Raises:
-        ValueError: one cannot.
-    """
+    """Checks that the image reducers of all phases can score what the student encodes."""
     for name, phase in phases.named.items():
         if (reducer := phase.image_reducer) is None:
             continue
@@ -134,15 +104,8 @@ def check_needs(
 ) -> None:
     """Checks that all features that a part of the run reads are provided.
 
-    Args:
-        needs: names of the features.
-        providers: `ema` and `teacher.NAME`, as far as configured.
-        views: `image`, `text` and further ones that batches hold.
-        stored_features: entries that come from sidecars.
-        reader: what reads them, for the message.
-
-    Raises:
-        ValueError: one is not.
+    Providers are `ema` and `teacher.NAME` as configured, views are `image`, `text` and further ones
+    of batches, stored features come from sidecars; `reader` is for the message.
     """
     for name in sorted(set(needs) - set(stored_features)):
         words = name.split(".")

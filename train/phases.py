@@ -144,9 +144,6 @@ def prepare_reducers(phases: Phases, model: TwoTower) -> None:
     """Adds what all phases' reducers need to the image tower, and tries each on one image.
 
     Parameters of a later phase exist from the start: no phase adds any.
-
-    Raises:
-        ValueError: the reducer and the image tower do not fit each other.
     """
     side = model.image_size
     for name, phase in phases.named.items():

@@ -9,12 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 def log_line(text: str, file: TextIO | None = None) -> None:
-    """Prints `HH:MM:SS  text` at once; call it on one rank only.
-
-    Args:
-        text: one line.
-        file: `sys.stderr` for what goes wrong; None: `sys.stdout`.
-    """
+    """Prints `HH:MM:SS  text` at once, on the screen or into `file`; call it on one rank only."""
     clock = f"{datetime.datetime.now():%H:%M:%S}"
     print(f"{clock}  {text}", file=file or sys.stdout, flush=True)
 

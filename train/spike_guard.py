@@ -190,11 +190,7 @@ class SpikeGuard:
         return spike, rewind
 
     def check(self) -> None:
-        """Checks the counters; waits for the device, so it is called at log steps.
-
-        Raises:
-            ValueError: too many non-finite steps in a row, and the run does not rewind.
-        """
+        """Checks the counters; waits for the device, so it is called at log steps."""
         in_row = int(self.state["nonfinite_in_row"])
         if in_row > self.max_nonfinite and not self.rewinds:
             raise ValueError(

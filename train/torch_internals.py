@@ -22,11 +22,7 @@ def is_in_backward() -> bool:
 
 
 def set_compile_options(max_graphs: int) -> None:
-    """Sets for the whole process how graphs are made and looked up.
-
-    Args:
-        max_graphs: of one function; one more is an error.
-    """
+    """Sets for the whole process how graphs are made and looked up, and how many a function."""
     settings: Any = torch._dynamo.config
     settings.recompile_limit = max_graphs
     settings.optimize_ddp = False  # graphs of a layer need not be cut up to send gradients early

@@ -54,11 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def checked(chosen: argparse.Namespace) -> list[Path]:
-    """The store's files.
-
-    Raises:
-        ValueError: an option, the store, or the folder to write cannot be used.
-    """
+    """Returns the store's files; refuses options and folders that cannot be used."""
     for name in ("clusters", "iterations", "samples_per_cluster"):
         if getattr(chosen, name) < 1:
             raise ValueError(f"--{name} {getattr(chosen, name)}: give 1 or more")
@@ -86,11 +82,7 @@ def checked(chosen: argparse.Namespace) -> list[Path]:
 
 
 def found_centres(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
-    """The clusters' centres [clusters, d], unit rows: those in the folder, or made and put there.
-
-    Raises:
-        ValueError: the folder has those of other options, or another process makes them.
-    """
+    """The centres [clusters, d], unit rows: those in the folder, or made and put there."""
     names = ("column", "clusters", "iterations", "samples_per_cluster", "seed")
     wanted: dict[str, Any] = {name: getattr(chosen, name) for name in names}
     wanted |= {"store": str(chosen.store.resolve()), "rows": sum(counts)}
@@ -155,11 +147,7 @@ def nearest(rows: Tensor, centres: Tensor) -> Tensor:
 
 
 def rows_in(path: Path, column: str) -> list[int]:
-    """Shape of a file's embeddings, [n, d] or [n, variants, d].
-
-    Raises:
-        ValueError: it is damaged, or has no such column of vectors.
-    """
+    """Shape of a file's embeddings, [n, d] or [n, variants, d]."""
     try:
         with safe_open(str(path), framework="pt") as file:
             names = set(file.keys()) - {KEY}
@@ -175,11 +163,7 @@ def rows_in(path: Path, column: str) -> list[int]:
 
 
 def read(path: Path, column: str) -> tuple[Tensor, Tensor]:
-    """Keys [n] and unit embeddings [n, d] of a file; of several variants, their mean.
-
-    Raises:
-        ValueError: one is not finite.
-    """
+    """Keys [n] and unit embeddings [n, d] of a file; of several variants, their mean."""
     with safe_open(str(path), framework="pt") as file:
         keys, rows = file.get_tensor(KEY), file.get_tensor(column).float()
     if not rows.isfinite().all():

@@ -107,11 +107,7 @@ def run_emoji(arguments: argparse.Namespace) -> int:
 
 
 def run_index(arguments: argparse.Namespace) -> int:
-    """Writes a manifest, or one to train on and one to validate on; prints what is in them.
-
-    Raises:
-        ValueError: the shards cannot be used, or not be split as asked for.
-    """
+    """Writes a manifest, or one to train on and one to validate on; prints what is in them."""
     if (out := Path(arguments.out)).suffix in (".csv", ".json", ".jsonl", ".txt", ".yaml"):
         raise ValueError(f"--out {out}: a manifest is parquet; write {out.with_suffix('.parquet')}")
     from ...data.shards.index import index_shards
@@ -144,9 +140,6 @@ def split(out: Path, num_pairs: int, transport: "Transport") -> "dict[Path, Mani
     """Divides the manifest `out` into itself and `val.parquet` beside it; returns both.
 
     Shards of other machines that are held out are fetched into the folder `val`.
-
-    Raises:
-        ValueError: `out` has the name of the other one, or `hold_out` refuses.
     """
     from ...data.shards.holdout import fetch, hold_out
     from ...data.shards.manifest import Manifest

@@ -90,10 +90,6 @@ class EmbeddingStore:
         Args:
             wanted: what is stored; see `about`.
             chosen: names of what is not at its default in the run file.
-
-        Raises:
-            ValueError: the folder holds another store, the disk is too small, or two shards would
-                have one file.
         """
         check_file_names(self.manifest)
         path = self.out / ABOUT
@@ -151,11 +147,7 @@ class EmbeddingStore:
                     print(f"{self.path(shard)}: {len(rows[KEY])} rows", flush=True)
 
     def rows(self, shard: int) -> dict[str, Tensor]:
-        """Embeds a shard: `key` [n] and columns [n, variants, ...], of usable samples.
-
-        Raises:
-            ValueError: the teacher gives numbers that are not finite.
-        """
+        """Embeds a shard: `key` [n] and columns [n, variants, ...], of usable samples."""
         variants = [self.embedded(shard, variant) for variant in range(self.variants)]
         keys, first = variants[0][KEY].unique(return_inverse=True)
         rows = torch.full((len(keys),), len(first)).scatter_reduce(

@@ -27,11 +27,7 @@ def main(argv: list[str]) -> int:
 
 
 def export(checkpoint: Path, file: Path, weights: str = "trained") -> int:
-    """Writes the weights of a checkpoint; returns the number of tensors.
-
-    Raises:
-        ValueError: it cannot be read, or holds no such weights.
-    """
+    """Writes the weights of a checkpoint; returns the number of tensors."""
     found = read_weights(checkpoint)
     if weights != "trained":
         state = checkpoints.load(checkpoint)["state_dict"]

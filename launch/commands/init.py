@@ -52,11 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def files_of(runs: Iterable[str]) -> list[Path]:
-    """Returns packaged runs and the packaged files that they name.
-
-    Raises:
-        ValueError: no such run.
-    """
+    """Returns packaged runs and the packaged files that they name."""
     found: dict[Path, None] = {}
     for run in runs:
         path = find_packaged(run)

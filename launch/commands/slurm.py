@@ -63,11 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def checked(options: argparse.Namespace, overrides: list[str]) -> Any:
-    """Parses the run, so that a mistake is raised now and not when the job has waited for hours.
-
-    Raises:
-        ValueError: the run file, an override or an option of the job cannot work.
-    """
+    """Parses the run, so that a mistake is raised now and not when the job has waited for hours."""
     for name, lowest in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("grace", 1)):
         value = getattr(options, name)
         if value is not None and value < lowest:
@@ -92,11 +88,7 @@ def _run_parser() -> Any:
 
 
 def tasks(options: argparse.Namespace) -> int:
-    """Ranks per node.
-
-    Raises:
-        ValueError: there would be none.
-    """
+    """Returns the number of ranks per node."""
     count = options.gpus if options.tasks is None else options.tasks
     if count < 1:
         raise ValueError("a node without GPUs needs --tasks, the number of its ranks")
@@ -144,12 +136,7 @@ def render(
 ) -> str:
     """Returns the script; lines whose value is not given are left out.
 
-    Args:
-        options: of the job.
-        name: of the run.
-        run_dir: where results go.
-        overrides: of the run's file.
-        named: folders that a container has to see besides those of the job.
+    A container has to see the folders `named` besides those of the job.
     """
     workdir = Path.cwd()
     config = Path(options.config)
@@ -201,11 +188,7 @@ def groups(command: list[str]) -> list[str]:
 
 
 def submit(path: Path) -> int:
-    """Gives the script to SLURM.
-
-    Raises:
-        ValueError: there is no SLURM here, or it does not take it.
-    """
+    """Gives the script to SLURM, if there is one here."""
     if shutil.which("sbatch") is None:
         raise ValueError(f"there is no sbatch on this machine; submit {path} on the cluster")
     done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)

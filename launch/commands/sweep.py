@@ -85,9 +85,6 @@ def read_sweep(
     """Reads a sweep file: `name`, and `runs: {NAME: {config, seeds, set}}`.
 
     Seeds vary slowest, so that every run has its first result before any has its second.
-
-    Raises:
-        ValueError: a key is missing, unknown or of the wrong kind.
     """
     try:
         content = yaml.safe_load(file.read_bytes()) or {}

@@ -101,11 +101,7 @@ def _is_missing(tree: Any, name: str) -> bool:
 
 
 def check_words(written: Written) -> None:
-    """Refuses what cannot be right, without knowing the classes: before they are imported.
-
-    Raises:
-        ValueError: a slot has another name, or a word is another trainer's.
-    """
+    """Refuses what cannot be right, without knowing the classes: before they are imported."""
     tree = written.whole()
     try:
         for name in tree:
@@ -153,11 +149,7 @@ def _check_group(
 
 
 def check(kind: Any, value: Any, key: str) -> None:
-    """Raises what is wrong with a value of a key.
-
-    Raises:
-        Fault: it, or something in it, is not accepted.
-    """
+    """Raises what is wrong with a value of a key, or with something in it."""
     kinds = signatures.members(kind)
     if isinstance(value, Mapping):
         for inside in filter(None, map(signatures.values_of, kinds)):
@@ -195,11 +187,7 @@ def refused(kind: Any, kinds: tuple[Any, ...], value: Any, key: str) -> str:
 
 
 def check_class(bases: list[Any], value: Mapping[str, Any], key: str) -> None:
-    """Raises what is wrong with a class and its arguments, written as a mapping.
-
-    Raises:
-        Fault: there is no such class, or it does not take these arguments.
-    """
+    """Raises what is wrong with a class and its arguments, written as a mapping."""
     plain = [base for base in bases if not inspect.isabstract(base)]
     if plain and "class_path" not in value:
         inside = value.get("init_args")
@@ -226,11 +214,7 @@ def check_class(bases: list[Any], value: Mapping[str, Any], key: str) -> None:
 
 
 def check_arguments(kind: Any, values: Mapping[str, Any], key: str) -> None:
-    """Raises what is wrong with the arguments of a class.
-
-    Raises:
-        Fault: one is unknown, missing, or of another type.
-    """
+    """Raises what is wrong with the arguments of a class."""
     known = signatures.parameters(kind)
     for name, value in values.items():
         if name not in known:
@@ -245,11 +229,7 @@ def check_arguments(kind: Any, values: Mapping[str, Any], key: str) -> None:
 
 
 def resolve(bases: list[Any], name: str, key: str) -> Any:
-    """Returns the class of that name.
-
-    Raises:
-        Fault: there is none, or it may not stand here.
-    """
+    """Returns the class of that name; refuses one that may not stand here."""
     known = {n: kind for base in bases for n, kind in signatures.classes(base).items()}
     if "." not in name:
         found = known.get(name)

@@ -34,11 +34,7 @@ def find(name_or_path: str | Path, kind: str = "run") -> Path:
 
 
 def find_packaged(name: str, kind: str = "run") -> Path:
-    """Finds a configuration of the package by name alone.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """Finds a configuration of the package by name alone."""
     files = packaged_files(kind)
     if path := files.get(name.removesuffix(".yaml")):
         return path

@@ -177,20 +177,12 @@ def add_model(parser: ArgumentParser) -> None:
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """Reads the files that arguments name and parses all of it; a mistake becomes one sentence.
-
-    Raises:
-        ValueError: what the user wrote cannot be used.
-    """
+    """Reads the files that arguments name and parses all of it; a mistake becomes one sentence."""
     return parse_written(parser, read(argv))
 
 
 def parse_written(parser: ArgumentParser, written: Written) -> Namespace:
-    """Parses what was read already.
-
-    Raises:
-        ValueError: a key or a value is not accepted.
-    """
+    """Parses what was read already; a mistake becomes one sentence."""
     words = written.words()
     if written.whole().get("optim") is None:
         words.append(f"--optim={ADAMW}")

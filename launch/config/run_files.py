@@ -132,11 +132,7 @@ def read(argv: list[str]) -> Written:
 
 
 def split(argv: list[str]) -> Iterator[Option]:
-    """Cuts arguments into options; a first word without dashes is a run file.
-
-    Raises:
-        ValueError: a word belongs to no option.
-    """
+    """Cuts arguments into options; a first word without dashes is a run file."""
     words = list(argv)
     if words and not words[0].startswith("-"):
         words = [f"--config={words[0]}", *words[1:]]

@@ -52,11 +52,7 @@ def render_file(catalogue: Path, results: Path) -> Path:
 
 
 def render(catalogue: Path, results: Path) -> str:
-    """Returns the page.
-
-    Raises:
-        ValueError: the catalogue is missing or malformed.
-    """
+    """Returns the page."""
     columns, methods = read_catalogue(catalogue)
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in read_results(results):
@@ -141,12 +137,7 @@ def spread(metrics: list[str], records: list[dict[str, Any]]) -> str:
 
 
 class Table:
-    """The table of runs.
-
-    Args:
-        columns: titles and metrics.
-        groups: results by `SWEEP/RUN`.
-    """
+    """The table of runs: titles with their metrics, over results by `SWEEP/RUN`."""
 
     def __init__(self, columns: list[dict[str, Any]], groups: dict[str, list[dict[str, Any]]]):
         self.columns, self.groups = columns, groups

@@ -74,11 +74,7 @@ def result(
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Reads every result below `folder`, ordered by sweep, run and seed.
-
-    Raises:
-        ValueError: a file is not a result.
-    """
+    """Reads every result below `folder`, ordered by sweep, run and seed."""
     records = []
     for path in folder.glob("*/*.json"):
         record = read_result(path)

@@ -27,11 +27,7 @@ NAMES |= {stand_in: f"var(--series-{index + 1})" for index, stand_in in enumerat
 
 
 def draw(panel: Panel, prefix: str) -> str:
-    """Returns the panel as an `<svg>` element whose identifiers all start with `prefix`.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
+    """Returns the panel as an `<svg>` element whose identifiers all start with `prefix`."""
     try:
         import matplotlib
         from matplotlib.figure import Figure

@@ -20,13 +20,7 @@ NUM_POINTS_A_PANEL = 8_000
 
 
 def embed(runs: list[Run], figures: dict[str, Panel], table: Sequence[Column]) -> str:
-    """Returns JSON that may stand inside of a `<script>` element.
-
-    Args:
-        runs: of the page.
-        figures: panels by the name that the page gives them.
-        table: columns of the table of runs.
-    """
+    """Returns JSON that may stand inside of a `<script>`; figures by the names on the page."""
     steps: dict[tuple[float, ...], int] = {}
     drawn = {
         name: {

@@ -14,14 +14,7 @@ from ..config.messages import shortened
 
 
 def build_parts(parser: ArgumentParser, config: Namespace) -> Any:
-    """Instantiates all slots; weights depend on the seed alone.
-
-    Returns:
-        The slots; `data` is connected to the model and the phases.
-
-    Raises:
-        ValueError: a slot refuses its values.
-    """
+    """Instantiates all slots and connects the data; weights depend on the seed alone."""
     torch.manual_seed(config.seed)
     config = config.clone()
     config.trainer.logger = None  # made with the trainer, which knows the step it begins at
@@ -35,13 +28,7 @@ def build_parts(parser: ArgumentParser, config: Namespace) -> Any:
 def build_module(
     parts: Any, teachers: Mapping[str, FrozenTowers] | None = None, run: RunInfo | None = None
 ) -> ContrastiveModule:
-    """Makes the module that trains; its moving average starts as the model is now.
-
-    Args:
-        parts: the slots of a run.
-        teachers: by name; see `load_teachers`.
-        run: what its checkpoints keep of the run.
-    """
+    """Makes the module that trains; its moving average starts as the model is now."""
     return ContrastiveModule(
         parts.model,
         parts.objective,
@@ -57,11 +44,7 @@ def build_module(
 
 
 def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
-    """Builds the objects of a configuration.
-
-    Raises:
-        ValueError: a class refuses its values; the message is its own.
-    """
+    """Builds the objects of a configuration; a class that refuses its values is quoted."""
     try:
         return parser.instantiate(config)
     except ValueError as error:

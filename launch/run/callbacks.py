@@ -36,11 +36,7 @@ INSTEAD: dict[type[Callback], str] = {
 def checked_callbacks(
     chosen: list[Callback], evaluation: EvaluationConfig, run_dir: Path
 ) -> list[Callback]:
-    """Returns the user's callbacks; a ModelCheckpoint without a folder gets one in the run's.
-
-    Raises:
-        ValueError: one cannot work in a run, or would never act.
-    """
+    """Refuses callbacks that cannot work in a run; gives a ModelCheckpoint its folder there."""
     for callback in chosen:
         reason = next((why for kind, why in INSTEAD.items() if isinstance(callback, kind)), None)
         if reason is not None:

@@ -67,9 +67,6 @@ def share_cores(num_processes: int) -> None:
 
     torch takes every core that it sees, in each process, also those that a container may not use.
     (torchrun itself sets OMP_NUM_THREADS=1 where it is not set; loader workers have one thread.)
-
-    Args:
-        num_processes: of this run on this machine.
     """
     global _shared
     threads = num_threads(num_processes)
@@ -114,9 +111,6 @@ def adopt_slurm_tasks() -> None:
 
     So there is one way in which ranks are known, and Lightning's own handling of SLURM, which saves
     and requeues by other rules, is left out. A single task may still start processes itself.
-
-    Raises:
-        ValueError: nodes have different numbers of tasks.
     """
     env = os.environ
     world = int(env.get("SLURM_STEP_NUM_TASKS", "1"))

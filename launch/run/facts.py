@@ -17,14 +17,7 @@ from .provenance import machine
 
 
 def facts(model: TwoTower, data: Pairs, trainer: Trainer, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a start adds to the configuration.
-
-    Args:
-        model: the student.
-        data: what it learns from.
-        trainer: made, not yet started.
-        chosen: the configuration without its defaults.
-    """
+    """Returns what a start adds to the configuration."""
     return {
         "machine": machine(),
         "device": trainer.strategy.root_device.type,

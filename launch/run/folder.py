@@ -43,11 +43,7 @@ def run_dir_of(config: Any) -> Path:
 
 
 def prepare_folder(run_dir: Path) -> None:
-    """Makes the run folder; a folder that holds a run is refused.
-
-    Raises:
-        ValueError: the folder already holds a run.
-    """
+    """Makes the run folder; a folder that holds a run is refused."""
     if is_first_process():
         if checkpoints.newest(run_dir):
             raise ValueError(
@@ -58,14 +54,7 @@ def prepare_folder(run_dir: Path) -> None:
 
 
 def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, Any]) -> None:
-    """Writes the configuration, and appends this start: what runs where, from which step on.
-
-    Args:
-        run_dir: the run folder.
-        resolved: its configuration.
-        step: the last one that is done.
-        facts: of machine, model and data; see `facts`.
-    """
+    """Writes the configuration, and appends this start, after `step`: what runs where."""
     save(resolved, run_dir / "config.yaml")
     code = commit()
     if code["dirty"] and (text := changes()):
@@ -115,13 +104,7 @@ def write_summary(
 ) -> None:
     """Writes `summary.json`: last values, means over the run, and what produced them.
 
-    Args:
-        run_dir: the run folder.
-        resolved: its configuration.
-        phases: of the run.
-        step: the last one.
-        spent: seconds by name.
-        stopped_by: the callback that ended the run before its time.
+    `spent` are seconds by name; `stopped_by` is the callback that ended the run before its time.
     """
     rows = read_rows(run_dir / "metrics.jsonl")
     start = read_rows(run_dir / "starts.jsonl")[-1]

@@ -85,11 +85,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> LoadedRun:
 
 
 def build_slots(config: Mapping[str, Any], source: str) -> Any:
-    """Builds the model, the objective and what reads texts and images; nothing else.
-
-    Raises:
-        ValueError: a class or an argument of these is not there (`source` is named).
-    """
+    """Builds the model, the objective and what reads texts and images; `source` is for errors."""
     parser = ArgumentParser(exit_on_error=False)
     run_config.add_model(parser)
     others = inspect.signature(PairsDataModule).parameters.keys() - READS
@@ -104,11 +100,7 @@ def build_slots(config: Mapping[str, Any], source: str) -> Any:
 
 
 def checkpoint_of(run_dir: Path, step: int | None = None) -> Path:
-    """Returns the checkpoint of a step; without one, the newest whole one, and logs damaged ones.
-
-    Raises:
-        ValueError: there is none, or it is no run folder.
-    """
+    """Returns the checkpoint of a step; else the newest whole one, and logs damaged ones."""
     if not (run_dir / CONFIG).exists():
         raise ValueError(f"{run_dir} is no run folder: it has no {CONFIG}")
     if step is None:
@@ -123,25 +115,13 @@ def checkpoint_of(run_dir: Path, step: int | None = None) -> Path:
 
 
 def weights_file(source: str) -> Path:
-    """Returns the file of weights that is meant by a run folder, or by its own name.
-
-    Raises:
-        ValueError: the folder holds no whole checkpoint.
-    """
+    """Returns the file of weights that is meant by a run folder, or by its own name."""
     path = Path(source)
     return checkpoint_of(path) if path.is_dir() else path
 
 
 def load_initial_weights(model: TwoTower, config: Any) -> None:
-    """Gives a model that is not resumed the weights that its configuration names, and logs them.
-
-    Args:
-        model: of the new run.
-        config: of the new run, parsed.
-
-    Raises:
-        ValueError: there are none, or they do not fit, or two sources are named.
-    """
+    """Gives a model that is not resumed the weights that its configuration names, and logs them."""
     if config.init_from and config.inherit_from:
         raise ValueError("give init_from (equal shapes) or inherit_from (slices), not both")
     if config.init_from:

@@ -48,9 +48,6 @@ class Loggers:
         run_dir: its folder.
         resumes: whether the run is resumed; then a logger that cannot be made is left out, with a
             line in the log.
-
-    Raises:
-        ValueError: a logger cannot be made here.
     """
 
     def __init__(self, chosen: Any, name: str, run_dir: Path, resumes: bool):
@@ -194,11 +191,7 @@ def restore(logger: CSVLogger, step: int) -> None:
 
 
 def kind_of(spec: Mapping[str, Any]) -> str:
-    """The known class that a logger is, or derives from; else its own name.
-
-    Raises:
-        ValueError: there is no such class.
-    """
+    """The known class that a logger is, or derives from; else its own name."""
     path = str(spec.get("class_path", ""))
     path = path if "." in path else f"{PLACE}.{path}"
     try:

@@ -59,12 +59,7 @@ def settle_precision(trainer: Any, resumed: Path | None) -> None:
 
 
 def choose(accelerator: Any, resumed: Path | None) -> str:
-    """Returns the precision for `auto`, and prints it: what the resumed run has, or what is fast.
-
-    Args:
-        accelerator: Lightning's name of it.
-        resumed: folder of the run that is continued; None: a new run.
-    """
+    """Returns and prints the precision for `auto`: that of the resumed run, or what is fast."""
     if resumed is None:
         bf16 = fast_bf16(accelerator)
         log(f"precision: {MIXED if bf16.is_fast else FULL} (auto: {bf16.reason})")

@@ -16,12 +16,7 @@ from .run_log import Copied
 
 
 def progress(chosen: Sequence[pl.Callback], metrics: Metrics) -> list[pl.Callback]:
-    """Returns the bar, if there is one to be.
-
-    Args:
-        chosen: the user's callbacks.
-        metrics: whose latest values stand beside the bar.
-    """
+    """Returns the bar, with the latest of `metrics` beside it, unless there is to be none."""
     if any(isinstance(callback, ProgressBar) for callback in chosen) or not sys.stdout.isatty():
         return []
     try:

@@ -23,11 +23,7 @@ _served: list[Any] = []  # a store ends with the object that serves it
 
 
 def use_own_store() -> None:
-    """Replaces the agents' store; every rank calls it once, the first one serves.
-
-    Raises:
-        ValueError: the first rank has not published a port.
-    """
+    """Replaces the agents' store; every rank calls it once, the first one serves."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     host = os.environ["MASTER_ADDR"]
@@ -51,9 +47,6 @@ def agreed(name: str, decide: Callable[[], str]) -> str:
     Args:
         name: of the decision, in capitals.
         decide: is called in the first process only.
-
-    Raises:
-        ValueError: the first process cannot be reached.
     """
     env, key = os.environ, f"COUNTERPOINT_{name}"
     if "TORCHELASTIC_RUN_ID" not in env:

@@ -24,12 +24,6 @@ def find_checkpoint(
 
     Damaged ones that are newer are renamed, so that they are not taken for whole ones later.
 
-    Args:
-        run_dir: the run folder.
-        resolved: the configuration to continue with.
-        chosen: the same without its defaults.
-        module: built from it.
-
     Raises:
         ValueError: no whole checkpoint, one past the end, or a change that may not be made.
     """
@@ -98,11 +92,7 @@ def check_resume(
 
 
 def check_groups(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Compares the parameter groups, by whose order an optimizer's states are found again.
-
-    Args:
-        saved: the optimizer's state in the checkpoint.
-        optimizer: the one to continue with.
+    """Compares parameter groups with a checkpoint's: states are found again by their order.
 
     Raises:
         ValueError: changed rates or decays have split groups, or joined them.

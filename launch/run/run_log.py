@@ -38,12 +38,7 @@ def rank() -> int:
 
 
 def keep_screen(run_dir: Path, step: int) -> None:
-    """From here on the screen, and what was on it so far, is kept in the run folder.
-
-    Args:
-        run_dir: the folder; it need not exist yet on ranks that do not make it.
-        step: the run starts after it.
-    """
+    """Keeps the screen, and what was on it so far, in the run folder, which may come later."""
     if isinstance(sys.stdout, Copied):
         sys.stdout.log.open(run_dir, step)
 

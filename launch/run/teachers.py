@@ -31,14 +31,7 @@ PROBE_TOKENS = 64
 
 
 def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
-    """Loads the teachers, after checking that each need of a term or reducer is met.
-
-    Args:
-        parts: the slots of a run.
-
-    Raises:
-        ValueError: one needs what the run does not have, or a teacher cannot be used.
-    """
+    """Loads the teachers, after checking that each need of a term or reducer is met."""
     teachers, data = parts.teachers or {}, parts.data
     for name in teachers:
         if "." in name or name in ("image", "text"):
@@ -70,11 +63,7 @@ def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
 
 
 def load_teacher(parts: Any, name: str) -> tuple[FrozenTowers, list[str]]:
-    """Loads one teacher; returns it and the embeddings read of it (`image`, `text.theirs.raw`).
-
-    Raises:
-        ValueError: no term or reducer needs it, or it cannot be used.
-    """
+    """Loads one teacher; returns it and the embeddings read of it (`image`, `text.theirs.raw`)."""
     teacher, data, prefix = parts.teachers[name], parts.data, f"teacher.{name}."
     needs = parts.objective.needs | parts.phases.needs
     wanted = {n.removeprefix(prefix) for n in needs if n.startswith(prefix)}
@@ -113,9 +102,6 @@ def load_model(parts: Any, tokenizers: Sequence[Tokenizer], source: str | None) 
     """Returns a model with the weights of `source`, which reads ids of these tokenizers.
 
     See `Teacher.build`.
-
-    Raises:
-        ValueError: there are none, or they belong to another model or another tokenizer.
     """
     if source is None:
         source = parts.init_from

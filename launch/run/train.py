@@ -103,14 +103,7 @@ class Run:
         return 0
 
     def restore(self) -> Start | None:
-        """Builds everything, and finds the checkpoint to resume from, if the run is resumed.
-
-        Returns:
-            None: the run is finished, as it may be.
-
-        Raises:
-            ValueError: the run cannot start, or not continue like this.
-        """
+        """Builds everything, and finds the checkpoint of a resumed run; None: it is finished."""
         config, run_dir = self.config, self.run_dir
         if self.resume == AUTO:
             self.resume = run_dir if checkpoints.newest(run_dir) else None

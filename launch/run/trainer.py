@@ -31,12 +31,7 @@ OURS = ("compile", "peak_tflops")
 
 
 def trainer_arguments(chosen: Any) -> dict[str, Any]:
-    """The trainer's arguments as chosen, with torchrun's world and our strategies' names.
-
-    Raises:
-        ValueError: accumulation is asked for, an end without a checkpoint, or a row of metrics
-            every 0 steps.
-    """
+    """Returns the arguments as chosen, with torchrun's world and our strategies' names."""
     arguments = {k: v for k, v in vars(chosen).items() if v is not None and k not in OURS}
     if arguments.get("accumulate_grad_batches", 1) > 1:
         raise ValueError(

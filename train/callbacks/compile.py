@@ -28,21 +28,13 @@ MAX_GRAPHS = 64
 
 
 class Compile(pl.Callback):
-    """Compiles the towers before any strategy wraps them.
-
-    Args:
-        backend: of torch.compile, such as `inductor`.
-    """
+    """Compiles the towers by a backend of torch.compile, before any strategy wraps them."""
 
     def __init__(self, backend: str | Callable[..., Any]):
         self.backend = backend
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Replaces the layers' forward functions and prints how many of each kind.
-
-        Raises:
-            ValueError: the towers have no layers.
-        """
+        """Replaces the layers' forward functions and prints how many of each kind."""
         assert isinstance(pl_module, ContrastiveModule)
         layers = pl_module.model.layers()
         if not layers:

@@ -31,11 +31,7 @@ class ActOnMetrics(pl.Callback):
         self._monitored: list[EarlyStopping | ModelCheckpoint] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Collects the callbacks that monitor a value.
-
-        Raises:
-            ValueError: the value comes with an evaluation, and there is none before the end.
-        """
+        """Collects the callbacks that monitor a value, which must be known before the end."""
         kinds = (EarlyStopping, ModelCheckpoint)
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         self._monitored = [c for c in callbacks if isinstance(c, kinds) and c.monitor]
@@ -53,11 +49,7 @@ class ActOnMetrics(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
-        """Calls EarlyStopping on new values.
-
-        Raises:
-            ValueError: nothing logs what a callback monitors.
-        """
+        """Calls EarlyStopping on new values; refuses a monitor that nothing logs."""
         step = trainer.global_step
         if step not in self.rows.steps.values():
             return

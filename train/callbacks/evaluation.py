@@ -45,23 +45,14 @@ class EvaluationConfig:
 
 
 class Evaluate(pl.Callback):
-    """Runs a suite and logs the results; decoded images are kept in memory.
-
-    Args:
-        config: when to evaluate.
-        suite: the one that `config` names; None: no evaluation.
-    """
+    """Runs a suite, if there is one, and logs the results; decoded images are kept in memory."""
 
     def __init__(self, config: EvaluationConfig, suite: Suite | None):
         self.config = config
         self.suite = suite
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checks the data before hours of training depend on it.
-
-        Raises:
-            ValueError: the suite's data cannot be used.
-        """
+        """Checks the data before hours of training depend on it."""
         if self.suite is not None:
             found = prepare(self.suite)
             for images in found if trainer.is_global_zero else ():

@@ -130,16 +130,12 @@ def on_meta(model: TwoTower) -> TwoTower:
 
 
 def measured_peak(device: torch.device, precision: str, seconds: float = 0.2) -> float:
-    """Returns the FLOP/s of a large matrix product: of the fastest one that fits into `seconds`.
+    """Returns the FLOP/s of the fastest large matrix product that fits into `seconds`.
 
     Sizes double as long as the next one surely fits, so that a device that is slow at a precision
     costs no more than a fast one. The first product of all, which loads libraries, is not counted.
     A CPU is measured on one thread: beside other work several threads wait for one another.
-
-    Args:
-        device: this rank's.
-        precision: as Lightning names it, such as `bf16-mixed`.
-        seconds: time limit.
+    `precision` is Lightning's name of it, such as `bf16-mixed`.
     """
     dtype = next((d for name, d in DTYPES.items() if precision.startswith(name)), torch.float32)
     size, best = SMALLEST, 0.0

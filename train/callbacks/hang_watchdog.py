@@ -82,9 +82,6 @@ class HangWatchdog(pl.Callback):
 
     Args:
         timeout: seconds without a change of a rank's main thread; None: no limit.
-
-    Raises:
-        ValueError: the timeout is not positive.
     """
 
     def __init__(self, timeout: float | None):
@@ -104,11 +101,7 @@ class HangWatchdog(pl.Callback):
         self._heard: list[tuple[Standing, float]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gathers the ranks' names and starts the threads (collective).
-
-        Raises:
-            ValueError: the ranks start at different steps.
-        """
+        """Gathers the ranks' names, compares their steps and starts the threads (collective)."""
         control = ControlGroup()
         names = control.gather((socket.gethostname(), trainer.global_step))
         self.names = [f"rank {rank} ({host})" for rank, (host, _) in enumerate(names)]

@@ -35,11 +35,7 @@ class CountErrors(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
-        """Runs after the stop is agreed and before rows and checkpoints are written.
-
-        Raises:
-            ValueError: more samples were unusable than the budget allows.
-        """
+        """Runs after the stop is agreed and before rows and checkpoints are written."""
         step = trainer.global_step
         if (
             step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]

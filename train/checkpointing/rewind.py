@@ -33,11 +33,7 @@ class RewindingCheckpoints(Checkpoints):
     rewound_to: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checks that enough files are kept.
-
-        Raises:
-            ValueError: none would be left from before a row of spikes.
-        """
+        """Checks that enough files are kept for one to be left from before a row of spikes."""
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, ContrastiveModule) and pl_module.guard.spikes
         guard, spikes = pl_module.guard, pl_module.guard.spikes
@@ -69,11 +65,7 @@ class RewindingCheckpoints(Checkpoints):
         return step == 1 or super().is_regular(step)
 
     def _go_back(self, trainer: pl.Trainer, guard: SpikeGuard, begin: int, end: int) -> None:
-        """Prepares the checkpoint to be resumed from (collective) and stops the fit.
-
-        Raises:
-            ValueError: it has gone back often enough, or cannot; on every rank alike.
-        """
+        """Prepares the checkpoint to be resumed from (collective) and stops the fit."""
         assert guard.spikes is not None
         steps: Steps = trainer.datamodule.steps  # type: ignore[attr-defined]
         row = f"steps {begin + 1} to {end} were left out in a row (guard.spikes)"

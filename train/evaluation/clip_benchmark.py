@@ -36,11 +36,7 @@ class ClipBenchmark(Task):
         self.zero_shot = ZeroShot(data, label="cls", classes=CLASSES, templates=TEMPLATES)
 
     def prepare(self) -> np.ndarray:
-        """Reads the data set's type and prepares its task; see `Task`.
-
-        Raises:
-            ValueError: the type is another, or the data does not fit the task.
-        """
+        """Reads the data set's type and prepares its task; see `Task`."""
         file = self.data.root / TYPE
         kind = file.read_text().strip() if file.is_file() else "classification"
         if kind not in ("retrieval", "classification"):

@@ -86,14 +86,7 @@ def evaluate(
 
 
 def prepare(suite: Suite) -> dict[ImageSet, np.ndarray]:
-    """Indexes the data and checks the tasks; all ranks succeed, or all fail.
-
-    Returns:
-        The items of each image set that tasks use.
-
-    Raises:
-        ValueError: a task or its data is refused on some rank; raised on every rank.
-    """
+    """Checks the tasks, on all ranks alike, and returns the items of each set that they use."""
     wanted: dict[ImageSet, np.ndarray] = {}
     digest, message = hashlib.sha256(), None
     try:

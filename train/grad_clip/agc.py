@@ -21,9 +21,6 @@ class AGC(Clipper):
         ratio: the paper's lambda.
         eps: the least norm a row is taken to have.
         skip: patterns of parameter names.
-
-    Raises:
-        ValueError: the ratio is not positive.
     """
 
     def __init__(

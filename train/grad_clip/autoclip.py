@@ -16,9 +16,6 @@ class AutoClip(Threshold):
     Args:
         percentile: between 0 and 100.
         window: how many norms are remembered; the paper remembers all.
-
-    Raises:
-        ValueError: a value out of range.
     """
 
     def __init__(self, percentile: float = 10.0, window: int = 10_000):

@@ -14,9 +14,6 @@ class Norm(Threshold):
 
     Args:
         max_norm: CLIP-like runs use 1 (MobileCLIP, SigLIP) or 5 (EVA-CLIP, TinyCLIP).
-
-    Raises:
-        ValueError: it is not positive.
     """
 
     def __init__(self, max_norm: float = 1.0):
@@ -36,9 +33,6 @@ class Value(Clipper):
 
     Args:
         limit: in units of the gradient.
-
-    Raises:
-        ValueError: it is not positive.
     """
 
     def __init__(self, limit: float = 1.0):

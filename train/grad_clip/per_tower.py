@@ -16,9 +16,6 @@ class PerTower(Clipper):
     Args:
         towers: clippers of norms by `image` (projection included), `text`, and `rest` (logit scale
             and bias, heads of the objective). What is not named is not clipped.
-
-    Raises:
-        ValueError: another name, or none.
     """
 
     def __init__(self, towers: dict[str, Threshold]):

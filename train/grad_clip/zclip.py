@@ -26,9 +26,6 @@ class ZClip(Threshold):
         max_norm: a fixed limit besides, from the first step on; None: none.
         scale: of the adaptive limit.
         patience: None: twice the warm-up.
-
-    Raises:
-        ValueError: a value out of range.
     """
 
     def __init__(

@@ -18,12 +18,6 @@ def check_optimizer(
 ) -> None:
     """Refuses an optimizer that would differ or fail under the strategy or the precision.
 
-    Args:
-        optim: the optimizer's settings.
-        sharding: how the strategy shards.
-        model, objective: hold the parameters.
-        scaler: gradient scaler of 16-mixed precision.
-
     Raises:
         ValueError: its update needs whole tensors, and ranks have pieces or rows of them; it could
             not be resumed; it takes a backward pass that the strategy or a gradient scaler would

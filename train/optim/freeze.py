@@ -13,9 +13,6 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
     Modules without any trainable parameter stay in evaluation mode (no dropout, no new batch
     statistics), whatever `train()` is called on above them.
-
-    Raises:
-        ValueError: a pattern matches no parameter.
     """
     check_patterns("frozen", patterns, [name for name, _ in model.named_parameters()])
     for name, parameter in model.named_parameters():

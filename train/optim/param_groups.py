@@ -64,9 +64,6 @@ def parameter_groups(
 
     Each group's `rate` is what the phase's learning rate is multiplied by. Without exceptions there
     is one group a kind, in this order; exceptions split them in the order of their parameters.
-
-    Raises:
-        ValueError: a pattern matches no parameter.
     """
     named = {n: p for n, p in named_parameters(model, objective).items() if p.requires_grad}
     check_patterns("no_decay", groups.no_decay, list(named))
@@ -115,11 +112,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def check_patterns(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Refuses patterns without effect.
-
-    Raises:
-        ValueError: a pattern matches no name.
-    """
+    """Refuses patterns that match no name."""
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
             raise ValueError(

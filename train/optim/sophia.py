@@ -53,11 +53,7 @@ class SophiaG(AdamW):
     def build(
         self, model: nn.Module, objective: nn.Module | None = None, fused: bool = True
     ) -> torch.optim.Optimizer:
-        """Checks the objective; see `AdamW.build`.
-
-        Raises:
-            ValueError: no labels can be drawn for a term.
-        """
+        """Checks that labels can be drawn for every term; see `AdamW.build`."""
         if isinstance(objective, Objective):
             objective.check_sampled()
         return super().build(model, objective, fused)
@@ -72,11 +68,7 @@ class SophiaG(AdamW):
 
 
 class EstimateCurvature(pl.Callback):
-    """Estimates the curvature on the step's batch every so often, by a backward pass of its own.
-
-    Args:
-        optim: the settings.
-    """
+    """Estimates the curvature on the step's batch every so often, by a backward pass of its own."""
 
     def __init__(self, optim: SophiaG):
         self.optim = optim

@@ -112,11 +112,7 @@ class Timm(AdamW):
         return self.create(groups)
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Returns the optimizer over finished groups.
-
-        Raises:
-            ValueError: it refuses a value, or needs a package that is not installed.
-        """
+        """Returns the optimizer over finished groups."""
         try:
             options: dict[str, Any] = {"lr": UNSET_RATE, **self.args}
             return create_optimizer_v2(groups, self.opt, **options)
@@ -125,11 +121,7 @@ class Timm(AdamW):
 
 
 def check_name(opt: str) -> str:
-    """Returns timm's spelling of a name.
-
-    Raises:
-        ValueError: timm has no such optimizer, or it does not fit a training step.
-    """
+    """Returns timm's spelling of a name; refuses one that does not fit a training step."""
     names = cast(list[str], list_optimizers())
     name = opt.lower()
     if name not in names:
@@ -152,11 +144,7 @@ def check_name(opt: str) -> str:
 
 
 def check_arguments(opt: str, args: Mapping[str, Any]) -> None:
-    """Checks the arguments' names, which timm would ignore.
-
-    Raises:
-        ValueError: the optimizer has no such argument.
-    """
+    """Checks the arguments' names, which timm would ignore."""
     info = get_optimizer_info(opt)
     if isinstance(info.opt_class, str):  # of a package that may be on other machines only
         return

@@ -54,11 +54,7 @@ def choose_strategy(strategy: Any) -> Any:
 
 
 def sharding_of(strategy: Strategy) -> Sharding:
-    """Returns what answers for a strategy: ours themselves, the defaults for Lightning's own.
-
-    Raises:
-        ValueError: ranks hold pieces, which would be taken for the whole.
-    """
+    """Returns what answers for a strategy: ours themselves, the defaults for Lightning's own."""
     if isinstance(strategy, Sharding):
         return strategy
     if isinstance(strategy, DeepSpeedStrategy) or not isinstance(

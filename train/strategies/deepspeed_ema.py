@@ -27,12 +27,7 @@ BUCKET = 1 << 26  # elements sent at once
 
 
 class ZeroAverage:
-    """The averages of a model and of its heads.
-
-    Args:
-        zero: DeepSpeed's optimizer.
-        pairs: (average, online) parameters.
-    """
+    """The averages of a model and of its heads, by (average, online) parameters."""
 
     def __init__(self, zero: Any, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]):
         self.zero = zero

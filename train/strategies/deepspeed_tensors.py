@@ -25,12 +25,7 @@ from .sharded_tensors import Parameters, Tensors, norm_of
 
 
 class ZeroTensors(Tensors):
-    """With or without offload of the optimizer.
-
-    Args:
-        zero: `engine.optimizer`.
-        average: the moving averages, if there are any.
-    """
+    """With or without offload of the optimizer; `zero` is DeepSpeed's `engine.optimizer`."""
 
     def __init__(self, zero: Any, average: ZeroAverage | None = None):
         self.zero, self.average = zero, average

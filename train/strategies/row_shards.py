@@ -28,11 +28,7 @@ def shard_rows(module: nn.Module) -> None:
 
 
 def refuse_row_shards(module: nn.Module, strategy: str) -> None:
-    """Raises an error for a strategy that would take row shards for copies of one parameter.
-
-    Raises:
-        ValueError: the module has one.
-    """
+    """Refuses row shards under a strategy that would take them for copies."""
     if names := ", ".join(row_shards_in(module)):
         raise ValueError(
             f"{names}: each rank keeps rows of its own, which {strategy} would take for copies; "

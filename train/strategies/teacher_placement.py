@@ -18,9 +18,6 @@ def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
     """Moves the weights to their placement; in a single process `sharded` is `host`.
 
     All ranks call it, and then call the model equally often.
-
-    Raises:
-        ValueError: the model has no layers that could be fetched one by one.
     """
     if towers.placed:
         return
@@ -54,12 +51,7 @@ def place_teacher(towers: FrozenTowers, device: torch.device) -> None:
 
 
 class Fetched:
-    """A layer in the host's memory, of which there is a copy on the device while it runs.
-
-    Args:
-        layer: gets hooks.
-        device: where it runs.
-    """
+    """A layer in the host's memory, of which there is a copy on the device while it runs."""
 
     def __init__(self, layer: nn.Module, device: torch.device):
         self.device = device
