@@ -1,11 +1,9 @@
-"""The work of compiling keep-lists: three passes over memory-mapped files.
+"""Compiles keep-lists in three passes over memory-mapped files.
 
 In: parquet files in any order. Out: `offsets.npy` int64 [shards + 1], `indices.npy` int32 [kept],
-ascending within a shard, `weights.npy` float32 [kept] where weights are handed on, and a
-`fingerprint`. Memory holds a batch, a span of shards and some numbers a shard.
-
-Counting first and then placing every row where its shard's rows belong sorts a list of any size
-without holding it.
+ascending within a shard, `weights.npy` float32 [kept] where batches get weights, and a
+`fingerprint`. Memory holds a batch, a span of shards and some numbers a shard: counting first and
+then writing every row among its shard's rows sorts a list of any size without loading it.
 """
 
 import hashlib
@@ -31,7 +29,7 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class WeightPolicy(Protocol):
-    """What a sample's weight does."""
+    """How the weights of samples act."""
 
     keeps_weights: bool
 
@@ -51,11 +49,11 @@ def compile_lists(
     """Writes the arrays.
 
     Args:
-        paths: keep-lists.
+        paths: the keep-lists.
         manifest: names and counts of the shards.
-        folder: where the arrays go; empty.
-        policy: what weights do.
-        seed: of the samples' draws.
+        folder: an empty folder for the arrays.
+        policy: how weights act.
+        seed: seed of the samples' draws.
 
     Raises:
         ValueError: see `Selection.compile`.
@@ -102,7 +100,7 @@ class KeepLists:
         self._shards: dict[str, list[int]] = {}
         for shard, name in enumerate(self.names):
             self._shards.setdefault(name, []).append(shard)
-        self._found: dict[str, int] = {}
+        self._shard_of: dict[str, int] = {}
         weighted = ["weight" in _open(path).schema_arrow.names for path in paths]
         self.has_weights = all(weighted)
         if any(weighted) and not all(weighted):
@@ -125,16 +123,16 @@ class KeepLists:
         """Writes every row among the rows of its shard."""
         free = offsets[:-1].copy()
         for path in self.paths:
-            for shards, found, weight in self._rows(path):
+            for shards, numbers, weight in self._rows(path):
                 order = np.argsort(shards, kind="stable")
                 groups, firsts, sizes = np.unique(
                     shards[order], return_index=True, return_counts=True
                 )
-                at = np.arange(len(order)) + np.repeat(free[groups] - firsts, sizes)
+                targets = np.arange(len(order)) + np.repeat(free[groups] - firsts, sizes)
                 free[groups] += sizes
-                indices[at] = found[order]
+                indices[targets] = numbers[order]
                 if weights is not None:
-                    weights[at] = weight[order]
+                    weights[targets] = weight[order]
         assert np.array_equal(free, offsets[1:]), "a keep-list changed while it was read"
 
     def sort(
@@ -175,10 +173,10 @@ class KeepLists:
             if not isinstance(named, pa.DictionaryArray):
                 named = named.dictionary_encode()
             texts = named.dictionary.to_pylist()
-            for name in set(texts).difference(self._found):
-                self._found[name] = self._find(name, path)
-            known = np.fromiter(map(self._found.__getitem__, texts), np.int64, len(texts))
-            shards = known[named.indices.to_numpy()]
+            for name in set(texts).difference(self._shard_of):
+                self._shard_of[name] = self._find(name, path)
+            by_code = np.fromiter(map(self._shard_of.__getitem__, texts), np.int64, len(texts))
+            shards = by_code[named.indices.to_numpy()]
             indices = pc.cast(batch.column("index"), pa.int64()).to_numpy()
             weights = np.ones(len(shards))
             if self.has_weights:
@@ -187,31 +185,31 @@ class KeepLists:
 
     def _find(self, name: str, path: Path) -> int:
         """Returns the shard whose address ends in `name`, at a slash."""
-        same = self._shards.get(name.rpartition("/")[2], [])
+        hits = self._shards.get(name.rpartition("/")[2], [])
         urls = self.manifest.urls
         if "/" in name:
-            same = [
+            hits = [
                 s
-                for s in same
+                for s in hits
                 if name in (urls[s], shown(urls[s])) or shown(urls[s]).endswith("/" + name)
             ]
-        if len(same) > 1:
+        if len(hits) > 1:
             raise ValueError(
                 f"the keep-list '{path}' names the shard '{name}', and the manifest has "
-                f"{len(same)} of that name ('{shown(urls[same[0]])}', '{shown(urls[same[1]])}'); "
+                f"{len(hits)} of that name ('{shown(urls[hits[0]])}', '{shown(urls[hits[1]])}'); "
                 "write the address of the one that is meant"
             )
-        if not same:
+        if not hits:
             raise ValueError(
                 f"the keep-list '{path}' names the shard '{name}', which the manifest does not "
                 f"have; its shards are named like '{self.names[0]}'"
             )
-        return same[0]
+        return hits[0]
 
     def _check(
         self, path: Path, shards: np.ndarray, indices: np.ndarray, weights: np.ndarray
     ) -> None:
-        """Raises a ValueError for the first row that cannot be."""
+        """Raises a ValueError for the first sample that no shard has, or the first bad weight."""
         outside = np.flatnonzero((indices < 0) | (indices >= self.manifest.counts[shards]))
         if len(outside):
             shard, index = int(shards[outside[0]]), int(indices[outside[0]])
@@ -258,15 +256,15 @@ def _repeat(
     policy: WeightPolicy,
     seed: int,
 ) -> tuple[np.ndarray, np.memmap]:
-    """Replaces the arrays by those with every index as often as its weight says."""
+    """Replaces the arrays by those that repeat every index by its weight."""
     keys = np.concatenate([seeded(seed, "keep", name) for name in names])
 
     def times(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         rows = slice(offsets[first], offsets[last])
-        found = np.asarray(indices[rows])
-        own = np.repeat(keys[first:last], np.diff(offsets[first : last + 1]))
-        draws = (mix(found, own) >> np.uint64(11)) / float(1 << 53)
-        return found, policy.times(weights[rows].astype(np.float64), draws)
+        numbers = np.asarray(indices[rows])
+        row_keys = np.repeat(keys[first:last], np.diff(offsets[first : last + 1]))
+        draws = (mix(numbers, row_keys) >> np.uint64(11)) / float(1 << 53)
+        return numbers, policy.times(weights[rows].astype(np.float64), draws)
 
     ends = np.zeros_like(offsets)
     for first, last in _spans(offsets):
@@ -289,7 +287,7 @@ def _quoted(paths: Sequence[Path]) -> str:
 
 
 def _open(path: Path, **options: Any) -> pq.ParquetFile:
-    """Opens a keep-list, or says why it is none."""
+    """Opens a keep-list; raises a ValueError if the file is none."""
     try:
         file = pq.ParquetFile(path, **options)
     except (pa.ArrowInvalid, OSError) as error:

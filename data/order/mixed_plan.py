@@ -28,7 +28,7 @@ class MixedPlan:
         seed: any integer.
         lanes: parallel walks through the epoch (of each source).
         block: samples shuffled together within a lane.
-        shares: target share of each source; None mixes nothing.
+        shares: target share of each source; None: one plan over all shards.
 
     Raises:
         ValueError: shares name an unknown source, miss one, or favour one that has no samples.
@@ -59,14 +59,15 @@ class MixedPlan:
         for number in map(int, np.flatnonzero(self.mixture.weights)):
             shards = order[bounds[number] : bounds[number + 1]]
             name = sources[number]
-            own = self.counts[shards]
-            if not own.sum():
+            shard_counts = self.counts[shards]
+            if not shard_counts.sum():
                 raise ValueError(
                     f"the source '{name}' has a share of {shares[name]:g} but no samples; set its "
                     "share to 0, or keep some of its samples"
                 )
             self._shards[number] = shards
-            self._plans[number] = Plan(own, text_hash(seed, "source", name), lanes, block)
+            source_seed = text_hash(seed, "source", name)
+            self._plans[number] = Plan(shard_counts, source_seed, lanes, block)
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Resolves positions of the endless sequence.
@@ -80,9 +81,9 @@ class MixedPlan:
         sources, numbers = self._sources(positions)
         epochs, shards, ordinals = (np.empty_like(numbers) for _ in range(3))
         for source in np.unique(sources).tolist():
-            here = sources == source
-            epochs[here], found, ordinals[here] = self._plans[source].locate(numbers[here])
-            shards[here] = self._shards[source][found]
+            rows = sources == source
+            epochs[rows], own_shards, ordinals[rows] = self._plans[source].locate(numbers[rows])
+            shards[rows] = self._shards[source][own_shards]
         return epochs, shards, ordinals
 
     def lane(self, positions: np.ndarray) -> np.ndarray:
@@ -94,13 +95,13 @@ class MixedPlan:
         sources, numbers = self._sources(positions)
         lanes = np.empty_like(numbers)
         for source in np.unique(sources).tolist():
-            here = sources == source
-            lanes[here] = self._plans[source].lane(numbers[here])
+            rows = sources == source
+            lanes[rows] = self._plans[source].lane(numbers[rows])
         num_sources = len(self.mixture.names) if self.mixture else 1
         return lanes * num_sources + sources
 
     def reads(self, source: str) -> bool:
-        """Tells whether a source is read at all: its share is not 0."""
+        """Whether a source is read: its share is not 0."""
         if self.mixture is None:
             return True
         return bool(self.mixture.weights[self.mixture.names.index(source)])
@@ -108,7 +109,7 @@ class MixedPlan:
     def working_set(
         self, num_bytes: np.ndarray, num_nodes: int, batch_size: int
     ) -> tuple[int, int]:
-        """Bounds what a node needs at hand: `Plan.working_set`, summed over the sources."""
+        """Bounds the shards a node needs: `Plan.working_set`, summed over the sources."""
         num_bytes = np.asarray(num_bytes, dtype=np.int64)
         parts = {source: batch_size for source in self._plans}
         if self.mixture:

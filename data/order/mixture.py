@@ -1,8 +1,7 @@
 """Sources in true proportions: which source a position takes from, and which of its samples.
 
-In: target shares of named sources. Out: for any position its source and its
-number within that source's own endless sequence, from where the source's own plan goes on.
-Nothing is remembered: counts of earlier positions follow from a formula.
+In: target shares of named sources. Out: for any position its source and its number within that
+source's own endless sequence. Nothing is stored: counts of earlier positions follow from a formula.
 
 Shares become integer weights, and a Huffman tree is built over them. At a node of weight d whose
 left child has weight a, sample n of the node goes left where floor(n a / d) steps up: so the left
@@ -11,7 +10,7 @@ of a node's samples holds the left child's part to within one sample. Down the t
 below 1 + s/P1 + s/P2 + ... for a leaf of share s with ancestors P1 < P2 < ... below the root; a
 Huffman tree has P(i+1) >= 1.5 P(i), so it is below 4, and below 2 for up to three sources.
 
-This order is periodic, and ranks that deal it out in turn would each meet one source over and over.
+This order is periodic, and ranks that take turns would each get the same source over and over.
 So the sources inside each 16 positions are shuffled, which adds at most 16 min(s, 1 - s) samples
 at the ends of a window that cuts through such a group. Hence every window of 10,000 samples is
 within 10 of its share (large shares sit high in the tree: below 1/3 the sum is 5.4 + 4, at one half
@@ -34,11 +33,11 @@ DENOMINATOR = 1 << 24
 
 
 class Mixture:
-    """Positions to sources, in exact proportions.
+    """Maps positions to sources in exact proportions.
 
     Args:
         shares: target share of the samples by name; normalised. 0 leaves a source out.
-        seed: of the shuffle inside groups of 16.
+        seed: seed of the shuffle inside groups of 16.
 
     Attributes:
         names: the sources, in the order of `shares`.
@@ -83,7 +82,7 @@ class Mixture:
         return {name: value / total for name, value in raw.items()}
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Resolves positions.
+        """Returns where positions take their samples from.
 
         Args:
             positions: non-negative int64 [n], in any order.
@@ -92,10 +91,10 @@ class Mixture:
             Index into `names`, and the number of earlier positions with that source: int64 [n].
         """
         groups, places = np.divmod(np.asarray(positions, dtype=np.int64), GROUP)
-        wanted, rows = np.unique(groups, return_inverse=True)
-        flat = (wanted[:, None] * GROUP + np.arange(GROUP)).ravel()
+        unique, rows = np.unique(groups, return_inverse=True)
+        flat = (unique[:, None] * GROUP + np.arange(GROUP)).ravel()
         sources, orders = (part.reshape(-1, GROUP) for part in self._descend(flat))
-        keys = np.repeat(mix(wanted, seeded(self.seed, "mixture")), GROUP)
+        keys = np.repeat(mix(unique, seeded(self.seed, "mixture")), GROUP)
         shuffle = permute(flat % GROUP, np.full(len(flat), GROUP), keys).reshape(-1, GROUP)
         shuffled = np.take_along_axis(sources, shuffle, axis=1)
         # The k-th position of a source in the group takes its k-th sample, so that any first n
@@ -108,25 +107,25 @@ class Mixture:
         return shuffled[rows, places], numbers[rows, places]
 
     def _descend(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Walks down the tree: source and number within it [n], before the shuffle."""
+        """Returns source and number within it [n], before the shuffle."""
         sources = np.empty_like(positions)
         orders = np.empty_like(positions)
         waiting: list[tuple[Any, np.ndarray, np.ndarray]] = [
             (self._root, np.arange(len(positions)), positions)
         ]
         while waiting:
-            node, here, numbers = waiting.pop()
+            node, rows, numbers = waiting.pop()
             if isinstance(node, int):
-                sources[here], orders[here] = node, numbers
+                sources[rows], orders[rows] = node, numbers
                 continue
-            left, right, part, whole = node
-            # In two steps, since numbers * part may not fit into 64 bits.
-            turns, rest = np.divmod(numbers, whole)
-            before = turns * part + rest * part // whole
-            goes_left = (rest + 1) * part // whole > rest * part // whole
+            left, right, left_weight, weight = node
+            # In two steps, since numbers * left_weight may not fit into 64 bits.
+            turns, rest = np.divmod(numbers, weight)
+            before = turns * left_weight + rest * left_weight // weight
+            goes_left = (rest + 1) * left_weight // weight > rest * left_weight // weight
             goes_right = ~goes_left
-            waiting.append((left, here[goes_left], before[goes_left]))
-            waiting.append((right, here[goes_right], (numbers - before)[goes_right]))
+            waiting.append((left, rows[goes_left], before[goes_left]))
+            waiting.append((right, rows[goes_right], (numbers - before)[goes_right]))
         return sources, orders
 
 

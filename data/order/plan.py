@@ -1,8 +1,8 @@
 """Which sample comes next: integers only.
 
 In: the shards' sample counts and a seed. Out: for any position of the endless sample sequence its
-(epoch, shard, ordinal in the shard). Nothing is stored per sample and nothing is remembered, so
-resuming, another world size or another number of workers cannot change the order.
+(epoch, shard, ordinal in the shard). Nothing is stored, so resuming, another world size or
+another number of workers cannot change the order.
 
 An epoch of N samples is built in three steps. The shards are permuted and their samples laid end
 to end. This line is cut into `lanes` contiguous slices, and position p takes from lane p mod lanes,
@@ -10,7 +10,7 @@ so neighbours in a batch come from distant shards while every lane walks through
 time. Inside a lane, each block of `block` samples is permuted by a keyed Feistel network.
 
 A lane touches the shards under its current block and no others. `Steps.deal` gives every rank
-whole lanes as far as it can, so a node needs few shards at hand: `working_set` says how many.
+whole lanes as far as it can, so a node needs few shards at a time: `working_set` bounds them.
 """
 
 import math
@@ -22,7 +22,7 @@ import numpy as np
 from ..hashing import mix, seeded
 
 ROUNDS = 6
-# Neighbouring epochs are asked for in turn at a boundary; more are never in use at once.
+# At a boundary neighbouring epochs alternate; more are never in use at once.
 EPOCHS_KEPT = 3
 
 
@@ -73,13 +73,13 @@ class Plan:
         shards = np.empty_like(positions)
         ordinals = np.empty_like(positions)
         for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            places = self._shuffle(offsets[here], epoch)
+            rows = epochs == epoch
+            shuffled = self._shuffle(offsets[rows], epoch)
             line = self._line(epoch)
-            slots = np.searchsorted(line.ends, places, side="right")
-            found = line.order[slots]
-            shards[here] = found
-            ordinals[here] = places - line.ends[slots] + self.counts[found]
+            slots = np.searchsorted(line.ends, shuffled, side="right")
+            row_shards = line.order[slots]
+            shards[rows] = row_shards
+            ordinals[rows] = shuffled - line.ends[slots] + self.counts[row_shards]
         return epochs, shards, ordinals
 
     def lane(self, positions: np.ndarray) -> np.ndarray:
@@ -89,14 +89,13 @@ class Plan:
     def working_set(
         self, num_bytes: np.ndarray, num_nodes: int, batch_size: int
     ) -> tuple[int, int]:
-        """Bounds what a node needs at hand so that no shard is fetched twice in an epoch.
+        """Bounds the shards a node needs so that none is fetched twice in an epoch.
 
         A node reads some lanes (`lanes_of_node`); each reads the shards under the blocks that one
         global batch touches. The bound holds for any step and any order of the shards.
 
         Args:
-            num_bytes: size of each shard, int64 [shards]; 0 means unknown, and counts as the
-                largest known.
+            num_bytes: size of each shard, int64 [shards]; 0: unknown, counted as the largest known.
             num_nodes: nodes with equally many consecutive ranks.
             batch_size: a global batch; of several in a run, any may need the most.
 
@@ -131,7 +130,7 @@ class Plan:
         return num_shards, int(sizes[len(sizes) - num_shards :].sum())
 
     def _line(self, epoch: int) -> _Line:
-        """Returns the shard order of an epoch (500,000 shards: some 50 ms, then remembered)."""
+        """Returns the shard order of an epoch (500,000 shards: some 50 ms, then cached)."""
         if epoch not in self._lines:
             # `mix` is one to one in the values, so that there are no ties and any sort will do.
             keys = mix(np.arange(len(self.counts)), seeded(self.seed, epoch))
@@ -142,7 +141,7 @@ class Plan:
         return self._lines[epoch]
 
     def _shuffle(self, offsets: np.ndarray, epoch: int) -> np.ndarray:
-        """Maps offsets in an epoch [n] to places on the line [n], one to one."""
+        """Maps offsets in an epoch [n] to offsets on its line [n], one to one."""
         rows, lanes = np.divmod(offsets, self.lanes)
         short, num_longer = divmod(self.num_samples, self.lanes)
         starts = lanes * short + np.minimum(lanes, num_longer)

@@ -20,7 +20,7 @@ from ..files import remove_parts, whole_folder
 from ..shards.manifest import Manifest
 from .keep_lists import WeightPolicy, compile_lists
 
-# Goes into the name of a compiled folder: raise it when the files in it mean something else.
+# Part of the name of a compiled folder: raise it when the format of its files changes.
 VERSION = 1
 
 
@@ -35,18 +35,17 @@ class RepeatWeights:
     keeps_weights = False
 
     def times(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Returns the weight, rounded up where its fraction exceeds the draw."""
+        """Rounds up where the weight's fraction exceeds the draw."""
         return np.floor(weights + draws).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """A weight is handed on: the sample comes once an epoch, with `weight` in the batch."""
+    """The sample comes once an epoch, and batches have its `weight`."""
 
     keeps_weights = True
 
     def times(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Returns ones."""
         return np.ones(len(weights), dtype=np.int64)
 
 
@@ -54,11 +53,10 @@ class Selection:
     """A compiled keep-list.
 
     Args:
-        folder: what `compile` wrote.
+        folder: the folder that `compile` wrote.
 
     Attributes:
-        counts: samples in an epoch of each shard of the manifest, int64 [shards]; 0 for a shard
-            that is left out.
+        counts: samples in an epoch of each shard of the manifest, int64 [shards].
         fingerprint: hexadecimal; of the samples kept, their times and weights, not of how the lists
             were sorted or split into files.
     """
@@ -78,11 +76,11 @@ class Selection:
 
     @property
     def has_weights(self) -> bool:
-        """Whether weights other than 1 are handed on."""
+        """Whether batches get weights."""
         return self._weights is not None
 
     def resolve(self, shards: np.ndarray, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Resolves ordinals among the kept.
+        """Resolves ordinals among the kept samples.
 
         Args:
             shards: index into the manifest, int64 [n] or a number.
@@ -93,11 +91,11 @@ class Selection:
         """
         shards, ordinals = np.asarray(shards), np.asarray(ordinals)
         assert np.all((ordinals >= 0) & (ordinals < self.counts[shards])), (shards, ordinals)
-        at = self._offsets[shards] + ordinals
-        indices = np.asarray(self._indices[at], dtype=np.int64)
+        rows = self._offsets[shards] + ordinals
+        indices = np.asarray(self._indices[rows], dtype=np.int64)
         if self._weights is None:
             return indices, np.ones(indices.shape, dtype=np.float32)
-        return indices, np.asarray(self._weights[at])
+        return indices, np.asarray(self._weights[rows])
 
     @classmethod
     def compile(
@@ -108,16 +106,16 @@ class Selection:
         seed: int,
         policy: WeightPolicy | None = None,
     ) -> "Selection":
-        """Compiles keep-lists for a manifest, or opens what was compiled before.
+        """Compiles keep-lists for a manifest, or opens the compiled ones.
 
-        Several processes may call it at once: one works and the others wait for it.
+        Several processes may call it at once: one compiles, the others wait.
 
         Args:
             paths: parquet files; together they are one list.
-            manifest: its shards are the ones that the lists name.
-            folder: cache; the result is a folder in it, named after the files and the manifest.
-            seed: of the rounding of `RepeatWeights`.
-            policy: what weights do; `RepeatWeights` unless given.
+            manifest: the shards that the lists name.
+            folder: the cache; the result is a folder in it, named after the files and the manifest.
+            seed: seed of the rounding of `RepeatWeights`.
+            policy: how weights act; `RepeatWeights` by default.
 
         Raises:
             ValueError: a file is missing, is no keep-list, names an unknown shard or sample, or a
@@ -128,7 +126,7 @@ class Selection:
         folder = Path(folder)
         stamp = _stamp(files, manifest, seed, policy)
         target = folder / stamp
-        # What is complete is opened without the lock, which may belong to another user.
+        # A complete folder is opened without the lock, which may belong to another user.
         if not target.is_dir():
             with _locked(folder, f".{stamp}.lock"):
                 if not target.is_dir():
@@ -140,7 +138,7 @@ class Selection:
 
 @contextlib.contextmanager
 def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Makes the folder if need be, and waits for the lock of this name in it."""
+    """Makes the folder and waits for the lock of this name in it."""
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +153,7 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
 
 
 def _stamp(files: Sequence[Path], manifest: Manifest, seed: int, policy: WeightPolicy) -> str:
-    """Names the result: another name whenever it could be another one."""
+    """Returns the name of the result, which changes with all that the result depends on."""
     parts = [f"{VERSION} {seed} {policy!r} {manifest.fingerprint}"]
     for path in files:
         try:

@@ -1,6 +1,6 @@
 """How many samples each step takes, and which of them are this rank's.
 
-In: the phases as (number of steps, global batch size), and what is to be passed over. Out:
+In: the phases as (number of steps, global batch size), and the samples to skip. Out:
 positions in the plan's endless sequence for any step, and a rank's part of them. The global batch
 of a step never depends on the world size.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Steps:
-    """Steps to positions.
+    """Maps steps to positions.
 
     Args:
         phases: (num_steps, batch_size) of each phase in order; batch_size is the global batch.
@@ -21,7 +21,7 @@ class Steps:
     Attributes:
         total_steps: steps of all phases.
         left_out: (step, samples) in the order of the steps: from that step on, so many samples
-            more have been passed over without being trained on.
+            more are skipped without being trained on.
 
     Raises:
         ValueError: there are no steps, or a number is not positive.
@@ -68,16 +68,15 @@ class Steps:
         return np.arange(first, first + size, dtype=np.int64)
 
     def num_left_out(self, step: int) -> int:
-        """Returns how many samples were passed over before a step."""
+        """Returns how many samples were skipped before a step."""
         return sum(samples for first, samples in self.left_out if first <= step)
 
     def passing_over(self, step: int, end: int) -> list[tuple[int, int]]:
         """Returns what `left_out` becomes when a run goes back.
 
         Args:
-            step: that the run goes back to: its next one.
-            end: one past the last step whose samples are not to be seen again. `step` and those
-                after it will go on behind them.
+            step: the step that the run goes back to.
+            end: one past the last step whose samples are skipped; `step` continues after them.
         """
         assert step < end <= self.total_steps, (step, end)
         begin = self.first_position(step) + self.num_left_out(step)
@@ -94,9 +93,9 @@ class Steps:
         parts of all ranks are the global batch, for any world size.
 
         Args:
-            positions: of the global batch, ascending int64 [batch_size].
+            positions: positions of the global batch, ascending int64 [batch_size].
             lanes: the plan's lane of each position, int64 [batch_size].
-            rank: of this process.
+            rank: this process.
             world_size: number of processes.
 
         Raises:
@@ -118,9 +117,9 @@ def check_divides(batch_size: int, world_size: int, prefix: str = "") -> None:
     """Raises a ValueError unless every rank gets the same number of samples.
 
     Args:
-        batch_size: of the global batch.
+        batch_size: samples of the global batch.
         world_size: number of ranks.
-        prefix: of `batch_size` in the message, such as `phases.train.`.
+        prefix: what precedes `batch_size` in the message, such as `phases.train.`.
     """
     if batch_size % world_size:
         below = batch_size // world_size * world_size
