@@ -1,9 +1,9 @@
 """An image's bytes to pixels: the size first, the pixels when it is known how many are needed.
 
-In: the bytes of one image file. Out: a `EncodedImage`, of which only the header has been read, then
-its pixels, uint8 RGB [3, h, w]. A JPEG is also to be had at 1/2, 1/4 and 1/8 of its size, straight
-from its frequencies, which saves most of the work after decoding. Whatever is wrong with the bytes
-ends in a `SampleError` with the cause `bad_image`.
+In: the bytes of one image file. Out: an `EncodedImage`, of which only the header has been read,
+then its pixels, uint8 RGB [3, h, w]. A JPEG can also be decoded at 1/2, 1/4 and 1/8 of its size,
+straight from its frequencies, which saves most of the work after decoding. Damaged bytes raise a
+`SampleError` with the cause `bad_image`.
 """
 
 import io
@@ -23,7 +23,7 @@ try:
 except ImportError:  # Pillow decodes to the same pixels, in one and a half times the time.
     simplejpeg = None
 
-# Above this, where Pillow begins to warn, an image is taken for an attack or a mistake.
+# Above this, where Pillow begins to warn, an image counts as an attack or a mistake.
 MAX_PIXELS = 89_000_000
 # Scaled until the shorter side fits, a line of one pixel would fill the memory.
 MAX_ASPECT = 200
@@ -38,7 +38,7 @@ MISSING = re.compile("Premature end|Corrupt JPEG data: (?![0-4] extraneous bytes
 
 
 class EncodedImage(ABC):
-    """One image.
+    """One image file, decoded on demand.
 
     Attributes:
         height: in pixels.
@@ -59,7 +59,7 @@ class EncodedImage(ABC):
         """Reads the header of an image file.
 
         Raises:
-            SampleError: it is not an image, or one of more than `MAX_PIXELS`, or a mere line.
+            SampleError: it is not an image, has more than `MAX_PIXELS`, or is a mere line.
         """
         form = vet_image(data)
         header = _jpeg_header(data) if form == "JPEG" else None
@@ -81,7 +81,7 @@ class EncodedImage(ABC):
 
         Transparent parts show white; palettes, CMYK, grey and 16-bit images are converted; of an
         animation the first frame is taken; an EXIF orientation is ignored, as other CLIP trainers
-        do. The pixels are kept for further calls and must not be written to.
+        do. The pixels are cached and must not be written to.
 
         Args:
             factor: one of `factors`.
@@ -101,16 +101,16 @@ class EncodedImage(ABC):
 
     @property
     def num_bytes(self) -> int:
-        """Size of the pixels that are kept."""
+        """Size of the cached pixels."""
         return sum(pixels.numel() for pixels in self._decoded.values())
 
     @property
     def file_bytes(self) -> int:
-        """Size of the file, which is kept until the image is forgotten."""
+        """Size of the file, held until `forget`."""
         return len(self._data or b"")
 
     def forget(self) -> None:
-        """Lets go of the pixels and of the file, for good."""
+        """Frees the pixels and the file; they cannot be read again."""
         self._decoded.clear()
         self._data = None
 
@@ -120,7 +120,7 @@ class EncodedImage(ABC):
 
 
 class Pixels(EncodedImage):
-    """Pixels that are there already, as an image.
+    """Decoded pixels as an image.
 
     Args:
         image: uint8 [3, h, w].
@@ -164,20 +164,20 @@ class Jpeg(EncodedImage):
 
 
 class PillowImage(EncodedImage):
-    """Any other image."""
+    """An image that Pillow decodes."""
 
     def __init__(self, data: bytes, form: str):
         image = Image.open(io.BytesIO(data), formats=(form,))
         super().__init__(image.height, image.width, data)
         self._form = form
-        # Pillow reads the pixels when they are asked for; an open WebP has room for them already.
+        # Pillow allocates pixels when they are read; an open WebP has memory for them already.
         self._image = None if form == "WEBP" else image
 
     def _decode(self, factor: int) -> np.ndarray:
         assert self._data is not None
         image = self._image or Image.open(io.BytesIO(self._data), formats=(self._form,))
         pixels = np.array(on_white(image))
-        # Pillow would keep pixels of its own beside these.
+        # Pillow would hold a copy of the pixels beside these.
         self._image = None
         return pixels
 
@@ -190,19 +190,19 @@ def decode_image(data: bytes) -> Tensor:
     """Decodes a whole image to uint8 RGB [3, H, W] (channels last in memory).
 
     Raises:
-        SampleError: the cause is `bad_image`.
+        SampleError: it cannot be decoded (`bad_image`).
     """
     return EncodedImage.open(data).pixels()
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
-    """Returns height, width and colours of a JPEG; None for what Pillow has to see to."""
+    """Returns height, width and colours of a JPEG; None if Pillow has to read it."""
     if simplejpeg is None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):
-        # Damaged, or of a kind that it has no name for.
+        # Damaged, or of an unknown kind.
         return None
     return int(height), int(width), str(colours)
 
@@ -227,11 +227,11 @@ def on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow clips 16 bits to 255 where it should scale.
         grey = (np.asarray(image) >> 8).astype(np.uint8)
-        # In a TIFF, 0 may stand for white; Pillow minds it with 8 bits only.
+        # In a TIFF, 0 may mean white; Pillow inverts it with 8 bits only.
         white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # pyright: ignore
         return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
     if image.mode in ("I", "F"):
-        # Measurements rather than images: nothing says which number is white.
+        # Measurements rather than images: the range is unknown.
         raise ValueError(f"pixels of mode {image.mode} have no known range")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         # Each copy of the largest image takes 350 MB.

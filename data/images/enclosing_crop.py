@@ -1,4 +1,4 @@
-"""The crop around other crops: what a tower sees that tells where in them to look (A-CLIP).
+"""The crop around other crops, on which A-CLIP scores the patches of these.
 
 In: the crops of other views of an image. Out: a crop that contains them all, zoomed out at random,
 without any other augmentation. Yang et al., "Attentive Mask CLIP" (2023), section 3.2.
@@ -12,15 +12,14 @@ from .transforms import TrainTransform
 
 
 class EnclosingCrop(TrainTransform):
-    """The smallest crop that contains those of other views, each edge then moved outwards.
+    """The smallest crop around those of other views, each edge then moved outwards.
 
     `draw` gives the columns of `TrainTransform`; all but the crop are those of a plain image.
 
     Args:
         around: batch entries of these views, such as [image, image.other]; they come before.
-        zoom: how far an edge moves at most, as a fraction of the way to the image's edge; every
-            place up to there is alike likely.
-        decode: as of `TrainTransform`.
+        zoom: how far an edge moves at most, as a fraction of the way to the image's edge; uniform.
+        decode: see `TrainTransform`.
 
     Raises:
         ValueError: there are no views, or `zoom` is outside 0..1.
@@ -42,13 +41,13 @@ class EnclosingCrop(TrainTransform):
         rng: np.random.Generator | None,
         others: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
-        """Draws the values of `columns`; see `Transform.draw`."""
         assert rng is not None and len(others) == len(self.around)
         tops, lefts, rows, columns = np.array([params[:4] for params in others]).T
         bottoms, rights = height - tops - rows, width - lefts - columns
         # Up, left, down, right: pixels between the smallest crop and the edge of the image.
-        room = np.array([min(side) for side in (tops, lefts, bottoms, rights)])
-        up, left, down, right = room - np.floor(rng.random(4) * (self.zoom * room + 1))
+        margins = np.array([min(side) for side in (tops, lefts, bottoms, rights)])
+        moves = np.floor(rng.random(4) * (self.zoom * margins + 1))
+        up, left, down, right = margins - moves
         params = np.zeros(len(self.columns))
         params[:4] = up, left, height - up - down, width - left - right
         neutral = {"brightness": 1, "contrast": 1, "saturation": 1}

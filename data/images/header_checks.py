@@ -1,4 +1,4 @@
-"""A look at an encoded image before a decoder sees it.
+"""Checks of an encoded image before a decoder reads it.
 
 In: bytes. Out: the name of its format, or a `SampleError`. Decoders guard against much, but not
 against files of other formats under an image's name (Pillow would start a PostScript interpreter
@@ -63,10 +63,10 @@ def _check_chunks(data: bytes) -> None:
 
 
 def _has_one_scan(data: bytes) -> bool:
-    """Whether a JPEG's first scan holds all of it, as that of most photographs does.
+    """Whether a JPEG's first scan holds all of it, as in most photographs.
 
-    Decoders refuse more scans after such a one. To search a photograph for them takes a tenth as
-    long as to decode it. Anything unusual on the way to the first scan counts as a no.
+    Decoders refuse more scans after such a one. Searching a photograph for them takes a tenth of
+    the time of decoding it. Anything unusual before the first scan counts as a no.
     """
     position, num_components = 2, 0
     while position + 10 <= len(data) and data[position] == 0xFF:
@@ -82,8 +82,7 @@ def _has_one_scan(data: bytes) -> bool:
 
 
 def _check_scans(data: bytes) -> None:
-    """Counts the scans of a JPEG's first image; what follows it (a film, another image) is
-    nobody's business."""
+    """Counts the scans of a JPEG's first image; what follows it (a film, another image) is free."""
     position, num_scans = 2, 0
     while num_scans <= MAX_SCANS:
         position = data.find(b"\xff", position)
@@ -93,7 +92,7 @@ def _check_scans(data: bytes) -> None:
         if marker == 0xD9:
             return
         if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
-            # Inside a scan, or filling: no length follows.
+            # Inside a scan, or padding: no length follows.
             position += 1 if marker == 0xFF else 2
             continue
         num_scans += marker == 0xDA

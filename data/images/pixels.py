@@ -1,4 +1,4 @@
-"""What is done to pixels: resizing, moving, recolouring.
+"""Resizing, moving and recolouring pixels.
 
 In: pixels [3, h, w] and plain numbers. Out: new pixels; nothing is random here.
 """
@@ -24,8 +24,8 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         return image
     # numpy copies a crop row by row, torch pixel by pixel.
     pixels = torch.from_numpy(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    # The fast kernel is the one for channels-last memory, which is how images are decoded. The
-    # axis of the batch has to come first: its stride is how torch tells which memory it is.
+    # The fast kernel is the one for channels-last memory, as images are decoded. The batch axis
+    # has to come first: torch recognises the memory format by its stride.
     batch = pixels[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
 
@@ -50,7 +50,7 @@ def move(
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     right, down = 2 * shift[0], 2 * shift[1]
     side = -1.0 if mirrored else 1.0
-    # Each pixel (x, y, 1) of the result asks where in the original it came from.
+    # Maps each pixel (x, y, 1) of the result to its origin in the original.
     matrix = np.array(
         [
             [side * cosine, sine],

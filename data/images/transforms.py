@@ -1,10 +1,10 @@
-"""An image to the square the image tower sees, uint8 in and uint8 out.
+"""Transforms of an image to the square of the image tower, uint8 in and uint8 out.
 
-In: a `EncodedImage` and the generator of this sample, from which all randomness comes. Out: uint8
+In: an `EncodedImage` and the generator of this sample, from which all randomness comes. Out: uint8
 [3, size, size]. What is random is drawn first, as a row of numbers that can be recorded and
 replayed; the pixels follow, and of a JPEG no more of them than the crop needs. Crop and resize are
-one antialiased bicubic pass on uint8; the rest runs on the small result, and only if it is switched
-on. Every random quantity has its own draw, so switching one operation on leaves the others as they
+one antialiased bicubic pass on uint8; the rest runs on the small result, and only if switched on.
+Every random quantity has its own draw, so switching one operation on leaves the others as they
 were. Normalisation is the model's.
 """
 
@@ -28,11 +28,11 @@ Box = tuple[int, int, int, int]
 
 
 class Transform(ABC):
-    """An image of any size to a square one.
+    """Maps an image of any size to a square one.
 
     Attributes:
         columns: names of what `draw` returns.
-        around: views of the same image, made before, whose parameters `draw` is told.
+        around: views of the same image, drawn before, whose parameters `draw` takes.
     """
 
     columns: tuple[str, ...] = ()
@@ -66,14 +66,14 @@ class Transform(ABC):
         """Draws what is random for an image of this size: float64 [len(columns)].
 
         Args:
-            height: of the image, in pixels.
-            width: of the image, in pixels.
+            height: the image's, in pixels.
+            width: the image's, in pixels.
             rng: source of all randomness.
-            others: what the views in `around` have drawn.
+            others: parameters of the views in `around`.
         """
 
     def factor(self, image: EncodedImage, size: int, params: np.ndarray) -> int:
-        """Returns the divisor of the image's size at which `apply` will ask for its pixels."""
+        """Returns the divisor of the image's size at which `apply` will decode it."""
         return 1
 
     @abstractmethod
@@ -175,7 +175,6 @@ class TrainTransform(Transform):
         rng: np.random.Generator | None,
         others: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
-        """Draws the values of `columns`."""
         assert rng is not None, "training transforms need the sample's generator"
         crops = rng.random((CROP_TRIES, 4))
         u = rng.random(14).tolist()
@@ -230,14 +229,13 @@ class TrainTransform(Transform):
         return 1, (top, left, rows, columns)
 
     def apply(self, image: EncodedImage, size: int, params: np.ndarray) -> Tensor:
-        """Makes the view that `params` alone describe, whatever this transform would draw."""
         factor, (top, left, rows, columns) = self.view(image, size, params)
         crop = image.pixels(factor)[:, top : top + rows, left : left + columns]
         result = resize(crop, size, size)
         mirrored, angle, right, down, *values = params[4:].tolist()
         moves, recolours = any((angle, right, down)), values[:5] != NEUTRAL_COLOURS
         if moves or recolours:
-            # One way through floats for all of them: rounded and clamped once, at the end.
+            # One pass in floats for all of them: rounded and clamped once, at the end.
             colours = self._colour_map(result, values[:5]) if recolours else None
             pixels = result.float()
             if moves:
@@ -271,7 +269,6 @@ class TrainTransform(Transform):
     def _erase(
         self, image: Tensor, area: float, aspect: float, down: float, right: float
     ) -> Tensor:
-        """Fills a rectangle."""
         size = image.shape[-1]
         rows = max(1, round(size * math.sqrt(area / aspect)))
         columns = max(1, round(size * math.sqrt(area * aspect)))
@@ -282,7 +279,7 @@ class TrainTransform(Transform):
 
 
 class EvalTransform(Transform):
-    """The fixed view of an image used in evaluation.
+    """The fixed view of an image in evaluation.
 
     Args:
         resize: `shortest` scales the shorter side and cuts the middle, `longest` scales the longer
@@ -308,11 +305,9 @@ class EvalTransform(Transform):
         rng: np.random.Generator | None = None,
         others: Sequence[np.ndarray] = (),
     ) -> np.ndarray:
-        """Draws nothing."""
         return np.empty(0)
 
     def apply(self, image: EncodedImage, size: int, params: np.ndarray) -> Tensor:
-        """Makes the view; always from the pixels of the whole image."""
         pixels, height, width = image.pixels(), image.height, image.width
         if self.resize == "squash":
             return resize(pixels, size, size)
@@ -341,8 +336,8 @@ def crop_box(
     """Returns top, left, height and width of a random crop (the Inception crop).
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: the image's, in pixels.
+        width: the image's, in pixels.
         scale: range of the crop's share of the area.
         ratio: range of the crop's width by height, drawn evenly in its logarithm.
         draws: uniform numbers [tries, 4]; the first try that fits is taken, else the middle.

@@ -13,16 +13,16 @@ from ..errors import SampleError
 from ..shards.fields import field_texts
 from ..shards.reader import RawSample
 
-# A mark that ends a sentence, closing quotes and brackets, then a space: "3.5" and "e.g.," are in
-# the middle of one. None begins inside a run of marks: thousands of dots would take seconds.
+# A mark that ends a sentence, closing quotes and brackets, then a space: "3.5" and "e.g.," do not
+# match. None begins inside a run of marks: thousands of dots would take seconds.
 _SENTENCE_END = re.compile(r"(?<![.!?。！？])[.!?。！？]+[\"'”’)\]]*(?=\s|$)|(?<=[。！？])")
 
 
 class CaptionPolicy(ABC):
-    """Chooses a caption.
+    """Chooses the caption of a sample.
 
     Attributes:
-        fields: every field that it may read.
+        fields: every field that the policy may read.
     """
 
     fields: tuple[str, ...]
@@ -82,21 +82,21 @@ class WeightedChoice(CaptionPolicy):
         self.fields = tuple(self.weights)
 
     def __call__(self, sample: RawSample, draw: float) -> str:
-        found = {field: texts for field in self.fields if (texts := field_texts(sample, field))}
-        if not found:
+        present = {field: texts for field in self.fields if (texts := field_texts(sample, field))}
+        if not present:
             raise _nothing_in(sample, self.fields)
-        left = draw * sum(self.weights[field] for field in found)
-        for field, texts in found.items():
+        remainder = draw * sum(self.weights[field] for field in present)
+        for field, texts in present.items():
             weight = self.weights[field]
-            if left < weight or field == next(reversed(found)):
-                # What the choice of the field left of the draw chooses within the list.
-                return texts[min(int(left / weight * len(texts)), len(texts) - 1)]
-            left -= weight
+            if remainder < weight or field == next(reversed(present)):
+                # The remainder of the draw chooses within the list.
+                return texts[min(int(remainder / weight * len(texts)), len(texts) - 1)]
+            remainder -= weight
         raise AssertionError("the last field takes the rest")
 
 
 class FirstSentence(CaptionPolicy):
-    """The first sentence of what another policy chooses; long captions made short.
+    """The first sentence of the caption that another policy chooses.
 
     Args:
         of: the policy; the first field found by default.
@@ -113,7 +113,7 @@ class FirstSentence(CaptionPolicy):
 
 
 def policy_of(caption: CaptionPolicy | Sequence[str]) -> CaptionPolicy:
-    """Returns the policy that a run file means by a policy or a list of fields."""
+    """Returns a policy as it is, and `FirstFound` for a list of fields."""
     return caption if isinstance(caption, CaptionPolicy) else FirstFound(caption)
 
 

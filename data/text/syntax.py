@@ -1,4 +1,4 @@
-"""Text reducers that need words: they act on captions before these become tokens.
+"""Text reducers of words, which shorten captions before tokenizing.
 
 In: a caption. Out: a shorter one. Like the reducers of tokens they belong to a phase; unlike them
 nothing here is random.
@@ -13,10 +13,10 @@ RANKS = {"NN": 0, "JJ": 1, "VB": 2}
 
 
 class WordReducer:
-    """Shortens captions; this one changes nothing."""
+    """Shortens captions; the base class changes nothing."""
 
     def __call__(self, text: str) -> str:
-        """Returns the caption to tokenise."""
+        """Returns the caption to tokenize."""
         return text
 
 
@@ -25,8 +25,8 @@ class Syntax(WordReducer):
 
     Nouns are kept first, then adjectives, verbs, others; of one kind the earlier words. Li et al.,
     "An Inverse Scaling Law for CLIP Training" (CLIPA, 2023), section 3 ("syntax mask"). English
-    only: the tagger is TextBlob's (a lexicon and rules, about 35 us a caption). What is too long in
-    tokens is then cut by the tokeniser or by `Truncate`.
+    only: the tagger is TextBlob's (a lexicon and rules, about 35 us a caption). Captions of too
+    many tokens are then cut by the tokenizer or by `Truncate`.
 
     Args:
         num_words: words of the longest caption, counted between spaces.
@@ -42,7 +42,6 @@ class Syntax(WordReducer):
         tagger()
 
     def __call__(self, text: str) -> str:
-        """Returns the caption itself if it is short enough."""
         words = text.split()
         if len(words) <= self.num_words:
             return text

@@ -1,4 +1,4 @@
-"""Captions in, token ids out: `tokenizer(texts, context_length) -> (ids, lengths)`.
+"""Tokenizers: `tokenizer(texts, context_length) -> (ids, lengths)`.
 
 `ClipTokenizer` gives the ids of CLIP's byte-pair encoding, equal to those of open_clip's
 `SimpleTokenizer` for any string. It works without a network: the merges ship inside
@@ -97,7 +97,6 @@ class ClipTokenizer(Tokenizer):
         self._cache = {}
 
     def __call__(self, texts: Sequence[str], context_length: int) -> tuple[Tensor, Tensor]:
-        """Encodes a batch of captions; see `Tokenizer`."""
         check_arguments(texts, context_length)
         rows = np.zeros((len(texts), context_length), dtype=np.int64)
         lengths = np.empty(len(texts), dtype=np.int64)
@@ -118,8 +117,8 @@ class ClipTokenizer(Tokenizer):
             words = WORDS.findall(clean(text))
         ids: list[int] = []
         for word in words:
-            known = self._cache.get(word)
-            ids += self._encode_word(word) if known is None else known
+            cached = self._cache.get(word)
+            ids += self._encode_word(word) if cached is None else cached
             if len(ids) >= limit:
                 break
         return ids
@@ -141,7 +140,7 @@ class HFTokenizer(Tokenizer):
     """Any tokenizer of `transformers`, by name or local folder.
 
     Captions are padded on the right with the tokenizer's padding token, or with its end-of-text
-    token where it has none; truncation leaves room for the special tokens that it adds itself.
+    token where it has none; truncation leaves room for the special tokens.
     `lengths` counts the tokens that are not padding.
     """
 
@@ -152,7 +151,7 @@ class HFTokenizer(Tokenizer):
             name: a model name, or a folder written by `save_pretrained`.
 
         Raises:
-            ValueError: it cannot be loaded, or can pad with nothing.
+            ValueError: it cannot be loaded, or has no token to pad with.
         """
         from transformers import AutoTokenizer
 
@@ -177,7 +176,6 @@ class HFTokenizer(Tokenizer):
         self.pad_id = int(pad_id)
 
     def __call__(self, texts: Sequence[str], context_length: int) -> tuple[Tensor, Tensor]:
-        """Encodes a batch of captions; see `Tokenizer`."""
         check_arguments(texts, context_length)
         if not texts:
             empty = torch.zeros(0, context_length, dtype=torch.int64)
@@ -194,7 +192,7 @@ class HFTokenizer(Tokenizer):
 
 
 def check_arguments(texts: Sequence[str], context_length: int) -> None:
-    """Refuses what no tokenizer can encode, with a sentence."""
+    """Raises a ValueError for arguments that no tokenizer can encode."""
     if isinstance(texts, str):
         raise ValueError(f"a tokenizer takes a list of captions; write [{texts[:40]!r}]")
     if context_length < 1:
@@ -209,7 +207,7 @@ def clean(text: str) -> str:
 
 def unescaped(text: str) -> str:
     """Replaces HTML's references to characters; like `html.unescape`, for any number of digits."""
-    short = LONG_REFERENCE.sub(lambda found: f"&#{found[1].lstrip('0')[:8] or '0'}", text)
+    short = LONG_REFERENCE.sub(lambda match: f"&#{match[1].lstrip('0')[:8] or '0'}", text)
     return html.unescape(short)
 
 

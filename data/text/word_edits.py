@@ -1,6 +1,6 @@
-"""A second wording of a caption made from its own words: text augmentation without a model.
+"""Text augmentation without a model: edits of a caption's own words.
 
-In: the caption that another policy takes, and the sample's uniform number. Out: the caption with
+In: the caption that another policy chooses, and the sample's uniform number. Out: the caption with
 words swapped, or with words left out. The same (seed, epoch, key) gives the same words.
 """
 
@@ -23,7 +23,7 @@ class WordEdits(CaptionPolicy):
             always stays).
 
     Raises:
-        ValueError: `fraction` is none.
+        ValueError: `fraction` is not between 0 and 1.
     """
 
     def __init__(self, of: CaptionPolicy | None = None, fraction: float = 0.1):
@@ -37,7 +37,7 @@ class WordEdits(CaptionPolicy):
         words = self.of(sample, draw).split()
         if len(words) < 2:
             return " ".join(words)
-        # What `of` chose by depends on `draw` itself: the edits need numbers of their own.
+        # The choice of `of` depends on `draw` itself: the edits need other numbers.
         bits = mix(np.arange(2 * len(words) + 2), seeded("word edits", draw)) >> np.uint64(11)
         chance, *numbers = (bits * 2.0**-53).tolist()
         edit = self._swapped if chance < 0.5 else self._thinned
