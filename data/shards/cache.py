@@ -1,8 +1,8 @@
-"""Where a shard's bytes are on this machine.
+"""Shards as open files of this machine.
 
 In: an address. Out: an open local file. `LocalStore` opens files as they are; `ShardCache` keeps
 copies of remote shards in a folder of bounded size that all processes of the machine share: each
-shard is fetched once, whoever needs it first.
+shard is fetched once.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from .locks import locked, tried
 from .members import open_index
 from .transport import FetchError, Transport, full_disk, is_disk_full
 
-# How often a shard in use is marked as such, and how long the mark protects it from prefetching.
+# How often a shard in use is marked, and how long the mark protects it from prefetching.
 TOUCH_SECONDS = 5.0
 HOLD_SECONDS = 60.0
 WAIT_SECONDS = 0.1
@@ -32,8 +32,8 @@ class OpenShard:
     """A local file, open for reading; closed with the object.
 
     Attributes:
-        path: where the file is, or was when it was opened.
-        descriptor: stays readable even if the file is removed.
+        path: where the file was when it was opened.
+        descriptor: readable even if the file is removed.
     """
 
     def __init__(self, path: str, descriptor: int):
@@ -44,15 +44,15 @@ class OpenShard:
         os.close(self.descriptor)
 
     def touch(self) -> None:
-        """Tells that the shard is in use."""
+        """Marks the shard as in use."""
 
     def is_removed(self) -> bool:
-        """Tells whether the store has removed the file since."""
+        """Whether the store has removed the file."""
         return False
 
 
 class CachedShard(OpenShard):
-    """A shard in a cache: one that is in use is among the last to be removed."""
+    """A shard in a cache; shards in use are removed last."""
 
     def __init__(self, path: str, descriptor: int):
         super().__init__(path, descriptor)
@@ -69,22 +69,21 @@ class CachedShard(OpenShard):
 
 
 class ShardStore(Protocol):
-    """What a reader gets its files from."""
+    """Where a reader opens its shards."""
 
     def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
         """Opens a shard; size and checksum, where known, are those of the manifest.
 
         Raises:
-            SampleError: the shard cannot be had.
+            SampleError: the shard cannot be opened.
         """
         ...
 
 
 class LocalStore:
-    """Shards that are files of this machine."""
+    """Opens shards that are files of this machine."""
 
     def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
-        """See `ShardStore`."""
         if scheme(url):
             raise ValueError(
                 f"the shard '{shown(url)}' is not a local file; give the data a cache folder "
@@ -96,13 +95,13 @@ class LocalStore:
 class ShardCache:
     """A bounded folder of remote shards, shared by the processes of a machine.
 
-    Local paths are opened where they are. Of shards that cannot be fetched a mark is left, so that
-    no process tries again before `quarantine_seconds` have passed or another run begins.
+    Local paths are opened where they are. A shard that cannot be fetched is marked, so that no
+    process tries again before `quarantine_seconds` have passed or another run begins.
 
     Args:
-        folder: the cache, on a disk of this machine; made when it does not exist.
-        max_bytes: limit of what is kept there; 500e9 may be written, too.
-        transport: fetches.
+        folder: the cache, on a disk of this machine; created if needed.
+        max_bytes: limit of all files in it, such as 500e9.
+        transport: fetches the shards.
         quarantine_seconds: how long a shard that could not be fetched is not tried again.
     """
 
@@ -124,7 +123,7 @@ class ShardCache:
         self._ready = False
 
     def _make(self) -> None:
-        """Makes the folder when it is first needed: a run can be evaluated where it is not."""
+        """Creates the folder at the first use: a run can be evaluated without it."""
         if self._ready:
             return
         try:
@@ -145,8 +144,8 @@ class ShardCache:
         """Raises a ValueError when the shards in use at one time do not fit.
 
         Args:
-            num_shards: what the plan states as a machine's working set.
-            num_bytes: their bytes together.
+            num_shards: the plan's working set of a machine.
+            num_bytes: their total size.
         """
         self._make()
         if num_bytes > self.max_bytes:
@@ -165,7 +164,7 @@ class ShardCache:
             )
 
     def open(self, url: str, num_bytes: int = 0, sha256: str = "") -> OpenShard:
-        """See `ShardStore`; fetches the shard if need be, or waits for the process that does.
+        """Opens a shard: fetches it if needed, or waits for the process that does.
 
         Raises:
             SampleError: the shard cannot be read, now or before (`shard_missing`).
@@ -175,7 +174,7 @@ class ShardCache:
         if not scheme(url):
             return open_local(url)
         self._make()
-        with self._telling(url, num_bytes):
+        with self._disk_errors(url, num_bytes):
             return self._opened(url, num_bytes, sha256)
 
     def _opened(self, url: str, num_bytes: int, sha256: str) -> OpenShard:
@@ -189,28 +188,27 @@ class ShardCache:
                     self._check_quarantine(path)
                     self._check_fits(url, num_bytes)
                     while not self.room.reserve(lock, num_bytes, float("inf")):
-                        # Others are fetching; what they fetch can be removed once it is complete.
+                        # Other processes are fetching; their shards can be removed once complete.
                         time.sleep(WAIT_SECONDS)
                     shard = self._fetch(url, path, lock, num_bytes, sha256)
         shard.touch()
         return shard
 
     def prefetch(self, url: str, num_bytes: int = 0, sha256: str = "") -> bool:
-        """Fetches a shard that will be needed, or marks it as in use if it is there.
+        """Fetches a shard that will be needed, or marks a cached one as in use.
 
-        Nothing that is in use makes room for it, and nobody is waited for.
+        It removes no shard in use and does not wait.
 
         Returns:
-            Whether there is nothing left to do: False while another process fetches the shard or
-            there is no room yet.
+            False while another process fetches the shard or there is no room yet.
 
         Raises:
-            ValueError: as `open` does.
+            ValueError: see `open`.
         """
         if not scheme(url):
             return True
         self._make()
-        with self._telling(url, num_bytes):
+        with self._disk_errors(url, num_bytes):
             return self._prefetched(url, num_bytes, sha256)
 
     def _prefetched(self, url: str, num_bytes: int, sha256: str) -> bool:
@@ -240,10 +238,9 @@ class ShardCache:
             with whole_file(path) as part:
                 self.transport.download(url, part, num_bytes, sha256)
                 if not num_bytes:
-                    # Only now is it known how much room it takes.
+                    # Only now its size is known.
                     self.room.reserve(lock, 0, float("inf"))
-                # Opened before it can be removed again; its members are listed once for all
-                # processes.
+                # Opened before it can be removed again; its members are listed once for all.
                 shard = CachedShard(str(path), os.open(part, os.O_RDONLY))
                 open_index(shard.path, shard.descriptor)
         except FetchError as error:
@@ -252,25 +249,25 @@ class ShardCache:
         return shard
 
     def _path(self, url: str, num_bytes: int, sha256: str) -> Path:
-        """Returns where a shard is kept; one that was written anew is another shard."""
+        """Returns the path of a shard in the cache; a rewritten shard gets another one."""
         words = f"{url}\0{num_bytes}\0{sha256}".encode("utf-8", "surrogateescape")
         digest = hashlib.blake2b(words, digest_size=12).hexdigest()
-        kept = "".join(c if c.isalnum() or c in "-_." else "_" for c in base_name(url))
-        name = kept.removesuffix(".tar").encode("ascii", "replace").decode().replace("?", "_")
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in base_name(url))
+        name = safe.removesuffix(".tar").encode("ascii", "replace").decode().replace("?", "_")
         return self.folder / f"{digest}-{name[-80:]}.tar"
 
     def _beside(self, path: Path, kind: str) -> Path:
         return path.with_name(f"{path.name}.{kind}")
 
     def _quarantined(self, path: Path) -> str:
-        """Returns why a shard is not tried at present, "" if it is."""
+        """Returns why a shard is in quarantine, "" if it is not."""
         mark = self._beside(path, "bad")
         try:
             since = mark.stat().st_mtime
             reason = mark.read_text(encoding="utf-8")
         except FileNotFoundError:
             return ""
-        # A mark from before this run counts no more: whoever starts again has repaired something.
+        # A mark from before this run does not count: the cause may be repaired.
         if since < self.started - 1 or since < time.time() - self.quarantine_seconds:
             mark.unlink(missing_ok=True)
             return ""
@@ -289,8 +286,8 @@ class ShardCache:
             )
 
     @contextlib.contextmanager
-    def _telling(self, url: str, num_bytes: int) -> Iterator[None]:
-        """Turns what is wrong with the disk into a sentence."""
+    def _disk_errors(self, url: str, num_bytes: int) -> Iterator[None]:
+        """Turns errors of the disk into a ValueError with the fix."""
         try:
             yield
         except OSError as error:
@@ -308,7 +305,7 @@ def open_local(path: str) -> OpenShard:
 
 
 def open_cached(path: Path, num_bytes: int) -> OpenShard | None:
-    """Opens a shard of the cache; None if it is not there or not what it should be."""
+    """Opens a shard of the cache; None if it is absent or has another size."""
     try:
         shard = CachedShard(str(path), os.open(path, os.O_RDONLY))
     except FileNotFoundError:
@@ -321,6 +318,6 @@ def open_cached(path: Path, num_bytes: int) -> OpenShard | None:
 def mark_used(file: int | Path) -> None:
     """Sets the time of the last use of a file; raises FileNotFoundError."""
     modified = os.stat(file).st_mtime_ns
-    # Another user's file cannot be marked: it is removed earlier, nothing else.
+    # Another user's file cannot be marked: it is merely removed earlier.
     with contextlib.suppress(PermissionError):
         os.utime(file, ns=(time.time_ns(), modified))

@@ -1,11 +1,11 @@
-"""How the files in a cache folder share its bytes.
+"""Space in a cache folder.
 
-In: the folder, a limit, what is about to be fetched. Out: room for it, made by removing the shards
-that were used longest ago, and what killed processes left. The folder is the only state: every
+In: the folder, a limit, the size of a shard to fetch. Out: room for it, made by removing the least
+recently used shards and the leftovers of killed processes. The folder is the only state: every
 process of the machine sees the same.
 
 An entry NAME has the files NAME (the shard, complete), NAME.index (its members), NAME.lock (it is
-being fetched; the file says how many bytes are reserved), .NAME.part-* (what has arrived) and
+being fetched; the file holds the number of reserved bytes), .NAME.part-* (what has arrived) and
 NAME.bad (it could not be fetched). Files with other names are not the cache's: they are neither
 counted nor touched.
 """
@@ -20,8 +20,8 @@ from pathlib import Path
 from ..files import OLD_SECONDS, remove_parts
 from .locks import locked, tried
 
-# NAME as `ShardCache` writes it, and what stands beside it; parts begin with dots. A folder with
-# other files in it may be named as the cache: a user's own tars must survive that.
+# NAME as `ShardCache` writes it, and the files beside it; parts begin with dots. The folder may
+# hold other files: a user's own tars must survive.
 OURS = re.compile(r"\.*([0-9a-f]{24}-.*\.tar)(\..*)?")
 
 
@@ -57,7 +57,7 @@ class Room:
         Returns:
             Whether there is room.
         """
-        # One at a time, else two would count on the same room.
+        # One at a time, else two would reserve the same room.
         with locked(self.folder / "room.lock"):
             os.ftruncate(lock, 0)
             self.sweep()
@@ -67,7 +67,7 @@ class Room:
             for shelf in sorted(removed, key=lambda shelf: shelf.used):
                 if taken <= self.max_bytes:
                     break
-                # Who has it open reads on; the disk gets the bytes back when it is closed.
+                # Processes that have it open read on; the disk space is freed when they close it.
                 for suffix in ("", ".index"):
                     (self.folder / f"{shelf.name}{suffix}").unlink(missing_ok=True)
                 taken -= shelf.num_bytes
@@ -98,7 +98,7 @@ class Room:
         return shelves, sum(sizes.values()) + arriving
 
     def sweep(self) -> None:
-        """Removes what killed processes left; what a living one is at stays."""
+        """Removes the leftovers of killed processes."""
         for entry in self._being_fetched():
             with tried(self.folder / f"{entry}.lock") as lock:
                 if lock is not None:

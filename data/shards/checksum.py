@@ -1,7 +1,7 @@
-"""SHA-256 of every shard into a manifest that exists: whoever fetches shards can check them.
+"""Stores the SHA-256 of every shard in a manifest, so that fetched shards can be checked.
 
-In: a manifest file. Out: the same file with the column `sha256` filled. A shard of another machine
-is fetched to a temporary folder and removed again.
+In: a manifest file. Out: the same file with the column `sha256` filled. A remote shard is
+fetched to a temporary folder and removed again.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ def store_checksums(
     """Reads every shard of a manifest once and stores its checksum.
 
     Args:
-        path: the manifest; it is replaced whole, or not at all.
+        path: the manifest; replaced atomically.
         progress: called with (shards done, shards in all) after each shard.
-        transport: fetches what lies on other machines.
+        transport: fetches remote shards.
 
     Raises:
         ValueError: a shard is missing.
@@ -67,7 +67,7 @@ def digest(path: Path) -> str:
 
 
 def remote_digest(url: str, transport: Transport) -> str:
-    """Returns the SHA-256 of a file of another machine; raises ValueError when it is not there."""
+    """Returns the SHA-256 of a remote file; raises ValueError if it cannot be fetched."""
     with tempfile.TemporaryDirectory(prefix="counterpoint-checksum-") as folder:
         copy = Path(folder, "shard.tar")
         try:

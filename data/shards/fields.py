@@ -1,7 +1,7 @@
-"""Raw bytes of one sample to an image's bytes, a caption and a key.
+"""Fields of a raw sample: the image's bytes, texts, the key.
 
-In: what the reader returns. Out: bytes for `image`, text, a 64-bit key. Whatever is wrong with
-the sample ends in a `SampleError` with its cause.
+In: a sample of the reader. Out: bytes for `image`, text, a 64-bit key, or a `SampleError` with its
+cause.
 """
 
 import json
@@ -19,11 +19,11 @@ MAX_CAPTION = 8192
 
 
 def find_image(sample: RawSample, member: str | None = None) -> bytes:
-    """Returns the bytes of the sample's image, or of another one that it holds.
+    """Returns the bytes of the sample's image, or of a further one.
 
     Args:
         sample: a raw sample.
-        member: what comes before the image extension: `negative` is `KEY.negative.png`.
+        member: what precedes the image extension: `negative` is `KEY.negative.png`.
 
     Raises:
         SampleError: no such member has an image extension (`no_image`).
@@ -32,8 +32,8 @@ def find_image(sample: RawSample, member: str | None = None) -> bytes:
         extension = f"{member}.{extension}" if member else extension
         if extension in sample:
             return sample[extension]  # pyright: ignore[reportReturnType]
-    found = sorted(sample.keys() - {"__key__"})[:8]
-    raise SampleError("no_image", f"'{sample['__key__']}' has only {found}")
+    members = sorted(sample.keys() - {"__key__"})[:8]
+    raise SampleError("no_image", f"'{sample['__key__']}' has only {members}")
 
 
 def caption_member(field: str) -> str:
@@ -66,8 +66,8 @@ def field_texts(sample: RawSample, field: str) -> list[str]:
 def sample_key(sample: RawSample, source: str, shard_name: str, key_field: str) -> int:
     """Returns a signed 64-bit identity of the sample that survives resuming and moving.
 
-    With the JSON field it also survives re-sharding; without it, or with JSON that cannot be read,
-    it is tied to the shard's name.
+    With the JSON field it also survives re-sharding; without it, or with unreadable JSON, it
+    depends on the shard's name.
 
     Args:
         sample: a raw sample.
@@ -79,13 +79,13 @@ def sample_key(sample: RawSample, source: str, shard_name: str, key_field: str) 
         SampleError: the JSON member is `too_large`.
     """
     try:
-        own = read_value(sample, "json", key_field)
+        stored = read_value(sample, "json", key_field)
     except SampleError as error:
         if error.cause == "too_large":
             raise
-        own = None
-    if own:
-        return text_hash(source, own)
+        stored = None
+    if stored:
+        return text_hash(source, stored)
     return text_hash(source, shard_name, sample["__key__"])
 
 
@@ -103,12 +103,12 @@ def read_text(sample: RawSample, extension: str) -> str | None:
     if len(data) > MAX_TEXT_BYTES:
         raise SampleError("too_large", f"{name} has {len(data)} bytes, more than {MAX_TEXT_BYTES}")
     try:
-        # Some editors begin a file with a mark, which is not part of the text.
+        # Some editors begin a file with a byte-order mark.
         text = data.decode("utf-8-sig")  # pyright: ignore[reportAttributeAccessIssue]
     except UnicodeDecodeError as error:
         raise SampleError("bad_text", f"{name}: {error}") from error
     if "\0" in text:
-        # What a crashed disk or an unfinished copy leaves in place of a text.
+        # What a crashed disk or an unfinished copy leaves behind.
         raise SampleError("bad_text", f"{name} has zero bytes in it")
     return text
 
@@ -132,7 +132,7 @@ def read_json(sample: RawSample, extension: str) -> dict[str, object]:
 
 
 def read_value(sample: RawSample, extension: str, name: str) -> str | None:
-    """Returns a text or a whole number of a JSON member as text, None when it is not there.
+    """Returns a text or a whole number of a JSON member as text, None when it is absent.
 
     Raises:
         SampleError: as in `read_json`; half of a surrogate pair (`"\\ud83d"`) is `bad_text`.
@@ -141,7 +141,7 @@ def read_value(sample: RawSample, extension: str, name: str) -> str | None:
 
 
 def _at(fields: dict[str, object], name: str) -> object:
-    """Returns the field of this name, or what the dots in it lead to; None when there is none."""
+    """Returns the field of this name, or the nested one of a dotted name; None when absent."""
     if name in fields:
         return fields[name]
     first, _, rest = name.partition(".")

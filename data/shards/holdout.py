@@ -1,8 +1,8 @@
-"""Shards kept away from training, to validate on.
+"""Holds out shards for validation.
 
-In: the manifest of all shards. Out: one to train on and one to validate on, which share no shard.
-Which shards are held out follows from their names alone: indexing again, elsewhere or with further
-shards in the folder, takes the same ones first.
+In: the manifest of all shards. Out: a manifest to train on and one to validate on, without common
+shards. The choice depends on names alone: indexing again, elsewhere or with further shards in the
+folder, holds out the same ones first.
 """
 
 import hashlib
@@ -36,15 +36,15 @@ def hold_out(manifest: Manifest, num_pairs: int) -> tuple[Manifest, Manifest]:
         raise ValueError(f"--holdout {num_pairs}: give a number of pairs, such as 5000")
     names = manifest.urls.names()
     sources = [manifest.sources[source] for source in manifest.source_ids]
-    left = Counter(sources)
+    remaining = Counter(sources)
     order = sorted(range(len(names)), key=lambda shard: _rank(sources[shard], names[shard]))
     taken = np.zeros(len(names), dtype=bool)
     num_taken = 0
     for shard in order:
         if num_taken >= num_pairs:
             break
-        if left[sources[shard]] > 1 and manifest.counts[shard]:
-            left[sources[shard]] -= 1
+        if remaining[sources[shard]] > 1 and manifest.counts[shard]:
+            remaining[sources[shard]] -= 1
             taken[shard] = True
             num_taken += int(manifest.counts[shard])
     if num_taken < num_pairs:
@@ -57,21 +57,21 @@ def hold_out(manifest: Manifest, num_pairs: int) -> tuple[Manifest, Manifest]:
 
 
 def fetch(manifest: Manifest, folder: Path, subfolder: str, transport: Transport) -> Manifest:
-    """Copies shards of other machines to this one, since evaluation reads files.
+    """Copies remote shards to this machine, since evaluation reads files.
 
     Args:
         manifest: some shards.
-        folder: where the manifest will be saved.
-        subfolder: where in it the copies go.
+        folder: folder of the manifest.
+        subfolder: folder of the copies in it.
         transport: fetches them.
 
     Returns:
-        The manifest with the copies in the place of addresses.
+        The manifest with paths of the copies in place of addresses.
 
     Raises:
         ValueError: a shard cannot be fetched.
     """
-    places: dict[int, str] = {}
+    copies: dict[int, str] = {}
     for shard in np.flatnonzero(manifest.remote).tolist():
         url, name = manifest.urls[shard], f"{subfolder}/{shard:05d}.tar"
         path = folder / name
@@ -84,8 +84,8 @@ def fetch(manifest: Manifest, folder: Path, subfolder: str, transport: Transport
                 f"the shard {shown(url)} cannot be fetched to be held out: {error}; try again, or "
                 "leave out --holdout"
             ) from error
-        places[shard] = name
-    return manifest.relocated(places)
+        copies[shard] = name
+    return manifest.relocated(copies)
 
 
 def _rank(source: str, name: str) -> bytes:

@@ -1,9 +1,9 @@
-"""Shard files to a manifest.
+"""Indexes shard files into a manifest.
 
-In: brace patterns, globs, folders, paths, addresses of other machines, lists of these. Out: a
-saved `Manifest`. Counts come from the `NAME_stats.json` that img2dataset leaves beside each shard;
-without it the headers are walked once (which also makes the index the reader needs), for which a
-remote shard is fetched to a temporary folder and removed again.
+In: brace patterns, globs, folders, paths, remote addresses, lists of these. Out: a saved
+`Manifest`. Counts come from the `NAME_stats.json` that img2dataset leaves beside each shard;
+without it the headers are walked once (which also writes the reader's index), for which a remote
+shard is fetched to a temporary folder and removed again.
 """
 
 import functools
@@ -24,7 +24,7 @@ from .manifest import SCHEMA, Manifest
 from .members import TarDamage, open_index, split_name, walk_members
 from .transport import FetchError, Refused, Transport
 
-# How many headers are looked at when the count is known and only the layout is in question.
+# Headers to look at when the count is known and only the layout is checked.
 NUM_PROBED = 64
 # Names such as `img.0001.jpg` make every number an extension.
 MAX_LISTED = 8
@@ -50,11 +50,11 @@ def index_shards(
     Args:
         urls: brace patterns (`{00000..00041}`), globs, folders, paths, addresses, `@FILE` lists; or
             these by the name of their source.
-        out: the manifest file to write; shards below its folder are listed relative to it.
-        source: name of the source that the shards belong to, when `urls` names none.
+        out: the manifest file; shards below its folder are listed relative to it.
+        source: the shards' source when `urls` names none.
         progress: called with (shards done, shards in all) after each shard.
         caption: caption fields that the shards are expected to have.
-        transport: fetches what lies on other machines.
+        transport: fetches remote shards.
         num_workers: threads for remote shards, processes for many local ones.
 
     Raises:
@@ -62,12 +62,12 @@ def index_shards(
     """
     transport = transport or Transport()
     sources = urls if isinstance(urls, Mapping) else {source: urls}
-    found = [
+    shards = [
         (name, url, num_bytes)
         for name, patterns in sources.items()
         for url, num_bytes in find_shards(patterns, transport.listing).items()
     ]
-    for kind in {scheme(url): url for _, url, _ in found if scheme(url)}.values():
+    for kind in {scheme(url): url for _, url, _ in shards if scheme(url)}.values():
         transport.require(kind)
     folder = Path(out).parent.resolve()
     rows: dict[str, list] = {name: [] for name in SCHEMA.names}
@@ -75,9 +75,9 @@ def index_shards(
         measure = functools.partial(
             measure_shard, caption=caption, transport=transport, scratch=Path(scratch)
         )
-        measured = _measured([item[1:] for item in found], measure, num_workers)
+        measured = _measured([item[1:] for item in shards], measure, num_workers)
         for done, ((name, url, _), (count, num_bytes)) in enumerate(
-            zip(found, measured, strict=True), start=1
+            zip(shards, measured, strict=True), start=1
         ):
             rows["source"].append(name)
             rows["url"].append(_listed_url(url, folder))
@@ -85,9 +85,9 @@ def index_shards(
             rows["num_bytes"].append(num_bytes)
             rows["sha256"].append("")
             if progress:
-                progress(done, len(found))
+                progress(done, len(shards))
     if not sum(rows["num_samples"]):
-        raise ValueError(f"the {len(found)} shards ({shown(found[0][1])}, ...) hold no samples")
+        raise ValueError(f"the {len(shards)} shards ({shown(shards[0][1])}, ...) hold no samples")
     manifest = Manifest(pa.table(rows, schema=SCHEMA), folder)
     manifest.save(out)
     return manifest
@@ -97,7 +97,7 @@ def _listed_url(url: str, folder: Path) -> str:
     """Returns a shard's address as the manifest in `folder` writes it."""
     if scheme(url):
         return url
-    # A shard that is a link keeps its own name: Hugging Face's cache calls the files by checksums.
+    # A link's own name is listed: Hugging Face's cache names the files by checksums.
     absolute = Path(url).parent.resolve() / Path(url).name
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
@@ -132,9 +132,9 @@ def measure_shard(
 
     Args:
         url: its path or address.
-        num_bytes: its size if a listing told it, else 0.
+        num_bytes: its size if a listing has it, else 0.
         caption: caption fields that it is expected to have.
-        transport: fetches it, or what lies beside it, from another machine.
+        transport: fetches a remote shard, or its sidecar.
         scratch: folder for a copy.
 
     Raises:
@@ -168,7 +168,7 @@ def _remote_count(url: str, transport: Transport) -> int | None:
         return _stated_count(transport.content(sidecar(url)))
     except Refused:
         # Stores without permission to list, and signatures of other addresses, answer 403 or 401
-        # for what is not there.
+        # for absent files.
         return None
 
 
@@ -178,7 +178,7 @@ def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") 
     Args:
         path: a tar on this machine.
         caption: caption fields that it is expected to have.
-        name: what messages call it; the path without it.
+        name: its name in messages; the path by default.
 
     Raises:
         ValueError: the tar is damaged, its sidecar disagrees, or images or captions are missing.
@@ -240,7 +240,7 @@ def _stated_count(statistics: bytes) -> int | None:
 
 
 def _looks_whole(descriptor: int, caption: Sequence[str]) -> bool:
-    """Tells whether a tar has its end mark and its first samples images and captions."""
+    """Whether a tar has its end mark, and images and captions in its first samples."""
     num_bytes = os.fstat(descriptor).st_size
     tail = os.pread(descriptor, 1024, max(0, num_bytes - 1024))
     if len(tail) < 1024 or any(tail):
@@ -250,5 +250,5 @@ def _looks_whole(descriptor: int, caption: Sequence[str]) -> bool:
     except TarDamage:
         return False
     present = {split[1] for name, _, _ in members if (split := split_name(name))}
-    wanted = {caption_member(field) for field in caption}
-    return bool(present & wanted and present.intersection(IMAGE_EXTENSIONS))
+    caption_members = {caption_member(field) for field in caption}
+    return bool(present & caption_members and present.intersection(IMAGE_EXTENSIONS))

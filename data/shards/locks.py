@@ -1,6 +1,6 @@
 """A lock between processes of one machine that disappears with its holder.
 
-In: a path. Out: a block that one thread of one process at a time is in.
+In: a path. Out: a context that one thread of one process at a time enters.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ def locked(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def tried(path: Path) -> Iterator[int | None]:
-    """Yields like `locked`, or None at once if someone else has the lock."""
+    """Yields like `locked`, or None at once if the lock is taken."""
     with held(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as descriptor:
         yield descriptor
 
@@ -33,7 +33,7 @@ def held(path: Path, operation: int) -> Iterator[int | None]:
         yield descriptor
     finally:
         if descriptor is not None:
-            # The file goes before the lock does: who waits for it notices that it is gone.
+            # The file is removed before the lock is released: waiting processes notice.
             path.unlink(missing_ok=True)
             # Closing alone would leave the lock to a process forked meanwhile.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -51,7 +51,7 @@ def _acquired(path: Path, operation: int) -> int | None:
         except BaseException:
             os.close(descriptor)
             raise
-        # The holder before us may have removed the file: the lock is another file's now.
+        # The previous holder may have removed the file: the lock is on another file now.
         try:
             same = os.path.samestat(os.fstat(descriptor), os.stat(path))
         except FileNotFoundError:

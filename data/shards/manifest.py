@@ -31,20 +31,20 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-# Looking at every file of a larger set would delay the start; the sample still finds a wrong path.
+# Checking every file of a larger set would delay the start; a sample still finds a wrong path.
 MAX_SHARDS_CHECKED = 10_000
 
 
 def is_remote(url: str) -> bool:
-    """Tells addresses such as `s3://...` and `pipe:...` from paths of files."""
+    """Whether an address such as `s3://...` or `pipe:...` is no path of a file."""
     return "://" in url or url.startswith("pipe:")
 
 
 class Column(Sequence[str]):
-    """One text a shard, read from the manifest's column when asked for.
+    """One text a shard, read from the manifest's column on access.
 
     Args:
-        column: of the manifest.
+        column: the manifest's column.
     """
 
     def __init__(self, column: pa.Array):
@@ -67,11 +67,11 @@ class Column(Sequence[str]):
 
 
 class ShardUrls(Column):
-    """The shards' addresses, resolved against the manifest's folder when asked for.
+    """The shards' addresses, resolved against the manifest's folder on access.
 
     Args:
         column: addresses as written in the manifest.
-        folder: where relative addresses start.
+        folder: base of relative addresses.
     """
 
     def __init__(self, column: pa.Array, folder: Path):
@@ -91,7 +91,7 @@ class Manifest:
 
     Args:
         table: columns as in `SCHEMA`.
-        folder: where relative addresses start: the manifest file's folder.
+        folder: base of relative addresses: the manifest file's folder.
 
     Attributes:
         counts: samples of each shard, int64 [shards].
@@ -150,7 +150,7 @@ class Manifest:
         return cls(pa.concat_tables(tables), Path("/"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the manifest; the file appears whole or not at all."""
+        """Writes the manifest atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
@@ -160,10 +160,10 @@ class Manifest:
         """Returns the manifest of some of the shards, bool [shards]."""
         return Manifest(self._table.filter(pa.array(chosen)), self._folder)
 
-    def relocated(self, places: Mapping[int, str]) -> "Manifest":
+    def relocated(self, new_urls: Mapping[int, str]) -> "Manifest":
         """Returns the manifest with other addresses for some shards, by number."""
         urls = self._table["url"].to_pylist()
-        for shard, url in places.items():
+        for shard, url in new_urls.items():
             urls[shard] = url
         column = SCHEMA.get_field_index("url")
         table = self._table.set_column(column, "url", pa.array(urls, pa.string()))
@@ -171,7 +171,7 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of what the shards are, wherever they lie."""
+        """Hash of the shards, independent of their folder."""
         digest = hashlib.sha256()
         source, url, sha256 = (_array(self._table[name]) for name in ("source", "url", "sha256"))
         for texts in (source, _file_names(url), sha256):
@@ -184,15 +184,13 @@ class Manifest:
     @property
     def remote(self) -> np.ndarray:
         """Which shards are not files of this machine, bool [shards]; see `is_remote`."""
-        found = pc.match_substring_regex(self._table["url"], "^pipe:|://")
-        return found.to_numpy()
+        return pc.match_substring_regex(self._table["url"], "^pipe:|://").to_numpy()
 
     def check_files(self) -> dict[str, str]:
-        """Looks at the shards (at most 10,000, evenly spread) before a run starts.
+        """Checks the shards (at most 10,000, evenly spread) before a run starts.
 
         Returns:
-            One address of each scheme (`https`, `s3`, `pipe`, ...) that is not a file of this
-            machine.
+            One remote address of each scheme (`https`, `s3`, `pipe`, ...).
 
         Raises:
             ValueError: shards are missing, or have another size than when they were indexed.
@@ -209,15 +207,15 @@ class Manifest:
                 remote.setdefault(url.partition(":")[0], url)
                 continue
             try:
-                found = os.stat(url).st_size
+                num_bytes = os.stat(url).st_size
             except OSError:
                 missing.append(url)
                 continue
             expected = int(self.num_bytes[shard])
-            if expected > 0 and found != expected:
-                state = "was cut off" if found < expected else "was rewritten"
+            if expected > 0 and num_bytes != expected:
+                state = "was cut off" if num_bytes < expected else "was rewritten"
                 raise ValueError(
-                    f"the shard '{url}' has {found} bytes, {expected} when it was indexed: it "
+                    f"the shard '{url}' has {num_bytes} bytes, {expected} when it was indexed: it "
                     f"{state}; fetch it again, or index the shards anew"
                 )
         if missing:
@@ -229,7 +227,7 @@ class Manifest:
 
 
 def _read(path: Path) -> pa.Table:
-    """Reads a manifest file's table, or says why it is none."""
+    """Reads a manifest file's table; raises a ValueError if the file is none."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         fix = "write one with `counterpoint data index` and give its path as data.manifest"
@@ -238,7 +236,7 @@ def _read(path: Path) -> pa.Table:
             fix = f"build the emoji corpus with `counterpoint data emoji {folder}`"
         raise ValueError(f"the manifest '{path}' {what}; {fix}")
     try:
-        # `read_table` would take a folder named `source=x` for another column.
+        # `read_table` would read a folder named `source=x` as another column.
         with pq.ParquetFile(path) as file:
             table = file.read()
     except pa.ArrowInvalid as error:
@@ -263,11 +261,13 @@ def _read(path: Path) -> pa.Table:
 
 
 def _with_full_addresses(table: pa.Table, folder: Path) -> pa.Table:
-    """Returns the table with paths that no longer depend on the manifest's folder."""
+    """Returns the table with absolute paths."""
     url = table["url"]
-    kept = pc.match_substring_regex(url, "^/|^pipe:|://")
+    is_absolute = pc.match_substring_regex(url, "^/|^pipe:|://")
     joined = pc.binary_join_element_wise(str(folder.resolve()), url, "/")
-    return table.set_column(SCHEMA.get_field_index("url"), "url", pc.if_else(kept, url, joined))
+    return table.set_column(
+        SCHEMA.get_field_index("url"), "url", pc.if_else(is_absolute, url, joined)
+    )
 
 
 def _file_names(urls: pa.Array) -> pa.Array:
@@ -279,8 +279,8 @@ def _file_names(urls: pa.Array) -> pa.Array:
 
 def _joined(texts: pa.Array) -> bytes:
     """Returns the texts with newlines between them; in Arrow, since a list takes seconds."""
-    whole = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
-    return pc.binary_join(whole, "\n")[0].as_buffer().to_pybytes()
+    as_list = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
+    return pc.binary_join(as_list, "\n")[0].as_buffer().to_pybytes()
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

@@ -55,7 +55,7 @@ class Settings:
 
 
 def silent(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """The progress report that reports nothing; `total` and `description` are for the others."""
+    """Reports no progress."""
     return items
 
 
@@ -65,28 +65,28 @@ def build_emoji(
     num_workers: int = 1,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Builds the corpus in `out`, or leaves it alone when it is there already.
+    """Builds the corpus in `out`, unless it is complete.
 
     It is built beside `out` and renamed, so that `out` is never half a corpus.
 
     Args:
-        out: the folder; absent, empty, or an earlier build, whose `corpus.json` tells it (files
-            may be missing).
+        out: the folder; absent, empty, or an earlier build with its `corpus.json` (files may be
+            missing).
         settings: what to build.
         num_workers: processes that draw.
-        progress: wraps an iterable to show how far it is.
+        progress: wraps an iterable to show its progress.
 
     Returns:
-        What `corpus.json` says, and "built": whether anything was done.
+        The content of `corpus.json`, and "built": whether anything was built.
 
     Raises:
-        ValueError: a package is missing, or `out` holds files that are not the corpus's.
+        ValueError: a package is missing, or `out` holds other files.
     """
     settings = Settings() if settings is None else settings
     out = Path(out).resolve()  # `.` and links name a folder, too
-    found = read_complete(out, settings)
-    if found is not None:
-        return {**found, "built": False}
+    complete = read_complete(out, settings)
+    if complete is not None:
+        return {**complete, "built": False}
     check_replaceable(out)
     with whole_folder(out) as part:
         summary = write_corpus(part, settings, num_workers, progress)
@@ -105,10 +105,10 @@ def read_complete(out: Path, settings: Settings) -> dict[str, Any] | None:
 
 
 def check_replaceable(out: Path) -> None:
-    """Refuses to replace a folder that holds anything but an earlier build."""
+    """Raises a ValueError if a folder holds anything but an earlier build."""
     if out.is_dir():
         present = {entry.name for entry in out.iterdir()}
-        # Names such as `train` are everybody's: they do not tell whose folder it is.
+        # Names such as `train` are too common to identify a corpus.
         strange = sorted(present - ENTRIES if is_corpus(out) else present)
         if strange:
             raise ValueError(
@@ -120,7 +120,7 @@ def check_replaceable(out: Path) -> None:
 
 
 def is_corpus(folder: Path) -> bool:
-    """Tells whether a folder is an earlier build, of whatever settings: by its `corpus.json`."""
+    """Whether a folder is an earlier build, with any settings, by its `corpus.json`."""
     with contextlib.suppress(OSError, ValueError):
         summary = json.loads((folder / "corpus.json").read_text("utf-8"))
         return isinstance(summary, dict) and "format" in summary
@@ -130,7 +130,7 @@ def is_corpus(folder: Path) -> bool:
 def write_corpus(
     folder: Path, settings: Settings, num_workers: int, progress: Progress
 ) -> dict[str, Any]:
-    """Writes a whole corpus into an empty folder and returns its summary."""
+    """Writes a corpus into an empty folder and returns its summary."""
     names = limited(load_names(), settings)
     images, shared = draw_all(names, num_workers, progress)
     drawn = {style: {p.name.caption for p in images if p.style == style} for style in shared}
@@ -188,15 +188,15 @@ def draw_all(
     shared: dict[str, set[str]] = {}
     with drawing_pool(num_workers) as run:
         for style in load_styles():
-            found = [(name, file) for name in names if (file := style.find(name.characters))]
-            drawn = progress(run([file for _, file in found]), len(found), style.name)
-            pixels = np.empty((len(found), SIZE, SIZE, 3), dtype=np.uint8)
-            for row, ((name, _), (png, raw)) in enumerate(zip(found, drawn, strict=True)):
+            drawable = [(name, file) for name in names if (file := style.find(name.characters))]
+            drawn = progress(run([file for _, file in drawable]), len(drawable), style.name)
+            pixels = np.empty((len(drawable), SIZE, SIZE, 3), dtype=np.uint8)
+            for row, ((name, _), (png, raw)) in enumerate(zip(drawable, drawn, strict=True)):
                 pixels[row] = np.frombuffer(raw, np.uint8).reshape(SIZE, SIZE, 3)
                 images.append(EmojiImage(name, style.name, png))
-            toned = [row for row, (name, _) in enumerate(found) if name.skin_tones]
+            toned = [row for row, (name, _) in enumerate(drawable) if name.skin_tones]
             rows = shared_images(pixels, np.array(toned, dtype=np.int64))
-            shared[style.name] = {found[row][0].caption for row in rows}
+            shared[style.name] = {drawable[row][0].caption for row in rows}
     return images, shared
 
 

@@ -1,4 +1,4 @@
-"""Where the drawings of an emoji come from, and how each becomes the bytes of one PNG.
+"""The drawings of an emoji, and how each becomes the bytes of one PNG.
 
 In: an emoji's characters. Out: per drawing style the file inside the installed package, and a
 function from that file to PNG bytes and pixels: RGB on white, 72 x 72, the same bytes every time.
@@ -34,7 +34,7 @@ class Style:
 
 
 def load_styles() -> list[Style]:
-    """Returns the two styles.
+    """Returns the styles Twemoji and OpenMoji.
 
     Raises:
         ValueError: a package of the demo is missing.

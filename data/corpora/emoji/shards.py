@@ -57,11 +57,11 @@ def write_tars(folder: Path, shards: Iterable[Iterable[Mapping[str, str | bytes]
     """Writes `00000.tar` ... whose bytes depend on the samples alone.
 
     Args:
-        folder: where to.
+        folder: an existing folder.
         shards: samples of each tar: bytes by extension, and the key under `__key__`. The members of
             a sample are written in alphabetical order.
     """
-    # Absolute, so that webdataset cannot take the folder's name for an address.
+    # Absolute, so that webdataset cannot read the folder's name as an address.
     pattern = str(folder.resolve()).replace("%", "%%") + "/%05d.tar"
     header = {"mtime": 0, "user": "", "group": "", "mode": 0o644}
     for number, samples in enumerate(shards):

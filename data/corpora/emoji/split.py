@@ -1,4 +1,4 @@
-"""Which emoji names are held out: combinations never seen in training, whose parts all are.
+"""Chooses the held-out emoji: combinations not in training, whose parts all are.
 
 In: the names, and the names that share an image. Out: the set of held-out captions, a pure
 function of the captions and the seed (each caption has its own rank, so that one emoji more or
@@ -31,13 +31,13 @@ def choose_held_out(
         names: all names of the corpus.
         excluded: captions that may not be held out.
         num_held_out: how many to hold out.
-        seed: decides which.
+        seed: chooses which.
 
     Returns:
         The held-out captions.
 
     Raises:
-        ValueError: so many cannot be held out.
+        ValueError: fewer than `num_held_out` can be held out.
     """
     excluded = set(excluded)
     variants: dict[str, list[EmojiName]] = defaultdict(list)
@@ -64,7 +64,7 @@ def choose_held_out(
 
 
 def tones_remain(name: EmojiName, others: Sequence[EmojiName]) -> bool:
-    """Tells whether a couple's tones each remain with the couple, in their place or another."""
+    """Whether each tone of a couple remains with the couple, on either side."""
     if len(name.skin_tones) == 1:
         return True
     return all(any(tone in other.skin_tones for other in others) for tone in name.skin_tones)
@@ -85,7 +85,7 @@ def shared_images(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) ->
 
     Args:
         pixels: uint8 [n, 72, 72, 3], all images of one style.
-        rows: the images asked about.
+        rows: the images to look at.
 
     Returns:
         Those of `rows` that equal at least one other image.
