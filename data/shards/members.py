@@ -1,19 +1,19 @@
-"""The samples of one tar file: which members belong together and where their bytes lie.
+"""Index of one tar file: the members of each sample and the offsets of their bytes.
 
 In: a local tar in WebDataset layout (`KEY.jpg`, `KEY.txt`, ... next to one another). Out: a
-`MemberIndex`, made by walking the headers once and kept beside the tar (`NAME.tar.index`), so that
-any sample is one read away.
+`MemberIndex`, built by walking the headers once and stored beside the tar (`NAME.tar.index`), so
+that any sample is one read away.
 
 Where WebDataset leaves it open, these rules hold:
 
-- Members of one key make one sample while they stand next to one another. Where other samples come
-  between them, or where a kind of member comes up a second time, another sample begins.
+- Adjacent members of one key are one sample. Where other samples lie between them, or where a kind
+  of member repeats, another sample begins.
 - Only regular files are members. Links (also to a file of the same tar), folders, devices and
-  sparse files are passed over; a sample that needed one is counted as `no_image` or `no_caption`.
-- At the first damaged place the tar ends: samples after it, and the one before it, which may have
-  lost members, count as `shard_truncated`.
-- A tar without an end mark is whole if its last sample has all kinds of members that the one before
-  has; else it was cut off between two members.
+  sparse files are skipped; a sample that needed one is counted as `no_image` or `no_caption`.
+- At the first damage the tar ends: samples after it, and the one before it, which may have lost
+  members, count as `shard_truncated`.
+- A tar without an end mark is complete if its last sample has all kinds of members that the one
+  before has; else it was cut off between two members.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class MemberIndex:
         kinds: index into `extensions` of each member, int64 [members].
         extensions: lower-case extensions without the leading dot.
         keys: keys of the samples.
-        damaged: what is wrong with the part that could not be walked; "" for a whole tar.
+        damaged: what ended the walk early; "" for a complete tar.
     """
 
     firsts: np.ndarray
@@ -98,7 +98,7 @@ class MemberIndex:
 
 
 def _read_parts(descriptor: int, offsets: list[int], sizes: list[int]) -> list[bytes]:
-    """Reads neighbouring stretches of a file, in one go unless much lies between them."""
+    """Reads neighbouring spans of a file, at once unless much lies between them."""
     start = offsets[0]
     length = offsets[-1] + sizes[-1] - start
     spans = [(start, length)]
@@ -117,10 +117,10 @@ def _read_parts(descriptor: int, offsets: list[int], sizes: list[int]) -> list[b
 
 
 def open_index(path: str, descriptor: int) -> MemberIndex:
-    """Returns the index of an open tar: the one kept beside it if it fits, else a new one.
+    """Returns the index of an open tar: the stored one if it fits, else a new one.
 
     Args:
-        path: the tar, whose folder receives the index when it can be written.
+        path: the tar; the index is written beside it if possible.
         descriptor: the tar opened for reading.
     """
     status = os.fstat(descriptor)
@@ -134,7 +134,7 @@ def open_index(path: str, descriptor: int) -> MemberIndex:
 
 
 def build_index(descriptor: int, num_bytes: int) -> MemberIndex:
-    """Walks all headers; what precedes a damaged place is kept, except a sample cut by it."""
+    """Walks all headers up to the first damage, and drops the sample cut by it."""
     firsts, offsets, sizes, kinds = array("q"), array("q"), array("q"), array("q")
     extensions: dict[str, int] = {}
     keys: list[str] = []
@@ -161,7 +161,7 @@ def build_index(descriptor: int, num_bytes: int) -> MemberIndex:
     except TarDamage as damage:
         damaged = str(damage)
     if damaged and keys:
-        # The sample before the damage may have lost members: it is not read as if it were whole.
+        # The sample before the damage may have lost members: it must not be read as complete.
         keys.pop()
         del offsets[firsts[-1] :], sizes[firsts[-1] :], kinds[firsts[-1] :]
         firsts.pop()
@@ -187,14 +187,14 @@ def split_name(name: str) -> tuple[str, str] | None:
     # Its regular expression takes time with the square of a hostile name's length.
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
-    # A base name that begins with a dot has the folder's for a key, if that has no dot.
+    # The key of a base name that begins with a dot is the folder, if that has no dot.
     if not dot or not (stem or (slash and "." not in folder.rpartition("/")[2])):
         return None
     return f"{folder}{slash}{stem}", extension.lower()
 
 
 def _save(index: MemberIndex, beside: Path, stamp: list[int]) -> None:
-    """Writes the index beside the tar, or leaves it when the folder cannot be written.
+    """Writes the index beside the tar if the folder can be written.
 
     The file: a line with the version, the checksum of the rest, the length of the texts, the texts
     as JSON (which keeps any name), the four columns.
@@ -203,13 +203,13 @@ def _save(index: MemberIndex, beside: Path, stamp: list[int]) -> None:
     about = [stamp, list(map(len, columns)), index.extensions, index.keys, index.damaged]
     texts = json.dumps(about).encode()
     body = b"".join([len(texts).to_bytes(8, "little"), texts, *(c.tobytes() for c in columns)])
-    # A read-only or full disk costs time at the next opening, nothing else.
+    # A read-only or full disk merely costs time at the next opening.
     with contextlib.suppress(OSError), whole_file(beside) as part:
         part.write_bytes(MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
 
 
 def _load(beside: Path, stamp: list[int]) -> MemberIndex | None:
-    """Reads an index kept beside a tar; None when there is none that fits the tar."""
+    """Reads an index stored beside a tar; None without one that fits."""
     try:
         content = beside.read_bytes()
     except OSError:
@@ -228,13 +228,13 @@ def _load(beside: Path, stamp: list[int]) -> MemberIndex | None:
         firsts, offsets, sizes, kinds = np.split(numbers, np.cumsum(lengths[:3]))
         index = MemberIndex(firsts, offsets, sizes, kinds, extensions, keys, damaged)
         return index if _fits(index, stamp[0]) else None
-    # The file may come from anywhere, with a data set for example.
+    # The file may come from anywhere, such as with a data set.
     except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None
 
 
 def _fits(index: MemberIndex, num_bytes: int) -> bool:
-    """Tells whether an index can be one of a tar of this size."""
+    """Whether an index can be that of a tar of this size."""
     firsts, offsets, sizes, kinds = index.firsts, index.offsets, index.sizes, index.kinds
     num_members = len(offsets)
     return (

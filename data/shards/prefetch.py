@@ -1,7 +1,7 @@
-"""Shards of coming steps, fetched before they are needed.
+"""Prefetches the shards of coming steps.
 
-In: the step being made. Out: nothing; a thread fills the cache with the shards of the steps after
-it, and keeps those in use from being removed.
+In: the current step. Out: nothing; a thread fills the cache with the shards of the next steps and
+marks those in use, so that they are not removed.
 """
 
 import os
@@ -13,29 +13,29 @@ import numpy as np
 
 from .cache import TOUCH_SECONDS, ShardCache
 
-# Steps looked at in one call of `at`: the first batch of a run must not wait for a whole horizon.
+# New steps per call of `at`: the first batch of a run must not wait for the entire horizon.
 NEW_STEPS = 8
-# The thread of a loader that is not asked any more ends; it starts again when needed.
+# The thread of an idle loader ends; it starts again when needed.
 IDLE_SECONDS = 300.0
 
 
 class Prefetcher:
-    """Fetches ahead; one for each process that makes batches.
+    """Fetches shards ahead; one for each process that makes batches.
 
     The thread starts in the process that first calls `at`, so that the object may be handed to
     forked or spawned loader workers.
 
     Args:
-        shards_of: a step to the shards that its batch on this rank needs, int64 [n], repeated or
-            not, in the order of need.
+        shards_of: returns the shards that a step's batch on this rank needs, int64 [n], in the
+            order of need; they may repeat.
         store: the cache.
         urls: address of each shard.
         num_bytes: size of each shard (0: unknown).
         sha256: checksum of each shard; all unknown by default.
         total_steps: one past the last step of the run.
-        horizon: how many steps ahead are looked at.
+        horizon: how many steps to look ahead.
         stride: steps from one batch of this process to its next: the number of loader workers.
-        interval: seconds after which what could not be fetched is tried again.
+        interval: seconds until failed shards are tried again.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Prefetcher:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._known: dict[int, list[int]] = {}
-        self._wanted: list[int] = []
+        self._shards: dict[int, list[int]] = {}
+        self._needed: list[int] = []
         self._moved = threading.Event()
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        private = ("_pid", "_known", "_wanted", "_moved", "_error", "_thread")
+        private = ("_pid", "_shards", "_needed", "_moved", "_error", "_thread")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -78,17 +78,17 @@ class Prefetcher:
         self._reset()
 
     def at(self, step: int) -> None:
-        """Tells the step whose batch is made now.
+        """Moves the horizon to the step whose batch is made now.
 
         Raises:
-            ValueError: fetching failed for a reason that concerns every shard, such as a full disk.
+            ValueError: fetching failed for every shard, such as on a full disk.
         """
         if self._pid != os.getpid():
             self._reset()
         if self._error is not None:
             raise self._error
-        # Here and not in the thread: what `shards_of` remembers is not made for two threads.
-        self._wanted = self.wanted(step)
+        # Here and not in the thread: the caches of `shards_of` are not thread-safe.
+        self._needed = self.wanted(step)
         self._moved.set()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(
@@ -100,13 +100,13 @@ class Prefetcher:
         """Returns the shards of a step and of those within the horizon, the next needed first."""
         last = min(step + self.horizon, self.total_steps - 1)
         steps = range(step, last + 1, self.stride)
-        for old in [old for old in self._known if old not in steps]:
-            del self._known[old]
-        for coming in [coming for coming in steps if coming not in self._known][:NEW_STEPS]:
+        for old in [old for old in self._shards if old not in steps]:
+            del self._shards[old]
+        for coming in [coming for coming in steps if coming not in self._shards][:NEW_STEPS]:
             shards = np.asarray(self.shards_of(coming))
-            self._known[coming] = list(dict.fromkeys(shards.tolist()))
+            self._shards[coming] = list(dict.fromkeys(shards.tolist()))
         return list(
-            dict.fromkeys(shard for coming in steps for shard in self._known.get(coming, ()))
+            dict.fromkeys(shard for coming in steps for shard in self._shards.get(coming, ()))
         )
 
     def _run(self) -> None:
@@ -123,15 +123,15 @@ class Prefetcher:
             self._error = error
 
     def _advance(self, marked: dict[int, float]) -> None:
-        """Fetches what is missing, in order of need, until the step changes.
+        """Fetches missing shards in order of need until the step changes.
 
         Args:
-            marked: when each shard was last known to be at hand; brought up to date.
+            marked: when each shard was last seen in the cache; updated.
         """
-        wanted = self._wanted
-        for shard in [shard for shard in marked if shard not in wanted]:
+        needed = self._needed
+        for shard in [shard for shard in marked if shard not in needed]:
             del marked[shard]
-        for shard in wanted:
+        for shard in needed:
             if time.monotonic() - marked.get(shard, float("-inf")) < TOUCH_SECONDS:
                 continue
             sha256 = "" if self.sha256 is None else self.sha256[shard]

@@ -1,7 +1,7 @@
-"""Any sample of any shard, by number.
+"""Random access to the samples of shards.
 
-In: (shard, ordinal). Out: the raw bytes of that sample's members. Files are opened when first
-needed and only the last few stay open; nothing is read ahead of the request.
+In: (shard, ordinal). Out: the raw bytes of that sample's members. Files are opened at
+the first read and only the last few stay open; nothing is read ahead.
 """
 
 from collections import OrderedDict
@@ -26,17 +26,17 @@ class _Shard:
 
 
 class ShardReader:
-    """Random access to samples in tars, here or far away.
+    """Random access to samples in tars, local or remote.
 
-    Safe to hand to loader workers: the open files are not part of the pickled state, and reads
-    carry their own offset, so that forked processes may share them.
+    Safe in loader workers: the open files are not part of the pickled state, and reads have their
+    own offset, so that forked processes may use the same files.
 
     Args:
         urls: address of each shard.
-        store: where the files come from; without one, shards have to be on this machine.
-        max_open: shards kept open; more than the plan's lanes, so that none is opened twice.
-        num_bytes: size of each shard, as far as it is known (0: unknown); all unknown by default.
-        sha256: checksum of each shard, as far as it is known (""); all unknown by default.
+        store: opens the files; by default only local ones.
+        max_open: limit of open shards; more than the plan's lanes, so that none is opened twice.
+        num_bytes: size of each shard (0: unknown); all unknown by default.
+        sha256: checksum of each shard ("": unknown); all unknown by default.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ShardReader:
             try:
                 self._open[shard] = _Shard(file)
             except OSError as error:
-                # A bad disk, a folder in the shard's place, a file server that has lost it.
+                # A bad disk, a folder at the shard's path, a file server that has lost it.
                 name = shown(self.urls[shard])
                 raise SampleError("shard_missing", f"'{name}': {error.strerror}") from error
             if len(self._open) > self.max_open:
@@ -101,6 +101,6 @@ class ShardReader:
         return self._open[shard]
 
     def _close_removed(self) -> None:
-        """Closes what the store has removed: the disk gets the bytes back only then."""
+        """Closes shards that the store has removed: only then is their disk space free."""
         for shard in [shard for shard, opened in self._open.items() if opened.file.is_removed()]:
             del self._open[shard]

@@ -1,8 +1,8 @@
-"""The members of a tar file, by walking its headers.
+"""Walks the headers of a tar file.
 
-In: an open tar in any of the usual formats (v7, ustar, GNU, pax). Out: name, place and size of
-every regular file, up to the first place where the tar is not what it should be. Nothing is ever
-written under a member's name: it is a key and no more, so `../../x.jpg` or `/etc/x.jpg` do no harm.
+In: an open tar in any of the usual formats (v7, ustar, GNU, pax). Out: name, offset and size of
+every regular file up to the first damage. Nothing is ever written under a member's name: it is a
+mere key, so `../../x.jpg` or `/etc/x.jpg` do no harm.
 """
 
 import os
@@ -24,29 +24,28 @@ _FILES = frozenset((b"0", b"\0", b"7"))
 
 
 class TarDamage(Exception):
-    """The tar ends in the middle of a member, or a header is not one."""
+    """The tar ends inside a member, or a header is invalid."""
 
 
 class NoEndMark(TarDamage):
-    """The tar ends after a whole member, without the block of zeros that closes a tar.
+    """The tar ends after a complete member, without the closing block of zeros.
 
-    Some writers forget it, so that this need not be damage; it is also what a cut between two
-    members looks like.
+    Some writers omit it; a tar cut between two members looks the same.
     """
 
 
 def walk_members(descriptor: int, num_bytes: int) -> Iterator[tuple[str, int, int]]:
     """Yields (name, offset, size) of every regular file in a tar.
 
-    Links, folders, devices and sparse files are passed over. The headers are parsed here because
-    the standard library's tarfile needs ten times as long, and takes some damage for the tar's end.
+    Links, folders, devices and sparse files are skipped. The headers are parsed here because the
+    standard library's tarfile takes ten times as long and reads some damage as the tar's end.
 
     Args:
         descriptor: the tar, opened for reading.
         num_bytes: its size.
 
     Raises:
-        TarDamage: after the last member before the damaged place.
+        TarDamage: after the last member before the damage.
     """
     position = num_members = 0
     pending: dict[str, str] | None = None
@@ -62,7 +61,7 @@ def walk_members(descriptor: int, num_bytes: int) -> Iterator[tuple[str, int, in
         data = position + BLOCK
         if kind in _EXTENSIONS:
             content = _extension(descriptor, data, size, num_bytes)
-            # Of two statements about the same member the first holds, as with tarfile.
+            # Of two records about the same member the first holds, as in tarfile.
             pending = _statements(kind, content, position) | (pending or {})
             position = data + _padded(size)
             continue
@@ -89,9 +88,9 @@ def walk_members(descriptor: int, num_bytes: int) -> Iterator[tuple[str, int, in
 
 
 def _check_end(descriptor: int, position: int, num_bytes: int) -> None:
-    """Tells an end mark from blocks of zeros that were written over something."""
-    for place in (position, max(position, num_bytes - TAIL_BYTES)):
-        if any(os.pread(descriptor, TAIL_BYTES, place)):
+    """Raises a TarDamage unless only zeros follow the end mark."""
+    for offset in (position, max(position, num_bytes - TAIL_BYTES)):
+        if any(os.pread(descriptor, TAIL_BYTES, offset)):
             raise TarDamage(
                 f"more follows its end mark at byte {position} (tars joined end to end, or zeros "
                 "in place of what was there)"
@@ -128,7 +127,7 @@ def _number(field: bytes) -> int:
 
 
 def _extension(descriptor: int, data: int, size: int, num_bytes: int) -> bytes:
-    """Returns what a header holds that describes the next one."""
+    """Returns the content of a header that describes the next one."""
     if size > MAX_EXTENSION_BYTES:
         raise TarDamage(f"the header at byte {data - BLOCK} extends over {size} bytes")
     if data + size > num_bytes:
@@ -137,7 +136,7 @@ def _extension(descriptor: int, data: int, size: int, num_bytes: int) -> bytes:
 
 
 def _statements(kind: bytes, content: bytes, position: int) -> dict[str, str]:
-    """Returns what such a header says about the next member: its `path`, `size`, `sparse`."""
+    """Returns the `path`, `size` and `sparse` that such a header sets for the next member."""
     if kind == b"K":
         return {}
     if content.startswith(b"\0"):
@@ -153,7 +152,7 @@ def _statements(kind: bytes, content: bytes, position: int) -> dict[str, str]:
 
 
 def _pax_records(content: bytes, position: int) -> dict[str, str]:
-    """Parses records of the form `LENGTH KEY=VALUE\\n`; others than ours are passed over."""
+    """Parses records of the form `LENGTH KEY=VALUE\\n`; unused ones are skipped."""
     records: dict[str, str] = {}
     start = 0
     while start < len(content) and content[start]:
@@ -175,14 +174,14 @@ def _pax_records(content: bytes, position: int) -> dict[str, str]:
 
 
 def _stated_size(text: str, position: int) -> int:
-    """Returns the size in a pax header, which replaces that of the field."""
+    """Returns the size in a pax header, which replaces the field."""
     if not text.isascii() or not text.isdigit() or len(text) > 19:
         raise TarDamage(f"the member at byte {position} has the size '{text[:20]}'")
     return int(text)
 
 
 def _skip_sparse_map(descriptor: int, header: bytes, data: int) -> int:
-    """Returns where an old GNU sparse member's bytes begin: after the blocks of its map."""
+    """Returns the offset of an old GNU sparse member's bytes, after the blocks of its map."""
     more = header[482]
     while more:
         block = os.pread(descriptor, BLOCK, data)

@@ -1,6 +1,6 @@
-"""One attempt at a transfer: watched while it runs, checked when it ends.
+"""One attempt at a transfer, watched for stalls and checked at the end.
 
-In: a call that writes a file. Out: the file as announced, or an error; never a hang.
+In: a call that writes a file. Out: the complete file, or an error; never a hang.
 """
 
 import contextlib
@@ -17,23 +17,23 @@ from webdataset.gopen import Pipe
 
 Result = TypeVar("Result")
 
-# A server that sends less than this in a whole stall time-out is as good as silent.
+# A server that sends less than this in a stall time-out counts as silent.
 MIN_PROGRESS_BYTES = 64 << 10
 BLOCK = 1 << 20
 
 
 class Incomplete(Exception):
-    """What arrived is not what was announced, or nothing arrives any more."""
+    """The transfer stalled, or its result is not the expected file."""
 
 
 def copy_output(url: str, path: Path, stall_timeout: float) -> None:
-    """Writes what the command of a `pipe:COMMAND` address prints to a file.
+    """Writes the output of the command of a `pipe:COMMAND` address to a file.
 
     A shell runs it with the rights of this user. webdataset's own opener would leave the command's
-    children alive when it is given up, and takes the terminal's input.
+    children alive when it is abandoned, and reads the terminal's input.
 
     Raises:
-        Incomplete: it fails, or prints nothing any more.
+        Incomplete: it fails or stalls.
     """
     stream = Pipe(
         url.removeprefix("pipe:"),
@@ -61,7 +61,7 @@ def copy_output(url: str, path: Path, stall_timeout: float) -> None:
 
 
 def _checked(stream: Pipe, call: Callable[[], Result]) -> Result:
-    """Calls; the error that webdataset raises for an exit status becomes ours, which is short."""
+    """Calls, and turns webdataset's error for an exit status into a short one."""
     try:
         return call()
     except OSError as error:
@@ -72,17 +72,17 @@ def _checked(stream: Pipe, call: Callable[[], Result]) -> Result:
 
 
 def watched(call: Callable[[], Result], stall_timeout: float, part: Path | None = None) -> Result:
-    """Calls in a thread, which is left to itself once nothing moves any more.
+    """Calls in a thread, which is abandoned when it stalls.
 
-    Drivers differ in what they let one interrupt; the growth of a file is visible with all.
+    Drivers differ in what can be interrupted; the growth of a file is visible with all.
 
     Args:
-        call: what to do.
-        stall_timeout: seconds in which the file has to grow or the call has to end.
+        call: the transfer.
+        stall_timeout: seconds within which the file has to grow or the call has to end.
         part: the file that the call writes.
 
     Raises:
-        Incomplete: nothing moved. Whatever the call raises is raised, too.
+        Incomplete: the transfer stalled. Errors of the call are raised, too.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -111,19 +111,19 @@ def watched(call: Callable[[], Result], stall_timeout: float, part: Path | None 
 
 
 def check(path: Path, num_bytes: int, sha256: str) -> None:
-    """Raises Incomplete unless a tar is the announced one."""
+    """Raises Incomplete unless a tar has its size, end mark and checksum."""
     if not path.exists():
         raise Incomplete(f"'{path}' was removed while it was written")
-    found = path.stat().st_size
-    if num_bytes and found != num_bytes:
-        raise Incomplete(f"{found} bytes arrived, {num_bytes} were expected")
+    size = path.stat().st_size
+    if num_bytes and size != num_bytes:
+        raise Incomplete(f"{size} bytes arrived, {num_bytes} were expected")
     with open(path, "rb") as file:
         if not num_bytes:
-            # A broken server may state a wrong length: the end mark of the tar tells more.
-            file.seek(max(0, found - 512))
+            # A broken server may state a wrong length: check the tar's end mark instead.
+            file.seek(max(0, size - 512))
             tail = file.read()
             if len(tail) < 512 or any(tail):
-                raise Incomplete(f"the {found} bytes that arrived do not end like a tar")
+                raise Incomplete(f"the {size} bytes that arrived do not end like a tar")
         if sha256:
             file.seek(0)
             state = hashlib.sha256()

@@ -1,7 +1,7 @@
-"""Files of other machines, copied whole to this one.
+"""Copies remote files to this machine.
 
-In: an address (http, s3, gs, hf, ...: whatever fsspec has a driver for, or a command). Out: a local
-file that is complete, or an error in one sentence. A server that drops, stalls, truncates or is
+In: an address (http, s3, gs, hf, ...: any that fsspec has a driver for, or a command). Out: a
+complete local file, or an error in one sentence. A server that drops, stalls, truncates or is
 overloaded costs time: every attempt starts anew, after a growing pause, and none waits for ever.
 """
 
@@ -34,7 +34,7 @@ PACKAGES = {
     "az": "adlfs",
 }
 
-# By process, protocol and settings. Drivers are never let go: collecting one that was inherited
+# By process, protocol and settings. Drivers are never freed: collecting one that was inherited
 # from the parent of a fork waits a second for an event loop that only the parent has, and then
 # closes connections that are the parent's.
 _systems: dict[tuple[int, str, float, str], Any] = {}
@@ -43,7 +43,7 @@ _systems: dict[tuple[int, str, float, str], Any] = {}
 def _forget_parent() -> None:
     """Lets fsspec make its own lock and event loop in a forked process.
 
-    A thread of the parent may have held the lock; it does not exist here to release it.
+    A thread of the parent may have held the lock; it is not here to release it.
     """
     if "fsspec.asyn" in sys.modules:
         sys.modules["fsspec.asyn"].reset_lock()
@@ -53,11 +53,11 @@ os.register_at_fork(after_in_child=_forget_parent)
 
 
 class FetchError(Exception):
-    """A remote file cannot be read, now or at all; the message says which and why."""
+    """A remote file cannot be read; the message names it and the reason."""
 
 
 class Refused(FetchError):
-    """The server answers, and will not give the file: asking again is pointless."""
+    """The server refuses the file: another attempt is pointless."""
 
 
 class NotThere(Refused):
@@ -65,15 +65,15 @@ class NotThere(Refused):
 
 
 class Transport:
-    """Fetches and lists files of other machines.
+    """Fetches and lists remote files.
 
     Args:
-        num_attempts: how often a file is tried.
-        stall_timeout: seconds without progress after which an attempt is given up.
+        num_attempts: attempts per file.
+        stall_timeout: seconds without progress that end an attempt.
         first_delay: pause in seconds before the second attempt; it doubles from one to the next.
-        options: what fsspec's drivers take, by protocol: `{"s3": {"anon": True}}`.
+        options: arguments of fsspec's drivers, by protocol: `{"s3": {"anon": True}}`.
         allow_pipe: whether the commands of `pipe:` addresses may run. They come from the manifest,
-            which has to be trusted like a program then.
+            which then has to be trusted like a program.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Transport:
         self.allow_pipe = allow_pipe
 
     def require(self, url: str) -> None:
-        """Raises a ValueError unless an address can be fetched by what is installed and allowed."""
+        """Raises a ValueError unless the address is allowed and its driver installed."""
         if scheme(url) != "pipe":
             self._system(url)
         elif not self.allow_pipe:
@@ -108,13 +108,13 @@ class Transport:
             )
 
     def download(self, url: str, path: Path, num_bytes: int = 0, sha256: str = "") -> None:
-        """Copies a remote file; `path` appears whole, on the disk, or not at all.
+        """Copies a remote file atomically and syncs it.
 
         Args:
             url: the address.
-            path: the file to make. Files `PATH-*` beside it exist meanwhile.
-            num_bytes: its size; 0 if it is not known.
-            sha256: its checksum; "" if it is not known.
+            path: the file to write.
+            num_bytes: its size; 0: unknown.
+            sha256: its checksum; "": unknown.
 
         Raises:
             FetchError: the file cannot be read completely, however often it is tried.
@@ -129,7 +129,7 @@ class Transport:
             raise full_disk(path.parent, url, num_bytes) from error
 
     def num_bytes(self, url: str) -> int:
-        """Returns the size of a remote file, 0 if it is not told; raises FetchError."""
+        """Returns the size of a remote file, 0 if unknown; raises FetchError."""
         if scheme(url) == "pipe":
             return 0
         system = self._system(url)
@@ -148,10 +148,10 @@ class Transport:
             ValueError: the listing cannot be read, or its driver is missing.
         """
         system = self._system(pattern)
-        # A listing comes in many small answers, none of which can be seen here.
+        # A listing comes in many small answers, whose progress is not visible here.
         patience = 20 * self.stall_timeout
         try:
-            found = self._retried(
+            files = self._retried(
                 pattern, lambda: watched(lambda: system.glob(pattern, detail=True), patience)
             )
         except NotThere:
@@ -160,13 +160,13 @@ class Transport:
             raise ValueError(f"{error}; check the address, or name the shards") from error
         sizes = {
             system.unstrip_protocol(name): int(info.get("size") or 0)
-            for name, info in found.items()
+            for name, info in files.items()
             if info.get("type") != "directory"
         }
         return dict(sorted(sizes.items()))
 
     def _attempt(self, url: str, path: Path, num_bytes: int, sha256: str) -> None:
-        # Every attempt has its own file: one that was given up may still write to its.
+        # Every attempt has its own file: an abandoned one may still write.
         with whole_file(path) as part:
             if scheme(url) == "pipe":
                 copy_output(url, part, self.stall_timeout)
@@ -178,18 +178,18 @@ class Transport:
     def _copy(self, url: str, part: Path) -> None:
         from fsspec.callbacks import Callback
 
-        system, seen = self._system(url), Callback()
+        system, progress = self._system(url), Callback()
         watched(
-            lambda: system.get_file(system._strip_protocol(url), str(part), callback=seen),
+            lambda: system.get_file(system._strip_protocol(url), str(part), callback=progress),
             self.stall_timeout,
             part,
         )
-        if seen.size and part.stat().st_size != seen.size:
-            raise Incomplete(f"{part.stat().st_size} of {seen.size} bytes arrived")
+        if progress.size and part.stat().st_size != progress.size:
+            raise Incomplete(f"{part.stat().st_size} of {progress.size} bytes arrived")
 
     def _retried(self, url: str, call: Callable[[], Result]) -> Result:
         """Calls until it works, an error is final, or the attempts are used up."""
-        # Python's own generator may be seeded alike in every process; these pauses must differ.
+        # Python's global generator may be seeded alike in every process; these pauses must differ.
         chance = random.SystemRandom()
         error: Exception = Incomplete("never tried")
         for attempt in range(self.num_attempts):
@@ -205,9 +205,9 @@ class Transport:
                 if is_missing(error):
                     raise NotThere(f"'{shown(url)}' does not exist") from error
                 if is_final(error):
-                    raise Refused(f"'{shown(url)}' cannot be read: {told(error)}") from error
+                    raise Refused(f"'{shown(url)}' cannot be read: {brief(error)}") from error
         raise FetchError(
-            f"'{shown(url)}' could not be read in {self.num_attempts} attempts: {told(error)}"
+            f"'{shown(url)}' could not be read in {self.num_attempts} attempts: {brief(error)}"
         ) from error
 
     def _system(self, url: str) -> Any:
@@ -235,7 +235,7 @@ class Transport:
             raise ValueError(f"'{shown(url)}' cannot be fetched: {reason}") from error
 
     def _defaults(self, protocol: str) -> dict[str, Any]:
-        """Returns the settings that keep a driver's own connections from waiting for ever."""
+        """Returns time-outs for the driver's own connections."""
         seconds = self.stall_timeout
         if protocol in ("http", "https"):
             import aiohttp
@@ -249,7 +249,7 @@ class Transport:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Tells whether an error, or what caused it, is a full disk or a used-up quota."""
+    """Whether an error, or its cause, is a full disk or a used-up quota."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -267,8 +267,8 @@ def full_disk(folder: Path, url: str, num_bytes: int) -> ValueError:
 
 
 def is_missing(error: Exception) -> bool:
-    """Tells whether a server said that there is no such file."""
-    # fsspec reports any failure to learn a size as a missing file, and the reason as its cause.
+    """Whether the server has no such file."""
+    # fsspec reports any failure to get a size as a missing file, with the reason as its cause.
     cause = error.__cause__
     return isinstance(error, FileNotFoundError) and (
         cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404
@@ -276,15 +276,15 @@ def is_missing(error: Exception) -> bool:
 
 
 def is_final(error: Exception) -> bool:
-    """Tells whether trying again is pointless."""
+    """Whether another attempt is pointless."""
     status = getattr(error.__cause__ or error, "status", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status not in PASSING_STATUS
     return isinstance(error, PermissionError)
 
 
-def told(error: Exception) -> str:
-    """Returns an error in a few words."""
+def brief(error: Exception) -> str:
+    """Returns a short text of an error, without secrets."""
     error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     status = getattr(error, "status", None)
     if isinstance(status, int) and status:

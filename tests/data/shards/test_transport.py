@@ -7,7 +7,7 @@ import pickle
 import pytest
 from hostile_http import FAULTS, serve
 
-from counterpoint.data.shards.transport import FetchError, NotThere, Transport, told
+from counterpoint.data.shards.transport import FetchError, NotThere, Transport, brief
 
 
 def hasty(**changes) -> Transport:
@@ -124,7 +124,7 @@ def test_no_message_holds_a_password(source, tmp_path):
             call()
         assert "secret" not in str(caught.value)
     # What a library says may hold the address, too.
-    assert told(OSError("https://u:secret@h/0?sig=secret failed")) == "OSError: https://h/0 failed"
+    assert brief(OSError("https://u:secret@h/0?sig=secret failed")) == "OSError: https://h/0 failed"
 
 
 def test_commands_run_only_when_enabled(source, tmp_path):
