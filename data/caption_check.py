@@ -1,7 +1,7 @@
-"""A look at some samples before training starts.
+"""Checks the captions of some samples before training starts.
 
-In: the shards, a reader, where captions are looked for. Out: nothing, or a sentence: with a
-misspelt caption field every sample would be replaced, which the error budget sees only later.
+In: the shards, a reader, caption policies. Out: nothing, or a ValueError: with a misspelt caption
+field every sample would be replaced, which the error budget notices only later.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from .shards.manifest import Manifest, is_remote
 from .shards.reader import RawSample, ShardReader
 from .text.captions import CaptionPolicy
 
-# Looked at in each source, evenly spread; the first one with a caption is enough.
+# Per source, evenly spread; the first one with a caption is enough.
 NUM_SHARDS = 8
 NUM_SAMPLES = 8
 MAX_LISTED = 12
@@ -24,21 +24,21 @@ MAX_LISTED = 12
 def check_captions(
     manifest: Manifest, reader: ShardReader, captions: Mapping[str, CaptionPolicy]
 ) -> None:
-    """Looks for a caption in every source; shards of other machines are not fetched for it.
+    """Looks for a caption in every source; remote shards are not fetched.
 
     Args:
         manifest: the shards.
-        reader: their bytes.
-        captions: the caption policy of each source that is read.
+        reader: reads the shards.
+        captions: the caption policy of each source in use.
 
     Raises:
-        ValueError: a source has samples, and none of those looked at has a caption.
+        ValueError: a source has samples, and none of those checked has a caption.
     """
     for source, policy in captions.items():
         number = manifest.sources.index(source)
-        here = np.flatnonzero((manifest.source_ids == number) & (manifest.counts > 0))
+        shards = np.flatnonzero((manifest.source_ids == number) & (manifest.counts > 0))
         empty: list[RawSample] = []
-        for shard, ordinal in _spread(here, manifest.counts):
+        for shard, ordinal in _spread(shards, manifest.counts):
             if is_remote(manifest.urls[shard]):
                 continue
             try:
@@ -48,7 +48,7 @@ def check_captions(
                 if error.cause == "no_caption":
                     empty.append(raw)
                     continue
-            # It has a caption, or it cannot be read, which says nothing about captions.
+            # It has a caption, or it is unreadable, which does not concern captions.
             empty.clear()
             break
         if empty:
@@ -70,7 +70,7 @@ def _spread(shards: np.ndarray, counts: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _contents(sample: RawSample) -> str:
-    """Lists the places where the texts of a sample might be."""
+    """Lists the fields that may hold a sample's texts."""
     names = sorted(sample.keys() - {"__key__"})
     with contextlib.suppress(SampleError):
         names += [f"json:{name}" for name in read_json(sample, "json")]

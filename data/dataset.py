@@ -1,8 +1,8 @@
-"""A step number to this rank's batch.
+"""Maps a step to this rank's batch.
 
 In: the plan, the run's steps, a sample loader and a tokenizer. Out: `dict[str, Tensor]`. The batch
-is a function of the step alone: whichever worker makes it, and however often. A large batch is made
-in parts by several workers, so that none of them holds many whole batches.
+is a function of the step alone, in any worker and however often. Several workers make the parts of
+a large batch, so that none of them holds many batches.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ from .text.syntax import WordReducer
 
 Batch = dict[str, Tensor]
 TokenizeTexts = Callable[[list[str], int], tuple[Tensor, Tensor]]
-# What one worker makes at a time; a few of them wait in memory for each worker.
+# Size of a part; a few parts per worker wait in memory.
 PART_BYTES = 64 << 20
 
 
 class Order(Protocol):
-    """Positions to samples: a `Plan` or a `MixedPlan`."""
+    """Maps positions to samples: a `Plan` or a `MixedPlan`."""
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns epoch, shard and ordinal of each position."""
@@ -51,16 +51,16 @@ class StepDataset(Dataset):
     """Maps a step, or (step, part), to this rank's batch or a part of it.
 
     Args:
-        plan: positions to samples.
-        steps: steps to positions.
-        loader: places to samples.
+        plan: maps positions to samples.
+        steps: maps steps to positions.
+        loader: loads samples.
         tokenize: `(texts, context_length)` to (ids [n, context_length], lengths [n]).
         context_length: tokens a caption.
-        rank: of this process.
+        rank: this process.
         world_size: number of processes.
-        part_rows: samples of a part at most; by default as many as fit into 64 MiB.
+        part_rows: samples of a part at most; by default those that fit into 64 MiB.
         prefetcher: fetches the shards of coming steps.
-        word_reducers: what shortens captions before they become tokens, by phase; None: nothing.
+        word_reducers: shortens captions before tokenizing, by phase; None: does not.
         own: tokenizer and context length of single text entries.
     """
 
@@ -97,14 +97,14 @@ class StepDataset(Dataset):
         return -(-rows // self.part_rows)
 
     def __getitem__(self, index: int | tuple[int, int]) -> Batch | Refusal:
-        """Makes a batch, or a part; a worker returns a message to the user in its place."""
+        """Makes a batch or a part; a worker returns a user error as a `Refusal`."""
         try:
             return self._made(*(index if isinstance(index, tuple) else (index, None)))
         except ValueError as error:
             return refusal(error)
 
     def _made(self, step: int, part: int | None) -> Batch:
-        # One worker of each rank fetches for all of them.
+        # One worker of each rank prefetches for all of them.
         if self.prefetcher and ((worker := get_worker_info()) is None or worker.id == 0):
             self.prefetcher.at(step)
         # As many threads in the training process as in a worker, so that sums of floats agree.
@@ -155,28 +155,28 @@ def tokenize_texts(
     """Turns texts into ids and lengths, by batch entry.
 
     Args:
-        texts: of each text entry; those that are the main caption in other ids are made here.
-        readers: tokenizer and context length by text entry; of `text`, for all others.
-        shortened: what is left of captions before they become tokens; None: all.
+        texts: captions by text entry; entries without any take the main caption.
+        readers: tokenizer and context length by text entry; other entries take those of `text`.
+        shortened: shortens captions before tokenizing; None: does not.
     """
-    made: Batch = {}
+    tokens: Batch = {}
     for entry in {**texts, **readers}:
         captions = texts.get(entry, texts["text"])
         if shortened is not None:
             captions = [shortened(caption) for caption in captions]
         tokenize, length = readers.get(entry, readers["text"])
-        made[entry], made[f"{entry}_length"] = tokenize(captions, length)
+        tokens[entry], tokens[f"{entry}_length"] = tokenize(captions, length)
         if entry != "text":
-            made[f"{entry}.present"] = torch.tensor([bool(text) for text in captions])
-    return made
+            tokens[f"{entry}.present"] = torch.tensor([bool(text) for text in captions])
+    return tokens
 
 
 class StepSampler(Sampler[tuple[int, int]]):
     """The (step, part) pairs from the stored step to the last.
 
     Args:
-        dataset: tells the parts of each step.
-        first_step: where to start.
+        dataset: knows the parts of each step.
+        first_step: the first step to yield.
     """
 
     def __init__(self, dataset: StepDataset, first_step: int = 0):
@@ -197,8 +197,8 @@ class StepLoader:
 
     Args:
         loader: yields all parts in order, from the first step on.
-        dataset: tells the parts of each step.
-        first_step: where the loader starts.
+        dataset: knows the parts of each step.
+        first_step: the loader's first step.
     """
 
     def __init__(self, loader: DataLoader, dataset: InParts, first_step: int):
@@ -216,14 +216,14 @@ class StepLoader:
 
 
 def accepted(part: Batch | Refusal) -> Batch:
-    """Returns a batch; raises the ValueError that a worker met instead of it."""
+    """Returns a batch; raises a worker's `Refusal` as a ValueError."""
     if isinstance(part, Refusal):
         raise ValueError(part.message)
     return part
 
 
 def join(parts: Sequence[Batch]) -> Batch:
-    """Joins the parts of a batch; a single one is returned as it is."""
+    """Joins the parts of a batch."""
     if len(parts) == 1:
         return parts[0]
     return {entry: torch.cat([part[entry] for part in parts]) for entry in parts[0]}

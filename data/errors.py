@@ -1,9 +1,8 @@
-"""What can go wrong with one sample, and how much of it a run accepts.
+"""Causes of unusable samples, and the error budget of a run.
 
 In: batches with `status`, `source` and `shard`. Out: counts by cause, source and shard, and a
-`ValueError` once more samples than agreed had to be replaced. A loader worker never raises for bad
-data: it replaces the sample, writes the cause into `status`, and the ledger in the training process
-decides.
+`ValueError` once more samples were replaced than the budget allows. A loader worker never raises
+for bad data: it replaces the sample and writes the cause into `status`.
 """
 
 from collections import Counter
@@ -33,7 +32,7 @@ class SampleError(Exception):
 
     Args:
         cause: one of `CAUSES`.
-        message: what was found, for people.
+        message: the details.
     """
 
     def __init__(self, cause: str, message: str = ""):
@@ -52,7 +51,7 @@ class SampleError(Exception):
 
 
 class LedgerDelta(TypedDict):
-    """Counts of one rank since its last report; plain and picklable.
+    """Counts of one rank since its last report, picklable.
 
     `samples` maps a source index, `errors` (cause code, source index, shard index) to a number of
     samples.
@@ -65,15 +64,15 @@ class LedgerDelta(TypedDict):
 class ErrorLedger:
     """Counts replaced samples and stops the run past a budget.
 
-    `update` collects on this rank alone; the totals grow only through `merge`. So every rank takes
-    its delta, the deltas are gathered, and every rank merges all of them: totals are then equal
-    everywhere, and so is the verdict of `check`. With one process: `merge(take_delta())`.
+    `update` counts on this rank alone; only `merge` changes the totals. Every rank takes its delta,
+    the deltas are gathered, and every rank merges all of them, so that totals and the result of
+    `check` are equal on all ranks. With one process: `merge(take_delta())`.
 
     Args:
         sources: names of the sources, in the order of the batch's `source` index.
         max_error_rate: accepted errors per sample.
-        min_samples: samples that must have been seen before the rate is judged.
-        urls: addresses of the shards, for messages and `table`; their numbers without it.
+        min_samples: samples before the rate is checked.
+        urls: addresses of the shards, for messages and `table`; None: numbers.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class ErrorLedger:
         return sum(self._errors.values())
 
     def update(self, batch: Mapping[str, Tensor]) -> None:
-        """Counts this rank's batch; its `status`, `source`, `shard` [b] should lie on the CPU."""
+        """Counts this rank's batch by its `status`, `source`, `shard` [b], which are on the CPU."""
         status = batch["status"]
         counts = batch["source"].bincount(minlength=len(self.sources)).tolist()
         self._new_samples.update(dict(enumerate(counts)))
@@ -118,11 +117,11 @@ class ErrorLedger:
             self._new_errors.update(rows)
 
     def count(self, rows: Tensor) -> None:
-        """Counts what was left out: rows (cause, source, shard), int64 [n, 3], on the CPU."""
+        """Counts samples that were left out: (cause, source, shard), int64 [n, 3], on the CPU."""
         self._new_errors.update(map(tuple, rows.tolist()))
 
     def take_delta(self) -> LedgerDelta:
-        """Returns what `update` collected since the last call, and forgets it."""
+        """Returns the counts since the last call, and clears them."""
         delta: LedgerDelta = {
             "samples": dict(self._new_samples),
             "errors": dict(self._new_errors),
@@ -153,8 +152,8 @@ class ErrorLedger:
         )
 
     def summary(self) -> dict[str, int]:
-        """Returns totals such as `{"errors/bad_image/default": 3}`; of several sources, also how
-        many samples were taken from each (`samples/NAME`)."""
+        """Returns totals such as `{"errors/bad_image/default": 3}`, and with several sources the
+        number of samples of each (`samples/NAME`)."""
         table: Counter[str] = Counter()
         if len(self.sources) > 1:
             table.update({f"samples/{self.sources[s]}": n for s, n in self._samples.items()})
@@ -178,14 +177,13 @@ class ErrorLedger:
         return shown(self.urls[shard]) if self.urls else str(shard)
 
     def state_dict(self) -> dict[str, object]:
-        """Returns the totals; deltas not merged yet are not part of it."""
+        """Returns the totals, without deltas that are not merged yet."""
         return {
             "samples": [[source, n] for source, n in sorted(self._samples.items())],
             "errors": [[*k, n] for k, n in self._errors.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Takes the totals of `state_dict`."""
         self._samples = Counter({s: n for s, n in state["samples"]})  # pyright: ignore
         rows: list[list[int]] = state["errors"]  # pyright: ignore[reportAssignmentType]
         self._errors = Counter({(c, source, shard): n for c, source, shard, n in rows})

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole: written beside their place, then renamed.
+"""Atomic writes of files and folders: written beside their path, then renamed.
 
-In: a path. Out: all of what was written, or what was there before; a kill or a full disk leaves
-nothing else than a hidden `.NAME.part-TOKEN`, which a later process removes.
+In: a path. Out: the new content or the old one; a kill or a full disk leaves at most a hidden
+`.NAME.part-TOKEN`, which a later process removes.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 PART = re.compile(r"\.+(?P<name>.+?)(\.part-[0-9a-f]{16})+")
-# The age at which no living process can be writing a part any more.
+# At this age no process writes to a part any more.
 OLD_SECONDS = 600.0
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields the path to write to; at the end of the block the file takes its name.
+    """Yields a path to write to, which is renamed to `path` at the end of the block.
 
     Several processes and threads may write the same file at once: the last one wins.
 
@@ -33,7 +33,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     _sweep_once(path.parent)
     part = beside(path)
     try:
-        # Some libraries let only the owner read what they write; others read these files, too.
+        # Some libraries write files that only the owner can read.
         part.touch()
         mode = part.stat().st_mode
         yield part
@@ -46,7 +46,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def durable_file(path: Path) -> Iterator[Path]:
-    """As `whole_file`; once the file has its name, it outlives a loss of power."""
+    """As `whole_file`, and synced: the file survives a loss of power."""
     with whole_file(path) as part:
         yield part
         sync(part)
@@ -59,7 +59,7 @@ def whole_folder(path: Path, near: Path | None = None) -> Iterator[Path]:
 
     Args:
         path: the folder.
-        near: the path beside which the new one is filled; `path` by default.
+        near: the path beside which the new folder is filled; `path` by default.
     """
     near = near or path
     near.parent.mkdir(parents=True, exist_ok=True)
@@ -76,19 +76,19 @@ def whole_folder(path: Path, near: Path | None = None) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that appears whole; raises OSError."""
+    """Writes a text file atomically; raises OSError."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes `record` to a file that appears whole, in a folder that is made if need be."""
+    """Writes `record` atomically, and creates the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def sync(path: Path) -> None:
-    """Returns when a file or folder is on the disk."""
+    """Flushes a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -97,18 +97,18 @@ def sync(path: Path) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Returns a new name for what will be renamed to `path`."""
+    """Returns a new path for a part of `path`."""
     return path.with_name(f".{path.name}.part-{secrets.token_hex(8)}")
 
 
 def remove_parts(folder: Path, name: str = "", older_than: float = float("-inf")) -> None:
-    """Removes what killed processes left in a folder.
+    """Removes the parts that killed processes left in a folder.
 
     Args:
-        folder: where they wrote.
-        name: the file that they wrote; any by default.
-        older_than: seconds since a part was last written to; without it, the caller knows that no
-            other process writes here.
+        folder: folder of the parts.
+        name: removes only parts of this file; any by default.
+        older_than: minimum seconds since the last write; by default no other process may write
+            here.
     """
     for part in folder.glob(".*.part-*"):
         match = PART.fullmatch(part.name)
@@ -123,7 +123,7 @@ def _written(path: Path) -> float:
     return path.lstat().st_mtime
 
 
-# Listing a folder of many shards takes time, and each of them gets an index.
+# Once per folder: listing many shards takes time, and each of them gets an index.
 @functools.cache
 def _sweep_once(folder: Path) -> None:
     with contextlib.suppress(OSError):

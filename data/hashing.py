@@ -1,7 +1,7 @@
-"""Hashes that decide order and randomness: integers in, 64 well mixed bits out.
+"""Hashes that determine order and randomness: integers in, 64 well mixed bits out.
 
-They are written out here because the generators of numpy and torch may change their streams
-between versions, and a run is to be the same function of its seed on any of them.
+The generators of numpy and torch may change their streams between versions; a run is the same
+function of its seed with any of them.
 """
 
 import hashlib

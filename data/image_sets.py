@@ -1,12 +1,12 @@
 """Evaluation data: images with fields, in a fixed order, from class folders or shards.
 
-In: paths. Out: an `ImageSet`: item i has an image (decoded when asked for) and fields, which a task
+In: paths. Out: an `ImageSet`: item i has an image (decoded on access) and fields, which a task
 reads by name: the members of a sample that are text (`txt`, `cls`), the entries of its JSON (dots
-go deeper: `exif.model`), `key`, and for class folders `folder`. Which fields mean caption, class or
-filter is the task's choice, so that tasks share one set and its features.
+go deeper: `exif.model`), `key`, and for class folders `folder`. Tasks choose which fields are
+caption, class or filter, so that they can use the same set and its features.
 
-The whole set is indexed when first used: one walk over the tar headers, text members read, images
-left on the disk.
+The set is indexed at the first use: one walk over the tar headers, text members read, images left
+on the disk.
 """
 
 import glob
@@ -33,10 +33,10 @@ _ABSENT = object()
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image and what is known about it.
+    """One image and its fields.
 
     Attributes:
-        path: the image file, or the tar it lies in.
+        path: the image file, or its tar.
         offset: first byte of the image in that file.
         size: number of bytes.
         fields: text members, JSON entries, `key`, `folder`.
@@ -63,7 +63,7 @@ class ImageSet(ABC):
 
     Attributes:
         default_label: the field that names the class unless a task says otherwise.
-        root: where relative paths start; set when a suite is read, before the first use.
+        root: base of relative paths; set when a suite is read, before the first use.
     """
 
     default_label: str
@@ -71,16 +71,16 @@ class ImageSet(ABC):
 
     @property
     def note(self) -> str:
-        """What is to be logged about the set before it is used; "" if there is nothing."""
+        """What to log about the set before its use; "": nothing."""
         return ""
 
     @abstractmethod
     def walk(self) -> Iterator[Item]:
-        """Yields the items in their order; raises ValueError for data that cannot be used."""
+        """Yields the items in order; raises ValueError for unusable data."""
 
     @cached_property
     def items(self) -> list[Item]:
-        """Every item; made at the first use."""
+        """All items, indexed at the first use."""
         items = list(self.walk())
         if not items:
             raise ValueError(
@@ -93,7 +93,7 @@ class ImageSet(ABC):
         return len(self.items)
 
     def image(self, index: int) -> Tensor:
-        """Returns image `index`, uint8 [3, height, width]; raises SampleError when it is broken."""
+        """Returns image `index`, uint8 [3, height, width]; raises SampleError if damaged."""
         item = self.items[index]
         with open(item.path, "rb") as file:
             file.seek(item.offset)
@@ -106,8 +106,8 @@ class ImageSet(ABC):
             ValueError: no item matches.
         """
         chosen = list(range(len(self)))
-        for name, wanted in (where or {}).items():
-            accepted = [str(value) for value in _as_list(wanted)]
+        for name, values in (where or {}).items():
+            accepted = [str(value) for value in _as_list(values)]
             before, chosen = chosen, [i for i in chosen if str(self.items[i].get(name)) in accepted]
             if not chosen:
                 seen = sorted({str(self.items[i].get(name)) for i in before})
@@ -142,7 +142,7 @@ class ImageSet(ABC):
         Args:
             name: a text, or a JSON list of texts.
             chosen: indices of items.
-            separator: where one text is cut into several ("\\n": one a line); None: not cut.
+            separator: cuts one text into several ("\\n": one a line); None: does not.
 
         Raises:
             ValueError: an item has no text there.
@@ -166,12 +166,12 @@ class FolderSet(ImageSet):
     """Class folders: `path/CLASS/**/NAME.png`, class = `folder`.
 
     Images directly in `path` have no class (retrieval needs none). `NAME.txt` and `NAME.json`
-    beside an image give its fields, as in a shard.
+    beside an image are its fields, as in a shard.
 
     Args:
         path: the folder of class folders.
-        num_classes: how many class folders there have to be. With it, images have the field
-            `class_index`: the place of their folder among the names in order, counted from 0.
+        num_classes: the required number of class folders. With it, images have the field
+            `class_index`: the position of their folder among the sorted names, from 0.
     """
 
     default_label = "folder"
@@ -184,7 +184,7 @@ class FolderSet(ImageSet):
         return f"the folder {self.root / self.path}"
 
     def walk(self) -> Iterator[Item]:
-        """Yields class by class, file by file, both sorted by name."""
+        """Yields classes and their files, both sorted by name."""
         top = self.root / self.path
         if not top.is_dir():
             raise ValueError(_absent(top))
@@ -209,7 +209,7 @@ class FolderSet(ImageSet):
                 yield Item(str(image), 0, image.stat().st_size, fields)
 
     def _class_index(self, top: Path) -> dict[str, int]:
-        """The places of the class folders, if their number is known; hidden ones do not count."""
+        """Returns the positions of the class folders, without hidden ones."""
         if self.num_classes is None:
             return {}
         names = sorted(p.name for p in top.iterdir() if p.is_dir() and p.name[0] != ".")
@@ -251,19 +251,18 @@ class ShardSet(ImageSet):
         return list(dict.fromkeys(paths))
 
     def _expand(self, url: str) -> list[str]:
-        # The root may hold characters that a pattern would not take literally.
+        # The root may hold characters that are special in a pattern.
         target = self.root / url
         pattern = target if target.is_dir() else Path(glob.escape(str(self.root)), url)
         try:
-            found = expand_all([str(pattern)])
+            paths = expand_all([str(pattern)])
         except ValueError:
-            found = []
-        if not found:
+            paths = []
+        if not paths:
             raise ValueError(_absent(target))
-        return found
+        return paths
 
     def walk(self) -> Iterator[Item]:
-        """Yields the samples in the order of the shards and of their members."""
         for path in self.paths():
             yield from _walk_tar(path)
 
@@ -271,7 +270,7 @@ class ShardSet(ImageSet):
 def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     """Yields folders, sorted, and the names of their files; links to folders are followed.
 
-    Several links may lead to one folder; one that leads back into itself is not entered again.
+    Several links may lead to one folder; links back to a parent are not followed.
     """
     around: dict[str, set[str]] = {}
     for folder, folders, names in os.walk(top, followlinks=True):
@@ -300,13 +299,13 @@ def _walk_tar(path: str) -> Iterator[Item]:
             texts: dict[str, bytes] = {}
             for member in range(index.firsts[sample], index.firsts[sample + 1]):
                 extension = index.extensions[index.kinds[member]]
-                place = int(index.offsets[member]), int(index.sizes[member])
+                span = int(index.offsets[member]), int(index.sizes[member])
                 if extension in IMAGE_EXTENSIONS:
-                    images[extension] = place
+                    images[extension] = span
                 elif extension in TEXTS or extension == "json":
-                    texts[extension] = os.pread(descriptor, place[1], place[0])
+                    texts[extension] = os.pread(descriptor, span[1], span[0])
             if images:
-                # Of several images training takes the first kind in this order, too.
+                # Of several images the first kind in this order, as in training.
                 first = min(images, key=IMAGE_EXTENSIONS.index)
                 yield Item(path, *images[first], _fields(texts, key, path))
     finally:
