@@ -1,4 +1,4 @@
-"""Image-text pairs from listed shards, every sample where a formula says.
+"""Image-text pairs from listed shards, in an order given by a formula.
 
 In: a manifest and the choices of the `data` slot; from `fit`, through `connect`, its steps, the
 seed and the model's sizes. Out: the training loader, and one integer to resume from.
@@ -27,8 +27,8 @@ from .urls import shown
 
 # Shards that a process keeps open: most systems allow 1,024 files.
 MAX_OPEN = 512
-# For whose shards room is made ahead of need. Few steps stay within the shards at hand; what does
-# not fit into the cache is left for later, so that looking far ahead costs no more than looking.
+# Steps whose shards are prefetched. Few steps stay within the shards in use; shards that do not fit
+# into the cache are left for later, so that a long horizon costs little.
 STEPS_AHEAD = 256
 
 
@@ -42,15 +42,15 @@ class PairsDataModule(Pairs):
         sources: share, captions and key field of single sources, by name.
         temperature: mixes the sources in proportion to num_samples^(1/temperature) instead of
             stated shares.
-        same_as: what the main image's augmentation is taken from instead of being drawn.
-        caption_same_as: the sidecar's entry with the numbers that choose captions instead of drawn
-            ones: the captions of a store are then read again.
+        same_as: entry that replaces the main image's drawn augmentation.
+        caption_same_as: sidecar entry whose numbers replace the drawn ones that choose captions, so
+            that the captions of a store are used again.
         sidecars: joined tensors; NAME becomes the batch entries `NAME.COLUMN`.
-        keep_lists: keep-lists: parquet files of the samples to use.
-        keep_weights: what their weights do; repeat samples by default.
-        cache: where copies of remote shards go.
+        keep_lists: parquet files of the samples to use.
+        keep_weights: how their weights act; they repeat samples by default.
+        cache: holds copies of remote shards.
         allow_pipe: whether the commands of a manifest's `pipe:` addresses may run.
-        choices: as of `Pairs`.
+        choices: arguments of `Pairs`.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class PairsDataModule(Pairs):
 
     @property
     def manifest(self) -> Manifest:
-        """The shards, loaded when first asked for."""
+        """The shards, loaded at the first access."""
         if self._manifest is None:
             self._manifest = Manifest.load(self.manifest_path)
         return self._manifest
 
     @property
     def selection(self) -> Selection | None:
-        """The kept samples, compiled when first asked for; None keeps all."""
+        """The kept samples, compiled at the first access; None: all."""
         if self._selection is None and self.keep_lists:
             first = Path(self.keep_lists[0]).resolve()
             folder = first.with_name(f".{first.stem}.compiled")
@@ -106,37 +106,27 @@ class PairsDataModule(Pairs):
 
     @property
     def source_names(self) -> list[str]:
-        """Those of the manifest."""
         return self.manifest.sources
 
     @property
     def shard_urls(self) -> Sequence[str]:
-        """Those of the manifest."""
         return self.manifest.urls
 
     @property
     def epoch_size(self) -> int:
-        """Samples of one pass over the data, those that weights repeat as often as they do."""
+        """Samples of one pass over the data, with repetitions by weight."""
         if self.selection is None:
             return self.manifest.num_samples
         return int(self.selection.counts.sum())
 
     @property
     def fingerprint(self) -> str:
-        """What the data is: the shards, and which of their samples are kept."""
+        """Hash of the shards and of the kept samples."""
         if self.selection is None:
             return self.manifest.fingerprint
         return f"{self.manifest.fingerprint}-{self.selection.fingerprint}"
 
     def check(self, num_nodes: int = 1) -> None:
-        """Looks at everything that training will read, before it starts.
-
-        Args:
-            num_nodes: machines that take part; each needs its share of the shards at hand.
-
-        Raises:
-            ValueError: something is missing, cut off, contradictory, or too small.
-        """
         assert self.steps is not None, "connect comes first"
         check_names(self.sources, self.manifest.sources)
         # Made here, so that an error rate that is none is refused now.
@@ -226,16 +216,16 @@ class PairsDataModule(Pairs):
         return dataset
 
     def train_dataloader(self) -> StepLoader:
-        """Returns this rank's loader from `first_step` on; its length is the whole run's."""
+        """Returns this rank's loader from `first_step` on; its length is that of the run."""
         dataset = self.train_dataset(*self.rank_and_world_size())
         loader = self.loader(dataset, sampler=StepSampler(dataset, self.first_step))
         return StepLoader(loader, dataset, self.first_step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from `state_dict`.
+        """Checks the fingerprint and loads the state.
 
         Raises:
-            ValueError: the manifest is not the one the run began with.
+            ValueError: the manifest is not that of the checkpoint.
         """
         if state_dict["fingerprint"] != self.fingerprint:
             raise ValueError(

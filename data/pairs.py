@@ -1,8 +1,7 @@
-"""What image-text pairs are made into, wherever they come from.
+"""The base class of data modules of image-text pairs.
 
-In: the choices of the `data` slot that hold for every source; from `fit`, through `connect`, the
-run's steps, the seed and the model's sizes. Out: what Lightning asks of a data module, but for the
-batches themselves.
+In: the choices of the `data` slot for every kind of source; from `fit`, through `connect`, the
+run's steps, the seed and the model's sizes. Out: a Lightning data module, except for the batches.
 """
 
 from abc import ABC, abstractmethod
@@ -30,14 +29,14 @@ class Pairs(LightningDataModule, ABC):
     """Image-text pairs in batches of steps.
 
     Args:
-        tokenizer: texts to token ids; CLIP's by default.
-        train_transform: images in training; random crops by default.
-        eval_transform: images in evaluation; the centre crop by default.
+        tokenizer: maps texts to token ids; CLIP's by default.
+        train_transform: transform in training; random crops by default.
+        eval_transform: transform in evaluation; the centre crop by default.
         num_workers: loader processes a rank; 0 loads in the training process.
         key_field: JSON field that identifies a sample.
-        caption: a policy, or a list of the places where captions are looked for: an extension
-            (`txt`) or a JSON value (`json:caption`); the first that has text is taken.
-        max_error_rate: samples that may be replaced or left out, per sample, before the run stops.
+        caption: a policy, or a list of fields: an extension (`txt`) or a JSON value
+            (`json:caption`); the first with text is used.
+        max_error_rate: fraction of samples that may be replaced or left out before the run stops.
         views: further views of each image; NAME becomes the batch entry `image.NAME`.
         texts: further texts, as `caption` or a `Text` with a tokenizer of its own; NAME becomes the
             batch entry `text.NAME`.
@@ -45,10 +44,10 @@ class Pairs(LightningDataModule, ABC):
     Attributes:
         first_step: the step the training loader starts at.
         seed, image_size, context_length, steps, word_reducers: set by `connect`.
-        sources: what differs in single sources, by name.
+        sources: settings of single sources, by name.
         sidecars: joined tensors by name.
-        same_as, caption_same_as: entries that the main image and caption are chosen by.
-        caveat: what the user is told when a run starts.
+        same_as, caption_same_as: entries that determine the main image and caption.
+        caveat: note to log when a run starts.
     """
 
     caveat = ""
@@ -105,40 +104,40 @@ class Pairs(LightningDataModule, ABC):
     @property
     @abstractmethod
     def epoch_size(self) -> int | None:
-        """Samples of one pass over the data; None: nobody knows."""
+        """Samples of one pass over the data; None: unknown."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """What the data is; a run that is resumed must find the same."""
+        """Hash of the data, which must not change when a run is resumed."""
 
     @abstractmethod
     def check(self, num_nodes: int = 1) -> None:
-        """Looks at everything that training will read, before it starts.
+        """Checks the data before training starts.
 
         Args:
-            num_nodes: machines that take part.
+            num_nodes: machines of the run, each of which caches shards.
 
         Raises:
-            ValueError: something is missing, contradictory, or too small.
+            ValueError: something is missing, cut off, contradictory, or too small.
         """
 
     @property
     def ledger(self) -> ErrorLedger:
-        """Counts of samples that could not be used; `train` feeds, merges and checks it."""
+        """Counts of unusable samples; `train` merges and checks them."""
         if self._ledger is None:
             names, urls = self.source_names, self.shard_urls
             self._ledger = ErrorLedger(names, self.max_error_rate, urls=urls)
         return self._ledger
 
     def reads(self, entry: str) -> tuple[Tokenizer, int]:
-        """Returns what turns a text entry (`text`, `text.NAME`) into ids, and how many."""
+        """Returns tokenizer and context length of a text entry (`text`, `text.NAME`)."""
         text = self.texts.get(entry.partition(".")[2], Text())
         return text.tokenizer or self.tokenizer, text.context_length or self.context_length
 
     @property
     def readers(self) -> dict[str, tuple[Tokenizer, int]]:
-        """The same of every text entry, `text` first."""
+        """Tokenizer and context length of every text entry, `text` first."""
         return {entry: self.reads(entry) for entry in ("text", *(f"text.{n}" for n in self.texts))}
 
     def connect(
@@ -149,14 +148,14 @@ class Pairs(LightningDataModule, ABC):
         context_length: int,
         word_reducers: Sequence[WordReducer | None] = (),
     ) -> None:
-        """Takes what the other slots decide.
+        """Sets what the other slots decide.
 
         Args:
-            steps: steps to positions.
-            seed: of the order and the augmentations.
+            steps: maps steps to positions.
+            seed: seed of the order and the augmentations.
             image_size: side in pixels.
             context_length: tokens a caption.
-            word_reducers: of each phase; by default none.
+            word_reducers: shortens captions, by phase; none by default.
         """
         self.steps = steps
         self.seed = seed
@@ -165,10 +164,10 @@ class Pairs(LightningDataModule, ABC):
         self.word_reducers = word_reducers
 
     def require_steps(self, world_size: int) -> Steps:
-        """Returns the steps that `connect` was given.
+        """Returns the steps set by `connect`.
 
         Raises:
-            ValueError: it was not called, or a batch cannot be split over the ranks.
+            ValueError: `connect` was not called, or a batch cannot be split over the ranks.
         """
         if self.steps is None:
             raise ValueError(f"{type(self).__name__}.connect must be called before training starts")
@@ -176,20 +175,23 @@ class Pairs(LightningDataModule, ABC):
         return self.steps
 
     def rank_and_world_size(self) -> tuple[int, int]:
-        """Returns the trainer's; those of one process without a trainer."""
+        """Returns those of the trainer, or of one process without a trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def recipe(self) -> Recipe:
-        """Returns what is made of every sample.
+        """Returns the recipe of every sample.
 
         Raises:
-            ValueError: a view takes its augmentation from something that is not there.
+            ValueError: a view takes its augmentation from an unknown entry.
         """
         main = View(self.train_transform, same_as=self.same_as)
         views = {"image": main} | {f"image.{name}": view for name, view in self.views.items()}
         names = self.source_names
-        own = {name: self.sources.get(name, Source()) for name in names}
-        captions = {n: policy_of(s.caption) if s.caption else self.caption for n, s in own.items()}
+        sources = {name: self.sources.get(name, Source()) for name in names}
+        captions = {
+            name: policy_of(source.caption) if source.caption else self.caption
+            for name, source in sources.items()
+        }
         texts = {
             f"text.{name}": dict.fromkeys(names, policy_of(text.caption))
             for name, text in self.texts.items()
@@ -202,13 +204,15 @@ class Pairs(LightningDataModule, ABC):
                 for name, view in views.items()
             },
             texts={"text": captions} | texts,
-            key_fields={name: source.key_field or self.key_field for name, source in own.items()},
+            key_fields={
+                name: source.key_field or self.key_field for name, source in sources.items()
+            },
             sidecars=self.sidecars,
             caption_same_as=self.caption_same_as,
         )
 
     def loader(self, dataset: Dataset, **options: Any) -> DataLoader:
-        """Returns the loader over what makes batches, or parts of them, one at a time."""
+        """Returns the loader over a dataset of batches, or of parts of them."""
         workers: dict[str, Any] = {}
         if self.num_workers:
             # Forked workers start at once and notice when a killed parent is gone. Those of a fork
@@ -229,17 +233,17 @@ class Pairs(LightningDataModule, ABC):
         )
 
     def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
-        """Counts samples that could not be used while the batch is still on the host."""
+        """Counts unusable samples while the batch is still on the host."""
         for part in batch:
             self.ledger.update(part)
         return batch
 
     def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> Batch:
-        """Joins the parts where they are used."""
+        """Joins the parts on the device."""
         return join(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the step to continue from, what is passed over, errors, what the data was."""
+        """Returns the next step, skipped samples, errors and the data's fingerprint."""
         step = self.trainer.global_step if self.trainer else self.first_step
         return {
             "step": step,
@@ -249,7 +253,6 @@ class Pairs(LightningDataModule, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from `state_dict`."""
         self.first_step = int(state_dict["step"])
         if self.steps is not None:
             left_out = state_dict.get("left_out", [])

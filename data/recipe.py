@@ -1,7 +1,6 @@
-"""What is made of every sample: views of its image, texts, joined rows.
+"""The recipe of every sample: views of its image, texts, joined rows.
 
-In: the choices of the `data` slot. Out: a `Recipe` for the loader, in which every name that a batch
-will have is known.
+In: the choices of the `data` slot. Out: a `Recipe` for the loader with all entries of a batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,14 @@ class View:
     """One view of every image.
 
     Attributes:
-        transform: makes it.
+        transform: computes the view.
         size: side in pixels; None: that of the model's images.
-        same_as: whose augmentation parameters it takes instead of drawing its own: another view
+        same_as: source of the augmentation parameters instead of drawing them: another view
             (`image`: the same crop, for a teacher with another resolution) or a sidecar's entry
-            (`teacher.augmentation`: those under which stored embeddings were made). A sample
-            without stored ones draws its own.
-        member: of which image: `negative` is `KEY.negative.png`, which samples may lack; None:
-            the sample's own, `KEY.png`.
+            (`teacher.augmentation`: those of stored embeddings). A sample without stored parameters
+            draws its own.
+        member: the image: `negative` is `KEY.negative.png`, which samples may lack; None: the
+            sample's own, `KEY.png`.
     """
 
     transform: Transform
@@ -38,17 +37,17 @@ class View:
 
     @property
     def side(self) -> int:
-        """The side in pixels, once it is decided."""
+        """The side in pixels, once set."""
         assert self.size is not None
         return self.size
 
     def replayed(
         self, params: Mapping[str, np.ndarray], rows: Mapping[str, Tensor]
     ) -> np.ndarray | None:
-        """Returns the parameters that the view takes over; None: it draws its own.
+        """Returns the parameters of `same_as`; None: the view draws its own.
 
         Args:
-            params: of the views made before, by name.
+            params: parameters of the views before, by name.
             rows: the sample's joined rows by batch entry.
 
         Raises:
@@ -61,33 +60,32 @@ class View:
         sidecar = self.same_as.partition(".")[0]
         if not rows[f"{sidecar}.present"]:
             return None
-        found = rows[self.same_as].double().numpy()
-        if found.shape != (len(self.transform.columns),):
+        stored = rows[self.same_as].double().numpy()
+        if stored.shape != (len(self.transform.columns),):
             raise ValueError(
-                f"the entry '{self.same_as}' has the shape {list(found.shape)}, and "
+                f"the entry '{self.same_as}' has the shape {list(stored.shape)}, and "
                 f"{type(self.transform).__name__} takes {len(self.transform.columns)} parameters "
                 f"({', '.join(self.transform.columns)}); store what batches hold as "
                 "'image.augmentation'"
             )
-        return found
+        return stored
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is made of every sample.
+    """Views, texts and joined rows of every sample.
 
     Attributes:
-        seed: of everything random.
-        views: by batch entry, `image` first, then `image.NAME`.
+        seed: seed of everything random.
+        views: views by batch entry, `image` first, then `image.NAME`.
         texts: caption policy by batch entry (`text`, `text.NAME`), then by source.
         key_fields: JSON field that identifies a sample, by source.
         sidecars: joined tensors by name.
-        caption_same_as: the joined entry with the number that chooses the main caption; None: it is
-            drawn.
+        caption_same_as: joined entry with the number that chooses the main caption; None: draw it.
 
     Raises:
-        ValueError: a view takes its parameters from nothing, or from a view made after it; or the
-            caption does.
+        ValueError: a view or the caption takes its parameters from an unknown entry, or from a view
+            after it.
     """
 
     seed: int
@@ -162,8 +160,8 @@ class Source:
 
     Attributes:
         share: target proportion of the samples, relative to the other sources; 0 leaves it out.
-        caption: fields or a policy; None: as `data.caption` says.
-        key_field: JSON field that identifies a sample; None: as `data.key_field` says.
+        caption: fields or a policy; None: `data.caption`.
+        key_field: JSON field that identifies a sample; None: `data.key_field`.
     """
 
     share: float | None = None
@@ -172,7 +170,7 @@ class Source:
 
 
 def check_names(sources: Mapping[str, Source], known: Sequence[str]) -> None:
-    """Raises a ValueError when a source is described that the manifest does not have."""
+    """Raises a ValueError if `sources` names one that the manifest does not have."""
     unknown = sorted(set(sources) - set(known))
     if unknown:
         raise ValueError(
@@ -182,7 +180,7 @@ def check_names(sources: Mapping[str, Source], known: Sequence[str]) -> None:
 
 
 def explicit_shares(sources: Mapping[str, Source], known: Sequence[str]) -> dict[str, float] | None:
-    """Returns the proportions that the run file states; None when it states none.
+    """Returns the shares in the run file; None without any.
 
     Raises:
         ValueError: some sources have a share and others not, one is negative, or all are 0.
@@ -190,10 +188,10 @@ def explicit_shares(sources: Mapping[str, Source], known: Sequence[str]) -> dict
     shares = {name: source.share for name, source in sources.items() if source.share is not None}
     if not shares:
         return None
-    silent = [name for name in known if name not in shares]
-    if silent:
+    missing = [name for name in known if name not in shares]
+    if missing:
         raise ValueError(
-            f"data.sources gives shares, but none to {', '.join(silent)}; give every source one "
+            f"data.sources gives shares, but none to {', '.join(missing)}; give every source one "
             "(0 leaves it out)"
         )
     if min(shares.values()) < 0 or not sum(shares.values()) > 0:
@@ -206,9 +204,9 @@ class Text:
     """One text of every sample.
 
     Attributes:
-        caption: where it is found: a policy, or places in order of preference; None: it is the main
-            caption itself, for a reader with another tokenizer.
-        tokenizer: what turns it into ids; None: the tokenizer of `data`.
+        caption: a policy, or fields in order of preference; None: the main caption, for another
+            tokenizer.
+        tokenizer: maps the text to ids; None: the tokenizer of `data`.
         context_length: tokens of a row; None: those of the model's captions.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Errors that are a sentence for the user, and how a loader worker hands one over.
+"""User errors, and how a loader worker returns one.
 
 A `ValueError` that our own code raises is a message to the user: the offending value and the fix.
-The same type raised inside a library is a defect, and its stack trace is worth more than its text.
-From a worker the message travels as a `Refusal`: torch would wrap the error in the worker's trace.
+The same type raised inside a library is a defect, which needs its stack trace. A worker returns the
+message as a `Refusal`: torch would wrap the error in the worker's trace.
 """
 
 import traceback
@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a worker hands over in place of a batch: the text of a ValueError."""
+    """The message of a ValueError, which a worker returns in place of a batch."""
 
     message: str
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tells whether our own code raised an error for the user."""
+    """Whether our own code raised the error, for the user."""
     frames = traceback.extract_tb(error.__traceback__)
     if not isinstance(error, ValueError) or not frames:
         return False
@@ -29,7 +29,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def refusal(error: ValueError) -> Refusal:
-    """Returns what a worker hands over; in the training process, and for a defect, raises."""
+    """Returns the message from a worker; raises in the training process, and for a defect."""
     from torch.utils.data import get_worker_info
 
     if get_worker_info() is None or not is_refusal(error):

@@ -1,8 +1,8 @@
-"""What a recipe makes of raw samples.
+"""Renders raw samples by a recipe.
 
-In: the members of samples, their keys and joined rows. Out: `Sample`s, whose views are decided on,
-then batch entries. What is random comes from (seed, epoch, key, name of the view or text). Whatever
-is wrong with a sample ends in a `SampleError`.
+In: the members of samples, their keys and joined rows. Out: `Sample`s with drawn parameters, then
+batch entries. All randomness comes from (seed, epoch, key, name of the view or text). An unusable
+sample raises a `SampleError`.
 """
 
 import math
@@ -22,23 +22,22 @@ from .recipe import Recipe
 from .shards.fields import find_image
 from .shards.reader import RawSample
 
-# Pixels of an image that is not there.
+# Pixels of a missing image.
 WHITE = 255
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: its views are decided on.
+    """One sample before its views are computed.
 
     Attributes:
-        images: what its views are made of: its own image under None, further ones that it has
-            under the member's name.
-        params: what each view's transform has drawn.
-        texts: captions by batch entry; "" where there is none.
+        images: its own image under None, further ones under the member's name.
+        params: parameters of each view's transform.
+        texts: captions by batch entry; "" if missing.
         rows: joined rows by batch entry.
-        key: its identity.
+        key: the sample's key.
         status: `CAUSES` code of the sample that it replaces; 0 for none.
-        weight: from the keep-list.
+        weight: weight in the keep-list.
     """
 
     images: dict[str | None, EncodedImage]
@@ -51,20 +50,20 @@ class Sample:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the pixels that are kept."""
+        """Size of the decoded pixels."""
         return sum(image.num_bytes for image in self.images.values())
 
     @property
     def file_bytes(self) -> int:
-        """Size of the files that are kept."""
+        """Size of the encoded files."""
         return sum(image.file_bytes for image in self.images.values())
 
 
 class Renderer:
-    """Makes samples and batches as a recipe says.
+    """Renders samples and batches by a recipe.
 
     Args:
-        recipe: what to make.
+        recipe: views and texts of every sample.
     """
 
     def __init__(self, recipe: Recipe):
@@ -81,19 +80,19 @@ class Renderer:
         status: int = 0,
         weight: float = 1.0,
     ) -> Sample:
-        """Opens images, chooses texts and decides on views; no pixel is decoded yet.
+        """Opens images, chooses texts and draws parameters; no pixel is decoded yet.
 
         Args:
-            raw: its members.
+            raw: the sample's members.
             source: name of its source.
-            key: its identity.
-            epoch: draws of one sample differ from one epoch to the next.
+            key: its key.
+            epoch: the epoch, on which all draws depend.
             rows: joined rows by batch entry.
-            status: why it stands where another one should.
-            weight: from the keep-list.
+            status: cause of replacing another sample; 0 for none.
+            weight: weight in the keep-list.
 
         Raises:
-            SampleError: it cannot be used.
+            SampleError: the sample cannot be used.
         """
         texts = {
             name: self._text(raw, name, source, rows, epoch, key) for name in self.recipe.texts
@@ -112,7 +111,7 @@ class Renderer:
         return Sample(images, params, texts, dict(rows), 0, status, 1.0)
 
     def decode(self, sample: Sample) -> None:
-        """Decodes what the views need of a sample; raises SampleError if it is damaged."""
+        """Decodes the pixels for the views; raises SampleError if they are damaged."""
         for name, view in self.recipe.views.items():
             image = sample.images.get(view.member)
             if image is not None:
@@ -120,11 +119,11 @@ class Renderer:
                 image.pixels(view.transform.factor(image, view.side, params))
 
     def new_images(self, number: int) -> dict[str, Tensor]:
-        """Returns memory for every view of so many samples."""
+        """Allocates every view of `number` samples."""
         return {name: new_images(number, view.side) for name, view in self.recipe.views.items()}
 
     def transform(self, sample: Sample, images: Mapping[str, Tensor], row: int) -> None:
-        """Fills a row of each view from a decoded sample, and forgets its pixels."""
+        """Fills a row of each view from a decoded sample, and frees its pixels."""
         for name, view in self.recipe.views.items():
             view_params = sample.params[name]
             image = sample.images.get(view.member)
@@ -141,7 +140,7 @@ class Renderer:
         """Joins samples.
 
         Args:
-            samples: transformed ones.
+            samples: transformed samples.
             images: their rows of each view.
 
         Returns:
@@ -155,8 +154,8 @@ class Renderer:
                 params = np.stack([sample.params[name] for sample in samples])
                 batch[f"{name}.augmentation"] = torch.from_numpy(params)
             if view.member is not None:
-                there = [view.member in sample.images for sample in samples]
-                batch[f"{name}.present"] = torch.tensor(there)
+                present = [view.member in sample.images for sample in samples]
+                batch[f"{name}.present"] = torch.tensor(present)
         for name in samples[0].rows:
             batch[name] = torch.stack([sample.rows[name] for sample in samples])
         batch["key"] = torch.tensor([sample.key for sample in samples], dtype=torch.int64)
@@ -165,7 +164,7 @@ class Renderer:
         return batch, texts
 
     def _images(self, raw: RawSample) -> dict[str | None, EncodedImage]:
-        """Opens every image that a view is of; all but the sample's own may be absent."""
+        """Opens the images of all views; all but the sample's own may be absent."""
         images: dict[str | None, EncodedImage] = {None: opened(find_image(raw))}
         for member in {view.member for view in self.recipe.views.values()} - {None}:
             try:
@@ -182,20 +181,17 @@ class Renderer:
         epoch: int,
         key: int,
     ) -> dict[str, np.ndarray]:
-        """Decides on every view.
-
-        The epoch, the key and the view's name determine it: a sample comes up once an epoch.
-        """
+        """Returns the parameters of every view, a function of epoch, key and the view's name."""
         params: dict[str, np.ndarray] = {}
         for name, view in self.recipe.views.items():
-            # An image that is not there draws as the sample's own: batches have a row for it.
+            # A missing image draws as the sample's own: batches have a row for it.
             image = images.get(view.member, images[None])
-            found = view.replayed(params, rows)
-            if found is None:
+            drawn = view.replayed(params, rows)
+            if drawn is None:
                 rng = self._randomness.start(stream(self.recipe.seed, epoch, name), key)
                 others = [params[other] for other in view.transform.around]
-                found = view.transform.draw(image.height, image.width, rng, others)
-            params[name] = found
+                drawn = view.transform.draw(image.height, image.width, rng, others)
+            params[name] = drawn
         return params
 
     def _text(
@@ -215,22 +211,22 @@ class Renderer:
         try:
             return policy(raw, draw)
         except SampleError as error:
-            # Only the main caption has to be there; batches mark which of the others are.
+            # Only the main caption is required; batches mark which of the others are present.
             if name != "text" and error.cause == "no_caption":
                 return ""
             raise
 
 
 def opened(data: bytes | EncodedImage) -> EncodedImage:
-    """Returns what a file holds, if it is not opened already."""
+    """Opens an image file that is not opened already."""
     return data if isinstance(data, EncodedImage) else EncodedImage.open(data)
 
 
 def new_images(number: int, side: int) -> Tensor:
-    """Returns memory for images: uint8 [n, 3, side, side], channels last as they are decoded.
+    """Allocates images: uint8 [n, 3, side, side], channels last as they are decoded.
 
-    In a worker it is memory that the training process can read too: filled there, the batch is not
-    copied once more on its way. torch's own collation does the same.
+    A worker allocates shared memory, so that the training process reads the batch without a copy.
+    torch's own collation does the same.
     """
     shape = (number, side, side, 3)
     if get_worker_info() is None:
@@ -242,7 +238,7 @@ def new_images(number: int, side: int) -> Tensor:
 
 
 class Randomness:
-    """One generator that starts over for every sample: a new one would take ten times as long."""
+    """A generator that is reset for every sample: a new one would take ten times as long."""
 
     def __init__(self):
         self._bits = np.random.Philox(key=np.zeros(2, dtype=np.uint64))
@@ -250,7 +246,7 @@ class Randomness:
         self._fresh = self._bits.state
 
     def start(self, *words: int) -> np.random.Generator:
-        """Returns the generator as if just made from two signed 64-bit words; valid until next."""
+        """Returns the generator reset to two signed 64-bit words; valid until the next call."""
         self._fresh["state"]["key"] = np.array(words, dtype=np.int64).view(np.uint64)
         self._bits.state = self._fresh
         return self._generator
@@ -258,7 +254,7 @@ class Randomness:
 
 @lru_cache(maxsize=64)
 def stream(seed: int, epoch: int, view: str) -> int:
-    """Returns the half of a view's randomness that is the same for a whole epoch."""
+    """Returns the half of a view's seed that is constant in an epoch."""
     return text_hash(seed, epoch) if view == "image" else text_hash(seed, epoch, view)
 
 
