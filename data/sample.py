@@ -1,8 +1,8 @@
-"""Places in the plan to samples: images, texts, keys and joined rows.
+"""Loads samples: images, texts, keys and joined rows.
 
-In: (epoch, shard, ordinal) of each. Out: batch entries, the same whoever makes them: what is random
-comes from (seed, epoch, key, name of the view or text). A sample that cannot be used is replaced by
-a good one by a rule that depends on the manifest and the keep-list alone, and says why.
+In: (epoch, shard, ordinal) of each. Out: batch entries, the same from any worker: all randomness
+comes from (seed, epoch, key, name of the view or text). An unusable sample is replaced by a good
+one, with its cause in `status`, by a rule that depends on the manifest and the keep-list alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,19 +21,19 @@ from .shards.manifest import Manifest
 from .shards.reader import ShardReader
 from .urls import base_name
 
-# Replacements are looked for near by first: the shard is open. Bad samples come in runs, so a few
-# tries suffice to tell a bad sample from a bad shard.
+# Replacements come from the same shard first: it is open. Bad samples come in runs, so a few tries
+# suffice to distinguish a bad sample from a bad shard.
 TRIES_IN_SHARD = 16
 SHARDS_TRIED = 32
 TRIES_IN_OTHER_SHARD = 4
-# Many samples are read and decided on first, then many images are decoded, then these are
-# transformed: taking turns keeps throwing the code of one out of the processor's caches. Bounded,
-# because a batch of photographs does not fit into memory as easily, as files or as pixels.
+# Many samples are read first, then many images are decoded, then transformed: alternating evicts
+# the code of each stage from the processor's caches. Bounded, because a batch of photographs may
+# not fit into memory, as files or as pixels.
 MAX_READ_BYTES = 64 << 20
 MAX_PENDING_BYTES = 16 << 20
 
-# Shards whose names are remembered.
-MAX_KNOWN = 4096
+# Shards whose names are cached.
+MAX_NAMES = 4096
 
 Place = tuple[int, int, int]
 
@@ -43,9 +43,9 @@ class SampleLoader:
 
     Args:
         manifest: the shards.
-        reader: their bytes.
-        recipe: what to make of them.
-        selection: the kept samples, which ordinals then count; None keeps all.
+        reader: reads the shards.
+        recipe: views and texts of every sample.
+        selection: the kept samples, which ordinals then count; None: all.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class SampleLoader:
         self.selection = selection
         self.counts: np.ndarray = manifest.counts if selection is None else selection.counts
         self.renderer = Renderer(recipe)
-        # Of the shards in use: looking their names up takes as long as reading a sample.
-        self._known: dict[int, tuple[str, str]] = {}
+        # For the shards in use: looking up their names takes as long as reading a sample.
+        self._name_cache: dict[int, tuple[str, str]] = {}
 
     def load(self, places: Sequence[Place]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """Loads samples.
@@ -100,7 +100,7 @@ class SampleLoader:
     ) -> None:
         """Decodes the samples from `first` on and fills their rows of each view.
 
-        Those that turn out to be damaged are replaced in the list by what else can stand there.
+        Damaged ones are replaced in the list by their next candidates.
         """
         done, num_bytes = first, 0
         for row in range(first, len(samples)):
@@ -112,16 +112,15 @@ class SampleLoader:
                 done, num_bytes = row + 1, 0
 
     def decode(self, epoch: int, shard: int, ordinal: int) -> Sample:
-        """Decodes a sample, or the first good one of `candidates`; `status` tells why."""
+        """Decodes a sample, or the first good one of `candidates`; `status` has the cause."""
         choices = self._choices(epoch, shard, ordinal)
         return self._decoded(next(choices), choices)
 
     def _choices(self, epoch: int, shard: int, ordinal: int) -> Iterator[Sample]:
-        """Yields what can stand at a place: its sample, then the others of `candidates`.
+        """Yields a sample, then the others of `candidates`, undecoded.
 
-        Their pixels have not been decoded. The `status` says what was wrong with those passed over
-        here. The last is blank, its texts empty: the error budget, which sees every failure, is
-        what stops such a run.
+        The `status` is the cause of the first one skipped here. The last is blank, its texts empty:
+        the error budget, which counts every failure, stops such a run.
         """
         status = 0
         for place in self.candidates(shard, ordinal):
@@ -132,13 +131,13 @@ class SampleLoader:
         yield self.renderer.blank(epoch, self._joined(shard, epoch, 0), status)
 
     def _decoded(self, sample: Sample, others: Iterator[Sample]) -> Sample:
-        """Decodes what the views need of a sample, or of the first of the others that is whole."""
+        """Decodes a sample, or the first undamaged one of `others`."""
         while True:
             try:
                 self.renderer.decode(sample)
                 return sample
             except SampleError as error:
-                # What was wrong first is what counts.
+                # The first cause counts.
                 sample = replace(next(others), status=sample.status or error.code)
 
     def candidates(self, shard: int, ordinal: int) -> Iterator[tuple[int, int]]:
@@ -158,15 +157,15 @@ class SampleLoader:
                 yield other, (ordinal + step) % count
 
     def _read(self, epoch: int, shard: int, ordinal: int, status: int) -> Sample:
-        """Reads one sample: whatever can be wrong with it but its pixels comes out here.
+        """Reads one sample and checks all but its pixels.
 
         Raises:
             SampleError: it cannot be used.
         """
         weight = 1.0
         if self.selection is not None:
-            places, weights = self.selection.resolve(np.array([shard]), np.array([ordinal]))
-            ordinal, weight = int(places[0]), float(weights[0])
+            ordinals, weights = self.selection.resolve(np.array([shard]), np.array([ordinal]))
+            ordinal, weight = int(ordinals[0]), float(weights[0])
         raw = self.reader.read(shard, ordinal)
         source, file = self._names(shard)
         key = sample_key(raw, source, file, self.recipe.key_fields[source])
@@ -174,20 +173,20 @@ class SampleLoader:
         return self.renderer.prepare(raw, source, key, epoch, rows, status, weight)
 
     def _joined(self, shard: int, epoch: int, key: int) -> dict[str, Tensor]:
-        """Returns the sidecars' rows of a sample by batch entry; zeros where there is none."""
+        """Returns the sidecars' rows of a sample by batch entry; zeros if missing."""
         rows: dict[str, Tensor] = {}
         for name, sidecar in self.recipe.sidecars.items():
             draw = uniform(self.recipe.seed, epoch, name, key)
-            found = sidecar.row(*self._names(shard), key, draw)
-            rows |= {f"{name}.{entry}": values for entry, values in found.items()}
+            row = sidecar.row(*self._names(shard), key, draw)
+            rows |= {f"{name}.{entry}": values for entry, values in row.items()}
         return rows
 
     def _names(self, shard: int) -> tuple[str, str]:
         """Returns the source and the file name of a shard."""
-        names = self._known.get(shard)
+        names = self._name_cache.get(shard)
         if names is None:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
+            if len(self._name_cache) >= MAX_NAMES:
+                self._name_cache.clear()
             source = self.manifest.sources[self.manifest.source_ids[shard]]
-            names = self._known[shard] = source, base_name(self.manifest.urls[shard])
+            names = self._name_cache[shard] = source, base_name(self.manifest.urls[shard])
         return names

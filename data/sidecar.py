@@ -1,9 +1,9 @@
-"""Tensors of samples that lie beside the shards: teacher embeddings, text vectors, boxes.
+"""Tensors of samples, stored beside the shards: teacher embeddings, text vectors, boxes.
 
 In: one safetensors file a shard (`FOLDER/SOURCE/SHARD.safetensors`) with a column `key` [n] and any
 further columns [n, ...], in any order. Out: rows joined by the sample's key. A sample without a row
-gets zeros and is marked, so that every batch has the same entries. Files are mapped, not read: what
-is in memory grows with the shards that are open.
+gets zeros and is marked, so that every batch has the same entries. Files are mapped, not read:
+memory grows with the open shards.
 """
 
 import os
@@ -30,12 +30,12 @@ class Sidecar:
 
     Args:
         folder: holds a folder for each source.
-        columns: batch entry by stored column, such as `{image: image_embedding}`; entries are named
+        columns: stored column by batch entry, such as `{image: image_embedding}`; entries are named
             `SIDECAR.image` after the sidecar's own name in the run file.
-        variants: how many rows each sample has in every column, [n, variants, ...], such as the
-            embeddings of several augmentations; each epoch takes one of them, the same in all
-            columns. 1: columns are [n, ...].
-        max_open: files kept open.
+        variants: rows of each sample in every column, [n, variants, ...], such as the embeddings of
+            several augmentations; each epoch takes one of them, the same in all columns. 1: columns
+            are [n, ...].
+        max_open: limit of open files.
 
     Raises:
         ValueError: no columns are named, or variants is below 1.
@@ -57,13 +57,13 @@ class Sidecar:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def check(self, sources: Sequence[str] = ()) -> None:
-        """Looks at the files before training starts.
+        """Checks the files before training starts.
 
         Args:
-            sources: of the run; some may have no rows, not all.
+            sources: the run's sources; at least one must have rows.
 
         Raises:
-            ValueError: there are none, or they are not what `columns` and `variants` say.
+            ValueError: there are no files, or they do not match `columns` and `variants`.
         """
         if not os.path.isdir(self.folder):
             raise ValueError(f"the sidecar folder '{self.folder}' does not exist; check the path")
@@ -86,7 +86,7 @@ class Sidecar:
         Args:
             source: name of the source.
             shard: file name of the shard, with or without `.tar`.
-            key: of the sample.
+            key: the sample's key.
             draw: uniform in [0, 1); chooses the variant.
 
         Returns:
@@ -96,15 +96,15 @@ class Sidecar:
             ValueError: a file is damaged, lacks a column, or has another number of variants.
         """
         part = self._part(source, shard.removesuffix(".tar"))
-        place = part.place(key) if part else -1
-        if part and place >= 0:
-            found = {entry: part.row(column, place) for entry, column in self.columns.items()}
+        index = part.find(key) if part else -1
+        if part and index >= 0:
+            row = {entry: part.row(column, index) for entry, column in self.columns.items()}
         else:
-            found = self._zeros()
+            row = self._zeros()
         if self.variants > 1:
             variant = int(draw * self.variants)
-            found = {entry: self._variant(entry, rows, variant) for entry, rows in found.items()}
-        return found | {"present": torch.tensor(place >= 0)}
+            row = {entry: self._variant(entry, rows, variant) for entry, rows in row.items()}
+        return row | {"present": torch.tensor(index >= 0)}
 
     def _variant(self, entry: str, rows: Tensor, variant: int) -> Tensor:
         if not rows.dim() or len(rows) != self.variants:
@@ -127,7 +127,7 @@ class Sidecar:
         return part
 
     def _zeros(self) -> dict[str, Tensor]:
-        """Returns a row of zeros of each column, shaped like those of the first file there is."""
+        """Returns a row of zeros of each column, in the shapes of the first file."""
         if self._empty is None:
             path = next(iter(sorted(Path(self.folder).glob("*/*.safetensors"))), None)
             if path is None:
@@ -140,7 +140,7 @@ class Sidecar:
 
 
 def check_file_names(manifest: Manifest) -> None:
-    """Refuses shards whose rows would lie in the same file.
+    """Checks that no two shards have the same sidecar file.
 
     Raises:
         ValueError: two shards of one source have the same name.
@@ -178,16 +178,15 @@ class _Part:
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
 
-    def place(self, key: int) -> int:
-        """Returns the row of a key, -1 where there is none."""
-        found = int(np.searchsorted(self._keys, key))
-        if found == len(self._keys) or self._keys[found] != key:
+    def find(self, key: int) -> int:
+        """Returns the row index of a key, -1 if missing."""
+        rank = int(np.searchsorted(self._keys, key))
+        if rank == len(self._keys) or self._keys[rank] != key:
             return -1
-        return int(self._order[found])
+        return int(self._order[rank])
 
-    def row(self, column: str, place: int) -> Tensor:
-        """Returns one row of a column."""
-        return self._slices[column][place : place + 1][0]
+    def row(self, column: str, index: int) -> Tensor:
+        return self._slices[column][index : index + 1][0]
 
     def zeros(self, column: str) -> Tensor:
         """Returns a row of zeros of a column."""
@@ -198,10 +197,10 @@ class _Part:
 def write_sidecar(
     folder: str | os.PathLike[str], source: str, shard: str, columns: Mapping[str, Tensor]
 ) -> Path:
-    """Writes the rows of one shard; the file appears whole or not at all.
+    """Writes the rows of one shard atomically.
 
     Args:
-        folder: of the sidecar.
+        folder: the sidecar's folder.
         source: name of the source.
         shard: file name of the shard.
         columns: `key` int64 [n] and further columns [n, ...].

@@ -1,7 +1,7 @@
-"""Names of shards: what users write, to addresses.
+"""Expands users' names of shards to addresses.
 
-In: paths, folders, globs, brace patterns, addresses of other machines, `@FILE` lists. Out: one
-address a shard, in order, each once. Only folders and globs of another machine need its listing.
+In: paths, folders, globs, brace patterns, remote addresses, `@FILE` lists. Out: one address a
+shard, in order, each once. Only remote folders and globs need a listing.
 """
 
 import glob
@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import urlsplit, urlunsplit
 
-# An address pattern to the addresses that fit it and their bytes (0: unknown).
+# Maps an address pattern to the matching addresses and their bytes (0: unknown).
 Listing = Callable[[str], dict[str, int]]
 
-# A user, mostly with a password; what stands there in Azure's `abfs://container@account` is none.
+# A user, mostly with a password; Azure's `abfs://container@account` has none.
 _USER = re.compile(r"(?<!abfs)(?<!abfss)://[^/?#\s]*@")
 # It may be a signature.
 _QUERY = re.compile(r"\?\S*")
@@ -45,7 +45,7 @@ def base_name(url: str) -> str:
 
 
 def sidecar(url: str) -> str:
-    """Returns where img2dataset leaves a shard's statistics: `NAME_stats.json` beside it."""
+    """Returns the address of img2dataset's statistics, `NAME_stats.json` beside the shard."""
     parts = urlsplit(url)
     if scheme(url) not in ("http", "https"):
         return re.sub(r"\.tar$", "", url) + "_stats.json"
@@ -77,20 +77,20 @@ def expand_all(urls: Sequence[str], listing: Listing | None = None) -> list[str]
 
 
 def find_shards(urls: Sequence[str], listing: Listing | None = None) -> dict[str, int]:
-    """Expands patterns, folders and lists to existing files of this machine and to addresses.
+    """Expands patterns, folders and lists to local files and to addresses.
 
     Args:
         urls: brace patterns (`{00000..00041}`), globs, folders, paths, addresses, `@FILE` with one
-            of these a line (empty lines and those that begin with # are passed over).
-        listing: lists globs and folders of other machines; without it they are refused.
+            of these a line (empty lines and those that begin with # are skipped).
+        listing: lists remote globs and folders; None: they raise.
 
     Returns:
-        Bytes of each shard as far as a listing told them, else 0; in order, each shard once.
+        Bytes of each shard if a listing has them, else 0; in order, each shard once.
 
     Raises:
-        ValueError: nothing was given, or nothing exists under a name.
+        ValueError: no names are given, or a name matches nothing.
     """
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     missing: list[str] = []
     for url in _lines([urls] if isinstance(urls, str) else urls):
         for pattern in expand_braces(url):
@@ -98,20 +98,20 @@ def find_shards(urls: Sequence[str], listing: Listing | None = None) -> dict[str
             if not shards:
                 missing.append(pattern)
             for shard, num_bytes in shards.items():
-                found.setdefault(shard, num_bytes)
+                sizes.setdefault(shard, num_bytes)
     if missing:
         names = ", ".join(f"'{shown(name)}'" for name in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(
             f"no shard found for {names}{more}; check the path, or the range in braces"
         )
-    if not found:
+    if not sizes:
         raise ValueError("no shards given; name tar files, a folder, or a pattern of them")
-    return found
+    return sizes
 
 
 def _lines(urls: Sequence[str]) -> Iterator[str]:
-    """Yields the names, with lists replaced by their lines."""
+    """Yields the names, with `@FILE` lists replaced by their lines."""
     for url in urls:
         if not url.startswith("@"):
             yield url

@@ -1,4 +1,4 @@
-"""Held-out pairs to validate on; what training would replace is passed over.
+"""Held-out pairs to validate on, without those that training would replace.
 
 In: the manifest that `counterpoint data index --holdout` wrote. Out: an `ImageSet` of bounded size.
 """
@@ -16,18 +16,18 @@ from .images.decode import decode_image
 class ValidationPairs(ShardSet):
     """The first usable pairs of held-out shards.
 
-    A pair is usable if it has a caption and its image can be decoded, which is tried once, when the
-    set is indexed: an image that is damaged would else end the run at its first evaluation. The
-    caption is the field `caption` of every pair.
+    A pair is usable if it has a caption and its image can be decoded, which is checked when the set
+    is indexed: a damaged image would else end the run at its first evaluation. The caption is the
+    field `caption` of every pair.
 
     Args:
         manifest: written by `counterpoint data index ... --holdout`.
-        captions: where captions are looked for, one place or several; the first that has text is
-            taken. `txt` and `json:caption` mean what they mean in `data.caption`.
-        limit: how many pairs to use; shards behind them are not opened.
+        captions: the caption field, or several of which the first with text is used, as in
+            `data.caption`.
+        limit: how many pairs to use; further shards are not opened.
 
     Attributes:
-        passed_over: samples that are not usable, by cause.
+        passed_over: unusable samples, by cause.
     """
 
     def __init__(
@@ -39,23 +39,17 @@ class ValidationPairs(ShardSet):
         super().__init__(manifest)
         if limit < 1:
             raise ValueError(f"limit: {limit} is not a number of pairs, such as 5000")
-        places = [captions] if isinstance(captions, str) else captions
-        self.captions = [place.removeprefix("json:") for place in places]
+        fields = [captions] if isinstance(captions, str) else captions
+        self.captions = [field.removeprefix("json:") for field in fields]
         self.limit = limit
         self.passed_over: Counter[str] = Counter()
 
     @property
     def note(self) -> str:
-        """How many pairs there are, and what was passed over to find them."""
         causes = ", ".join(f"{count} {cause}" for cause, count in sorted(self.passed_over.items()))
         return f"{len(self)} pairs of {self.urls[0]}" + (f", passed over: {causes}" * bool(causes))
 
     def paths(self) -> list[str]:
-        """Returns the shards; see `ShardSet`.
-
-        Raises:
-            ValueError: there is no such manifest.
-        """
         if not (path := self.root / self.urls[0]).is_file():
             raise ValueError(
                 f"there is no {path} to validate on; `counterpoint data index SHARDS --out "
@@ -65,11 +59,10 @@ class ValidationPairs(ShardSet):
         return super().paths()
 
     def shared_with(self, shards: Iterable[str]) -> int:
-        """Counts the shards that are among others, too, by their addresses."""
+        """Counts the shards whose addresses are also in `shards`."""
         return len(set(self.paths()).intersection(shards))
 
     def walk(self) -> Iterator[Item]:
-        """Yields the usable pairs in the order of the shards and of their members."""
         self.passed_over.clear()
         num_pairs = 0
         for item in super().walk():
@@ -90,10 +83,10 @@ class ValidationPairs(ShardSet):
     def _caption(self, item: Item) -> Any:
         """Returns the first of the fields that has text (a text or a list of them), or None."""
         for name in self.captions:
-            found = item.get(name)
-            texts = found if isinstance(found, list) else [found]
+            value = item.get(name)
+            texts = value if isinstance(value, list) else [value]
             if any(text is not None and str(text).strip() for text in texts):
-                return found
+                return value
         return None
 
 

@@ -1,7 +1,7 @@
-"""What a loader worker does when it starts.
+"""Start of a loader worker.
 
-In: the fresh worker process. Out: the same process with one thread for mathematics, which ignores
-signals meant for the training process.
+In: the fresh worker process. Out: the same process with one compute thread, which ignores signals
+for the training process.
 """
 
 import os
@@ -15,20 +15,20 @@ import torch
 def start_worker(worker: int) -> None:
     """Prepares a loader worker.
 
-    Ctrl-C, and a scheduler's SIGTERM and SIGUSR1, reach every process of the job, yet a run that is
-    asked to stop still finishes its step and saves: its workers have to outlive the signal. They go
-    when their parent tells them to, or dies (the loader watches for that).
+    Ctrl-C, and a scheduler's SIGTERM and SIGUSR1, reach every process of the job, yet the run still
+    finishes its step and saves: its workers have to survive the signal. They end when their parent
+    signals them, or dies (the loader watches for that).
 
     Args:
         worker: number of the worker.
     """
     torch.set_num_threads(1)
-    # What is odd about single images is counted by the loader, not printed by every worker.
+    # Problems of single images are counted by the loader, not printed by every worker.
     warnings.filterwarnings("ignore", module="PIL")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        # Blocked here and in every later thread, so that only the one that waits receives it.
+        # Blocked here and in every later thread, so that only the waiting one receives it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 

@@ -1,7 +1,7 @@
 """Batches from a stream of shards.
 
-In: a stream and a recipe. Out: this rank's batches, a step at a time, for ever. Which samples these
-are depends on the speed of disks and networks: nothing about them can be repeated.
+In: a stream and a recipe. Out: this rank's batches, a step at a time, for ever. The samples depend
+on the speed of disks and networks, and cannot be repeated.
 """
 
 import json
@@ -32,10 +32,10 @@ from .shards import Faults, Shards, Stream
 
 
 class Parts:
-    """How this rank's batches are cut into parts, of which a worker makes one at a time.
+    """Splits this rank's batches into parts, of which a worker makes one at a time.
 
     Args:
-        steps: steps to batch sizes.
+        steps: maps steps to batch sizes.
         world_size: number of processes.
         part_rows: samples of a part at most.
     """
@@ -72,13 +72,13 @@ class StreamDataset(IterableDataset):
     Args:
         urls: addresses of the shards.
         stream: how they are mixed.
-        recipe: what to make of samples.
+        recipe: views and texts of every sample.
         readers: tokenizer and context length by text entry.
-        steps: steps to batch sizes.
-        first_step: where to start.
-        rank: of this process.
+        steps: maps steps to batch sizes.
+        first_step: the first step to make.
+        rank: this process.
         world_size: number of processes.
-        word_reducers: what shortens captions before they become tokens, by phase; None: nothing.
+        word_reducers: shortens captions before tokenizing, by phase; None: does not.
     """
 
     def __init__(
@@ -135,14 +135,14 @@ class StreamDataset(IterableDataset):
         }
 
     def _samples(self, faults: Faults, worker: int) -> Iterator[tuple[Sample, str]]:
-        """Yields decoded samples with their shards, for ever; those that cannot be used count."""
+        """Yields decoded samples with their shards, for ever; counts unusable ones."""
         source, recipe = self.stream.source, self.renderer.recipe
-        for number, found in enumerate(self._endless(faults, worker)):
-            url = str(found.get("__url__", ""))
-            # A sample comes up again and again; each time it draws anew.
+        for number, members in enumerate(self._endless(faults, worker)):
+            url = str(members.get("__url__", ""))
+            # A sample repeats; each time it draws anew.
             draw = text_hash("stream", self.first_step, self.rank, worker, number)
             try:
-                raw = as_members(found)
+                raw = as_members(members)
                 key = sample_key(raw, source, base_name(url), recipe.key_fields[source])
                 sample = self.renderer.prepare(raw, source, key, draw, {})
                 self.renderer.decode(sample)
@@ -156,14 +156,14 @@ class StreamDataset(IterableDataset):
         """Yields webdataset's samples, one pass over the shards after the other.
 
         Raises:
-            ValueError: a whole pass has none, or what comes is no sample.
+            ValueError: a pass yields nothing, or something that is no sample.
         """
         stream = self.stream
         recipe_seed = self.renderer.recipe.seed
         seed = text_hash("stream", recipe_seed, self.first_step) & 0x7FFFFFFF
         dataset = Shards(self.urls, stream, self.rank, self.world_size, seed, faults)
         if stream.shuffle:
-            # Workers have other shards, or draw other ones, and so other samples.
+            # Workers have different shards, and so different samples.
             dataset.append(detshuffle(stream.shuffle, stream.shuffle, seed))
         samples = dataset if stream.pipeline is None else stream.pipeline(dataset)
         if isinstance(samples, Iterator):
@@ -173,15 +173,15 @@ class StreamDataset(IterableDataset):
                 "STAGE is a generator function of samples"
             )
         while True:
-            found = None
-            for found in samples:
-                if not isinstance(found, dict) or "__key__" not in found:
+            sample = None
+            for sample in samples:
+                if not isinstance(sample, dict) or "__key__" not in sample:
                     raise ValueError(
-                        f"data.stream.pipeline yields a {type(found).__name__}; it must yield "
+                        f"data.stream.pipeline yields a {type(sample).__name__}; it must yield "
                         "samples: dicts with __key__ and their members by extension"
                     )
-                yield found
-            if found is None:
+                yield sample
+            if sample is None:
                 causes = Counter(CAUSES[cause] for cause, _, _ in faults.counts.elements())
                 why = ", ".join(f"{count} {cause}" for cause, count in causes.items())
                 raise ValueError(
@@ -191,19 +191,19 @@ class StreamDataset(IterableDataset):
                 )
 
 
-def as_members(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a sample as the rest of the engine knows it; decoded members are put into bytes.
+def as_members(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a raw sample; decoded members are encoded again, except for images.
 
     Args:
-        found: of webdataset, after the user's stages: bytes, texts, JSON, numbers, images.
+        sample: webdataset's, after the user's stages: bytes, texts, JSON, numbers, images.
 
     Raises:
-        ValueError: an image is of a kind that nobody knows.
+        ValueError: an image is of an unknown type.
     """
-    raw = {name: _member(name, value) for name, value in found.items() if name[:2] != "__"}
-    # Others, such as arrays of numbers, are of no use here.
+    raw = {name: _member(name, value) for name, value in sample.items() if name[:2] != "__"}
+    # Others, such as arrays of numbers, are dropped.
     return {name: value for name, value in raw.items() if value is not None} | {
-        "__key__": str(found["__key__"])
+        "__key__": str(sample["__key__"])
     }
 
 

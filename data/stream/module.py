@@ -1,8 +1,8 @@
 """Image-text pairs from sources that can be neither indexed nor cached.
 
 In: addresses that webdataset opens, and the choices of the `data` slot that do not need a list of
-shards. Out: a data module whose batches are like those of listed shards, without the promises about
-their order: it keeps no place in the stream.
+shards. Out: a data module whose batches are like those of listed shards, without their guarantees
+of order: it stores no position in the stream.
 """
 
 import inspect
@@ -27,13 +27,13 @@ PROGRAMS = {"http": "curl", "https": "curl", "hf": "curl", "gs": "gsutil"}
 class StreamingPairs(Pairs):
     """Image-text pairs from a stream of WebDataset shards.
 
-    Every rank gets batches of equal size at every step, for as long as the run lasts; the stream
-    never ends. Samples that cannot be used are left out and counted.
+    Every rank gets batches of equal size at every step; the stream never ends. Unusable samples are
+    left out and counted.
 
     Args:
         stream: the shards, and how they are mixed.
         allow_pipe: whether `pipe:` addresses may run.
-        choices: as of `Pairs`; every loader process reads shards of its own.
+        choices: arguments of `Pairs`; every loader process reads its own shards.
     """
 
     def __init__(self, stream: Stream, allow_pipe: bool = False, **choices: Any):
@@ -43,7 +43,6 @@ class StreamingPairs(Pairs):
 
     @property
     def caveat(self) -> str:  # type: ignore[override]
-        """What is given up."""
         return (
             f"data.stream reads {len(self.shard_urls)} shards as they come: which samples a step "
             "sees cannot be repeated, and a resumed run goes on at its step with a new stream"
@@ -51,7 +50,6 @@ class StreamingPairs(Pairs):
 
     @property
     def source_names(self) -> list[str]:
-        """The one."""
         return [self.stream.source]
 
     @cached_property
@@ -62,16 +60,15 @@ class StreamingPairs(Pairs):
 
     @property
     def epoch_size(self) -> int | None:
-        """Nobody has counted the samples."""
         return None
 
     @property
     def fingerprint(self) -> str:
-        """Says only that it is a stream: what flows in it may change."""
+        """Identifies a stream only: its samples may change."""
         return "stream"
 
     def check(self, num_nodes: int = 1) -> None:
-        """Looks at what can be told without reading a shard."""
+        """Checks everything but the content of the shards."""
         assert self.steps is not None, "connect comes first"
         self.ledger.check()
         self.recipe()
@@ -126,12 +123,11 @@ class StreamingPairs(Pairs):
         )
 
     def train_dataloader(self) -> StepLoader:
-        """Returns this rank's loader from `first_step` on; its length is the whole run's."""
+        """Returns this rank's loader from `first_step` on; its length is that of the run."""
         dataset = self.train_dataset(*self.rank_and_world_size())
         return StepLoader(self.loader(dataset), dataset.parts, self.first_step)
 
     def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
-        """Counts samples, and what could not be used, while the batch is still on the host."""
         for part in batch:
             self.ledger.count(part.pop("skipped"))
         return super().on_before_batch_transfer(batch, dataloader_idx)
@@ -144,9 +140,9 @@ def make_pairs(
 
     Args:
         manifest: path of the file that `counterpoint data index` wrote, or a list of such files.
-        stream: in its place, shards that can be neither indexed nor cached; which samples a step
-            sees cannot be repeated then.
-        choices: what is made of the samples.
+        stream: instead, shards that can be neither indexed nor cached; the samples of a step then
+            cannot be repeated.
+        choices: arguments of `PairsDataModule` or `StreamingPairs`.
 
     Raises:
         ValueError: neither or both are given, or a choice that needs listed shards.
@@ -162,10 +158,10 @@ def make_pairs(
 
 
 def streamed(manifest: str | list[str] | None, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the choices that a stream knows.
+    """Returns the choices that apply to a stream.
 
     Raises:
-        ValueError: another one is made.
+        ValueError: another one is set.
     """
     of_all = inspect.signature(Pairs).parameters
     known = of_all.keys() | inspect.signature(StreamingPairs).parameters.keys()

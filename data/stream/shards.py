@@ -1,7 +1,7 @@
 """Shards that are read from front to back, as webdataset reads them.
 
-In: addresses, and how to mix what comes. Out: raw samples in webdataset's form, and counts of what
-could not be read.
+In: addresses, and how to mix their samples. Out: raw samples in webdataset's form, and counts of
+read errors.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from ..errors import CAUSES, SampleError
 from ..shards.tar import BLOCK, TarDamage
 from ..urls import shown
 
-# In a row, in one loader worker: then it is no accident, and the run ends instead of turning idly.
+# In a row, in one loader worker: then the run ends, instead of looping without a sample.
 MAX_BAD_SHARDS = 64
 MAX_BAD_SAMPLES = 1000
 # How gzip, bzip2 and xz begin.
@@ -39,16 +39,14 @@ class Pipeline(Protocol):
 
 @dataclass(frozen=True)
 class Stream:
-    """Where a stream of samples comes from, and how it is mixed.
+    """The shards of a stream of samples, and how it is mixed.
 
     Attributes:
         urls: shards, as `counterpoint data index` takes them; also `pipe:COMMAND`.
         resampled: whether each shard is drawn from all with replacement. If not, the shards are
-            shared out between the loader workers of all processes, each of which goes through its
-            own again and again.
+            divided between the loader workers of all processes, each of which repeats its own.
         shuffle_shards: whether shards that are not drawn come in another order at each pass.
-        shuffle: samples in each worker's shuffle buffer; 0: none. It is filled before the first one
-            is used.
+        shuffle: samples in each worker's shuffle buffer, filled before the first use; 0: none.
         source: name of the source, in counters and in the samples' keys.
         pipeline: function of a `webdataset.WebDataset` that returns it with further stages, after
             the shuffle buffer.
@@ -67,7 +65,7 @@ class Stream:
 
 
 class Faults:
-    """What could not be used since it was last asked; also webdataset's handler of errors.
+    """Counts of unusable shards and samples; also webdataset's error handler.
 
     Args:
         urls: addresses of the shards.
@@ -81,19 +79,19 @@ class Faults:
         self._is_counted = False
 
     def begin(self, url: str) -> None:
-        """Notes which shard is read from now on."""
+        """Sets the current shard."""
         self.url, self._is_counted = url, False
 
     def __call__(self, error: Exception) -> bool:
-        """Counts damage to the shard, once each time it is opened; webdataset goes on then."""
+        """Counts damage to the shard, once each time it is opened, and lets webdataset continue."""
         self.count_shard("shard_truncated", error)
         return True
 
     def count_shard(self, cause: str, error: Exception) -> None:
-        """Counts a shard that cannot be read, or not to its end.
+        """Counts a shard that cannot be read to its end.
 
         Raises:
-            ValueError: so many could not be read that it is no accident.
+            ValueError: `MAX_BAD_SHARDS` in a row could not be read.
         """
         if self._is_counted:
             return
@@ -111,7 +109,7 @@ class Faults:
         """Counts a sample that cannot be used.
 
         Raises:
-            ValueError: so many could not be used that it is no accident.
+            ValueError: `MAX_BAD_SAMPLES` in a row could not be used.
         """
         self.counts[error.code, 0, self.numbers.get(url, 0)] += 1
         self.bad_samples += 1
@@ -122,26 +120,26 @@ class Faults:
             )
 
     def count_good(self) -> None:
-        """Notes a sample that is used."""
+        """Resets the counts of failures in a row."""
         self.bad_shards = self.bad_samples = 0
 
     def take(self) -> Tensor:
-        """Returns rows (cause, source, shard), one for each, int64 [n, 3], and forgets them."""
+        """Returns and clears the counts as rows (cause, source, shard), int64 [n, 3]."""
         rows = list(self.counts.elements())
         self.counts.clear()
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
 
 
 class Shards(WebDataset):
-    """webdataset's own, which also heeds the exit status of commands and tells shards apart.
+    """webdataset's dataset, which also checks the exit status of commands and counts by shard.
 
     Args:
         urls: addresses of the shards.
         stream: how they are mixed.
-        rank: of this process.
+        rank: this process.
         world_size: number of processes.
-        seed: of the order of shards and of the shuffle buffer.
-        faults: hears of what cannot be read.
+        seed: seed of the order of shards and of the shuffle buffer.
+        faults: counts read errors.
     """
 
     def __init__(
@@ -183,7 +181,7 @@ class Shards(WebDataset):
             try:
                 yield {"url": url, "stream": read}
             except GeneratorExit:
-                # To close it would be to wait for a command that may hang.
+                # Closing would wait for a command that may hang.
                 if isinstance(stream, Pipe):
                     stream.proc.kill()
                 raise
@@ -195,10 +193,10 @@ class Shards(WebDataset):
 
 
 class Ending:
-    """A stream that remembers how it ended: tarfile takes any end for the tar's.
+    """A stream that checks its end: tarfile accepts any end as the tar's.
 
     Args:
-        stream: what is read.
+        stream: the stream to read.
     """
 
     def __init__(self, stream: Any):
@@ -206,7 +204,6 @@ class Ending:
         self.head = self.tail = b""
 
     def read(self, *args: int) -> bytes:
-        """Reads on."""
         data = self.stream.read(*args)
         self.head = self.head or data[:6]
         self.tail = data[-BLOCK:] or self.tail
