@@ -1,4 +1,4 @@
-"""Results and the catalogue's texts in, `docs/methods.md` out.
+"""Renders results and the catalogue's texts as `docs/methods.md`.
 
 The texts are a folder of YAML files: `columns.yaml` (a title and the metrics whose mean it shows),
 and one file a method with a title, a paper, what is expected, what was found, and the runs
@@ -111,7 +111,7 @@ def read_catalogue(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
 
 
 def current(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the records of one configuration: the one that was run last."""
+    """Returns the records of the configuration that was run last."""
     newest = max(records, key=lambda record: (record["date"], record["seed"]))
     trained = Identity.from_json(newest["identity"])
     return [r for r in records if trained.agrees(Identity.from_json(r["identity"]))]
@@ -119,21 +119,21 @@ def current(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def values(metrics: list[str], records: list[dict[str, Any]]) -> list[float] | None:
     """Returns the mean of `metrics` of every record; None when one was not measured."""
-    found = [[record["final"].get(metric) for metric in metrics] for record in records]
-    if any(part is None for parts in found for part in parts):
+    rows = [[record["final"].get(metric) for metric in metrics] for record in records]
+    if any(part is None for parts in rows for part in parts):
         return None
-    return [statistics.fmean(parts) for parts in found]
+    return [statistics.fmean(parts) for parts in rows]
 
 
 def spread(metrics: list[str], records: list[dict[str, Any]]) -> str:
     """Returns `mean ± std` over seeds of the mean of `metrics`; "-" when one was not measured."""
-    found = values(metrics, records)
-    if found is None:
+    means = values(metrics, records)
+    if means is None:
         return "-"
-    mean = show(metrics[0], statistics.fmean(found))
-    if len(found) == 1:
+    mean = show(metrics[0], statistics.fmean(means))
+    if len(means) == 1:
         return mean
-    return f"{mean} ± {show(metrics[0], statistics.stdev(found))}"
+    return f"{mean} ± {show(metrics[0], statistics.stdev(means))}"
 
 
 class Table:
@@ -143,7 +143,7 @@ class Table:
         self.columns, self.groups = columns, groups
 
     def head(self) -> list[str]:
-        """The titles and the rule below them."""
+        """Returns the header lines."""
         titles = [column["title"] for column in self.columns]
         head = ["Method", "Objective", "Run", "Config", *titles]
         head += ["Against", "Cost", "Seeds", "Pairs seen", "Time", "Measured on"]
@@ -151,7 +151,7 @@ class Table:
         return [_line(head), _line(["---"] * 4 + ["---:"] * numeric + ["---"])]
 
     def row(self, method: dict[str, Any], name: str, config: str) -> str:
-        """One run of a method."""
+        """Returns the line of one run of a method."""
         if name not in self.groups:
             cells = ["not run", *["" for _ in self.columns[1:]], "", "", "0", "", "", ""]
         else:
@@ -198,12 +198,12 @@ class Table:
 
 
 def collapsed(record: dict[str, Any]) -> bool:
-    """Whether training ended where the loss has no gradient: such a run compares no methods."""
+    """Whether training ended without a gradient: such a run is no comparison."""
     return record["final"].get("grad_norm", 1.0) < COLLAPSED_NORM
 
 
 def _busy(record: dict[str, Any]) -> float:
-    """Seconds of work: on a shared machine the processor's time is the better measure."""
+    """Returns seconds of work: on a busy machine processor time is the better measure."""
     on_cpu = not record["machine"].get("accelerators")
     return (on_cpu and record.get("cpu_seconds")) or record["seconds"]
 

@@ -1,9 +1,9 @@
-"""Which of several processes, on one or more machines, works on a pair: one file a claim.
+"""Claims of (config, seed) pairs by processes on one or more machines: one file a claim.
 
 A claim is a file that only one process can create; its holder touches it while it works. A claim
-that was not touched for ten minutes belongs to a dead process and may be taken over. If two take
-it over in the same instant, a pair is run twice, with equal results: time is lost, nothing else.
-(After a kill -9, deleting the claim spares the ten minutes.)
+that was not touched for ten minutes belongs to a dead process and may be taken over. If two
+processes take it over at the same instant, the pair is run twice, with equal results. (After a
+kill -9, deleting the claim saves the ten minutes.)
 """
 
 import contextlib
@@ -19,7 +19,7 @@ TOUCH_SECONDS = 60.0
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Yields whether `path` is now ours; gives it back at the end."""
+    """Yields whether this process has the claim; releases it at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not _create(path):
         with contextlib.suppress(FileNotFoundError):

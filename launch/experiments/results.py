@@ -1,8 +1,7 @@
-"""One finished (config, seed) pair in, one JSON file out; and all of them back.
+"""Results of finished (config, seed) pairs, one JSON file each.
 
-A result records what was run (config with its identity, overrides, seed), by which code (commit),
-on what kind of machine and when, and what came out. It never names a person or a host: results are
-published.
+A result records the run (config with its identity, overrides, seed), the code (commit), the kind of
+machine, the date and the final metrics. It never names a person or a host: results are published.
 """
 
 import datetime
@@ -17,12 +16,12 @@ from ..run.provenance import machine
 
 
 def identity(config: str, overrides: dict[str, Any]) -> Identity:
-    """Returns what a run trains and on what, without the seed.
+    """Returns the identity of a run, without the seed.
 
     Raises:
-        ValueError: the run file or an override cannot be used; raised before hours are spent.
+        ValueError: the run file or an override cannot be used.
     """
-    # Everything that can be configured is imported here, which takes seconds.
+    # Imports everything configurable, which takes seconds.
     from ..config import parser as run_config
 
     parser = _parser()
@@ -38,7 +37,7 @@ def _parser() -> Any:
 
 
 def settings(overrides: dict[str, Any]) -> list[str]:
-    """Returns overrides of leaves as arguments of `fit`."""
+    """Returns overrides as arguments of `fit`."""
     return [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in overrides.items()
@@ -55,7 +54,7 @@ def result(
     code: dict[str, Any],
     summary: dict[str, Any],
 ) -> dict[str, Any]:
-    """Returns the record of one finished pair, from what `fit` left in `summary.json`."""
+    """Returns the record of one finished pair, from its `summary.json`."""
     return {
         "sweep": sweep,
         "run": run,

@@ -1,4 +1,4 @@
-"""Runs in, rows out: when, where, with which code and on how much data each was made."""
+"""Facts of runs for the report: date, machine, code and data of each."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ AUTO = re.compile(r"precision: \S+ \(auto: (.*)\)")
 
 
 def origin(runs: list[Run]) -> list[Row]:
-    """Returns one row a fact, those that no run knows left out."""
+    """Returns one row a fact, without those that no run has."""
     rows = [Row(key, title, [make(run) for run in runs]) for key, title, make in FACTS]
     return [row for row in rows if any(cell != "-" for cell in row.cells)]
 

@@ -1,8 +1,8 @@
-"""One panel in, one inline SVG out.
+"""Draws a panel as inline SVG.
 
-Colours are names of CSS variables and the text has no font of its own, so that the page's light
-and dark styles rule both. Identifiers start with the panel's own prefix, since several drawings
-share one page. matplotlib comes with the extra `demo`.
+Colours are names of CSS variables and the text has no font, so that the page's light and dark
+styles apply to both. Identifiers start with the panel's prefix, since a page has several drawings.
+matplotlib comes with the extra `demo`.
 """
 
 import io
@@ -15,11 +15,11 @@ from .panels import Line, Panel
 
 NUM_COLOURS = 8
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
-NUM_POINTS = 400  # drawn per curve; more cannot be told apart at this size
+NUM_POINTS = 400  # drawn per curve; more are not visible at this size
 NUM_POINTS_A_PANEL = 1_200
 SMOOTHING = 15  # drawn points of a noisy curve averaged into its strong line
 
-# matplotlib wants real colours; these stand for CSS variables and are replaced in the output.
+# matplotlib needs real colours; these stand for CSS variables and are replaced in the output.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 NAMES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"}
 SERIES = [f"#0a00{index + 1:02x}" for index in range(NUM_COLOURS)]
@@ -51,7 +51,7 @@ def draw(panel: Panel, prefix: str) -> str:
 
 
 def thin(x: np.ndarray, y: np.ndarray, num_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Averages neighbours until at most `num_points` are left; NaN stays where all are NaN."""
+    """Averages neighbours to at most `num_points` points; NaN where all are NaN."""
     if len(x) <= num_points:
         return x, y
     edges = np.linspace(0, len(x), num_points + 1).astype(int)[:-1]
@@ -64,7 +64,7 @@ def thin(x: np.ndarray, y: np.ndarray, num_points: int) -> tuple[np.ndarray, np.
 
 
 def smooth(y: np.ndarray, width: int) -> np.ndarray:
-    """Centred running mean over at most `width` points, narrower at both ends; NaN is left out."""
+    """Returns a centred running mean of `width` points, fewer at both ends, without NaN."""
     half = width // 2
     finite = np.isfinite(y)
     sums = np.r_[0, np.cumsum(np.where(finite, y, 0.0))]
@@ -160,8 +160,10 @@ def brief(value: float) -> str:
 def _inline(svg: str, prefix: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would rule the whole page
-    # Inside HTML the namespaces are implied, and the page shall hold no address at all.
+    svg = re.sub(
+        r"<style.*?</style>", "", svg, flags=re.DOTALL
+    )  # it would apply to the entire page
+    # Inside HTML the namespaces are implied, and the page must contain no address.
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)

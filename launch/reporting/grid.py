@@ -1,7 +1,6 @@
 """Held-out captions and the images that a model retrieves for them.
 
-`build_grid` takes plain arrays and knows nothing of runs; `pairs_of_run` is the one place that
-loads a run, reads a suite and computes features.
+`build_grid` takes plain arrays; `pairs_of_run` loads a run, reads a suite and computes features.
 """
 
 import base64
@@ -19,7 +18,7 @@ SIDE = 96  # pixels of an image on the page
 
 @dataclass(frozen=True)
 class Hit:
-    """One retrieved image: a `data:` address, its similarity, and whether it is a right one."""
+    """One retrieved image: a `data:` address, its similarity, and whether it is correct."""
 
     image: str
     similarity: float
@@ -28,7 +27,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class GridRow:
-    """One caption, its best images, and the place (from 1) of the first right image."""
+    """One caption, its best images, and the rank (from 1) of the first correct image."""
 
     caption: str
     hits: list[Hit]
@@ -37,19 +36,19 @@ class GridRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows to show, and how the model did on *all* captions, so that the rows prove nothing."""
+    """Rows to show, and the counts over *all* captions."""
 
     rows: list[GridRow]
     num_captions: int
     num_images: int
-    num_first: int  # captions whose first image is a right one
-    num_best: int  # captions with a right one among the first NUM_BEST
+    num_first: int  # captions whose first image is correct
+    num_best: int  # captions with a correct one among the first NUM_BEST
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Captions [n], images (index -> uint8 [3, H, W]), features [n, d] and [m, d], and the
-    positions of the right images of each caption."""
+    indices of the correct images of each caption."""
 
     captions: Sequence[str]
     image: Callable[[int], np.ndarray]
@@ -61,7 +60,7 @@ class Pairs:
 def build_grid(pairs: Pairs, num_rows: int = NUM_ROWS, num_best: int = NUM_BEST) -> Grid:
     """Ranks all images for every caption; shows captions at even distances.
 
-    Which captions are shown depends on their number alone, never on how well they do.
+    The shown captions depend on their number alone, never on the results.
     """
     num_captions, num_images = len(pairs.captions), len(pairs.image_features)
     shown = {round(i) for i in np.linspace(0, num_captions - 1, min(num_rows, num_captions))}
@@ -70,7 +69,7 @@ def build_grid(pairs: Pairs, num_rows: int = NUM_ROWS, num_best: int = NUM_BEST)
         similarity = pairs.image_features @ pairs.caption_features[index]
         is_right = np.isin(np.arange(num_images), pairs.correct[index])
         assert is_right.any(), f"no right image is given for the caption {caption!r}"
-        # As in evaluation: ties, and what cannot be compared (nan), count against the model.
+        # As in evaluation: ties and nan count against the model.
         best = similarity[is_right].max()
         places.append(1 + int((~(similarity < best) & ~is_right).sum()))
         if index in shown:
@@ -87,7 +86,7 @@ def build_grid(pairs: Pairs, num_rows: int = NUM_ROWS, num_best: int = NUM_BEST)
 
 
 def png(image: np.ndarray) -> str:
-    """Returns uint8 pixels [3, H, W] as a `data:` address that needs no other file."""
+    """Returns uint8 pixels [3, H, W] as a `data:` address."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -110,7 +109,7 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
 
     Args:
         run_dir: the run; its newest weights are used.
-        suite: a suite's name or file; None: the one that the run evaluates on.
+        suite: a suite's name or file; None: the run's own.
 
     Raises:
         ValueError: there is no such suite, no retrieval in it, no data, or no weights.
@@ -130,7 +129,7 @@ def pairs_of_run(run_dir: Path, suite: str | None) -> Pairs:
     suite = suite or in_training
     if suite is None:
         raise ValueError("the run has no evaluation data (name a suite with --suite)")
-    # Another suite names the place of its own data.
+    # Another suite has its own data root.
     data_root = evaluation.get("data_root") if suite == in_training else None
     tasks = load_suite(suite, data_root).tasks.values()
     task = next((task for task in tasks if isinstance(task, Retrieval)), None)

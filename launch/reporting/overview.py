@@ -1,4 +1,4 @@
-"""Many runs in, columns out: what came of each, beside the settings in which they differ.
+"""Columns of the table of many runs: results, and the settings in which they differ.
 
 The table of many runs has a row a run; the scatter puts any number against any setting.
 """
@@ -12,7 +12,7 @@ from .panels import distinct_metrics, title_of
 from .runs import Run, is_share, show
 from .tables import INCOMPARABLE, LOWER_IS_BETTER, duration, flatten, text_of
 
-# Every run has another one.
+# These differ in every run.
 OWN = ("name", "run_dir")
 FACTS = ("machine", "host", "precision", "parameters", "epoch_size", "code")
 TRAINING = {
@@ -30,12 +30,12 @@ class Column:
     """One number or word a run.
 
     Attributes:
-        title: its head.
+        title: head of the column.
         kind: "result", "extent", "fact" or "setting".
-        cells: as text.
-        values: to sort and to draw by; None where a run has none.
-        best: positions of the best.
-        share: whether it is a fraction that is read as a percentage.
+        cells: one text a run.
+        values: values to sort and draw by; None where a run has none.
+        best: indices of the best runs.
+        share: whether it is a fraction that is shown as a percentage.
     """
 
     title: str
@@ -62,10 +62,10 @@ def _results(runs: Sequence[Run]) -> Iterator[Column]:
     titles = {name: title_of(name) for name in distinct_metrics(list(runs))}
     for name, title in (titles | TRAINING).items():
         values = [_finite(run.means.get(name, run.final.get(name))) for run in runs]
-        known = [value for value in values if value is not None]
+        finite = [value for value in values if value is not None]
         best: frozenset[int] = frozenset()
-        if known and name not in (*INCOMPARABLE, "peak_memory_gib"):
-            target = min(known) if name in LOWER_IS_BETTER else max(known)
+        if finite and name not in (*INCOMPARABLE, "peak_memory_gib"):
+            target = min(finite) if name in LOWER_IS_BETTER else max(finite)
             best = frozenset(i for i, value in enumerate(values) if value == target)
         cells = [show(name, value) for value in values]
         yield Column(title, "result", cells, list(values), best, is_share(name))
@@ -87,7 +87,7 @@ def _extents(runs: Sequence[Run]) -> Iterator[Column]:
 
 
 def _left_out(run: Run) -> float:
-    """Samples that could not be used."""
+    """Returns the number of unusable samples."""
     return sum(value for name, value in run.final.items() if name.startswith("errors/"))
 
 

@@ -1,4 +1,4 @@
-"""Runs and their grids in, the text of one self-contained HTML page out."""
+"""Renders runs and their grids as one self-contained HTML page."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ NUM_FOR_SCATTER = 3  # runs
 
 @dataclass(frozen=True)
 class GridEntry:
-    """The grid of one run, or the reason why there is none."""
+    """The grid of one run, or the reason for its absence."""
 
     name: str
     grid: Grid | None
@@ -87,7 +87,7 @@ def render(runs: list[Run], grids: list[GridEntry]) -> str:
 
 
 def _swatch(colour: int) -> str:
-    """Returns the style of a legend's mark: the same colour and dash as the curve's."""
+    """Returns the style of a legend's mark: colour and dash of the curve."""
     dash = ("solid", "dashed", "dotted", "double")[colour // figures.NUM_COLOURS % 4]
     name = f"var(--series-{colour % figures.NUM_COLOURS + 1})"
     return f"border-top-color: {name}; border-top-style: {dash}"
@@ -113,7 +113,7 @@ def _subtitle(runs: list[Run]) -> str:
 
 
 def _tiles(numbers: dict[str, list[tables.Row]]) -> list[tables.Row]:
-    """The few numbers that one looks for first: results, then speed as a mean over the run."""
+    """Returns the main numbers: results, then speed as a mean over the run."""
     results = [
         row
         for row in numbers.get("Evaluation", [])
@@ -128,7 +128,7 @@ def _tiles(numbers: dict[str, list[tables.Row]]) -> list[tables.Row]:
 
 
 def _again(runs: list[Run]) -> list[str]:
-    """`a = b` of every evaluation result that is shown under another one's name."""
+    """Returns `a = b` for every evaluation result shown under another name."""
     again = repeated(runs, panels.evaluation_metrics(runs))
     return [f"{panels.title_of(one)} = {panels.title_of(other)}" for one, other in again.items()]
 

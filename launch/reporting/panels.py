@@ -1,4 +1,4 @@
-"""Runs in, panels out: which curves share a figure, in which order and under which title.
+"""Panels of the report: the curves of each figure, their order and titles.
 
 One run: curves of one kind share a panel (R@1, R@5 and R@10 of one direction). Several runs: one
 panel a metric and one colour a run, the same in every panel. Of many runs those that end best are
@@ -15,8 +15,8 @@ from .repeats import constants, repeated
 from .runs import Run, is_share, show
 
 MANY = 5  # more runs than these are rows of a table, not columns
-NUM_DRAWN = 8  # of many runs; more colours cannot be told apart
-# What training logs, in the order a reader asks for it: title, what the numbers are, scale, grain.
+NUM_DRAWN = 8  # of many runs; more colours are not distinguishable
+# Logged by training, the most important first: title, what the numbers are, scale, grain.
 TRAINING = {
     "loss": ("Loss", "optimised value, mean over ranks", "linear", "noisy"),
     "logit_scale": ("Logit scale", "multiplies the similarities", "linear", "exact"),
@@ -35,13 +35,13 @@ DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: what its legend says, where it goes, which colour it has, whose it is.
+    """One curve.
 
     Attributes:
-        final: the number beside it, and `final_is` what that is: the last value, or the mean.
-        x: over the panel's axis.
-        steps: the same points in steps, which the page turns into other axes.
-        run: position of its run.
+        final: the number in the legend; `final_is` says whether "last" or "mean".
+        x: points on the panel's axis.
+        steps: the same points in steps, which the page converts to other axes.
+        run: index of its run.
     """
 
     label: str
@@ -67,21 +67,21 @@ class Panel:
 
 
 def training_panels(runs: list[Run]) -> list[Panel]:
-    """Panels of what training logs; a quantity that no run has is left out."""
+    """Returns panels of training metrics, without those that no run has."""
     terms = [name for name in all_metrics(runs) if name.startswith("loss/")]
     titles = dict(TRAINING)
     if len(terms) > 1:
         titles |= {
             name: (f"Loss term: {name[5:]}", "raw value", "linear", "noisy") for name in terms
         }
-    # A throughput that never changes is still looked for.
+    # Readers expect the throughput, even a constant one.
     flat = {each.name for each in constants(runs, list(titles))} - {"loss", "pairs_per_s"}
     panels = [_by_run(runs, name, *titles[name]) for name in titles if name not in flat]
     return [panel for panel in panels if panel.lines]
 
 
 def flat_metrics(runs: list[Run]) -> list[str]:
-    """`name value` of everything that was logged and never changed, so that none is hidden."""
+    """Returns `name value` of every logged metric that never changed."""
     left_out = {"loss", "pairs_per_s", *UNDRAWN, *evaluation_metrics(runs)}
     names = [
         name
@@ -92,7 +92,7 @@ def flat_metrics(runs: list[Run]) -> list[str]:
 
 
 def evaluation_panels(runs: list[Run]) -> list[Panel]:
-    """Panels of zero-shot and retrieval results, equal ones once."""
+    """Returns panels of zero-shot and retrieval results, equal ones once."""
     metrics = distinct_metrics(runs)
     if len(runs) > 1:
         return [_by_run(runs, name, title_of(name), name, "share", "sparse") for name in metrics]
@@ -103,7 +103,7 @@ def evaluation_panels(runs: list[Run]) -> list[Panel]:
 
 
 def other_panels(runs: list[Run]) -> list[Panel]:
-    """Panels of every logged number that has no place above, so that none is hidden."""
+    """Returns panels of every other logged metric."""
     shown = {*TRAINING, *UNDRAWN, *evaluation_metrics(runs)}
     rest = [
         m for m in all_metrics(runs) if m not in shown and not m.startswith(("errors/", "loss/"))
@@ -114,50 +114,50 @@ def other_panels(runs: list[Run]) -> list[Panel]:
 
 
 def drawn_first(runs: list[Run]) -> list[int]:
-    """Positions of the runs to draw, best first where there are many; all of a few in order."""
+    """Returns the indices of the runs to draw: all of a few, the best of many."""
     if len(runs) <= MANY:
         return list(range(len(runs)))
     metric = chosen_by(runs)
 
-    def place(index: int) -> float:
+    def rank(index: int) -> float:
         value = runs[index].final.get(metric or "")
         return -value if value is not None and value == value else np.inf
 
-    return sorted(range(len(runs)), key=place)[:NUM_DRAWN]
+    return sorted(range(len(runs)), key=rank)[:NUM_DRAWN]
 
 
 def chosen_by(runs: list[Run]) -> str | None:
-    """The metric by which the best of many runs are found: the first evaluation result."""
+    """Returns the metric that ranks many runs: the first evaluation result."""
     return next(iter(evaluation_metrics(runs)), None)
 
 
 def distinct_metrics(runs: list[Run]) -> list[str]:
-    """Evaluation results without those that repeat another one in every row."""
+    """Returns evaluation results, without those that repeat another one in every row."""
     metrics = evaluation_metrics(runs)
     again = repeated(runs, metrics)
     return [name for name in metrics if name not in again]
 
 
 def all_metrics(runs: list[Run]) -> list[str]:
-    """Every metric of any run, in the order of first appearance."""
+    """Returns the metrics of all runs, in the order of first appearance."""
     return list(dict.fromkeys(name for run in runs for name in run.metrics))
 
 
 def evaluation_metrics(runs: list[Run]) -> list[str]:
-    """Names of evaluation results: `suite/task/measure`; zero-shot first, then retrieval."""
+    """Returns names of evaluation results, `suite/task/measure`: zero-shot, then retrieval."""
     names = dict.fromkeys(name for run in runs for name in [*run.metrics, *run.final])
     metrics = [name for name in names if "/" in name and is_share(name)]
 
     order = {name: index for index, name in enumerate(metrics)}
 
-    def place(name: str) -> tuple:
+    def rank(name: str) -> tuple:
         folder, leaf = name.rsplit("/", 1)
         if _recall(name):
             return 1, _sort_key(folder), _sort_key(leaf)
         # Top-1 before means over classes; tasks stay in the suite's order.
         return 0, _sort_key(leaf if not leaf.startswith("top") else f" {leaf}"), order[name]
 
-    return sorted(metrics, key=place)
+    return sorted(metrics, key=rank)
 
 
 def title_of(metric: str) -> str:
@@ -232,7 +232,7 @@ def _by_metric(run: Run, metrics: list[str], title: str, note: str) -> Panel:
 
 
 def _axis(runs: list[Run]):
-    """Steps, unless the runs' steps differ in size: then the pairs seen are what compares."""
+    """Returns the axis: steps, or the pairs seen if the runs' batch sizes differ."""
     sizes = set()
     for run in runs:
         steps, samples = run.series("samples")

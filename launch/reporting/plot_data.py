@@ -1,6 +1,6 @@
-"""Runs and panels in, the JSON out that the page's script draws from.
+"""The data of runs and panels as JSON for the page's script.
 
-Curves are thinned as those of the static figures are; every step array stands once.
+Curves are thinned as in the static figures; equal step arrays are stored once.
 """
 
 import json
@@ -69,7 +69,7 @@ def _line(line: Any, num_lines: int, steps: dict[tuple[float, ...], int]) -> dic
 
 
 def _run(run: Run) -> dict[str, Any]:
-    """Steps beside pairs, epochs and seconds, from the run's beginning on."""
+    """Returns the steps of a run with pairs, epochs and seconds at each."""
     rows = sorted({int(row["step"]): row for row in run.rows if "wall" in row}.items())
     if not rows:
         return {"name": run.name, "step": [0], "pairs": None, "epochs": None, "seconds": None}

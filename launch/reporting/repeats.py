@@ -1,4 +1,4 @@
-"""What a page need not show twice: measures that repeat others, and curves that never move.
+"""Finds metrics that repeat others, and constant curves.
 
 With balanced classes the mean recall of classes is top-1, and over the same names R@1 is, too.
 """
@@ -23,26 +23,25 @@ class Constant:
 
 
 def repeated(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, str]:
-    """Returns for each metric that always equals an earlier one of the list that earlier one.
+    """Maps each metric that equals an earlier one in every row of every run to that one.
 
-    They are equal in every row of every run. Where there are few rows, only a mean over a task's
-    classes and one over its samples are taken for the same.
+    With few rows, only a mean over a task's classes and one over its samples count as equal.
     """
-    found: dict[str, str] = {}
-    kept: list[str] = []
+    originals: dict[str, str] = {}
+    distinct: list[str] = []
     for metric in metrics:
-        original = next((other for other in kept if _are_equal(runs, metric, other)), None)
+        original = next((other for other in distinct if _are_equal(runs, metric, other)), None)
         if original is None:
-            kept.append(metric)
+            distinct.append(metric)
         else:
-            found[metric] = original
-    return found
+            originals[metric] = original
+    return originals
 
 
 def constants(runs: Sequence[Run], metrics: Sequence[str]) -> list[Constant]:
     """Returns the metrics that did not change in any run, with their value.
 
-    A metric of fewer than three values in every run is not among them.
+    Metrics of fewer than three values in every run are left out.
     """
     flat = []
     for metric in metrics:

@@ -1,8 +1,8 @@
-"""Run folders in, plain series and final numbers out.
+"""Reads run folders as series and final numbers.
 
-A folder may belong to a run that still trains, was killed, or has ended: `summary.json` is
-optional, one that is older than the last row (the run went on) is passed over, and a last line of
-`metrics.jsonl` or `starts.jsonl` that was cut off in mid-write is left out.
+The run may still train, have been killed, or have ended: `summary.json` is optional, one older than
+the last row (the run was continued) is ignored, and so is a cut-off last line of `metrics.jsonl` or
+`starts.jsonl`.
 """
 
 import json
@@ -22,7 +22,7 @@ SHARES = ("top1", "top5", "top10", "accuracy", "mean_per_class")
 
 
 def is_share(metric: str) -> bool:
-    """Whether `metric` is a fraction from 0 to 1 that people read as a percentage."""
+    """Whether `metric` is a fraction from 0 to 1 that is shown as a percentage."""
     leaf = metric.rsplit("/", 1)[-1]
     return leaf.startswith(SHARES) or "recall@" in leaf or leaf in ("data_wait", "mfu")
 
@@ -56,29 +56,29 @@ class Run:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Every number that was logged, in the order of its first appearance."""
+        """The logged metrics, in the order of first appearance."""
         names = dict.fromkeys(key for row in self.rows for key in row)
         return [name for name in names if name not in ("step", "wall")]
 
     @cached_property
     def means(self) -> dict[str, float]:
-        """Throughput and the like over the whole training time."""
+        """Means over the training time, such as of the throughput."""
         return means(self.rows)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Machine, model and data, as of the last start; `summary.json` where there is none."""
+        """Machine, model and data at the last start, else those of `summary.json`."""
         return self.starts[-1] if self.starts else self.summary
 
     @property
     def epochs(self) -> float | None:
-        """Passes over the data so far, where its size is known."""
+        """Passes over the data so far; None if its size is unknown."""
         size = self.facts.get("epoch_size")
         return self.num_samples / size if size else None
 
     @cached_property
     def final(self) -> dict[str, float]:
-        """The last value of every number; those of `summary.json` win."""
+        """The last value of every metric; `summary.json` takes precedence."""
         last = {key: value for row in self.rows for key, value in row.items() if _number(value)}
         last.pop("step", None)
         last.pop("wall", None)
@@ -107,7 +107,7 @@ class Run:
     def series(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns (steps [n], values [n]) of one metric, rows without it left out.
 
-        Rates of rows that cover a few steps only are left out, too: they would bend the curve.
+        Rates of rows that cover few steps are left out, too: they would distort the curve.
         """
         pairs = [(row["step"], row[metric]) for row in self.rows if _number(row.get(metric))]
         if metric in WEIGHTED_BY:
@@ -117,12 +117,12 @@ class Run:
 
     def samples_at(self, steps: np.ndarray) -> np.ndarray | None:
         """Returns the pairs seen at `steps`, or None when the run did not log them."""
-        known, samples = self.series("samples")
-        if not len(known):
+        logged, samples = self.series("samples")
+        if not len(logged):
             return None
-        rate = samples[-1] / known[-1] if known[-1] else 0.0
+        rate = samples[-1] / logged[-1] if logged[-1] else 0.0
         return np.where(
-            steps > known[-1], steps * rate, np.interp(steps, np.r_[0, known], np.r_[0, samples])
+            steps > logged[-1], steps * rate, np.interp(steps, np.r_[0, logged], np.r_[0, samples])
         )
 
 
@@ -154,7 +154,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_runs(folders: list[str]) -> list[Run]:
-    """Reads several folders; equal names are distinguished by as much of the path as it takes."""
+    """Reads several folders; equal names get as much of the path as distinguishes them."""
     runs = [read_run(folder) for folder in folders]
     paths = [run.folder.resolve().parts for run in runs]
     if len(set(paths)) < len(paths):
@@ -178,7 +178,7 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            # A kill in mid-write leaves half a line at the end; anywhere else it is damage.
+            # A kill while writing leaves half a line at the end; anywhere else it is damage.
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise ValueError(f"{file}, line {number} is not JSON; mend or remove it") from None

@@ -1,4 +1,4 @@
-"""Runs in, the page's tables out: final numbers, sample errors, configuration."""
+"""Tables of the report: final numbers, sample errors, configuration."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from .repeats import repeated
 from .runs import Run, show
 
 LOWER_IS_BETTER = ("data_wait", "flops_per_pair")
-# Objectives differ in what their values mean.
+# Their meaning differs between objectives.
 INCOMPARABLE = ("loss", "logit_scale")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: what it is, one text a run, the positions of the best ones, and what to add."""
+    """One row: its name and title, one text a run, the indices of the best, a note."""
 
     name: str
     title: str
@@ -25,9 +25,9 @@ class Row:
 
 
 def final_numbers(runs: list[Run]) -> dict[str, list[Row]]:
-    """Returns the rows of the table of results by section, sections without rows left out.
+    """Returns the rows of the results by section, without empty sections.
 
-    Rates are means over the run: the last row may cover a few steps only, and is never compared.
+    Rates are means over the run: the last row may cover few steps, and is never compared.
     """
     training = [
         _row(runs, "loss", "Loss (last logged)"),
@@ -62,14 +62,14 @@ def final_numbers(runs: list[Run]) -> dict[str, list[Row]]:
 
 
 def precision_of(run: Run) -> str:
-    """Returns what the run's towers computed in; without a name it is Lightning's default."""
+    """Returns the precision of the run's towers; Lightning's default without a setting."""
     return (run.config.get("trainer") or {}).get("precision") or "32-true"
 
 
 def error_counts(runs: list[Run]) -> list[Row]:
-    """Returns one row per (cause, source) that was logged, whether or not anything failed.
+    """Returns one row per logged (cause, source), also for zero failures.
 
-    Of many runs the sum alone; each one's is in the table of runs.
+    Many runs give their sum; the table of runs has the single counts.
     """
     names = dict.fromkeys(
         name for run in runs for name in [*run.metrics, *run.final] if name.startswith("errors/")
@@ -95,14 +95,14 @@ def configuration(runs: list[Run]) -> dict[str, list[Row]]:
         differs = frozenset(range(len(runs))) if len(set(cells)) > 1 else frozenset()
         section = slot if rest else "run"
         slots.setdefault(section, []).append(Row(key, rest or slot, cells, differs))
-    # Single values (seed, name) come first, then the slots as the run file has them.
+    # Single values (seed, name) come first, then the slots in the order of the run file.
     return dict(sorted(slots.items(), key=lambda item: item[0] != "run"))
 
 
 def chosen(runs: list[Run]) -> list[Row]:
-    """Returns the configured leaves that are not at their default, or in which several runs differ.
+    """Returns the leaves with another value than the default, or in which several runs differ.
 
-    Empty where a run does not know what was chosen (an older version wrote its folder).
+    Empty if the run's folder, of an older version, lacks the chosen names.
     """
     rows = [row for rows in configuration(runs).values() for row in rows]
     if len(runs) > 1:
@@ -112,19 +112,19 @@ def chosen(runs: list[Run]) -> list[Row]:
 
 
 def short_title(metric: str) -> str:
-    """Returns a metric's name without the suite's, in short: `heldout/top1`, `find/t2i@5`."""
+    """Returns a metric's short name without the suite: `heldout/top1`, `find/t2i@5`."""
     name = metric.partition("/")[2]
     return name.replace("text_to_image_recall", "t2i").replace("image_to_text_recall", "i2t")
 
 
 def duration(seconds: float) -> str:
     """Returns a length of time in words: `58 s`, `9 min 12 s`, `3 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
 def _evaluation_rows(runs: list[Run]) -> list[Row]:
@@ -153,10 +153,10 @@ def _last_row(runs: list[Run], metric: str, title: str) -> Row:
 
 
 def _compared(metric: str, title: str, values: list[float | None], note: str = "") -> Row:
-    known = [value for value in values if value is not None and value == value]
+    comparable = [value for value in values if value is not None and value == value]
     best: frozenset[int] = frozenset()
-    if len(set(known)) > 1 and metric not in INCOMPARABLE:
-        target = min(known) if metric in LOWER_IS_BETTER else max(known)
+    if len(set(comparable)) > 1 and metric not in INCOMPARABLE:
+        target = min(comparable) if metric in LOWER_IS_BETTER else max(comparable)
         best = frozenset(i for i, value in enumerate(values) if value == target)
     return Row(metric, title, [show(metric, value) for value in values], best, note)
 
@@ -171,7 +171,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def text_of(value: Any) -> str:
-    """Returns a configured value as a reader of the run file would write it."""
+    """Returns a configured value as in the run file."""
     if value is None:
         return "none"
     if isinstance(value, bool):
