@@ -66,7 +66,9 @@ def _spread(shards: np.ndarray, counts: np.ndarray) -> list[tuple[int, int]]:
         return np.unique(np.linspace(0, length - 1, min(length, most)).astype(np.int64)).tolist()
 
     chosen = [int(shards[i]) for i in some(len(shards), NUM_SHARDS)]
-    return [(shard, at) for shard in chosen for at in some(int(counts[shard]), NUM_SAMPLES)]
+    return [
+        (shard, ordinal) for shard in chosen for ordinal in some(int(counts[shard]), NUM_SAMPLES)
+    ]
 
 
 def _contents(sample: RawSample) -> str:

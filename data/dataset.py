@@ -61,7 +61,7 @@ class StepDataset(Dataset):
         part_rows: samples of a part at most; by default those that fit into 64 MiB.
         prefetcher: fetches the shards of coming steps.
         word_reducers: shortens captions before tokenizing, by phase; None: does not.
-        own: tokenizer and context length of single text entries.
+        entry_readers: tokenizer and context length of single text entries.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class StepDataset(Dataset):
         part_rows: int | None = None,
         prefetcher: Prefetcher | None = None,
         word_reducers: Sequence[WordReducer | None] = (),
-        own: Mapping[str, tuple[TokenizeTexts, int]] | None = None,
+        entry_readers: Mapping[str, tuple[TokenizeTexts, int]] | None = None,
     ):
         self.plan = plan
         self.steps = steps
         self.loader = loader
-        self.readers = {"text": (tokenize, context_length), **(own or {})}
+        self.readers = {"text": (tokenize, context_length), **(entry_readers or {})}
         self.rank = rank
         self.world_size = world_size
         self.part_rows = part_rows or max(1, PART_BYTES // loader.recipe.bytes_per_sample)

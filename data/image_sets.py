@@ -276,7 +276,7 @@ def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     for folder, folders, names in os.walk(top, followlinks=True):
         within = around.pop(folder, set()) | {os.path.realpath(folder)}
         paths = {name: os.path.join(folder, name) for name in sorted(folders)}
-        folders[:] = [name for name, at in paths.items() if os.path.realpath(at) not in within]
+        folders[:] = [name for name, path in paths.items() if os.path.realpath(path) not in within]
         around.update((paths[name], within) for name in folders)
         yield folder, names
 

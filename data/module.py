@@ -201,7 +201,7 @@ class PairsDataModule(Pairs):
             rank,
             world_size,
             word_reducers=self.word_reducers,
-            own=self.readers,
+            entry_readers=self.readers,
         )
         if self.cache is not None:
             dataset.prefetcher = Prefetcher(

@@ -121,10 +121,10 @@ class Recipe:
             if view.size is not None and view.size < 1:
                 raise ValueError(f"the view '{name}' has size={view.size}; give 1 pixel or more")
             if view.same_as is not None and view.same_as not in {*stored, *before}:
-                known = ", ".join([*before, *sorted(stored)]) or "nothing"
+                entries = ", ".join([*before, *sorted(stored)]) or "nothing"
                 raise ValueError(
                     f"the view '{name}' is to be the same as '{view.same_as}', which is neither a "
-                    f"view before it nor an entry of a sidecar; there is {known}"
+                    f"view before it nor an entry of a sidecar; there is {entries}"
                 )
             for entry in view.transform.around:
                 crop = self.views[entry].transform if entry in before else None
@@ -169,17 +169,17 @@ class Source:
     key_field: str | None = None
 
 
-def check_names(sources: Mapping[str, Source], known: Sequence[str]) -> None:
+def check_names(sources: Mapping[str, Source], names: Sequence[str]) -> None:
     """Raises a ValueError if `sources` names one that the manifest does not have."""
-    unknown = sorted(set(sources) - set(known))
+    unknown = sorted(set(sources) - set(names))
     if unknown:
         raise ValueError(
             f"data.sources names {', '.join(unknown)}, which the manifest does not have; it has "
-            f"{', '.join(known)}"
+            f"{', '.join(names)}"
         )
 
 
-def explicit_shares(sources: Mapping[str, Source], known: Sequence[str]) -> dict[str, float] | None:
+def explicit_shares(sources: Mapping[str, Source], names: Sequence[str]) -> dict[str, float] | None:
     """Returns the shares in the run file; None without any.
 
     Raises:
@@ -188,7 +188,7 @@ def explicit_shares(sources: Mapping[str, Source], known: Sequence[str]) -> dict
     shares = {name: source.share for name, source in sources.items() if source.share is not None}
     if not shares:
         return None
-    missing = [name for name in known if name not in shares]
+    missing = [name for name in names if name not in shares]
     if missing:
         raise ValueError(
             f"data.sources gives shares, but none to {', '.join(missing)}; give every source one "

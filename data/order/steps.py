@@ -81,8 +81,8 @@ class Steps:
         assert step < end <= self.total_steps, (step, end)
         begin = self.first_position(step) + self.num_left_out(step)
         stop = self.first_position(end) + self.num_left_out(end - 1)
-        kept = [(first, samples) for first, samples in self.left_out if first <= step]
-        return [*kept, (step, stop - begin)]
+        earlier = [(first, samples) for first, samples in self.left_out if first <= step]
+        return [*earlier, (step, stop - begin)]
 
     @staticmethod
     def deal(positions: np.ndarray, lanes: np.ndarray, rank: int, world_size: int) -> np.ndarray:

@@ -164,13 +164,13 @@ def streamed(manifest: str | list[str] | None, choices: Mapping[str, Any]) -> di
         ValueError: another one is set.
     """
     of_all = inspect.signature(Pairs).parameters
-    known = of_all.keys() | inspect.signature(StreamingPairs).parameters.keys()
+    names = of_all.keys() | inspect.signature(StreamingPairs).parameters.keys()
     usual = {**of_all, **inspect.signature(PairsDataModule).parameters}
     for name, value in {"manifest": manifest, **choices}.items():
         empty = (None, (), [], {}, usual[name].default)
-        if name not in known and value not in empty:
+        if name not in names and value not in empty:
             raise ValueError(
                 f"data.{name} needs listed shards, and data.stream has none: leave it out, or set "
                 "data.manifest in place of data.stream"
             )
-    return {name: value for name, value in choices.items() if name in known}
+    return {name: value for name, value in choices.items() if name in names}

@@ -23,7 +23,7 @@ class WordReducer:
 class Syntax(WordReducer):
     """Keeps the words that matter by part of speech, in their order.
 
-    Nouns are kept first, then adjectives, verbs, others; of one kind the earlier words. Li et al.,
+    Nouns come first, then adjectives, verbs, others; of one kind the earlier words. Li et al.,
     "An Inverse Scaling Law for CLIP Training" (CLIPA, 2023), section 3 ("syntax mask"). English
     only: the tagger is TextBlob's (a lexicon and rules, about 35 us a caption). Captions of too
     many tokens are then cut by the tokenizer or by `Truncate`.

@@ -213,9 +213,9 @@ def unescaped(text: str) -> str:
 
 @functools.cache
 def byte_characters() -> list[str]:
-    """Returns the character that stands for each byte 0..255 in CLIP's vocabulary.
+    """Returns the character of each byte 0..255 in CLIP's vocabulary.
 
-    Printable Latin-1 stands for itself; the other bytes, in order, for U+0100 and up.
+    Printable Latin-1 maps to itself; the other bytes, in order, to U+0100 and up.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -52,7 +52,7 @@ class WordEdits(CaptionPolicy):
         return words
 
     def _thinned(self, words: list[str], numbers: list[float]) -> list[str]:
-        kept = [
+        remaining = [
             word for word, number in zip(words, numbers, strict=False) if number >= self.fraction
         ]
-        return kept or [words[int(numbers[-1] * len(words))]]
+        return remaining or [words[int(numbers[-1] * len(words))]]

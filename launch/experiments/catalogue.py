@@ -95,8 +95,8 @@ def read_catalogue(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, A
         raise ValueError(f"{folder} has no columns or no methods; see docs/methods/ of the project")
     for name, method in texts.items():
         for key in set(method) - set(METHOD_KEYS):
-            known = ", ".join(METHOD_KEYS)
-            raise ValueError(f"{folder}/{name}.yaml: unknown key {key}; known: {known}")
+            names = ", ".join(METHOD_KEYS)
+            raise ValueError(f"{folder}/{name}.yaml: unknown key {key}; known: {names}")
         for key in NEEDED_KEYS:
             if not method.get(key):
                 raise ValueError(f"{folder}/{name}.yaml: the key {key} is missing")

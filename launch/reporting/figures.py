@@ -2,7 +2,7 @@
 
 Colours are names of CSS variables and the text has no font, so that the page's light and dark
 styles apply to both. Identifiers start with the panel's prefix, since a page has several drawings.
-matplotlib comes with the extra `demo`.
+matplotlib comes with the extra `report`.
 """
 
 import io

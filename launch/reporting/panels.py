@@ -38,7 +38,7 @@ class Line:
     """One curve.
 
     Attributes:
-        final: the number in the legend; `final_is` says whether "last" or "mean".
+        final: the number in the legend; `final_is` is "last" or "mean".
         x: points on the panel's axis.
         steps: the same points in steps, which the page converts to other axes.
         run: index of its run.

@@ -20,7 +20,7 @@ NUM_POINTS_A_PANEL = 8_000
 
 
 def embed(runs: list[Run], figures: dict[str, Panel], table: Sequence[Column]) -> str:
-    """Returns JSON that may stand inside of a `<script>`; figures by the names on the page."""
+    """Returns JSON that is safe inside a `<script>`; figures by the names on the page."""
     steps: dict[tuple[float, ...], int] = {}
     drawn = {
         name: {

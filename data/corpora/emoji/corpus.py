@@ -167,13 +167,13 @@ def limited(names: list[EmojiName], settings: Settings) -> list[EmojiName]:
     """Returns about `settings.limit` names, all tones of each chosen base; all for limit 0."""
     if not settings.limit:
         return names
-    kept: set[str] = set()
+    bases: set[str] = set()
     ranked = sorted(names, key=lambda name: draw(settings.seed, "limit", name.base))
     for num_names, name in enumerate(ranked):
-        if name.base not in kept and num_names >= settings.limit:
+        if name.base not in bases and num_names >= settings.limit:
             break
-        kept.add(name.base)
-    return [name for name in names if name.base in kept]
+        bases.add(name.base)
+    return [name for name in names if name.base in bases]
 
 
 def draw_all(
