@@ -1,4 +1,4 @@
-"""Files appear whole, whatever ends their writer; what killed writers leave is removed."""
+"""Files are written atomically; parts of killed writers are removed."""
 
 import multiprocessing
 import os

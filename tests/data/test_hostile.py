@@ -1,4 +1,4 @@
-"""Members made to harm: damaged, absurd, huge, of another kind than their name says.
+"""Hostile members: damaged, absurd, huge, or of another kind than their name.
 
 Every one is decoded or refused under a cause, within a bound on time and memory. `make soak` runs
 50,000 of them.
@@ -23,10 +23,10 @@ from counterpoint.data.shards.fields import MAX_CAPTION, find_image, sample_key
 from counterpoint.data.text.captions import FirstFound
 from counterpoint.data.text.tokenize import ClipTokenizer
 
-# Pillow and libtiff say much about damaged files.
+# Pillow and libtiff warn a lot about damaged files.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# Of one member, whatever is in it, in MiB: the largest accepted WebP with transparency takes the
+# Of any one member, in MiB: the largest accepted WebP with transparency takes the
 # most.
 MAX_MEMORY = 2560
 

@@ -1,4 +1,4 @@
-"""Image sets: order, fields, choices among them, and what they say when they cannot be used."""
+"""Image sets: order, fields, selection by them, and error messages."""
 
 import io
 import json

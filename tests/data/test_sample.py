@@ -109,7 +109,7 @@ def test_recorded_draws_give_the_image_again(make_tar, make_image, tmp_path, dec
         assert params.shape == (len(transform.columns),)
         again = transform.apply(EncodedImage.open(files[text]), 64, params)
         assert torch.equal(again, batch["image"][row])
-    # Only what the transform asked for was decoded.
+    # Only what the transform needs was decoded.
     image = samples.decode(0, 0, 0).images[None]
     assert image.num_bytes == 3 * (75 * 100 if decode == "dct" else 150 * 200)
 
@@ -177,7 +177,7 @@ def test_views_draw_for_themselves_or_as_another_one(manifest):
 
 
 def test_stored_augmentations_say_all_and_are_checked(manifest, make_image):
-    """Another transform of the same kind makes the same image of them, whatever it would draw."""
+    """Another transform of the same class computes the same image from them."""
     full = TrainTransform(
         scale=(0.3, 0.9), rotate=20, translate=0.1, hue=0.2, grayscale=0.3, erase=0.5, flip=0.5
     )
@@ -300,7 +300,7 @@ def test_kept_samples_alone_are_read_with_their_weights(manifest, tmp_path):
     batch, texts = samples.load([(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 2, 0)])
     assert texts["text"] == ["image 1", "image 3", "image 5", "image 20"]
     assert batch["weight"].tolist() == [2.0, 1.0, 0.5, 3.0]
-    # What takes the place of a bad sample is a kept one, too.
+    # The replacement of a bad sample is a kept one, too.
     assert list(samples.candidates(0, 1)) == [(0, 1), (0, 2), (0, 0), (2, 0)]
 
 

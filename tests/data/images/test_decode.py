@@ -271,7 +271,7 @@ def test_a_forgotten_image_takes_no_memory(form, monkeypatch, quick_collections)
 def test_scans_after_a_whole_image(mode):
     data = encode(photo(), mode, "JPEG")
     scan = data.index(b"\xff\xda")
-    # Decoders refuse them at once, so that nobody has to count them beforehand.
+    # Decoders refuse them at once, so that they need not be counted before.
     with pytest.raises(SampleError):
         decoded(data[:-2] + data[scan:-2] * 100 + b"\xff\xd9")
     # What follows the image, or lies in a comment, is not its scan.

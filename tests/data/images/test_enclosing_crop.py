@@ -1,4 +1,4 @@
-"""The crop around other crops: it holds them, whatever they are, and is nothing but a crop."""
+"""The crop around other crops contains them and augments nothing else."""
 
 import numpy as np
 import pytest

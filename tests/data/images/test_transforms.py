@@ -174,7 +174,7 @@ def test_moving_equals_torchvisions_affine(degrees, shift, mirrored):
 
 
 def fixed(value) -> Any:
-    """Stands for a generator whose every draw is one number."""
+    """A generator whose every draw is one number."""
     return SimpleNamespace(random=lambda shape: np.full(shape, value))
 
 

@@ -94,7 +94,7 @@ def test_a_node_never_needs_more_than_the_working_set(plan, num_nodes, ranks, pe
 @settings(max_examples=40)
 @given(st.integers(8, 40), st.sampled_from([2, 3, 4, 8]), st.integers(1, 12), st.integers(30, 99))
 def test_a_node_keeps_to_its_lanes(lanes, num_nodes, per_node, num_samples):
-    """Whatever the batch size and however epochs begin inside batches."""
+    """For any batch size, with epochs that begin inside batches."""
     plan = Plan(np.array([num_samples * lanes]), seed=0, lanes=lanes)
     size = num_nodes * per_node
     spread = plan.num_runs(size) * lanes / 4

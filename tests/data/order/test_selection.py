@@ -1,4 +1,4 @@
-"""Keep-lists: what is kept, how often, and that compiling is safe, repeatable and bounded."""
+"""Keep-lists: kept samples, repetitions; compiling is safe, repeatable and bounded."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The shared folder of remote shards: bounded, fetched once, whatever dies or fails."""
+"""The cache of remote shards: bounded, fetched once, also after kills and failures."""
 
 import multiprocessing
 import os

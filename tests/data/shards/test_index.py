@@ -79,7 +79,7 @@ def test_img2datasets_statistics_are_trusted_unless_the_tar_disagrees(
     Path(path).write_bytes(content[: content.index(b"000000002.png") + 600])
     with pytest.raises(ValueError, match=r"00000.tar' is cut off or damaged .*; fetch it again"):
         count_samples(path)
-    # Cut between two samples, which only the number of samples can tell.
+    # Cut between two samples, which only the number of samples reveals.
     Path(path).write_bytes(content[: content.index(b"000000002.png")])
     with pytest.raises(ValueError, match=r"holds 2 samples, its _stats.json says 4"):
         count_samples(path)
@@ -147,7 +147,7 @@ def test_nothing_given_and_nothing_inside(make_tar, tmp_path):
 
 def test_remote_shards_are_counted_like_local_ones(shards, tmp_path, monkeypatch):
     """A sidecar is believed, a shard without one fetched; the server fails now and then."""
-    # Nobody can tell that a wrong size is one when nothing but the size is asked for.
+    # A wrong size cannot be detected when only the size is requested.
     monkeypatch.setattr("hostile_http.FAULTS", ("drop", "stall", "503"))
     (tmp_path / "00001_stats.json").write_text(json.dumps({"successes": 5}))
     (tmp_path / "list.txt").write_text("# two more\n\n00001.tar\n00002.tar\n")
@@ -167,7 +167,7 @@ def test_remote_shards_are_counted_like_local_ones(shards, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_sidecar_is_none(shards, tmp_path, status):
-    """Buckets that may not be listed, and signed addresses, say so of what is not there."""
+    """Buckets without permission to list, and signed addresses, answer 403 for absent files."""
     with serve(tmp_path) as server:
         url = f"{server.url}/00000.tar?signature=secret"
         server.refusals["/00000_stats.json"] = status

@@ -186,7 +186,7 @@ def test_a_tar_cut_anywhere_keeps_only_whole_samples(tmp_path, good_tar, data):
     assert len(index) < len(whole) or not index.damaged
     for number in range(len(index)):
         first, last = index.firsts[number : number + 2]
-        # Without damage the cut is between two members, which a tar cannot tell from its end.
+        # Without damage the cut is between two members, which looks like the tar's end.
         if index.damaged or number < len(index) - 1:
             assert last - first == 2
         assert index.offsets[last - 1] + index.sizes[last - 1] <= length

@@ -1,4 +1,4 @@
-"""Shards are there before they are asked for; batches are those read from disk."""
+"""Shards are cached before they are read; batches equal those from disk."""
 
 import os
 
@@ -22,7 +22,7 @@ from counterpoint.data.shards.transport import Transport
 
 
 class Recorder:
-    """Stands for a cache: notes what is wanted, and what is at hand is decided by the test."""
+    """A stand-in for the cache that records requests; the test decides which shards it has."""
 
     def __init__(self):
         self.asked: list[str] = []

@@ -66,7 +66,7 @@ def agrees(ours, theirs, damage: str) -> None:
     """Both list the same members from the start; we stop short of tarfile only at damage."""
     for (name, *place), (their_name, *their_place) in zip(ours, theirs, strict=False):
         assert place == their_place
-        # tarfile applies a ustar prefix whatever the format, and drops slashes at the end.
+        # tarfile applies a ustar prefix in any format, and drops slashes at the end.
         assert their_name.rstrip("/").endswith(name.rstrip("/"))
     assert damage or len(ours) >= len(theirs)
 

@@ -1,4 +1,4 @@
-"""Fetching from servers that fail, and what is said when they do not stop."""
+"""Fetching from servers that fail, and the errors when they do not recover."""
 
 import hashlib
 import os
@@ -69,7 +69,7 @@ def test_what_does_not_exist_is_not_tried_again(source, tmp_path):
             with pytest.raises(NotThere, match=r"/none.tar' does not exist") as caught:
                 call()
             assert "secret" not in str(caught.value)
-        assert server.asked["/none.tar"] <= 4  # a size is asked for in two ways
+        assert server.asked["/none.tar"] <= 4  # a size is requested in two ways
         assert transport.num_bytes(f"{server.url}/0.tar") == (source / "0.tar").stat().st_size
 
 
@@ -123,7 +123,7 @@ def test_no_message_holds_a_password(source, tmp_path):
         with pytest.raises((ValueError, FetchError), match=r"127.0.0.1:9/0.tar") as caught:
             call()
         assert "secret" not in str(caught.value)
-    # What a library says may hold the address, too.
+    # A library's message may hold the address, too.
     assert brief(OSError("https://u:secret@h/0?sig=secret failed")) == "OSError: https://h/0 failed"
 
 

@@ -146,7 +146,7 @@ def test_a_resumed_stream_begins_at_its_step_and_is_another_one(write):
     assert len(loader) == 8
     after = list(batches_of(other))
     assert [len(batch["key"]) for batch in after] == [8] * 3
-    assert other.ledger.samples == 0  # nobody had merged them
+    assert other.ledger.samples == 0  # not merged yet
     assert [b["key"].tolist() for b in before[5:]] != [b["key"].tolist() for b in after]
     assert data.fingerprint == "stream" and data.epoch_size is None
     assert "cannot be repeated" in data.caveat and "4 shards" in data.caveat

@@ -56,7 +56,7 @@ PIECES = [
 
 @pytest.fixture(scope="module")
 def reference():
-    """open_clip's own tokeniser."""
+    """Returns open_clip's tokenizer."""
     return SimpleTokenizer()
 
 

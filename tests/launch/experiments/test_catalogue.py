@@ -1,4 +1,4 @@
-"""The method catalogue: what a row says, and that the page in docs/ is the one we would write."""
+"""The method catalogue: the rows, and that the page in docs/ is up to date."""
 
 import json
 import statistics

@@ -156,7 +156,7 @@ def test_the_scripts_parse_and_find_what_they_look_for(many, tmp_path):
         assert node(["--check", str(TEMPLATES / name)]) == 0
         wanted = re.findall(r'getElementById\("([^"]+)"\)', text)
         assert set(wanted) <= {a["id"] for _, a in page.tags if "id" in a}
-    # What only many runs have is asked for before it is used.
+    # Elements that only many runs have are checked before their use.
     only_many = {"overview", "shown", "scatter"}
     assert not only_many & {a.get("id") for _, a in single.tags}
     assert {"report-data", "controls", "zoom"} <= {a.get("id") for _, a in single.tags}

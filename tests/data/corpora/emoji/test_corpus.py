@@ -312,7 +312,7 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path):
 
 
 def test_a_folder_with_the_corpus_names_is_not_the_corpus(small, tmp_path):
-    """Many a data set has a folder `train`; only a corpus has said that it is one."""
+    """Many data sets have a folder `train`; only a corpus has a `corpus.json`."""
     folder = tmp_path / "mine"
     (folder / "train").mkdir(parents=True)
     (folder / "train" / "00000.tar").write_bytes(b"years of work")
@@ -339,7 +339,7 @@ def test_missing_package_is_named_with_the_fix(package, tmp_path, monkeypatch):
 
 @pytest.mark.soak
 def test_whole_corpus(tmp_path):
-    """All the names: what the small corpus shows holds for the real one, whatever its order."""
+    """The properties of the small corpus hold for all names, in any order."""
     summary = build_emoji(tmp_path / "emoji", num_workers=2)
     assert (summary["names"], summary["pairs"]) == (3944, {"train": 7088, "heldout": 800})
     train, held_out = (read_shards(tmp_path / "emoji" / split) for split in ("train", "heldout"))
