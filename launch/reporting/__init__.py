@@ -1,1 +1,1 @@
-"""What the report page is made of: run folders in; figures, tables and a grid of images out."""
+"""Builds the report page: tables, figures and a grid of images from run folders."""
