@@ -148,9 +148,12 @@ class ContrastiveModule(pl.LightningModule):
             ValueError: the Trainer is set to clip gradients.
         """
         if limit := self.trainer.gradient_clip_val:  # type: ignore[attr-defined]
+            is_value = self.trainer.gradient_clip_algorithm == "value"  # type: ignore[attr-defined]
+            clipper = "Value" if is_value else "Norm"
             raise ValueError(
                 f"the Trainer's gradient_clip_val is {limit}: leave it out and give "
-                f"ContrastiveModule grad_clip=Norm({limit}), of counterpoint.train.grad_clip.fixed"
+                f"ContrastiveModule grad_clip={clipper}({limit}), of "
+                "counterpoint.train.grad_clip.fixed"
             )
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, Pairs) and data.steps is None:

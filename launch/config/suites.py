@@ -16,6 +16,7 @@ stands for what Python finds under that name, such as a list of class names.
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -57,7 +58,7 @@ def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
     if not isinstance(tasks, Mapping) or not tasks:
         raise ValueError(f"{suite}: tasks is {tasks!r}; it takes names, each with a class_path")
     base = path.parent if Path(suite).expanduser().is_file() else Path()
-    root = Path(data_root) if data_root is not None else base / (content.get("root") or "")
+    root = Path(data_root) if data_root is not None else base / str(content.get("root") or "")
     name = str(content.get("name", path.stem)).replace("{root}", root.resolve().name)
     parser = _parser(root)
     return Suite(name, {str(key): _task(parser, key, tasks[key], suite) for key in tasks})
@@ -82,6 +83,8 @@ def _parser(root: Path) -> ArgumentParser:
 def _task(parser: ArgumentParser, name: str, written: Any, suite: str | Path) -> Task:
     key = f"tasks.{name}"
     try:
+        if written is None:
+            raise Fault(key, "is empty; write class_path: CLASS below it, and its init_args")
         values = _with_imports(written, key)
         try:
             return parser.instantiate(parser.parse_object({"task": values}))["task"]
@@ -102,7 +105,11 @@ def _with_imports(value: Any, key: str) -> Any:
         return value
     if value.keys() != {"import"}:
         return {name: _with_imports(item, f"{key}.{name}") for name, item in value.items()}
+    key, name = f"{key}.import", str(value["import"])
     try:
-        return pkgutil.resolve_name(str(value["import"]))
+        imported = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise Fault(f"{key}.import", f"{value['import']} cannot be imported ({error})") from error
+        raise Fault(key, f"{name} cannot be imported ({error})") from error
+    if isinstance(imported, ModuleType):  # jsonargparse cannot copy it
+        raise Fault(key, f"{name} is a module; name a value in it, such as {name}.NAMES")
+    return imported

@@ -60,6 +60,12 @@ ZERO = f"{TASKS}.zeroshot.ZeroShot"
                              "init_args": {"data": DATA, "classes": {"import": "open_clip.X"}}}}},
             "tasks.t.init_args.classes.import: open_clip.X cannot be imported",
         ),
+        (
+            {"tasks": {"t": {"class_path": ZERO,
+                             "init_args": {"data": DATA, "templates": {"import": "os"}}}}},
+            "tasks.t.init_args.templates.import: os is a module; name a value in it",
+        ),
+        ({"tasks": {"t": None}}, "tasks.t: is empty; write class_path"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_suite_is_one_sentence(tmp_path, content, message):
@@ -68,6 +74,13 @@ def test_a_mistake_in_a_suite_is_one_sentence(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_suite(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_root_of_digits_is_a_folder(tmp_path):
+    path = tmp_path / "mine.yaml"
+    task = {"class_path": ZERO, "init_args": {"data": DATA, "templates": "{c}"}}
+    path.write_text(yaml.safe_dump({"root": 2024, "tasks": {"t": task}}))
+    assert load_suite(path).tasks["t"].data.root == tmp_path / "2024"
 
 
 def test_an_unknown_name_tells_the_packaged_suites():

@@ -207,10 +207,14 @@ def test_states_of_towers_go_into_the_checkpoint_together():
     assert all(not value.any() for value in towers.state_dict().values())
 
 
-def test_the_limit_of_a_trainer_is_refused():
+@pytest.mark.parametrize(
+    ("algorithm", "clipper"), [(None, "Norm"), ("norm", "Norm"), ("value", "Value")]
+)
+def test_the_limit_of_a_trainer_is_refused(algorithm, clipper):
     made = module(2)
-    with pytest.raises(ValueError, match=r"is 0\.5: leave it out .* grad_clip=Norm\(0\.5\)"):
-        train(made, 1, "auto", gradient_clip_val=0.5)
+    refused = rf"is 0\.5: leave it out .* grad_clip={clipper}\(0\.5\)"
+    with pytest.raises(ValueError, match=refused):
+        train(made, 1, "auto", gradient_clip_val=0.5, gradient_clip_algorithm=algorithm)
     assert made.losses == []
 
 
