@@ -10,32 +10,18 @@ import sys
 from difflib import get_close_matches
 from importlib.metadata import version
 
+# By name: the module in `commands`, and what it does.
 COMMANDS = {
-    "fit": ("counterpoint.launch.commands.fit", "train, or continue a run with --resume"),
-    "evaluate": ("counterpoint.launch.commands.evaluate", "evaluate a run on a suite of tasks"),
-    "embed": (
-        "counterpoint.launch.commands.embed",
-        "store a teacher's embeddings beside the shards",
-    ),
-    "cluster": ("counterpoint.launch.commands.cluster", "put stored embeddings into clusters"),
-    "export": (
-        "counterpoint.launch.commands.export",
-        "write a run's weights as one safetensors file",
-    ),
-    "report": ("counterpoint.launch.commands.report", "write one HTML page about one or more runs"),
-    "sweep": (
-        "counterpoint.launch.commands.sweep",
-        "run (config, seed) pairs and render the results",
-    ),
-    "launch": (
-        "counterpoint.launch.commands.slurm",
-        "write (and submit) the job script of a SLURM cluster",
-    ),
-    "data": (
-        "counterpoint.launch.commands.data",
-        "build the emoji shards, index shards to a manifest",
-    ),
-    "init": ("counterpoint.launch.commands.init", "copy the configs into a project of your own"),
+    "fit": ("fit", "train, or continue a run with --resume"),
+    "evaluate": ("evaluate", "evaluate a run on a suite of tasks"),
+    "embed": ("embed", "store a teacher's embeddings beside the shards"),
+    "cluster": ("cluster", "put stored embeddings into clusters"),
+    "export": ("export", "write a run's weights as one safetensors file"),
+    "report": ("report", "write one HTML page about one or more runs"),
+    "sweep": ("sweep", "run (config, seed) pairs and render the results"),
+    "launch": ("slurm", "write (and submit) the job script of a SLURM cluster"),
+    "data": ("data", "build the emoji shards, index shards to a manifest"),
+    "init": ("init", "copy the configs into a project of your own"),
 }
 # What other programs call them.
 ALIASES = {"train": "fit", "resume": "fit", "eval": "evaluate", "test": "evaluate"}

@@ -106,12 +106,8 @@ class SpikeGuard:
         at_least("guard.max_nonfinite", max_nonfinite, 0)
         self.max_nonfinite, self.spikes = max_nonfinite, spikes
         counters = (
-            "nonfinite",
-            "nonfinite_in_row",
-            "spikes",
-            "spikes_in_row",
-            "new_levels",
-            "good",
+            *("nonfinite", "nonfinite_in_row", "spikes", "spikes_in_row"),
+            *("new_levels", "good"),
         )
         self.state = {name: torch.zeros((), dtype=torch.int64) for name in counters}
         if spikes:

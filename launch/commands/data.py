@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import Arguments
+from ..run.provenance import num_cores
 
 if TYPE_CHECKING:
     from ...data.shards.manifest import Manifest
@@ -196,8 +196,3 @@ def counter(description: str) -> Iterator[Callable[[int, int], None] | None]:
 def shows_progress() -> bool:
     """Whether there is a terminal to draw a bar on, and `rich` to draw it."""
     return sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
-
-
-def num_cores() -> int:
-    """Returns the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

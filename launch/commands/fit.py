@@ -16,13 +16,7 @@ from .. import arguments
 from ..arguments import AUTO
 from ..config import parser as run_config
 from ..run.devices import world_size
-from ..run.env import (
-    choose_attention,
-    prepare,
-    share_cores,
-    starts_again_by_itself,
-    under_torchrun,
-)
+from ..run.env import choose_attention, prepare, share_cores, starts_again_by_itself, under_torchrun
 from ..run.folder import run_dir_of
 from ..run.precision import settle_precision
 from ..run.run_log import RunLog

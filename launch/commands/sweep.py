@@ -120,14 +120,8 @@ def read_sweep(
 def fit_command(pair: Pair, run_dir: Path) -> list[str]:
     """Returns the command line that trains one pair."""
     command = [sys.executable, "-m", "counterpoint.launch.cli", "fit", "--config", pair.config]
-    return [
-        *command,
-        "--seed",
-        str(pair.seed),
-        "--run_dir",
-        str(run_dir),
-        *settings(pair.overrides),
-    ]
+    own = ["--seed", str(pair.seed), "--run_dir", str(run_dir)]
+    return [*command, *own, *settings(pair.overrides)]
 
 
 def run_sweep(

@@ -295,13 +295,13 @@ def unknown(
     longer = sorted((one for one in same if one.startswith(f"{plain}_")), key=len)
     close = get_close_matches(plain, same, n=1, cutoff=0.7) or longer
     elsewhere = [key for key in keys or () if key.rpartition(".")[2] == name]
-    slot = group.partition(".")[0]
+    slot, prefix = group.partition(".")[0], f"{group}." if group else ""
     found = meaning(name)
     if found and slot and f"slot is {slot}" in found:
         found = None
     # Inside a class a word means what is close to it rather than what it means to a trainer.
     if close and (found is None or plain in same or "init_args" in group):
-        return f"there is no such key; did you mean {_below(group, same[close[0]])}?"
+        return f"there is no such key; did you mean {prefix}{same[close[0]]}?"
     if found:
         return f"there is no such key; {found}"
     if elsewhere:
@@ -309,10 +309,6 @@ def unknown(
     more = f" (counterpoint fit --help {slot})" if slot in SLOTS else ""
     more = more if slot else " (counterpoint fit --help)"
     return f"there is no such key; there are {listed(sorted(known))}{more}"
-
-
-def _below(group: str, name: str) -> str:
-    return f"{group}.{name}" if group else name
 
 
 def listed(names: list[str]) -> str:

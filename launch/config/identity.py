@@ -27,71 +27,31 @@ class Role(Enum):
 
 # A key that is not listed TRAINS, so that a new option cannot change unnoticed when a run is
 # resumed. An entry holds for every key below it as well; `*` stands for one name.
-ROLES = {
-    "run_dir": Role.WHERE,
-    "name": Role.WHERE,
-    "seed": Role.SEEDS,
-    # A resumed run has them in its weights.
-    "init_from": Role.ADJUSTS,
-    "inherit_from": Role.ADJUSTS,
-    "trainer.accelerator": Role.WHERE,
-    "trainer.devices": Role.WHERE,
-    "trainer.num_nodes": Role.WHERE,
-    "trainer.callbacks": Role.WHERE,
-    "trainer.max_time": Role.WHERE,
-    "trainer.log_every_n_steps": Role.WHERE,
-    "trainer.enable_progress_bar": Role.WHERE,
-    "trainer.enable_model_summary": Role.WHERE,
-    "trainer.profiler": Role.WHERE,
-    "trainer.logger": Role.WHERE,
-    "trainer.peak_tflops": Role.WHERE,
-    "trainer.strategy": Role.HOW,
-    "trainer.plugins": Role.HOW,
-    "trainer.compile": Role.HOW,
-    "trainer.deterministic": Role.HOW,
-    "trainer.benchmark": Role.HOW,
-    "trainer.detect_anomaly": Role.HOW,
-    "trainer.inference_mode": Role.HOW,
-    "trainer.accumulate_grad_batches": Role.HOW,  # always 1
-    "trainer.precision": Role.ADJUSTS,
-    "data.num_workers": Role.WHERE,
-    "data.manifest": Role.WHERE,  # resume compares the fingerprint of the shards
-    "data.cache": Role.WHERE,
-    "data.allow_pipe": Role.WHERE,
-    "data.sidecars.*.init_args.folder": Role.WHERE,
-    "data.sidecars.*.init_args.max_open": Role.WHERE,
-    "data.lanes": Role.ORDERS,
-    "data.block": Role.ORDERS,
-    "data.temperature": Role.ORDERS,
-    "data.keep_weights": Role.ORDERS,
-    "data.sources.*.share": Role.ORDERS,
-    "data.keep_lists": Role.ADJUSTS,  # lists may move; the fingerprint covers the samples they keep
-    "data.stream": Role.ADJUSTS,  # its samples cannot be repeated in any case
-    "data.eval_transform": Role.ADJUSTS,
-    "data.max_error_rate": Role.ADJUSTS,
-    "model.chunks": Role.HOW,
-    "model.text_parts": Role.HOW,
-    "optim": Role.OPTIMIZES,
-    "grad_clip": Role.ADJUSTS,
-    "guard": Role.ADJUSTS,
+_KEYS = {
+    Role.SEEDS: "seed",
+    Role.OPTIMIZES: "optim",
+    Role.ORDERS: "data.lanes data.block data.temperature data.keep_weights data.sources.*.share",
+    # Always 1: accumulate_grad_batches.
+    Role.HOW: "trainer.strategy trainer.plugins trainer.compile trainer.deterministic "
+    "trainer.benchmark trainer.detect_anomaly trainer.inference_mode "
+    "trainer.accumulate_grad_batches model.chunks model.text_parts",
+    # A resumed run has init_from and inherit_from in its weights. Keep-lists may move; the
+    # fingerprint covers the samples they keep. Samples of a stream cannot be repeated in any case.
     # Resume compares the samples of phases that are over (`check_resume`).
-    "phases.*.samples": Role.ADJUSTS,
-    "phases.*.learning_rate": Role.ADJUSTS,
-    "phases.*.warmup_samples": Role.ADJUSTS,
-    "phases.*.cooldown_samples": Role.ADJUSTS,
-    "phases.*.timescale_samples": Role.ADJUSTS,
-    "phases.*.schedule": Role.ADJUSTS,
-    "phases.*.final_fraction": Role.ADJUSTS,
-    "phases.*.rate_batch": Role.ADJUSTS,
-    "phases.*.rate_scaling": Role.ADJUSTS,
-    "phases.*.image_reducer": Role.ADJUSTS,
-    "phases.*.text_reducer": Role.ADJUSTS,
-    "phases.*.word_reducer": Role.ADJUSTS,
-    "teachers.*.init_args.placement": Role.WHERE,
-    "evaluation": Role.WHERE,
-    "checkpoint": Role.WHERE,
-    "watch": Role.WHERE,
+    Role.ADJUSTS: "init_from inherit_from trainer.precision data.keep_lists data.stream "
+    "data.eval_transform data.max_error_rate grad_clip guard phases.*.samples "
+    "phases.*.learning_rate phases.*.warmup_samples phases.*.cooldown_samples "
+    "phases.*.timescale_samples phases.*.schedule phases.*.final_fraction phases.*.rate_batch "
+    "phases.*.rate_scaling phases.*.image_reducer phases.*.text_reducer phases.*.word_reducer",
+    # Resume compares the fingerprint of the manifest's shards.
+    Role.WHERE: "run_dir name evaluation checkpoint watch trainer.accelerator trainer.devices "
+    "trainer.num_nodes trainer.callbacks trainer.max_time trainer.log_every_n_steps "
+    "trainer.enable_progress_bar trainer.enable_model_summary trainer.profiler trainer.logger "
+    "trainer.peak_tflops data.num_workers data.manifest data.cache data.allow_pipe "
+    "data.sidecars.*.init_args.folder data.sidecars.*.init_args.max_open "
+    "teachers.*.init_args.placement",
 }
+ROLES = {key: role for role, keys in _KEYS.items() for key in keys.split()}
 
 # The roles that count for each of the three.
 OF_A_RUN = frozenset({Role.TRAINS, Role.ORDERS, Role.SEEDS})
@@ -155,16 +115,18 @@ def leaves_of(config: Mapping[str, Any], roles: Collection[Role]) -> dict[str, A
     return {name: value for name, value in flat.items() if role(name, value) in roles}
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens nested mappings to dotted names; an empty mapping has no leaves."""
-    flat: dict[str, Any] = {}
+    return {name: value for name, value in flatten(tree) if not isinstance(value, Mapping)}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value) of every leaf; empty mappings are leaves."""
     for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= leaves(value, f"{name}.")
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
         else:
-            flat[name] = value
-    return flat
+            yield f"{prefix}{key}", value
 
 
 def names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -40,31 +40,15 @@ from .identity import Identity
 from .messages import shortened
 from .run_files import Written, read
 
-# The phases own the run's length, the data module owns the order, grad_clip clips, and logs and
-# checkpoints are ours.
 OWNED: set[str | int] = {
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "max_epochs",
-    "max_steps",
-    "min_epochs",
-    "min_steps",
-    "fast_dev_run",
-    "overfit_batches",
-    "limit_train_batches",
-    "limit_val_batches",
-    "limit_test_batches",
-    "limit_predict_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "use_distributed_sampler",
-    "reload_dataloaders_every_n_epochs",
-    "enable_checkpointing",
-    "default_root_dir",
-    "enable_autolog_hparams",
-    "model_registry",
-    "barebones",
+    # The phases own the run's length, the data module owns the order,
+    *("max_epochs", "max_steps", "min_epochs", "min_steps", "fast_dev_run", "overfit_batches"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    *("use_distributed_sampler", "reload_dataloaders_every_n_epochs"),
+    *("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps"),
+    # grad_clip clips, and logs and checkpoints are ours.
+    *("gradient_clip_val", "gradient_clip_algorithm", "enable_checkpointing", "default_root_dir"),
+    *("enable_autolog_hparams", "model_registry", "barebones"),
 }
 
 ADAMW = f"{AdamW.__module__}.{AdamW.__qualname__}"  # of a run that names no optimizer

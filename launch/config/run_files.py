@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from .identity import flatten
 from .packaged import CONFIGS, find, find_packaged
 
 SLOTS = (
@@ -36,6 +37,7 @@ NAMES = ("teachers.", "objective.terms.", "objective.weights.", "objective.scala
 # Options without a value.
 FLAGS = ("--print_config", "--help", "-h")
 COMMAND_LINE = "on the command line"
+EXAMPLES = "--config RUN_FILE, or the name of a packaged run such as --config emoji_clip"
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ def read(argv: list[str]) -> Written:
     found = Written()
     for option in options:
         if option.name == "config":
-            _merge_file(found, find(_value(option)))
+            if option.value is None:
+                raise ValueError(f"--{option.name} needs a value: {EXAMPLES}")
+            _merge_file(found, find(option.value))
     for option in options:
         if option.name == "config":
             continue
@@ -192,15 +196,6 @@ def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
     tree[last] = _merged(old, value)
 
 
-def _value(option: Option) -> str:
-    if option.value is None:
-        raise ValueError(f"--{option.name} needs a value: {EXAMPLES}")
-    return option.value
-
-
-EXAMPLES = "--config RUN_FILE, or the name of a packaged run such as --config emoji_clip"
-
-
 def _merge_file(found: Written, path: Path) -> None:
     content = load(path)
     shown = shown_path(path)
@@ -214,8 +209,7 @@ def _merge_file(found: Written, path: Path) -> None:
         if value is None and key in GROUPS:
             continue  # an empty slot has its defaults
         found.tree[key] = _merged(found.tree.get(key), value)
-        for name in _leaves(key, value):
-            found.files[name] = shown
+        found.files |= {name: shown for name, _ in flatten({key: value})}
 
 
 def _put(found: Written, slot: str, file: Path) -> None:
@@ -230,14 +224,6 @@ def _merged(old: Any, new: Any) -> Any:
     if "class_path" in new and new["class_path"] != old.get("class_path"):
         return dict(new)
     return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
-
-
-def _leaves(name: str, value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping) and value:
-        for key, below in value.items():
-            yield from _leaves(f"{name}.{key}", below)
-    else:
-        yield name
 
 
 def _slot_file(slot: str, value: str | None, folder: Path, place: str) -> Path | None:

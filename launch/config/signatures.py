@@ -154,17 +154,11 @@ def described(kind: Any) -> str:
 
 def _flat(kind: Any) -> list[Any]:
     """Members of a union; its literals as one, since several are written as one list."""
-    found = [part for member in members(kind) for part in _flat_one(member)]
+    found = members(kind)
     literals = [v for m in found if typing.get_origin(m) is Literal for v in typing.get_args(m)]
     texts = list(dict.fromkeys(map(str, literals)))
     rest = [m for m in found if typing.get_origin(m) is not Literal]
     return ([Literal[tuple(texts)]] if texts else []) + rest  # type: ignore[misc]
-
-
-def _flat_one(kind: Any) -> list[Any]:
-    if not is_union(kind):
-        return [kind]
-    return [part for member in members(kind) for part in _flat_one(member)]
 
 
 @cache

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.identity import flatten
 from .about import origin
 from .panels import distinct_metrics, title_of
 from .runs import Run, is_share, show
-from .tables import INCOMPARABLE, LOWER_IS_BETTER, duration, flatten, text_of
+from .tables import INCOMPARABLE, LOWER_IS_BETTER, duration, text_of
 
 # These differ in every run.
 OWN = ("name", "run_dir")
@@ -112,13 +113,8 @@ def _words(title: str, kind: str, cells: Iterable[str]) -> Column:
 
 
 def _plain(value: Any) -> float | str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return (
-        value
-        if isinstance(value, int | float) and value is not True and value is not False
-        else text_of(value)
-    )
+    is_plain = value is None or (isinstance(value, str | int | float) and type(value) is not bool)
+    return value if is_plain else text_of(value)
 
 
 def _finite(value: float | None) -> float | None:

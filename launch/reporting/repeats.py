@@ -60,12 +60,12 @@ def _are_equal(runs: Sequence[Run], metric: str, other: str) -> bool:
     for run in runs:
         steps, values = run.series(metric)
         other_steps, other_values = run.series(other)
-        if not np.array_equal(steps, other_steps):
+        same_rows = np.array_equal(steps, other_steps)
+        if not same_rows or (metric in run.final) != (other in run.final):
             return False
-        if not np.allclose(values, other_values, rtol=0, atol=TOLERANCE, equal_nan=True):
-            return False
-        a, b = run.final.get(metric), run.final.get(other)
-        if (a is None) != (b is None) or (a is not None and b is not None and not _close(a, b)):
+        ours = [*values, run.final.get(metric, 0.0)]
+        theirs = [*other_values, run.final.get(other, 0.0)]
+        if not np.allclose(ours, theirs, rtol=0, atol=TOLERANCE, equal_nan=True):
             return False
         num_points += len(np.unique(values))
     return num_points >= NUM_POINTS or _is_mean_of_classes(metric, other)
@@ -74,7 +74,3 @@ def _are_equal(runs: Sequence[Run], metric: str, other: str) -> bool:
 def _is_mean_of_classes(metric: str, other: str) -> bool:
     (task, measure), (other_task, _) = metric.rsplit("/", 1), other.rsplit("/", 1)
     return task == other_task and measure.startswith("mean_per_class")
-
-
-def _close(a: float, b: float) -> bool:
-    return a == b or abs(a - b) <= TOLERANCE or (a != a and b != b)

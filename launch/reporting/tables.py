@@ -1,9 +1,9 @@
 """Tables of the report: final numbers, sample errors, configuration."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.identity import flatten
 from .panels import MANY, evaluation_metrics, title_of
 from .repeats import repeated
 from .runs import Run, show
@@ -159,15 +159,6 @@ def _compared(metric: str, title: str, values: list[float | None], note: str = "
         target = min(comparable) if metric in LOWER_IS_BETTER else max(comparable)
         best = frozenset(i for i, value in enumerate(values) if value == target)
     return Row(metric, title, [show(metric, value) for value in values], best, note)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted name, value) of every leaf; empty mappings are leaves."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def text_of(value: Any) -> str:

@@ -26,14 +26,8 @@ from .provenance import RECORDED, changes, commit, packages, versions
 
 # Facts of the last start that belong to the result.
 SUMMARISED = (
-    "host",
-    "machine",
-    "device",
-    "world_size",
-    "precision",
-    "parameters",
-    "epoch_size",
-    "code",
+    *("host", "machine", "device", "world_size", "precision"),
+    *("parameters", "epoch_size", "code"),
 )
 
 

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
+PACKAGES = ("train", "data", "models", "losses", "configs", "launch")
+# Prefixes of environment variables that are recorded: where ranks meet and how they communicate,
+# nothing that could hold a secret.
+RECORDED = (
+    *("NCCL_", "GLOO_", "OMP_NUM_THREADS"),
+    *("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_RESTART"),
+)
 # The sweep itself changes these, so they do not make the code that is measured a different one.
 OWN_OUTPUT = (":(exclude)docs/results", ":(exclude)docs/methods.md")
 
@@ -34,15 +39,19 @@ def machine() -> dict[str, Any]:
     """Returns the kind of machine: processor, cores, accelerators, versions; no names of hosts."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _processor(),
-        "cores": cores,
+        "cores": num_cores(),
         "accelerators": accelerators,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def num_cores() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:
@@ -58,21 +67,6 @@ def _processor() -> str:
 def _git(*arguments: str) -> str | None:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-PACKAGES = ("train", "data", "models", "losses", "configs", "launch")
-
-
-# Prefixes of environment variables that are recorded: where ranks meet and how they communicate,
-# nothing that could hold a secret.
-RECORDED = (
-    "NCCL_",
-    "GLOO_",
-    "OMP_NUM_THREADS",
-    "CUDA_VISIBLE_DEVICES",
-    "SLURM_JOB_ID",
-    "SLURM_RESTART",
-)
 
 
 def packages() -> list[str]:

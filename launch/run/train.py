@@ -142,14 +142,7 @@ class Run:
         stop, saving = StopOnSignal(), saves(parts, run_dir)
         loggers = start.loggers.start(self.resolved, step)
         trainer = make_trainer(
-            start.arguments,
-            parts,
-            stop,
-            saving,
-            run_dir,
-            phases.total_steps,
-            start.checkpoint,
-            loggers,
+            start.arguments, parts, stop, saving, run_dir, start.checkpoint, loggers
         )
         known = facts(module.model, parts.data, trainer, self.chosen)
         if is_first_process():

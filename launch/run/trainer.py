@@ -58,7 +58,6 @@ def make_trainer(
     stop: StopOnSignal,
     saving: Checkpoints,
     run_dir: Path,
-    total_steps: int,
     checkpoint: Path | None,
     loggers: list[Logger],
 ) -> Trainer:
@@ -100,7 +99,7 @@ def make_trainer(
             *cluster_plugins(),
             checkpoints.AtomicCheckpointIO(),
         ],
-        "max_steps": total_steps,
+        "max_steps": parts.phases.total_steps,
         "max_epochs": -1,
         "use_distributed_sampler": False,
         "check_val_every_n_epoch": None,

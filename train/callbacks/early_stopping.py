@@ -82,17 +82,18 @@ class ActOnMetrics(pl.Callback):
 
     def _evaluated(self, callback: EarlyStopping | ModelCheckpoint) -> bool:
         """Whether the monitored value is one of the suite's."""
+        return str(callback.monitor).startswith(self._tasks)
+
+    @property
+    def _tasks(self) -> tuple[str, ...]:
+        """What names of the suite's values begin with."""
         suite = self.evaluation.suite
-        return suite is not None and str(callback.monitor).startswith(
-            tuple(f"{suite.name}/{task}/" for task in suite.tasks)
-        )
+        return () if suite is None else tuple(f"{suite.name}/{task}/" for task in suite.tasks)
 
     def _check(self, callback: EarlyStopping | ModelCheckpoint, trainer: pl.Trainer) -> None:
         """Refuses a name that nothing has logged, unless an evaluation is still to come."""
-        suite = self.evaluation.suite
-        tasks = [] if suite is None else [f"{suite.name}/{task}/" for task in suite.tasks]
-        names = sorted(trainer.callback_metrics)
-        to_come = bool(tasks) and not any(name.startswith(tuple(tasks)) for name in names)
+        tasks, names = self._tasks, sorted(trainer.callback_metrics)
+        to_come = bool(tasks) and not any(name.startswith(tasks) for name in names)
         if to_come and self._evaluated(callback):
             return
         more = f", and after evaluations {', '.join(tasks)}..." if to_come else ""
