@@ -4,7 +4,6 @@
 """
 
 import argparse
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -250,11 +249,7 @@ def check_launcher(argv: list[str]) -> None:
 
 def check(command: str, argv: list[str]) -> None:
     """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
-    whole: dict[str, Callable[[], Arguments]] = {
-        "evaluate": evaluate,
-        "cluster": cluster,
-        "export": export,
-    }
+    whole = {"evaluate": evaluate, "cluster": cluster, "export": export}
     if command in whole:
         whole[command]().parse_args(argv)
     elif command == "fit":

@@ -78,7 +78,6 @@ class Spikes:
     max_rewinds: int = 3
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         if not 2 <= self.warmup <= self.window:
             raise ValueError(
                 f"guard.spikes.warmup is {self.warmup}: it must lie between 2 and the window's "

@@ -79,7 +79,6 @@ class CheckpointConfig:
     max_failures: int = 3
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         always = "there is always a checkpoint after the last step"
         at_least("checkpoint.every_n_steps", self.every_n_steps, 1, always)
         at_least("checkpoint.keep", self.keep, 0, "0 keeps all")

@@ -94,7 +94,7 @@ def _plot(axes, panel: Panel, line: Line, num_points: int) -> None:
 
 
 def _dress(axes, panel: Panel) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -110,10 +110,18 @@ def _dress(axes, panel: Panel) -> None:
     values = np.concatenate([line.y[np.isfinite(line.y)] for line in panel.lines] or [[]])
     if panel.scale == "share":
         _share_axis(axes, values.max(initial=0.0))
-    elif panel.scale == "spiky" and len(values) and 0 < 50 * values.min() < values.max():
-        _log_axis(axes)
+        return
+    if panel.scale == "spiky" and len(values) and 0 < 50 * values.min() < values.max():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
-        _linear_axis(axes)
+        low, high = axes.get_ylim()
+        # A flat curve would otherwise be magnified until rounding errors look like events.
+        if high - low < 1e-3 * max(abs(low), abs(high)):
+            axes.set_ylim(min(0.0, 2 * low), max(2 * high, 1e-6))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
 
 
 def _share_axis(axes, largest: float) -> None:
@@ -124,26 +132,6 @@ def _share_axis(axes, largest: float) -> None:
     digits = 0 if top >= 0.05 else 1
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{digits}f}%"))
-
-
-def _log_axis(axes) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
-
-
-def _linear_axis(axes) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    low, high = axes.get_ylim()
-    # A flat curve would otherwise be magnified until rounding errors look like events.
-    if high - low < 1e-3 * max(abs(low), abs(high)):
-        axes.set_ylim(min(0.0, 2 * low), max(2 * high, 1e-6))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
 
 
 def brief(value: float) -> str:

@@ -5,7 +5,7 @@ Curves are thinned as in the static figures; equal step arrays are stored once.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,13 +58,13 @@ def embed(runs: list[Run], figures: dict[str, Panel], table: Sequence[Column]) -
 def _line(line: Any, num_lines: int, steps: dict[tuple[float, ...], int]) -> dict[str, Any]:
     num_points = max(60, min(NUM_POINTS, NUM_POINTS_A_PANEL // num_lines))
     x, y = thin(line.steps, line.y, num_points)
-    key = tuple(_rounded(float(value)) for value in x)
+    key = tuple(_all_rounded(x))
     return {
         "label": line.label,
         "run": line.run,
         "colour": line.colour,
         "steps": steps.setdefault(key, len(steps)),  # type: ignore[arg-type] - steps are finite
-        "value": [_rounded(float(value)) for value in y],
+        "value": _all_rounded(y),
     }
 
 
@@ -80,13 +80,15 @@ def _run(run: Run) -> dict[str, Any]:
     size = run.facts.get("epoch_size")
     return {
         "name": run.name,
-        "step": [_rounded(float(value)) for value in step],
-        "pairs": None if pairs is None else [_rounded(float(value)) for value in pairs],
-        "epochs": [_rounded(float(n / size)) for n in pairs]
-        if size and pairs is not None
-        else None,
-        "seconds": [_rounded(value) for value in seconds],
+        "step": _all_rounded(step),
+        "pairs": None if pairs is None else _all_rounded(pairs),
+        "epochs": _all_rounded(pairs / size) if size and pairs is not None else None,
+        "seconds": _all_rounded(seconds),
     }
+
+
+def _all_rounded(values: Iterable[float]) -> list[float | str | None]:
+    return [_rounded(float(value)) for value in values]
 
 
 def _rounded(value: float | str | None) -> float | str | None:

@@ -4,7 +4,7 @@ In: the parts of a run that is about to start. Out: facts as plain JSON, for `st
 `summary.json` and reports.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -35,17 +35,15 @@ def parameters(model: TwoTower) -> dict[str, int]:
         "image": [model.image, model.image_projection],
         "text": [model.text, model.text_projection],
     }
-    counts = {side: _count(_of(modules)) for side, modules in sides.items()}
+    counts = {
+        side: _count(p for module in modules for p in module.parameters())
+        for side, modules in sides.items()
+    }
     whole = list(model.parameters())
     return counts | {
         "total": _count(whole),
         "trainable": _count(p for p in whole if p.requires_grad),
     }
-
-
-def _of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    for module in modules:
-        yield from module.parameters()
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -28,9 +28,8 @@ def commit() -> dict[str, Any]:
     """Returns {"revision", "dirty"} of the code; revision None outside a git checkout."""
     if not (ROOT / ".git").exists():
         return {"revision": None, "dirty": False}
-    revision = _git("rev-parse", "HEAD")
     return {
-        "revision": revision,
+        "revision": _git("rev-parse", "--verify", "HEAD").strip() or None,
         "dirty": bool(_git("status", "--porcelain", "--", ".", *OWN_OUTPUT)),
     }
 
@@ -64,11 +63,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 def packages() -> list[str]:
     """`name==version` of everything installed, from the names of folders: reading takes longer."""
     folders = (p.name for entry in sys.path for p in Path(entry or ".").glob("*.dist-info"))
@@ -77,15 +71,15 @@ def packages() -> list[str]:
 
 def changes() -> str:
     """What differs from the commit, new files of the packages included, for `git apply`."""
-    parts = [_git_output("diff", "--binary", "HEAD")]
-    new = _git_output("ls-files", "--others", "--exclude-standard", "-z", "--", *PACKAGES)
+    parts = [_git("diff", "--binary", "HEAD")]
+    new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", *PACKAGES)
     for path in new.split("\0"):
         if path.endswith((".py", ".yaml")):
-            parts.append(_git_output("diff", "--no-index", "--", os.devnull, path))
+            parts.append(_git("diff", "--no-index", "--", os.devnull, path))
     return "".join(parts)
 
 
-def _git_output(*arguments: str) -> str:
+def _git(*arguments: str) -> str:
     # `--no-index` ends with 1 where files differ: the output counts.
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
     return done.stdout.decode("utf-8", errors="replace")

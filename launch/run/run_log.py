@@ -139,7 +139,6 @@ class Copied(io.TextIOBase):
         self.screen.flush()
 
     def isatty(self) -> bool:
-        """Whether the screen is a terminal."""
         return self.screen.isatty()
 
     def fileno(self) -> int:
@@ -148,7 +147,6 @@ class Copied(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the screen."""
         return self._encoding
 
 

@@ -38,7 +38,6 @@ class EvaluationConfig:
     data_root: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks the values."""
         off = "evaluation.suite=null turns all off, that after the last step, too"
         at_least("evaluation.every_n_steps", self.every_n_steps, 1, off)
         at_least("evaluation.batch_size", self.batch_size, 1)
@@ -70,7 +69,6 @@ class Evaluate(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object
     ) -> None:
-        """Evaluates every `every_n_steps` steps and after the last one."""
         step = trainer.global_step
         if self.suite is None:
             return

@@ -50,7 +50,6 @@ class Standing:
     meets: bool
 
     def __str__(self) -> str:
-        """Returns the words of the message."""
         return f"step {self.step + 1}, {STAGES[self.stage]}, {self.place}, for {self.still:.0f} s"
 
 
@@ -141,7 +140,6 @@ class HangWatchdog(pl.Callback):
         self._progress = (trainer.global_step, 0)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
-        """Ends the threads."""
         self._end.set()
 
     @property

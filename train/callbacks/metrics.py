@@ -55,7 +55,6 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning's name of the logger."""
         return "metrics"
 
     @property

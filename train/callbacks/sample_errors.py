@@ -29,7 +29,6 @@ class CountErrors(pl.Callback):
         self._written = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes the process group (collective)."""
         self._control = ControlGroup()
 
     def on_train_batch_end(

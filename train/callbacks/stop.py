@@ -54,7 +54,6 @@ class StopOnSignal(pl.Callback):
             self._stop(trainer, self._pending())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Restores the handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

@@ -36,7 +36,6 @@ class ClipBenchmark(Task):
         self.zero_shot = ZeroShot(data, label="cls", classes=CLASSES, templates=TEMPLATES)
 
     def prepare(self) -> np.ndarray:
-        """Reads the data set's type and prepares its task; see `Task`."""
         file = self.data.root / TYPE
         kind = file.read_text().strip() if file.is_file() else "classification"
         if kind not in ("retrieval", "classification"):
@@ -53,5 +52,4 @@ class ClipBenchmark(Task):
         return self._chosen
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
-        """Returns the measures of the data set's task."""
         return self._task.measure(encoder, chosen)

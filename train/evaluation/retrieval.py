@@ -44,7 +44,6 @@ class Retrieval(Task):
         self.k = tuple(k)
 
     def prepare(self) -> np.ndarray:
-        """Reads the index and every caption; see `Task`."""
         chosen = super().prepare()
         lists = self.data.lists(self.captions, chosen, self.separator)
         self._captions = dict(zip(chosen.tolist(), lists, strict=True))
@@ -64,7 +63,6 @@ class Retrieval(Task):
         return list(position), of_image, of_text
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
-        """Returns recall at every k, both ways."""
         texts, of_image, of_text = self.pairs(chosen)
         image = encoder.images(self.data, chosen)
         text = encoder.texts(texts)

@@ -60,7 +60,6 @@ class ZeroShot(Task):
         self.templates = templates
 
     def prepare(self) -> np.ndarray:
-        """Reads the index and looks up the classes and every image's class; see `Task`."""
         chosen = super().prepare()
         labels = self.data.values(self.label, chosen)
         self._names, index = self._class_index(labels)
@@ -76,7 +75,6 @@ class ZeroShot(Task):
         return chosen
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
-        """Returns top-1, top-5 and mean per-class recall of the chosen images."""
         targets = [self._targets[i] for i in chosen.tolist()]
         classifier = self._classifier(encoder)
         image_ranks = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])

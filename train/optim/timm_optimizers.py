@@ -79,7 +79,6 @@ class Timm(AdamW):
 
     @property
     def name(self) -> str:
-        """For messages."""
         return f"timm's {self.opt}"
 
     @property
@@ -95,12 +94,10 @@ class Timm(AdamW):
 
     @property
     def whole_tensors(self) -> bool:  # type: ignore[override]
-        """Whether an update depends on more than each element's own past."""
         return self.traits.whole_tensors
 
     @property
     def own_shapes(self) -> bool:  # type: ignore[override]
-        """Whether there are states that are neither single numbers nor shaped like a parameter."""
         return self.traits.own_shapes
 
     def make(

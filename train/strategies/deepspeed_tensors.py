@@ -91,7 +91,6 @@ class ZeroTensors(Tensors):
             cut.clamp_(low, high)
 
     def value(self, tensor: Tensor) -> Tensor:
-        """Gathers from all ranks in stage 3."""
         return gather_working_copy(tensor)
 
     def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], decay: float) -> None:

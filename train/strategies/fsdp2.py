@@ -68,7 +68,6 @@ class Fsdp2(Sharding, ModelParallelStrategy):
         return {**state, "state": whole}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        """Reads one file, in every process."""
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
