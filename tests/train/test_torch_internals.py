@@ -22,7 +22,7 @@ def test_a_recomputation_knows_that_it_is_in_a_backward_pass():
     assert not torch_internals.is_in_backward()
 
 
-def test_compiling_follows_the_options(monkeypatch):
+def test_compiling_follows_the_options():
     torch._dynamo.reset()
     graphs = []
 
@@ -33,20 +33,22 @@ def test_compiling_follows_the_options(monkeypatch):
     def function(x, factor):
         return x * factor
 
-    for name in ("recompile_limit", "optimize_ddp", "specialize_float"):
-        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
-    torch_internals.set_compile_options(2)
-    compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
-    # Sizes that are equal by chance make no graph of their own.
-    for shape in ((3, 3), (3, 5), (4, 4)):
-        assert torch.equal(compiled(torch.ones(shape), 2.0), torch.full(shape, 2.0))
-    assert len(graphs) == 1
-    compiled(torch.ones(3, 3), 3.0)  # a number is a part of the graph
-    assert len(graphs) == 2
-    with pytest.raises(Exception) as error:
-        compiled(torch.ones(3, 3), 4.0)
-    assert torch_internals.is_compiler_error(error.value)
-    assert not torch_internals.is_compiler_error(ValueError("of ours"))
+    settings = torch._dynamo.config
+    names = ("recompile_limit", "optimize_ddp", "specialize_float")
+    # Not by pytest's monkeypatch, which deletes settings in the end.
+    with settings.patch({name: getattr(settings, name) for name in names}):
+        torch_internals.set_compile_options(2)
+        compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
+        # Sizes that are equal by chance make no graph of their own.
+        for shape in ((3, 3), (3, 5), (4, 4)):
+            assert torch.equal(compiled(torch.ones(shape), 2.0), torch.full(shape, 2.0))
+        assert len(graphs) == 1
+        compiled(torch.ones(3, 3), 3.0)  # a number is a part of the graph
+        assert len(graphs) == 2
+        with pytest.raises(Exception) as error:
+            compiled(torch.ones(3, 3), 4.0)
+        assert torch_internals.is_compiler_error(error.value)
+        assert not torch_internals.is_compiler_error(ValueError("of ours"))
     torch._dynamo.reset()
 
 
