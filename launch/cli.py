@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check(command, argv[1:])
         announce(argv)
-        return importlib.import_module(COMMANDS[command][0]).main(argv[1:]) or 0
+        module = importlib.import_module(f"{__package__}.commands.{COMMANDS[command][0]}")
+        return module.main(argv[1:]) or 0
     except BrokenPipeError:  # the reader of `--help | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
