@@ -30,11 +30,7 @@ class Action(IntEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """An Action on the device.
-
-    Attributes:
-        code: its number [] int64.
-    """
+    """An Action on the device, as its number `code` [] int64."""
 
     code: Tensor
 

@@ -122,10 +122,8 @@ def _grids(
     runs: list[Run], suite: str | None, pairs_of: Callable[[Path, str | None], Pairs]
 ) -> list[GridEntry]:
     if suite is None and len(runs) > MANY:
-        reason = (
-            f"Images are shown for up to {MANY} runs; name a suite (--suite) to have them here."
-        )
-        return [GridEntry("", None, reason)]
+        why = f"Images are shown for up to {MANY} runs; name a suite (--suite) to have them here."
+        return [GridEntry("", None, why)]
     if suite == "none":
         return [GridEntry("", None, "No images were asked for (--suite none).")]
     entries = []

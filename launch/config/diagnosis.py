@@ -111,8 +111,7 @@ def check_words(written: Written) -> None:
                 fix = f"write its keys below `{name}:`, or name a file"
                 if not isinstance(tree[name], list):
                     fix = NUMBERS.get(name, fix)
-                text = f"is {shown(tree[name])}; {fix}"
-                raise Fault(name, text)
+                raise Fault(name, f"is {shown(tree[name])}; {fix}")
         _check_bare(tree.get("trainer"), "trainer", TRAINER_WORDS)
         phases = tree.get("phases")
         for name, phase in phases.items() if isinstance(phases, Mapping) else ():
@@ -218,8 +217,7 @@ def check_arguments(kind: Any, values: Mapping[str, Any], key: str) -> None:
     known = signatures.parameters(kind)
     for name, value in values.items():
         if name not in known:
-            text = unknown(str(name), known, key)
-            raise Fault(f"{key}.{name}", text)
+            raise Fault(f"{key}.{name}", unknown(str(name), known, key))
         if known[name].kind is not REQUIRED:
             check(known[name].kind, value, f"{key}.{name}")
     for name, parameter in known.items():

@@ -228,9 +228,7 @@ def _merged(old: Any, new: Any) -> Any:
 
 def _slot_file(slot: str, value: str | None, folder: Path, place: str) -> Path | None:
     """The file that stands for a slot; None: the value is no file's name."""
-    if slot not in SLOTS or value is None:
-        return None
-    if not isinstance(value_of(value), str):
+    if slot not in SLOTS or value is None or not isinstance(value_of(value), str):
         return None
     path = folder / Path(value).expanduser()
     if path.is_file():

@@ -33,7 +33,7 @@ KEYS = ["name", "root", "tasks"]
 
 
 def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
-    """Reads a suite; no data is touched yet.
+    """Reads a suite, by its file or its packaged name; no data is touched yet.
 
     The suite is called as its file, or by its `name`, in which `{root}` is the folder that relative
     data paths start from.
@@ -41,10 +41,6 @@ def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
     Relative data paths start from `data_root`, else from the suite's `root`. A relative `root`
     starts from the suite file's folder, or, for a packaged suite, from the working directory; so
     does a path when there is no `root`.
-
-    Args:
-        suite: a file, or a packaged suite's name.
-        data_root: the folder that holds the data.
 
     Raises:
         ValueError: no such suite, or something in it is wrong.

@@ -145,12 +145,10 @@ class Metrics(Reporter):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts counting samples, and measures the device's peak unless it is given."""
         self._last_step = trainer.global_step
-        declared = self._peak_tflops
-        self._peak = (
-            measured_peak(pl_module.device, trainer.precision)
-            if declared is None
-            else declared * 1e12
-        )
+        if self._peak_tflops is None:
+            self._peak = measured_peak(pl_module.device, trainer.precision)
+        else:
+            self._peak = self._peak_tflops * 1e12
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any

@@ -126,11 +126,8 @@ class ZeroShot(Task):
     def _class_prompts(self) -> list[list[str]]:
         templates: Any = self.templates
         if isinstance(templates, str):
-            templates = (
-                [templates]
-                if "{c}" in templates
-                else _read(self.data.root / templates, "templates")
-            )
+            is_prompt = "{c}" in templates
+            templates = [templates] if is_prompt else _read(self.data.root / templates, "templates")
         if isinstance(templates, Mapping):
             missing = [name for name in self._names if not templates.get(name)]
             if missing:

@@ -100,10 +100,7 @@ def all_reduce(zero: Any, tensor: Tensor) -> None:
 def gather(zero: Any, parameter: nn.Parameter, values: Callable[[Tensor], Tensor]) -> Tensor:
     """Returns the whole of what ranks keep for a parameter, on the host (collective).
 
-    Args:
-        zero: DeepSpeed's optimizer.
-        parameter: of the module.
-        values: from a flat partition to the values of its elements: itself, or a state.
+    `values` takes a flat partition to the values of its elements: itself, or a state.
     """
     shape = whole_shape(parameter)
     whole = torch.zeros(shape.numel(), device=parameter.device, dtype=torch.float32)
