@@ -25,8 +25,8 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("callbacks")
     shards = tiny.write_shards(folder / "shards", 2, 9)
     assert cli.main(["data", "index", *map(str, shards), "--out", str(folder / "m.parquet")]) == 0
-    (folder / "pictures/red").mkdir(parents=True)
-    Image.new("RGB", (20, 20), (255, 0, 0)).save(folder / "pictures/red/0.png")
+    (folder / "images/red").mkdir(parents=True)
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(folder / "images/red/0.png")
     (folder / "mine.yaml").write_text(tiny.COLOURS)
     return folder
 
