@@ -15,8 +15,13 @@ from .image import ImageTower
 from .text import TextTower
 from .two_tower import TwoTower
 
+# What timm's, BERT's and DistilBERT's attention modules call the number of their heads.
+HEADS = ("num_heads", "num_attention_heads", "n_heads")
 # What attention makes of a token, heads side by side, and how many of queries, keys and values.
 BY_HEADS = {"qkv": 3, "kv": 2, "q": 1, "k": 1, "v": 1, "q_proj": 1, "k_proj": 1, "v_proj": 1}
+BY_HEADS |= {"query": 1, "key": 1, "value": 1, "q_lin": 1, "k_lin": 1, "v_lin": 1}
+# What takes the heads side by side: its columns are theirs.
+OUTPUTS = ("proj", "out_lin", "output.dense")
 
 
 @torch.no_grad()
@@ -83,11 +88,15 @@ def layer_sources(
 
 
 def heads_of(model: nn.Module) -> dict[str, int]:
-    """Heads of every attention module by its name."""
+    """Heads of every attention module by its name.
+
+    BERT's holds queries, keys and values in `self` and has the output projection beside it.
+    """
     return {
-        f"{name}.": int(module.num_heads)  # type: ignore[arg-type]
+        f"{name.removesuffix('.self')}.": int(getattr(module, attribute))
         for name, module in model.named_modules()
-        if hasattr(module, "num_heads") and not isinstance(module, nn.MultiheadAttention)
+        for attribute in HEADS
+        if hasattr(module, attribute) and not isinstance(module, nn.MultiheadAttention)
     }
 
 
@@ -112,14 +121,14 @@ def cut_heads(theirs: Tensor, own: Tensor, name: str, heads: int, their_heads: i
             apart = theirs.unflatten(0, (num_parts, their_heads, -1))
             wanted = own.unflatten(0, (num_parts, heads, -1)).shape
             return cut(apart, wanted, name).flatten(0, 2)
-    if name.endswith(("proj.weight", "out_proj.weight")) and own.ndim == 2:
+    if name.endswith(tuple(f"{output}.weight" for output in OUTPUTS)) and own.ndim == 2:
         apart = theirs.unflatten(1, (their_heads, -1))
         return cut(apart, own.unflatten(1, (heads, -1)).shape, name).flatten(1)
     # Attentive pooling has an MLP of its own.
     if name.endswith(".weight") and own.ndim == 2 and ".mlp." not in name:
         raise ValueError(
             f"inherit_from: where in '{name}' the heads are is not known; use towers whose "
-            f"attention has {', '.join(BY_HEADS)} and proj or out_proj"
+            f"attention has {', '.join(BY_HEADS)} and {', '.join(OUTPUTS)}"
         )
     return cut(theirs, own.shape, name)
 

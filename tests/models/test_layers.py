@@ -80,11 +80,18 @@ def test_between_layers_the_rate_is_the_upper_ones():
     assert named["head.norm.weight"] == 1
 
 
-def test_a_tower_without_layers_of_its_own_learns_at_one_rate():
+def test_a_tower_that_borrows_its_layers_learns_at_one_rate():
     model = TwoTower(SharedImageTower(16, 8, 16, 2, 2), SharedTextTower(16, 6, 50), 8)
-    rates = layer_rates(model, Groups(Tower(1.0, None, 0.5), Tower(1.0, None, 0.5)))
+    rates = layer_rates(model, Groups(image=Tower(1.0, None, 0.5)))
     assert not rates.keys() & set(model.text.parameters())
     assert rates[model.image.patches.weight] == 1 / 8
+
+
+def test_a_layer_decay_without_layers_is_refused():
+    model = TwoTower(SharedImageTower(16, 8, 16, 2, 2), SharedTextTower(16, 6, 50), 8)
+    words = r"optim\.groups\.text\.layer_decay is 0\.5, and a SharedTextTower has no layers"
+    with pytest.raises(ValueError, match=words):
+        layer_rates(model, Groups(Tower(1.0, None, 0.5), Tower(1.0, None, 0.5)))
 
 
 def test_a_smaller_student_inherits_every_second_layer():

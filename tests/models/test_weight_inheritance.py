@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.layers import repeated_layers
+from counterpoint.models.text import ClipTextTower, TextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.models.weight_inheritance import inherit
 
@@ -48,6 +55,51 @@ def test_heads_that_are_narrower_are_cut_each():
     out = out if out in student.state_dict() else out.replace("trunk.", "trunk.text_model.")
     own, theirs = student.state_dict()[out], teacher.state_dict()[out]
     assert torch.equal(own.view(16, 4, 4), theirs.view(32, 4, 8)[:16, :, :4])
+
+
+class HuggingFaceTower(TextTower):
+    """An encoder of transformers with 4 heads, filled with random numbers."""
+
+    context_length = 6
+
+    def __init__(self, kind, width):
+        super().__init__()
+        self.width = width
+        if kind == "bert":
+            sizes = {"hidden_size": width, "intermediate_size": width, "num_hidden_layers": 1}
+            config = BertConfig(vocab_size=9, num_attention_heads=4, **sizes)
+            self.trunk = BertModel(config, add_pooling_layer=False)
+        else:
+            sizes = {"dim": width, "hidden_dim": width, "n_layers": 1}
+            config = DistilBertConfig(vocab_size=9, n_heads=4, **sizes)
+            self.trunk = DistilBertModel(config)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape))
+
+    def layers(self):
+        return repeated_layers(self.trunk)
+
+
+@pytest.mark.parametrize(
+    ("kind", "query", "output"),
+    [
+        ("bert", "encoder.layer.0.attention.self.query", "encoder.layer.0.attention.output.dense"),
+        (
+            "distilbert",
+            "transformer.layer.0.attention.q_lin",
+            "transformer.layer.0.attention.out_lin",
+        ),
+    ],
+)
+def test_heads_of_transformers_encoders_are_cut_each(kind, query, output):
+    student, teacher = HuggingFaceTower(kind, 16), HuggingFaceTower(kind, 32)
+    inherit(student, teacher)
+    own, theirs = student.trunk.state_dict(), teacher.trunk.state_dict()
+    got = own[f"{query}.weight"].view(4, 4, 16)
+    assert torch.equal(got, theirs[f"{query}.weight"].view(4, 8, 32)[:, :4, :16])
+    got = own[f"{output}.weight"].view(16, 4, 4)
+    assert torch.equal(got, theirs[f"{output}.weight"].view(32, 4, 8)[:16, :, :4])
 
 
 def pooled_by_attention(width, heads):

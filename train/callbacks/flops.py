@@ -20,11 +20,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.two_tower import TwoTower
+from ..screen import log_line
 from ..torch_internals import is_in_backward
 
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
@@ -66,6 +68,7 @@ class FlopMeter:
         self.listening = False
         self._calls: Counter[Call] = Counter()
         self._costs: dict[Call, tuple[float, float]] = {}
+        self._uncounted: set[str] = set()
         for model in models:
             twin = on_meta(model)
             twins = dict(zip(model.components(), twin.components(), strict=True))
@@ -82,17 +85,29 @@ class FlopMeter:
     def take(self) -> tuple[float, float]:
         """Returns (model FLOPs, hardware FLOPs) of this rank since the last call.
 
-        NaN where a tower cannot be counted; the reason is printed once for each shape.
+        NaN where a tower cannot be counted; the reason is printed once for each kind of tower.
         """
         model = hardware = 0.0
         for call, count in self._calls.items():
             if call not in self._costs:
-                self._costs[call] = _cost_if_known(call)
+                self._costs[call] = self._cost_if_known(call)
             forward, backward = self._costs[call]
             hardware += count * (forward if call.again else forward + backward)
             model += 0 if call.again else count * (forward + backward)
         self._calls.clear()
         return model, hardware
+
+    def _cost_if_known(self, call: Call) -> tuple[float, float]:
+        try:
+            return cost(call)
+        except (RuntimeError, NotImplementedError) as error:
+            kind = type(call.part).__name__
+            if kind not in self._uncounted and rank_zero_only.rank == 0:
+                log_line(
+                    f"the FLOPs of {kind} are not known, because it looks at its data: {error}"
+                )
+            self._uncounted.add(kind)
+            return math.nan, math.nan
 
 
 def cost(call: Call) -> tuple[int, int]:
@@ -106,18 +121,6 @@ def cost(call: Call) -> tuple[int, int]:
             result.sum().backward()
     call.part.zero_grad()
     return forward, counter.get_total_flops() - forward
-
-
-def _cost_if_known(call: Call) -> tuple[float, float]:
-    try:
-        return cost(call)
-    except (RuntimeError, NotImplementedError) as error:
-        print(
-            f"the FLOPs of {type(call.part).__name__} are not known, because it looks at its data: "
-            f"{error}",
-            flush=True,
-        )
-        return math.nan, math.nan
 
 
 def on_meta(model: TwoTower) -> TwoTower:

@@ -130,15 +130,24 @@ def layer_rates(model: nn.Module, groups: Groups) -> dict[nn.Parameter, float]:
 
     What precedes a tower's layers (embeddings, tokens, positions) is one below the lowest, what
     follows them is one above the last; parameters between two layers belong to the upper one.
+
+    Raises:
+        ValueError: a tower with a `layer_decay` has no layers.
     """
     rates = {}
     for name in ("image", "text"):
         decay = getattr(groups, name).layer_decay
-        if decay == 1 or not (layers := getattr(model, name).layers()):
+        if decay == 1:
             continue
+        layers = (tower := getattr(model, name)).layers()
+        if not layers:
+            raise ValueError(
+                f"optim.groups.{name}.layer_decay is {decay}, and a {type(tower).__name__} has no "
+                "layers of its own; return them from its method `layers`, or remove layer_decay"
+            )
         numbers = {p: i for i, layer in enumerate(layers, start=1) for p in layer.parameters()}
         top = number = len(layers) + 1
-        for parameter in reversed(list(getattr(model, name).parameters())):
+        for parameter in reversed(list(tower.parameters())):
             number = numbers.get(parameter, number)
             is_below = number == 1 and parameter not in numbers
             rates[parameter] = decay ** (top - (0 if is_below else number))

@@ -188,3 +188,13 @@ def test_what_cannot_be_counted_is_said_not_guessed(capsys):
     flops, _ = by_us(two_tower(Curious()))
     assert math.isnan(flops)
     assert "FLOPs of Curious are not known" in capsys.readouterr().out
+
+
+def test_what_cannot_be_counted_is_reported_once_not_for_each_shape(capsys):
+    model = two_tower(Curious())
+    meter = FlopMeter([model])
+    meter.listening = True
+    for num_images in (2, 3, 4):
+        model.image(torch.zeros(num_images, 3, 48, 48, dtype=torch.uint8))
+    assert math.isnan(meter.take()[0])
+    assert capsys.readouterr().out.count("FLOPs of Curious are not known") == 1
