@@ -10,7 +10,7 @@ over towers that share their parameters (`models.shared`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from .base import PairwiseTerm
 from .components.caption_embeddings import CaptionEmbeddings, StoredEmbeddings
+from .features import Tensors
 from .kernels.masks import Below, Distance
 from .kernels.reductions import row_sums
 
@@ -36,7 +37,6 @@ class Rescaled(Negatives):
     """Their logits shrink with the distance; those of equal meaning still count, with exp(0)."""
 
     def choices(self, meaning: Float[Tensor, "b k"]) -> dict[str, Any]:
-        """Returns the factor of the logits."""
         return {"factor": Distance(meaning, meaning)}
 
 
@@ -51,7 +51,6 @@ class Removed(Negatives):
         self.limit = limit
 
     def choices(self, meaning: Float[Tensor, "b k"]) -> dict[str, Any]:
-        """Returns the mask."""
         return {"weights": (Below(meaning, meaning, self.limit),)}
 
 
@@ -87,9 +86,7 @@ class Separation(PairwiseTerm):
         self.sides = tuple(sides)
         self.needs = ("image", "text", *self.semantics.needs)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Sum over the sides of each sample; reads `image`, `text` [b, d] and the meaning."""
         image, text = self.take(features, "image", "text")
         with torch.no_grad():

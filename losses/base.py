@@ -6,7 +6,6 @@ DDP, FSDP2 and ZeRO all average gradients.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from .components.similarity import Similarity
 from .distributed.collectives import share
 from .distributed.exchange import AllGather, Exchange
-from .features import full_precision, need
+from .features import Tensors, full_precision, need
 from .kernels.pairing import TILE_BYTES, Pairing
 from .scalars import Scalar
 
@@ -33,14 +32,10 @@ class Term(nn.Module, ABC):
     needs: tuple[str, ...] = ()
 
     @abstractmethod
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns this rank's share of the loss by name (scalars, see the module's docstring)."""
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"] | None:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"] | None:
         """Returns the loss of each of this rank's samples [b], for the log; None: it has no parts.
 
         Their mean over the global batch is the loss. Called without gradients, at log steps only,
@@ -59,9 +54,7 @@ class Term(nn.Module, ABC):
         """
         return []
 
-    def sampled(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor], seed: int
-    ) -> Float[Tensor, ""]:
+    def sampled(self, features: Tensors, batch: Tensors, seed: int) -> Float[Tensor, ""]:
         """Returns this rank's share of the loss with labels drawn from the term's own softmax.
 
         Scaled so that the mean of its squared gradient is the diagonal of the loss's Gauss-Newton
@@ -80,7 +73,24 @@ class Term(nn.Module, ABC):
         return type(self).sampled is not Term.sampled
 
 
-class PairwiseTerm(Term):
+class SampleTerm(Term):
+    """A loss that is a mean over the samples of the global batch.
+
+    Attributes:
+        name: of the value in reports.
+    """
+
+    name: str
+
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
+        """Returns `{NAME: value}`, this rank's share."""
+        return {self.name: share(self.per_sample(features, batch))}
+
+    @abstractmethod
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]: ...
+
+
+class PairwiseTerm(SampleTerm):
     """A loss over all pairs.
 
     Args:
@@ -90,11 +100,9 @@ class PairwiseTerm(Term):
         tile_bytes: memory of one block of logits.
 
     Attributes:
-        name: of the value in reports.
         bias: as `scale`, in terms whose logits have one.
     """
 
-    name: str
     bias: Scalar | str
 
     def __init__(
@@ -108,31 +116,19 @@ class PairwiseTerm(Term):
         self.scale = scale
         self.tile_bytes = tile_bytes
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Returns `{NAME: value}`, this rank's share."""
-        return {self.name: share(self.per_sample(features, batch))}
-
-    @abstractmethod
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
-        """Returns the loss of each of this rank's samples; see `Term.per_sample`."""
-
-    def take(self, features: Mapping[str, Tensor], *names: str) -> list[Tensor]:
+    def take(self, features: Tensors, *names: str) -> list[Tensor]:
         """Returns features in full precision, passed through the exchange."""
         values = full_precision(*(need(features, name, self) for name in names))
         return [self.exchange.enter(value) for value in values]
 
-    def logit_scale(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+    def logit_scale(self, features: Tensors) -> Float[Tensor, "1"]:
         """Returns the scale [1]."""
         if isinstance(self.scale, str):
             (scale,) = full_precision(need(features, self.scale, self))
             return scale
         return full_precision(self.scale())[0]
 
-    def logit_bias(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+    def logit_bias(self, features: Tensors) -> Float[Tensor, "1"]:
         """Returns the bias [1] of a term that has one.
 
         Raises:

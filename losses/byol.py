@@ -5,19 +5,18 @@ the squared distance of the two as unit vectors. No negatives: only heads exchan
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Term
-from .distributed.collectives import share
-from .features import full_precision, need
+from .base import SampleTerm
+from .features import Tensors, full_precision, need
 
 
-class BYOL(Term):
+class BYOL(SampleTerm):
     """Mean over pairs of views of 2 - 2 cos(predictor(projector(online)), sg(target(averaged))).
 
     Grill et al. (2020), "Bootstrap Your Own Latent", section 3.1; in A-CLIP (Yang et al. 2023)
@@ -31,11 +30,10 @@ class BYOL(Term):
             ema.image.strong_2.raw]` and the other way round.
     """
 
+    name = "byol"
+
     def __init__(
-        self,
-        projector: nn.Module,
-        predictor: nn.Module,
-        pairs: Sequence[tuple[str, str]],
+        self, projector: nn.Module, predictor: nn.Module, pairs: Sequence[tuple[str, str]]
     ):
         super().__init__()
         for online, averaged in pairs:
@@ -53,18 +51,9 @@ class BYOL(Term):
         self.needs = tuple(dict.fromkeys(name for pair in self.pairs for name in pair))
 
     def averages(self) -> list[tuple[nn.Module, nn.Module]]:
-        """What the run's moving average keeps beside the towers: (online, average)."""
         return [(self.projector, self.target)]
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Returns `{"byol": value}`, this rank's share."""
-        return {"byol": share(self.per_sample(features, batch))}
-
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Mean over the pairs of each sample; reads the features named in `pairs`, [b, d]."""
         guesses, targets = ({}, {})
         for online, averaged in self.pairs:

@@ -6,7 +6,7 @@ images and captions, with the scale of its InfoNCE. Bansal et al., "CleanCLIP: M
 Poisoning Attacks in Multimodal Contrastive Learning" (2023), section 3.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .base import PairwiseTerm
 from .distributed.collectives import total
+from .features import Tensors
 from .kernels.masks import Valid
 from .kernels.reductions import row_sums
 
@@ -49,9 +50,7 @@ class InModal(PairwiseTerm):
         self.pairs = [tuple(pair) for pair in pairs]
         self.needs = tuple(dict.fromkeys(name for pair in self.pairs for name in pair))
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Mean over the pairs of each sample; reads the features named in `pairs`, [b, d]."""
         scale, losses = self.logit_scale(features), []
         for pair in self.pairs:

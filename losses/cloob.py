@@ -12,7 +12,6 @@ LOOB(u, v) + LOOB(v, u). Fürst et al., "CLOOB: Modern Hopfield Networks with In
 CLIP" (2021); the factor 1/s, the plain sum and the defaults are those of its published code.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import PairwiseTerm
+from .features import Tensors
 from .kernels.attention import retrieve
 from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Fixed, Scalar
@@ -45,9 +45,7 @@ class InfoLOOB(PairwiseTerm):
     ):
         super().__init__(scale=scale or Fixed(30.0), **pairwise)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Both directions of each pair; reads `image`, `text` [b, d]; -inf in a batch of one."""
         image, text = self.take(features, *self.needs)
         scale = self.logit_scale(features)
@@ -81,9 +79,7 @@ class CLOOB(PairwiseTerm):
         self.pairs: Literal["others", "all"] = pairs
         self.beta = beta or Fixed(8.0)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Both memories' losses of each pair; reads `image`, `text` [b, d]; see `InfoLOOB`."""
         image, text = self.take(features, *self.needs)
         scale = self.logit_scale(features)

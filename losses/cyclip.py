@@ -14,15 +14,13 @@ which ranks add up: no pairs are ever formed. They lose fewer digits than the pr
 and U'V, because every term already has the small factor m twice.
 """
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .base import Term
 from .distributed.collectives import total
-from .features import full_precision, need
+from .features import Tensors, full_precision, need
 
 
 class CrossModalConsistency(Term):
@@ -30,9 +28,7 @@ class CrossModalConsistency(Term):
 
     needs = ("image", "text")
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{cross_modal: value}`, the same on every rank; reads `image`, `text` [b, d]."""
         squares, products = _traces(*(need(features, name, self) for name in self.needs))
         return {"cross_modal": (squares - products) / 2}
@@ -43,9 +39,7 @@ class InModalConsistency(Term):
 
     needs = ("image", "text")
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{in_modal: value}`, the same on every rank; reads `image`, `text` [b, d]."""
         squares, products = _traces(*(need(features, name, self) for name in self.needs))
         return {"in_modal": (squares + products) / 2}

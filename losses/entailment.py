@@ -8,17 +8,18 @@ Entailment Cones" (2018); Desai et al. (MERU, 2023), section 3.2; Chou and Alam 
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .base import Term
+from .base import SampleTerm
 from .components.lorentz import hyperboloid
 from .components.similarity import Scalars, smallest
-from .distributed.collectives import share
-from .features import full_precision, need
+from .features import Tensors, full_precision, need
+
+# Of each point: space and time.
+Points = tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]
 
 
 class Cone(nn.Module):
@@ -38,15 +39,11 @@ class Cone(nn.Module):
         self.min_radius = min_radius
 
     @abstractmethod
-    def image(
-        self, image: Float[Tensor, "b d"], scalars: Scalars
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
+    def image(self, image: Float[Tensor, "b d"], scalars: Scalars) -> Points:
         """Returns space and time of images."""
 
     @abstractmethod
-    def text(
-        self, text: Float[Tensor, "b d"], scalars: Scalars
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
+    def text(self, text: Float[Tensor, "b d"], scalars: Scalars) -> Points:
         """The same of texts."""
 
     def aperture(self, radius: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
@@ -60,16 +57,11 @@ class EuclideanCone(Cone):
 
     reach = 1.0
 
-    def image(
-        self, image: Float[Tensor, "b d"], scalars: Scalars
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
-        """There is no time: 1."""
+    def image(self, image: Float[Tensor, "b d"], scalars: Scalars) -> Points:
+        # There is no time: 1.
         return image * image.shape[1] ** -0.5, torch.ones_like(image[:, 0])
 
-    def text(
-        self, text: Float[Tensor, "b d"], scalars: Scalars
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
-        """The same."""
+    def text(self, text: Float[Tensor, "b d"], scalars: Scalars) -> Points:
         return self.image(text, scalars)
 
 
@@ -78,22 +70,16 @@ class HyperbolicCone(Cone):
 
     reach = 2.0
 
-    def image(
-        self, image: Float[Tensor, "b d"], scalars: Scalars
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
-        """See `lorentz.hyperboloid`."""
+    def image(self, image: Float[Tensor, "b d"], scalars: Scalars) -> Points:
         space, time = hyperboloid(image, "alpha_image", scalars, self)
         return space, time.squeeze(1)
 
-    def text(
-        self, text: Float[Tensor, "b d"], scalars: Scalars
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]:
-        """See `lorentz.hyperboloid`."""
+    def text(self, text: Float[Tensor, "b d"], scalars: Scalars) -> Points:
         space, time = hyperboloid(text, "alpha_text", scalars, self)
         return space, time.squeeze(1)
 
 
-class Entailment(Term):
+class Entailment(SampleTerm):
     """Mean over pairs of how far the image lies outside its text's cone, in radians.
 
     Args:
@@ -101,20 +87,13 @@ class Entailment(Term):
     """
 
     needs = ("image.raw", "text.raw")
+    name = "entailment"
 
     def __init__(self, cone: Cone):
         super().__init__()
         self.cone = cone
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Returns `{entailment: value}`, this rank's share; each pair is compared on its own."""
-        return {"entailment": share(self.per_sample(features, batch))}
-
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Angle beyond the cone of each pair; reads `image.raw`, `text.raw` [b, d]."""
         image, text = full_precision(*(need(features, name, self) for name in self.needs))
         apex, apex_time = self.cone.text(text, features)

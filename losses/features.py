@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+# Features, or entries of the batch, by name.
+Tensors = Mapping[str, Tensor]
 # What a two-tower model, a teacher and the average have besides features.
 MODEL_SCALARS = ("logit_scale", "logit_bias")
 
@@ -14,7 +16,7 @@ def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.float() for t in tensors)
 
 
-def need(features: Mapping[str, Tensor], name: str, term: nn.Module, fix: str = "") -> Tensor:
+def need(features: Tensors, name: str, term: nn.Module, fix: str = "") -> Tensor:
     """Returns `features[name]`; if it is missing, raises a ValueError with the fix."""
     if name not in features:
         fix = fix or f"there are {', '.join(sorted(features))}"

@@ -5,7 +5,6 @@ embeddings u, v of B pairs and the multiplicative logit scale s. Radford et al.,
 Transferable Visual Models From Natural Language Supervision" (2021), section 2.3.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from .base import PairwiseTerm
 from .components.similarity import Cosine, Similarity
 from .distributed.collectives import share, total
 from .distributed.exchange import NoGradGather, NoGradGatherKeepLocal
+from .features import Tensors
 from .kernels.label_sampling import SampledLabels, sample_labels
 from .kernels.reductions import softmax_sums
 
@@ -44,19 +44,14 @@ class InfoNCE(PairwiseTerm):
         self.needs = tuple(f"{view}{self.similarity.form}" for view in views)
 
     def ranking_similarity(self) -> Similarity:
-        """Returns the similarity of the logits."""
         return self.similarity
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Mean of both directions of each pair; reads both views [b, d]."""
         pairing = self.pairing(point=self.similarity.point)
         return softmax_sums(*self._compared(features), pairing).cross_entropy()
 
-    def sampled(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor], seed: int
-    ) -> Float[Tensor, ""]:
+    def sampled(self, features: Tensors, batch: Tensors, seed: int) -> Float[Tensor, ""]:
         """Returns this rank's share of the loss with labels drawn from its own softmax.
 
         It is multiplied by the root of the number of labels, two a pair: then the mean of its
@@ -81,7 +76,7 @@ class InfoNCE(PairwiseTerm):
         num_labels = 2 * total(losses.new_tensor(float(len(losses))))
         return share(losses) * num_labels.sqrt()
 
-    def _compared(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _compared(self, features: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """Both views, lifted [b, d], and the scale."""
         image, text = self.take(features, *self.needs)
         return (

@@ -9,7 +9,6 @@ uniform over all columns, is our reading.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .base import PairwiseTerm
-from .kernels.pairing import Pairing, Target
+from .features import Tensors
+from .kernels.pairing import Operands, Pairing, Target
 from .kernels.reductions import row_sums, softmax_sums
 from .kernels.targets import Uniform
 from .weight_schedules import Weight
@@ -39,7 +39,6 @@ class Evenly(Softening):
     def target(
         self, image: Float[Tensor, "b d"], text: Float[Tensor, "b d"], pairing: Pairing
     ) -> Target:
-        """Returns the uniform distribution."""
         return Uniform()
 
 
@@ -86,9 +85,7 @@ class Softened(PairwiseTerm):
         self.amount = amount
         self.softening = softening or Evenly()
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Mean of both directions of each pair; reads `image`, `text` [b, d] and `progress`.
 
         Raises:
@@ -116,9 +113,7 @@ class _Neighbours:
             by_image, by_text = (row_sums(x, x, one, pairing) for x in (image, text))
         self.rows, self.columns = (image, by_image, text), (image, text, by_text)
 
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
         of_rows = (rows[0] @ columns[0].T).mul_(self.scale).sub_(rows[1][:, None]).exp_()
         of_columns = (rows[2] @ columns[1].T).mul_(self.scale).sub_(columns[2]).exp_()
         return of_rows, of_columns

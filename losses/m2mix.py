@@ -8,7 +8,6 @@ Gradients flow through the mixtures. Oh et al., "Geodesic Multi-Modal Mixup for 
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from .base import PairwiseTerm
 from .distributed.collectives import total
-from .features import need
+from .features import Tensors, need
 from .kernels.keyed_random import STEP
 from .kernels.reductions import row_sums
 from .scalars import Fixed, Scalar
@@ -42,9 +41,7 @@ class M2Mix(PairwiseTerm):
     ):
         super().__init__(scale=Fixed(1 / 0.07) if scale is None else scale, **pairwise)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Sum of both directions of each pair; reads `image`, `text` [b, d] and the batch's `key`.
 
         `progress`, the fraction of the run done, is read if present.

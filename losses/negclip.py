@@ -12,7 +12,7 @@ the texts of the pairs are the hard ones. Patel et al., "TripletCLIP: Improving 
 Reasoning of CLIP via Synthetic Vision-Language Negatives" (2024), section 3.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .base import PairwiseTerm
+from .features import Tensors
 from .kernels.masks import Valid
 from .kernels.reductions import row_sums, softmax_sums
 
@@ -46,10 +47,7 @@ class NegCLIP(PairwiseTerm):
         self.negatives = tuple(negatives)
         self.needs = ("image", "text", *self.negatives)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
-        """Mean of both directions of each pair."""
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         image, text, *negatives = self.take(features, *self.needs)
         every = torch.ones(len(image), dtype=torch.bool, device=image.device)
         has_negative = torch.cat([present(batch, name, every) for name in self.negatives])
@@ -101,10 +99,7 @@ class TripletCLIP(NegCLIP):
         self.image_negative = image_negative
         self.needs = (*self.needs, image_negative)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
-        """Sum of both parts of each pair."""
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         image, text, text_negative, image_negative = self.take(features, *self.needs)
         scale = self.logit_scale(features)
         every = torch.ones(len(image), dtype=torch.bool, device=image.device)
@@ -116,6 +111,6 @@ class TripletCLIP(NegCLIP):
         return first + torch.where(has_both, second, 0.0)
 
 
-def present(batch: Mapping[str, Tensor], name: str, every: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
+def present(batch: Tensors, name: str, every: Bool[Tensor, "b"]) -> Bool[Tensor, "b"]:
     """Returns which samples have an optional entry: all, if the batch has no such entry."""
     return batch.get(f"{name}.present", every)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .base import Term
 from .components.similarity import Cosine, Metric
-from .features import MODEL_SCALARS
+from .features import MODEL_SCALARS, Tensors
 from .scalars import Scalar
 from .weight_schedules import Weight
 
@@ -75,9 +75,7 @@ class Objective(nn.Module):
             needs.update(term.needs)
         return frozenset(needs)
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, features: Tensors, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns (weighted sum, detached raw values `TERM` or `TERM/PART`).
 
         Both are this rank's share: their mean over ranks is the value of the global batch.
@@ -103,9 +101,7 @@ class Objective(nn.Module):
         parts += [0.0 * features[name].sum() for name in scalars if name in features]
         return torch.stack(parts).sum(), report
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Tensor | None:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Tensor | None:
         """Returns the weighted loss of each of this rank's samples [b], of the terms that have it.
 
         For the log, without gradients; None when no term has parts by sample.
@@ -119,9 +115,7 @@ class Objective(nn.Module):
                     parts.append(self.weight(name) * rows)
         return torch.stack(parts).sum(0) if parts else None
 
-    def sampled(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor], seed: int
-    ) -> Tensor:
+    def sampled(self, features: Tensors, batch: Tensors, seed: int) -> Tensor:
         """Returns this rank's share of a loss whose squared gradient estimates curvature.
 
         Its mean over draws is the diagonal of the Gauss-Newton matrix of the weighted sum: every
@@ -183,6 +177,6 @@ class Objective(nn.Module):
         """The terms by name, for type checkers: `nn.ModuleDict` knows modules only."""
         return cast("dict[str, Term]", dict(self.terms))
 
-    def _with_scalars(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _with_scalars(self, features: Tensors) -> Mapping[str, Tensor]:
         scalars = {name: scalar() for name, scalar in self.scalars.items()}
         return {**features, **scalars, "progress": torch.tensor(self.progress)}

@@ -5,30 +5,20 @@ Chen et al., "Understanding Transferable Representation Learning and Zero-shot T
 (2023); the formula is written down from memory, without the paper at hand.
 """
 
-from collections.abc import Mapping
-
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Term
-from .distributed.collectives import share
-from .features import full_precision, need
+from .base import SampleTerm
+from .features import Tensors, full_precision, need
 
 
-class PositiveCosine(Term):
+class PositiveCosine(SampleTerm):
     """The negative mean cosine of the pairs. No pair meets another; nothing travels."""
 
     needs = ("image", "text")
+    name = "margin"
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Returns `{margin: value}`, this rank's share."""
-        return {"margin": share(self.per_sample(features, batch))}
-
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """-cosine of each pair; reads `image`, `text` [b, d]."""
         image, text = full_precision(*(need(features, name, self) for name in self.needs))
         return -(image * text).sum(1)

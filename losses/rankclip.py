@@ -11,12 +11,11 @@ clip(3 (e - 1)/(E - 1), 0, 2) in epoch e of E, which is `weights.Ramp(0, 2/32, s
 mean of that over the run is 4/3 / 32.
 """
 
-from collections.abc import Mapping
-
 from jaxtyping import Float
 from torch import Tensor
 
 from .base import PairwiseTerm
+from .features import Tensors
 from .kernels.list_mle import Side, listwise_losses
 
 
@@ -30,9 +29,7 @@ class CrossModalRanking(PairwiseTerm):
     needs = ("image", "text")
     name = "cross_modal_ranking"
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Both orders of each pair; reads `image`, `text` [b, d]."""
         image, text = self.take(features, *self.needs)
         sides = Side(image, text), Side(text, image)
@@ -45,9 +42,7 @@ class InModalRanking(PairwiseTerm):
     needs = ("image", "text")
     name = "in_modal_ranking"
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Both orders of each pair; reads `image`, `text` [b, d]."""
         image, text = self.take(features, *self.needs)
         sides = Side(image, image), Side(text, text)

@@ -49,11 +49,9 @@ class Positive(Scalar):
         self._bounds = (math.log(lowest), math.log(highest))
 
     def forward(self) -> Tensor:
-        """Returns the number [1]."""
         return self.log.exp()
 
     def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
-        """The parameter and the bounds of what it stores."""
         return [(self.log, *self._bounds)]
 
 
@@ -83,7 +81,6 @@ class Fixed(Scalar):
         self.register_buffer("value", torch.full((1,), float(value)), persistent=False)
 
     def forward(self) -> Tensor:
-        """Returns the value [1]."""
         return self.value
 
 
@@ -99,5 +96,4 @@ class Bias(Scalar):
         self.value = nn.Parameter(torch.full((1,), float(init)))
 
     def forward(self) -> Tensor:
-        """Returns the bias [1]."""
         return self.value

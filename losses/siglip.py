@@ -5,7 +5,6 @@ Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (2023), section 3.2;
 from s = 10 and b = -10.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from .base import PairwiseTerm
 from .components.similarity import Cosine, Similarity
+from .features import Tensors
 from .kernels.reductions import softplus_sums
 from .scalars import Scalar
 
@@ -41,12 +41,9 @@ class SigLIP(PairwiseTerm):
         self.needs = (f"image{form}", f"text{form}")
 
     def ranking_similarity(self) -> Similarity:
-        """Returns the similarity of the logits."""
         return self.similarity
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Each image against all texts; reads `image`, `text` [b, d].
 
         Raises:

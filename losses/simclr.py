@@ -7,7 +7,6 @@ Chen et al., "A Simple Framework for Contrastive Learning of Visual Representati
 2.1; Mu et al., "SLIP: Self-supervision meets Language-Image Pre-training" (2021), section 3.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import PairwiseTerm
-from .features import full_precision
+from .features import Tensors, full_precision
 from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Fixed, Scalar
 
@@ -54,9 +53,7 @@ class SimCLR(PairwiseTerm):
         self.head = head or nn.Identity()
         self.needs = tuple(views)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Mean of a sample's two anchors; reads the two views [b, d]."""
         # One view after the other: statistics of a batch norm are those of one view.
         first, second = (self._embedded(view) for view in self.take(features, *self.needs))

@@ -5,13 +5,12 @@ normalised. A row of zeros is unlike everything.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..features import need
+from ..features import Tensors, need
 
 
 class CaptionEmbeddings(nn.Module, ABC):
@@ -20,9 +19,7 @@ class CaptionEmbeddings(nn.Module, ABC):
     needs: tuple[str, ...] = ()
 
     @abstractmethod
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b k"]:
+    def forward(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b k"]:
         """Returns an embedding of each caption."""
 
 
@@ -37,9 +34,7 @@ class StoredEmbeddings(CaptionEmbeddings):
         super().__init__()
         self.needs = (name,)
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b k"]:
+    def forward(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b k"]:
         """Returns the entry; zeros where a sidecar has no row."""
         (name,) = self.needs
         source = features if name in features else batch
@@ -62,9 +57,7 @@ class SharedWords(CaptionEmbeddings):
         super().__init__()
         self.width = width
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b k"]:
+    def forward(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b k"]:
         """Counts the tokens of the batch's `text` between those of its start and end."""
         text, length = batch["text"], batch["text_length"]
         positions = torch.arange(text.shape[1], device=text.device)

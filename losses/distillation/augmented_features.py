@@ -5,7 +5,6 @@ one and a scale of its own. Yang et al., "CLIP-KD: An Empirical Study of CLIP Mo
 (2024), section 3.2.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..base import PairwiseTerm
-from ..features import full_precision
+from ..features import Tensors, full_precision
 from ..kernels.reductions import softmax_sums
 from ..scalars import Scalar, Temperature
 
@@ -43,10 +42,7 @@ class AugmentedFeatures(PairwiseTerm):
         self.image_head, self.text_head = image_head, text_head
         self.needs = ("image", "text", f"{teacher}.image", f"{teacher}.text")
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
-        """Mean of both directions of each pair."""
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         sides = self.take({**batch, **features}, *self.needs)
         image, text, their_image, their_text = sides
         rows, columns = full_precision(

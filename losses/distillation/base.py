@@ -3,13 +3,14 @@
 In: names of a student's and a teacher's features. Out: the pairs of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..base import PairwiseTerm
+from ..features import Tensors
 
 
 class TeacherTerm(PairwiseTerm):
@@ -43,15 +44,13 @@ class TeacherTerm(PairwiseTerm):
         ]
         self.needs = tuple(name for pair in self.pairs for name in pair)
 
-    def sides(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> list[list[Tensor]]:
+    def sides(self, features: Tensors, batch: Tensors) -> list[list[Tensor]]:
         """Returns images and texts of the student, then of each teacher."""
         available = {**batch, **features}
         return [self.take(available, *pair) for pair in self.pairs]
 
     def numbers_of_teachers(
-        self, given: Sequence[float] | None, name: str, features: Mapping[str, Tensor]
+        self, given: Sequence[float] | None, name: str, features: Tensors
     ) -> list[Tensor]:
         """Returns a number [1] for each teacher: those given, or each teacher's own `name`."""
         if given is None:

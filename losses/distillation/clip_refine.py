@@ -12,22 +12,21 @@ over the global batch. Yamaguchi et al., "Post-pre-training for Modality Alignme
 Vision-Language Foundation Models" (2025), sections 4.1 and 4.2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..base import Term
-from ..distributed.collectives import share
-from ..features import full_precision, need
+from ..base import SampleTerm
+from ..features import Tensors, full_precision, need
 from ..kernels.keyed_random import normal
 from ..scalars import Fixed
 from .soft_contrastive import SoftContrastive
 
 
-class RaFA(Term):
+class RaFA(SampleTerm):
     """Mean squared distance of both features of a pair from one random vector.
 
     The vector is a function of (seed, number of the step, key of the sample): the same for any
@@ -39,6 +38,7 @@ class RaFA(Term):
     """
 
     needs = ("image.raw", "text.raw")
+    name = "rafa"
     steps: Tensor
 
     def __init__(self, seed: int = 0):
@@ -46,17 +46,12 @@ class RaFA(Term):
         self.seed = seed
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Returns `{"rafa": value}`, this rank's share."""
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         # First, so that what is logged of single samples has the vectors of the step.
         self.steps += 1
-        return {"rafa": share(self.per_sample(features, batch))}
+        return super().forward(features, batch)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Sum of both distances of each pair; reads the batch's `key`."""
         image, text = full_precision(*(need(features, name, self) for name in self.needs))
         drawn = normal(batch["key"], image.shape[1], self.seed, self.steps).to(image)

@@ -9,7 +9,6 @@ Efficient and Robust Training of Face Recognition CNNs by Partial FC" (2022).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from ..base import Term
 from ..distributed.collectives import share
 from ..distributed.exchange import Local
-from ..features import full_precision, need
+from ..features import Tensors, full_precision, need
 from ..kernels.keyed_random import mix
 from ..kernels.masks import Different
 from ..kernels.pairing import TILE_BYTES, Pairing
@@ -119,9 +118,7 @@ class ClusterDiscrimination(Term):
         self.needs = (feature, cluster)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{"clusters": value}`, this rank's share; 0 where no sample has a cluster."""
         self.steps += 1
         fix = "store the samples' clusters in a sidecar (data.sidecars)"
@@ -132,9 +129,7 @@ class ClusterDiscrimination(Term):
     def _drawn(self, width: int) -> nn.Parameter:
         return nn.Parameter(torch.randn(self.num_clusters, width) * width**-0.5)
 
-    def _losses(
-        self, features: Mapping[str, Tensor], cluster: Int64[Tensor, "b"]
-    ) -> Float[Tensor, "b"]:
+    def _losses(self, features: Tensors, cluster: Int64[Tensor, "b"]) -> Float[Tensor, "b"]:
         rows, weights = full_precision(need(features, self.feature, self), self.prototypes)
         self._check(cluster)
         self._check_width(rows, weights)

@@ -4,7 +4,7 @@ In: two named features, or a stored one from the batch. Out: their mean distance
 that have a target. Nothing but a count is exchanged.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..base import Term
 from ..distributed.collectives import share
-from ..features import full_precision, need
+from ..features import Tensors, full_precision, need
 from ..wrappers.masked import needed
 
 
@@ -63,23 +63,17 @@ class FeatureRegression(Term):
         self.valid = valid
         self.needs = (feature, target, *(() if valid is None else needed(valid)))
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{"regression": value}`, this rank's share; 0 where no sample has a target."""
         losses = self._losses(features, batch)
         weights = None if self.valid is None else batch[self.valid].to(losses.dtype)
         return {"regression": share(losses, weights)}
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"] | None:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"] | None:
         """Distances; None where some samples may have no target."""
         return self._losses(features, batch) if self.valid is None else None
 
-    def _losses(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def _losses(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         fix = "name a view, a teacher's feature or an entry of data.sidecars"
         entry = need({**batch, **features}, self.target, self, fix)
         feature, target = full_precision(need(features, self.feature, self), entry.detach())

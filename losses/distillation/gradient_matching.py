@@ -12,7 +12,6 @@ gradients of means over the batch, 1/B of these, so that its weight grows with B
 divides by s instead of multiplying, which makes P and Q nearly uniform and takes a weight of 1e8.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..base import PairwiseTerm
 from ..components.heads import fitting
+from ..features import Tensors
 from ..kernels.reductions import softmax_sums
 from ..kernels.softmax_means import softmax_means
 
@@ -54,9 +54,7 @@ class GradientMatching(PairwiseTerm):
         own = (f"{teacher}.logit_scale",) if teacher_scale is None else ()
         self.needs = (*self.pairs, *own)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Of each pair: its four distances, a mean over the dimensions."""
         image, text, *theirs = self.take({**batch, **features}, *self.pairs)
         image = fitting(self.image_head, image, theirs[0])
@@ -83,7 +81,7 @@ class GradientMatching(PairwiseTerm):
             scale * (by_columns - text),
         )
 
-    def _teacher_scale(self, features: Mapping[str, Tensor]) -> Float[Tensor, "1"]:
+    def _teacher_scale(self, features: Tensors) -> Float[Tensor, "1"]:
         if self.teacher_scale is None:
             return self.take(features, self.needs[-1])[0]
         return torch.tensor([float(self.teacher_scale)], device=features[self.needs[0]].device)

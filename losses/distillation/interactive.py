@@ -7,7 +7,6 @@ both parts. Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation
 1/0.07.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..base import PairwiseTerm
 from ..components.heads import fitting
+from ..features import Tensors
 from ..kernels.reductions import row_sums
 from ..scalars import Scalar, Temperature
 
@@ -47,10 +47,7 @@ class Interactive(PairwiseTerm):
         self.text_head = text_head or nn.Identity()
         self.needs = (f"image{form}", f"text{form}", f"{teacher}.image", f"{teacher}.text")
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
-        """Mean of both parts of each pair."""
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         image, text, *theirs = self.take({**batch, **features}, *self.needs)
         their_image, their_text = (feature.detach() for feature in theirs)
         scale = self.logit_scale(features)

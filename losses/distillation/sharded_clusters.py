@@ -7,8 +7,6 @@ its gradient. An et al., "Killing Two Birds with One Stone: Efficient and Robust
 Recognition CNNs by Partial FC" (2022).
 """
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -18,7 +16,7 @@ from ..distributed.collectives import highest, total, world
 from ..distributed.columns import join
 from ..distributed.exchange import AllGather, Local
 from ..distributed.sharded_rows import RowShard, cut, own, rows_of
-from ..features import full_precision, need
+from ..features import Tensors, full_precision, need
 from ..kernels.masks import Different
 from ..kernels.pairing import Pairing
 from ..kernels.reductions import row_sums
@@ -41,9 +39,7 @@ class ShardedClusters(ClusterDiscrimination):
         drawn = torch.randn(self.num_clusters, width, generator=generator, device="cpu")
         return cut(RowShard(drawn * width**-0.5))
 
-    def _losses(
-        self, features: Mapping[str, Tensor], cluster: Int64[Tensor, "b"]
-    ) -> Float[Tensor, "b"]:
+    def _losses(self, features: Tensors, cluster: Int64[Tensor, "b"]) -> Float[Tensor, "b"]:
         mine, weights = full_precision(need(features, self.feature, self), own(self.prototypes))
         self._check_width(mine, weights)
         columns = AllGather().open(mine.detach(), cluster)

@@ -8,12 +8,13 @@ fixed at 50). It exceeds the Kullback-Leibler divergence by the entropy of the t
 Several teachers are averaged after the softmax: Vasu et al., "MobileCLIP" (2024).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ..features import Tensors
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
 from .base import TeacherTerm
@@ -48,10 +49,7 @@ class SoftContrastive(TeacherTerm):
             raise ValueError(f"diagonal={diagonal} must lie between 0 and 1")
         self.teacher_scales, self.diagonal = teacher_scales, diagonal
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
-        """Mean of both directions of each pair."""
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         (image, text), *theirs = self.sides(features, batch)
         scales = self.numbers_of_teachers(self.teacher_scales, "logit_scale", features)
         part = (1 - self.diagonal) / len(theirs)

@@ -6,12 +6,13 @@ z = s u_i.v_j + b and t the same sigmoid of the teacher's embeddings, scale and 
 "MobileCLIP2" (2025), distil SigLIP teachers like this.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ..features import Tensors
 from ..kernels.reductions import softplus_sums
 from ..kernels.targets import SoftMatch
 from ..scalars import Scalar
@@ -49,9 +50,7 @@ class SoftSigLIP(TeacherTerm):
         self.teacher_scales, self.teacher_biases = teacher_scales, teacher_biases
         self.bias = bias
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Each image against all texts.
 
         Raises:

@@ -14,7 +14,7 @@ x, the mean over i of x_i.y_j is m.y_j and the variance is y_j.C y_j. So standar
 are products of x_i - m and y_j / sqrt(y_j.C y_j + eps).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..distributed.collectives import total
+from ..features import Tensors
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
 from .base import TeacherTerm
@@ -57,10 +58,7 @@ class StandardizedLogits(TeacherTerm):
         super().__init__(teachers, form="", scale="logit_scale", **pairwise)
         self.temperature, self.eps = temperature, eps
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"]:
-        """Mean of both directions of each pair."""
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         mine, *theirs = self.sides(features, batch)
         of_images = self._one_way(mine, theirs)
         of_texts = self._one_way(mine[::-1], [pair[::-1] for pair in theirs])

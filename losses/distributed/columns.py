@@ -85,7 +85,7 @@ class Columns(ABC):
 
 
 class GatheredColumns(Columns):
-    """Every rank holds all columns; gradients go back in one reduce-scatter."""
+    """Every rank holds all columns, in one block; gradients go back in one reduce-scatter."""
 
     def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
         super().__init__(tensors, rank, world_size)
@@ -95,11 +95,9 @@ class GatheredColumns(Columns):
         self._gradient: Tensor | None = None
 
     def blocks(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-        """Yields all columns in one block."""
         yield slice(0, self.total), self._tensors
 
     def blocks_with_grad(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
-        """Yields all columns in one block."""
         self._gradient = torch.zeros_like(self._tensors[0])
         yield slice(0, self.total), self._tensors, self._gradient
 
@@ -138,7 +136,6 @@ class RingColumns(Columns):
         self._gradient = gradient
 
     def gradient(self) -> Tensor:
-        """Returns what has come home."""
         assert self._gradient is not None
         return self._gradient[: self.counts[self.rank]]
 

@@ -41,7 +41,6 @@ class AllGather(Exchange):
     """Every rank holds all columns (all-gather; reduce-scatter in the backward pass)."""
 
     def open(self, *tensors: Tensor) -> Columns:
-        """Gathers at once."""
         return GatheredColumns(tensors, *world())
 
 
@@ -60,7 +59,6 @@ class Local(Exchange):
     """Each rank's own columns only: the loss of a rank's batch, averaged over ranks."""
 
     def open(self, *tensors: Tensor) -> Columns:
-        """Nothing travels."""
         return GatheredColumns(tensors, 0, 1)
 
 

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..distributed.exchange import NoGradGather
 from .pairing import Pairing
 from .tiling import Gradients, Tiling, open_columns
 
@@ -36,12 +35,7 @@ def retrieve(
     Raises:
         ValueError: the exchange has no such form.
     """
-    assert pairing.pairs == "all" and pairing.point is None and not pairing.relations
-    if isinstance(pairing.exchange, NoGradGather):
-        raise ValueError(
-            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
-            "retrieval"
-        )
+    pairing.require_plain("retrieval")
     with torch.autocast(states.device.type, enabled=False):
         return _Retrieval.apply(states, store, beta, pairing)  # type: ignore[return-value]
 

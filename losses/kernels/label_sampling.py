@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .keyed_random import finalised, mix, shifted
-from .pairing import Pairing
+from .pairing import Operands, Pairing
 
 
 @torch.no_grad()
@@ -72,9 +72,7 @@ class SampledLabels:
         own = torch.arange(first, first + len(by_rows), device=by_rows.device)
         self.rows, self.columns = (by_rows, own), (by_columns, own)
 
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
         """One where drawn."""
         return rows[0][:, None] == columns[1], rows[1][:, None] == columns[0]
 

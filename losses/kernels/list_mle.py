@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..distributed.columns import join
-from ..distributed.exchange import NoGradGather
 from .pairing import Pairing
 
 
@@ -45,12 +44,7 @@ def listwise_losses(
     Raises:
         ValueError: the exchange has no such form.
     """
-    assert pairing.pairs == "all" and pairing.point is None and not pairing.relations
-    if isinstance(pairing.exchange, NoGradGather):
-        raise ValueError(
-            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
-            "list-wise losses"
-        )
+    pairing.require_plain("list-wise losses")
     rows = first.rows
     with torch.autocast(rows.device.type, enabled=False):
         widths = [first.columns.shape[1], second.columns.shape[1]]

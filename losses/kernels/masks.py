@@ -5,6 +5,8 @@ In: keys, ids or teachers' features of rows and columns. Out: booleans a tile at
 
 from torch import Tensor
 
+from .pairing import Operands
+
 
 class Different:
     """Keeps the pairs whose ids differ (bool): samples with the same caption are no negatives."""
@@ -12,7 +14,7 @@ class Different:
     def __init__(self, row_ids: Tensor, column_ids: Tensor):
         self.rows, self.columns = (row_ids,), (column_ids,)
 
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
+    def tile(self, rows: Operands, columns: Operands) -> Tensor:
         return rows[0][:, None] != columns[0]
 
 
@@ -22,7 +24,7 @@ class Valid:
     def __init__(self, rows: Tensor, columns: Tensor):
         self.rows, self.columns = (rows,), (columns,)
 
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
+    def tile(self, rows: Operands, columns: Operands) -> Tensor:
         return rows[0][:, None] & columns[0]
 
 
@@ -32,7 +34,7 @@ class Below:
     def __init__(self, rows: Tensor, columns: Tensor, limit: float):
         self.rows, self.columns, self.limit = (rows.detach(),), (columns.detach(),), limit
 
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
+    def tile(self, rows: Operands, columns: Operands) -> Tensor:
         return rows[0] @ columns[0].T < self.limit
 
 
@@ -42,5 +44,5 @@ class Distance:
     def __init__(self, rows: Tensor, columns: Tensor):
         self.rows, self.columns = (rows.detach(),), (columns.detach(),)
 
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
+    def tile(self, rows: Operands, columns: Operands) -> Tensor:
         return (rows[0] @ columns[0].T).neg_().add_(1.0)

@@ -10,11 +10,15 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from ..distributed.exchange import AllGather, Exchange
+from ..distributed.exchange import AllGather, Exchange, NoGradGather
 
 # Of one block of logits: large enough for matrix products to run at full speed, small against the
 # features of a batch that needs blocks.
 TILE_BYTES = 32 << 20
+
+
+# Tensors of rows or of columns, one row of each for each of them.
+Operands = tuple[Tensor, ...]
 
 
 class Pointwise(Protocol):
@@ -32,10 +36,10 @@ class Pointwise(Protocol):
 class Relation(Protocol):
     """A value for every pair, made from this rank's tensors `rows` and `columns`."""
 
-    rows: tuple[Tensor, ...]
-    columns: tuple[Tensor, ...]
+    rows: Operands
+    columns: Operands
 
-    def tile(self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
+    def tile(self, rows: Operands, columns: Operands) -> Tensor:
         """Returns [r, c] of r rows and c columns, in new memory."""
         ...
 
@@ -43,12 +47,10 @@ class Relation(Protocol):
 class Target(Protocol):
     """A distribution over the columns of every row, and over the rows of every column."""
 
-    rows: tuple[Tensor, ...]
-    columns: tuple[Tensor, ...]
+    rows: Operands
+    columns: Operands
 
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
         """Returns q_j|i and q_i|j of r rows and c columns out of `total`: [r, c] or []."""
         ...
 
@@ -83,3 +85,16 @@ class Pairing:
         """All of them, in a fixed order."""
         factor = [] if self.factor is None else [self.factor]
         return [*self.weights, *factor, *(target for _, target in self.targets)]
+
+    def refuse_no_grad_gather(self, kind: str) -> None:
+        """Raises a ValueError if the exchange is one that this kind of loss has no form for."""
+        if isinstance(self.exchange, NoGradGather):
+            raise ValueError(
+                "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
+                f"{kind}"
+            )
+
+    def require_plain(self, kind: str) -> None:
+        """As `refuse_no_grad_gather`, of a kind that compares all pairs as they are."""
+        assert self.pairs == "all" and self.point is None and not self.relations
+        self.refuse_no_grad_gather(kind)

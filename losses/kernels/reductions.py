@@ -79,11 +79,7 @@ def row_sums(
         ValueError: the exchange has no such form.
     """
     assert pairing.pairs == "all" or len(rows) == len(columns), (rows.shape, columns.shape)
-    if isinstance(pairing.exchange, NoGradGather):
-        raise ValueError(
-            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
-            "one-sided sums and further columns"
-        )
+    pairing.refuse_no_grad_gather("one-sided sums and further columns")
     with torch.autocast(rows.device.type, enabled=False):
         return RowSoftmaxKernel.apply(rows, columns, scale, pairing)  # type: ignore[return-value]
 
@@ -109,10 +105,7 @@ def softplus_sums(
         ValueError: the exchange has no such form.
     """
     assert len(rows) == len(columns), (rows.shape, columns.shape)
-    if isinstance(pairing.exchange, NoGradGather):
-        raise ValueError(
-            "exchange: NoGradGather reproduces softmax losses only; use AllGather with a sigmoid"
-        )
+    pairing.refuse_no_grad_gather("a sigmoid")
     with torch.autocast(rows.device.type, enabled=False):
         return SoftplusKernel.apply(rows, columns, scale, bias, pairing)
 
@@ -120,10 +113,7 @@ def softplus_sums(
 def _no_grad_gather(rows: Tensor, columns: Tensor, scale: Tensor, pairing: Pairing) -> Sums:
     """Two passes, in each of which the gathered side has no gradient."""
     if pairing.relations:
-        raise ValueError(
-            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather with "
-            "masks, factors and soft targets"
-        )
+        pairing.refuse_no_grad_gather("masks, factors and soft targets")
     exact = Pairing(AllGather(), pairing.point, pairing.pairs, tile_bytes=pairing.tile_bytes)
     by_rows = Sums(*SoftmaxKernel.apply(rows, columns.detach(), scale, exact))
     by_columns = Sums(*SoftmaxKernel.apply(columns, rows.detach(), scale, exact))

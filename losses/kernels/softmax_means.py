@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..distributed.exchange import NoGradGather
 from .pairing import Pairing
 from .tiling import Gradients, Tiling, open_columns
 
@@ -37,12 +36,7 @@ def softmax_means(
     Raises:
         ValueError: the exchange has no such form.
     """
-    assert pairing.pairs == "all" and pairing.point is None and not pairing.relations
-    if isinstance(pairing.exchange, NoGradGather):
-        raise ValueError(
-            "exchange: NoGradGather reproduces plain softmax losses only; use AllGather to match "
-            "gradients"
-        )
+    pairing.require_plain("gradient matching")
     with torch.autocast(rows.device.type, enabled=False):
         # The normalisers travel with their columns, and their gradients with those of the columns.
         joined = torch.cat([columns, column_sums[:, None]], 1)

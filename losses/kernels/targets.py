@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..distributed.exchange import Exchange
-from .pairing import Pairing
+from .pairing import Operands, Pairing
 from .reductions import softmax_sums
 
 
@@ -39,9 +39,7 @@ class Soft:
             self.rows = (rows * scale, sums.rows)
             self.columns = (columns.detach(), sums.columns)
 
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
         logits = rows[0] @ columns[0].T
         by_rows = (logits - rows[1][:, None]).exp_()
         return by_rows, logits.sub_(columns[1]).exp_()
@@ -68,9 +66,7 @@ class SoftMatch:
         self.rows = (torch.cat([rows * scale.detach(), one * bias.detach()], 1),)
         self.columns = (torch.cat([columns, one], 1),)
 
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
         match = (rows[0] @ columns[0].T).sigmoid_()
         return match, match
 
@@ -81,9 +77,7 @@ class Uniform:
     rows: tuple[Tensor, ...] = ()
     columns: tuple[Tensor, ...] = ()
 
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
         share = torch.tensor(1.0 / total, dtype=torch.float64)
         return share, share
 
@@ -105,8 +99,6 @@ class SameId:
                 count += torch.where(distinct[index] == ids, number[index], 0)
         self.rows = self.columns = (ids, 1.0 / count)
 
-    def tile(
-        self, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...], total: int
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
         same = rows[0][:, None] == columns[0]
         return same * rows[1][:, None], same * columns[1]

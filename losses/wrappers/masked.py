@@ -4,12 +4,11 @@ In: a mask from the batch. Out: the term's value as if the global batch had no o
 may keep any number of rows, or none.
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from ..base import Term
 from ..components.similarity import Similarity
+from ..features import Tensors
 
 
 def needed(mask: str) -> tuple[str, ...]:
@@ -38,9 +37,7 @@ class Masked(Term):
     def ranking_similarity(self) -> Similarity | None:
         return self.term.ranking_similarity()
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         mask = batch[self.mask].bool()
         # Scalars have less than two dimensions, pixels four; `.host` is a copy for the towers.
         rows = {n: t[mask] if t.ndim > 1 else t for n, t in features.items()}

@@ -4,7 +4,7 @@ L = sum_w c_w L(first w dimensions of every feature, normalised again). Kusupati
 Representation Learning" (2022), section 3, where all c_w are 1 and the widths halve.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..base import Term
 from ..components.similarity import Similarity
-from ..features import MODEL_SCALARS, full_precision, need
+from ..features import MODEL_SCALARS, Tensors, full_precision, need
 
 
 class Matryoshka(Term):
@@ -44,9 +44,7 @@ class Matryoshka(Term):
     def ranking_similarity(self) -> Similarity | None:
         return self.term.ranking_similarity()
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{NAME_WIDTH: c_w times the value}`, this rank's shares."""
         return {
             f"{name}_{width}": weight * value
@@ -54,17 +52,12 @@ class Matryoshka(Term):
             for name, value in self.term(cut, batch).items()
         }
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"] | None:
-        """Returns the weighted sum over widths."""
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"] | None:
         rows = [(c, self.term.per_sample(cut, batch)) for _, c, cut in self._cuts(features)]
         parts = [c * row for c, row in rows if row is not None]
         return sum(parts[1:], start=parts[0]) if parts else None
 
-    def _cuts(
-        self, features: Mapping[str, Tensor]
-    ) -> Iterator[tuple[int, float, dict[str, Tensor]]]:
+    def _cuts(self, features: Tensors) -> Iterator[tuple[int, float, dict[str, Tensor]]]:
         """Yields widths, their weights, and the features with those of the towers cut.
 
         Raises:

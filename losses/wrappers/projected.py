@@ -7,14 +7,12 @@ Yang et al., "Dual-Head Knowledge Distillation: Enhancing Logits Utilization wit
 a head on the embeddings is that for two towers, in our reading.
 """
 
-from collections.abc import Mapping
-
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import Term
-from ..features import full_precision, need
+from ..features import Tensors, full_precision, need
 
 TOWERS = ("image", "text")
 
@@ -42,17 +40,13 @@ class Projected(Term):
         others = (name for name in term.needs if name.split(".")[0] not in TOWERS)
         self.needs = (*(f"{view}.raw" for view in self.views), *others)
 
-    def forward(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         return self.term(self._projected(features), batch)
 
-    def per_sample(
-        self, features: Mapping[str, Tensor], batch: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b"] | None:
+    def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"] | None:
         return self.term.per_sample(self._projected(features), batch)
 
-    def _projected(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _projected(self, features: Tensors) -> dict[str, Tensor]:
         projected = dict(features)
         for view in self.views:
             head = self.image_head if view.split(".")[0] == "image" else self.text_head
