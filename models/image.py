@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import repeated_layers
+from .layers import Tower, repeated_layers
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -42,31 +42,20 @@ class PixelStem(nn.Module):
         return (pixels - self.mean) / self.std
 
 
-class ImageTower(nn.Module):
+class ImageTower(Tower):
     """What an image tower must offer: `forward(uint8 [n, 3, h, w], keep=None) -> [n, width]`.
 
     `keep` [n, k] are rising indices of the patches that it sees, of those that `grid` counts. After
     `learn_mask_token` it also takes `hidden` [n, k]: which of them the mask token stands for.
 
     Attributes:
-        width: length of the pooled vector.
         image_size: side of the square input in pixels.
         has_class_token: whether the first token that enters the layers is a class token; the
             patches are the last ones.
     """
 
-    width: int
     image_size: int
     has_class_token: bool = False
-
-    def layers(self) -> Sequence[nn.Module]:
-        """Returns the repeated layers, from the embedding to the top.
-
-        Strategies shard them and `trainer.compile` compiles them one by one, learning rates decay
-        from each to the one below it, and a smaller student inherits every d-th of them. Without
-        any (the default) the tower is sharded as a whole, and what needs layers is refused.
-        """
-        return ()
 
     def load_pretrained(self) -> str:
         """Loads the weights that the configuration asks for; once, when a run starts from nothing.
@@ -105,9 +94,6 @@ class TimmTower(ImageTower):
             name (downloaded, unless they are in its cache); a path, those of this file. Resuming,
             evaluating and exporting a run take its own weights and ask for neither.
 
-    Attributes:
-        width: length of the pooled vector.
-
     Raises:
         ValueError: timm has no such model, or `model_args` names weights.
     """
@@ -142,7 +128,6 @@ class TimmTower(ImageTower):
         self.mask_token: nn.Parameter | None = None
 
     def layers(self) -> Sequence[nn.Module]:
-        """Returns the blocks, whatever timm's model calls them."""
         return repeated_layers(self.trunk)
 
     def load_pretrained(self) -> str:

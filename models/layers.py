@@ -1,9 +1,27 @@
-"""The layers of a network that another library built, found by its structure.
+"""The layers of a tower; of a network that another library built, found by its structure."""
 
-In: timm's, transformers' or open_clip's module. Out: its layers, from the embedding to the top.
-"""
+from collections.abc import Sequence
 
 from torch import nn
+
+
+class Tower(nn.Module):
+    """What image and text towers have in common.
+
+    Attributes:
+        width: length of the pooled vector.
+    """
+
+    width: int
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Returns the repeated layers, from the embedding to the top.
+
+        Strategies shard them and `trainer.compile` compiles them one by one, learning rates decay
+        from each to the one below it, and a smaller student inherits every d-th of them. Without
+        any (the default) the tower is sharded as a whole, and what needs layers is refused.
+        """
+        return ()
 
 
 def repeated_layers(network: nn.Module) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .image import OPENAI_MEAN, OPENAI_STD, ImageTower, PixelStem
-from .text import TextTower
+from .text import Ids, Lengths, TextTower
 
 
 class SharedImageTower(ImageTower):
@@ -65,7 +65,7 @@ class SharedImageTower(ImageTower):
         nn.init.normal_(self.positions, std=0.02)
 
     def layers(self) -> Sequence[nn.Module]:
-        """Returns the blocks; the captions' tower, which borrows them, has none of its own."""
+        # The captions' tower, which borrows the blocks, has none of its own.
         return list(self.blocks)
 
     def grid(self, image: UInt8[Tensor, "n 3 h w"]) -> tuple[int, int]:
@@ -150,9 +150,7 @@ class SharedTextTower(TextTower):
         self._lender = (image,)
         model.text_projection = model.image_projection
 
-    def forward(
-        self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
-    ) -> Float[Tensor, "n width"]:
+    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
         """Returns the state at position `text_length - 1` (the end of text) of each caption."""
         assert self._lender, "TwoTower lets the text tower borrow"
         x = self.tokens(text) + self.positions[: text.shape[1]]

@@ -7,31 +7,23 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from .layers import repeated_layers
+from .layers import Tower, repeated_layers
+
+Ids = Int64[Tensor, "n tokens"]  # padded after the end of text
+Lengths = Int64[Tensor, " n"]  # tokens of each caption, start and end included
 
 
-class TextTower(nn.Module):
+class TextTower(Tower):
     """What a text tower must offer: `forward(ids [n, tokens], lengths [n]) -> [n, width]`.
 
     Attributes:
-        width: length of the pooled vector.
         context_length: longest caption in tokens.
         ignores_padding: whether the result stays the same without the columns after the longest
             caption's end, so that they need not be computed.
     """
 
-    width: int
     context_length: int
     ignores_padding: bool = False
-
-    def layers(self) -> Sequence[nn.Module]:
-        """Returns the repeated layers, from the embedding to the top.
-
-        Strategies shard them and `trainer.compile` compiles them one by one, learning rates decay
-        from each to the one below it, and a smaller student inherits every d-th of them. Without
-        any (the default) the tower is sharded as a whole, and what needs layers is refused.
-        """
-        return ()
 
     def borrow(self, model: nn.Module) -> None:
         """Called once by the model when both towers exist; most towers borrow nothing."""
@@ -93,9 +85,7 @@ class ClipTextTower(TextTower):
         """Returns the transformer's layers; releases of transformers differ in where they are."""
         return repeated_layers(self.trunk)
 
-    def forward(
-        self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
-    ) -> Float[Tensor, "n width"]:
+    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
         """Returns the state at position `text_length - 1` (the end of text) of each caption."""
         states = self.trunk(input_ids=text).last_hidden_state
         return states[torch.arange(len(text), device=text.device), text_length - 1]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from . import chunks as parts
 from .image import ImageTower
 from .reducers.base import Reduction
-from .text import TextTower
+from .text import Ids, Lengths, TextTower
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -166,9 +166,7 @@ class TwoTower(nn.Module):
         patches = [indices for indices in (kept, hidden) if indices is not None]
         return self.image_projection(self.image(image, *patches))
 
-    def project_text(
-        self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
-    ) -> Float[Tensor, "n d"]:
+    def project_text(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n d"]:
         """Text embeddings before normalisation."""
         return self.text_projection(self.text(text, text_length))
 
@@ -180,10 +178,7 @@ class TwoTower(nn.Module):
         return self({"image": image}, (name,))[name]
 
     def encode_text(
-        self,
-        text: Int64[Tensor, "n tokens"],
-        text_length: Int64[Tensor, " n"],
-        form: Literal["", ".raw"] = "",
+        self, text: Ids, text_length: Lengths, form: Literal["", ".raw"] = ""
     ) -> Float[Tensor, "n d"]:
         """Text embeddings: normalised in float32 (or float64), or raw as the tower gives them."""
         name = f"text{form}"

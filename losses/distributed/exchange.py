@@ -1,4 +1,4 @@
-"""Exchange policies: how columns reach a rank; and sums over ranks that keep gradients.
+"""Exchange policies: how columns reach a rank.
 
 The default is exact: values and gradients are those of one process that holds the global batch, for
 any number of ranks and of rows on each. `Ring` is exact too, and keeps no other rank's columns.
@@ -8,21 +8,8 @@ any number of ranks and of rows on each. `Ring` is exact too, and keeps no other
 
 from torch import Tensor
 
-from .collectives import divided, highest, share, total, world
+from .collectives import divided, world
 from .columns import Columns, GatheredColumns, RingColumns
-
-__all__ = [
-    "AllGather",
-    "Exchange",
-    "Local",
-    "NoGradGather",
-    "NoGradGatherKeepLocal",
-    "Ring",
-    "divided",
-    "highest",
-    "share",
-    "total",
-]
 
 
 class Exchange:

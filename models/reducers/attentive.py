@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..attention import class_token_blocks
 from ..image import ImageTower
-from .base import ImageReducer, ImageView, Patches, Reduction
+from .base import Grid, ImageReducer, Keys, Patches, Reduction, Scores, Tensors, Views
 
 # Of `NAME.augmentation`: where in the image a view lies, and how it is turned.
 PLACE = ("top", "left", "rows", "columns", "flip", "angle", "right", "down")
@@ -46,16 +46,10 @@ class AttentivePatches(ImageReducer):
         self.needs = (f"ema.{sees}.attention",)
 
     def prepare(self, tower: ImageTower) -> None:
-        """Checks that the tower has a class token, whose attention can be read.
-
-        Raises:
-            ValueError: see `class_token_blocks`.
-        """
+        # Its attention to the patches is what is read.
         class_token_blocks(tower)
 
-    def check_views(
-        self, tower: ImageTower, views: Mapping[str, ImageView], scored: Sequence[str]
-    ) -> None:
+    def check_views(self, tower: ImageTower, views: Views, scored: Sequence[str]) -> None:
         """Checks that batches hold the position of every view in the image."""
         placed = {n: v for n, v in views.items() if v.augmentation[: len(PLACE)] == PLACE}
         for view in (self.sees, *scored):
@@ -68,19 +62,12 @@ class AttentivePatches(ImageReducer):
         side = placed[self.sees].size
         tower.grid(torch.empty(1, 3, side, side, dtype=torch.uint8))
 
-    def scores(
-        self,
-        features: Mapping[str, Tensor],
-        batch: Mapping[str, Tensor],
-        grids: Mapping[str, tuple[int, int]],
-    ) -> dict[str, Float[Tensor, "n rows columns"]]:
+    def scores(self, features: Tensors, batch: Tensors, grids: Mapping[str, Grid]) -> Scores:
         """Reads the attention at the positions of each view's patches."""
         attention, whole = features[self.needs[0]], _place(batch, self.sees)
         return {v: resample_scores(attention, whole, _place(batch, v), g) for v, g in grids.items()}
 
-    def keep(
-        self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Patches:
+    def keep(self, grid: Grid, keys: Keys, view: str, reduction: Reduction) -> Patches:
         """Keeps the patches of the cells with the highest mean score.
 
         Raises:
@@ -111,7 +98,7 @@ def resample_scores(
     scores: Float[Tensor, "n h w"],
     whole: Float[Tensor, "n 8"],
     part: Float[Tensor, "n 8"],
-    grid: tuple[int, int],
+    grid: Grid,
 ) -> Float[Tensor, "n rows columns"]:
     """Reads scores of one view at the patches of another view of the same image.
 
@@ -151,7 +138,7 @@ def view_to_image(place: Float[Tensor, "n 8"]) -> Float[Tensor, "n 3 3"]:
     return _matrices(cut) @ _matrices(turned)
 
 
-def _place(batch: Mapping[str, Tensor], view: str) -> Float[Tensor, "n 8"]:
+def _place(batch: Tensors, view: str) -> Float[Tensor, "n 8"]:
     return batch[f"{view}.augmentation"][:, : len(PLACE)]
 
 

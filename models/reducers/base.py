@@ -14,7 +14,13 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from ..image import ImageTower
+from ..text import Lengths
 from .keyed_random import draw, stream
+
+Grid = tuple[int, int]  # rows and columns of patches
+Keys = Int64[Tensor, " n"]  # of the samples
+Tensors = Mapping[str, Tensor]  # features, or entries of the batch, by name
+Scores = Mapping[str, Float[Tensor, "n rows columns"]]  # of the patches, by view
 
 
 class Patches(NamedTuple):
@@ -42,6 +48,9 @@ class ImageView(NamedTuple):
     augmentation: tuple[str, ...] = ()
 
 
+Views = Mapping[str, ImageView]
+
+
 class ImageReducer:
     """Shortens the image tower's sequence; this one changes nothing.
 
@@ -63,9 +72,7 @@ class ImageReducer:
             ValueError: the two do not fit.
         """
 
-    def check_views(
-        self, tower: ImageTower, views: Mapping[str, ImageView], scored: Sequence[str]
-    ) -> None:
+    def check_views(self, tower: ImageTower, views: Views, scored: Sequence[str]) -> None:
         """Checks, when a run is built, that `scores` can be computed from what batches hold.
 
         Args:
@@ -77,12 +84,7 @@ class ImageReducer:
             ValueError: a view is missing or of no use.
         """
 
-    def scores(
-        self,
-        features: Mapping[str, Tensor],
-        batch: Mapping[str, Tensor],
-        grids: Mapping[str, tuple[int, int]],
-    ) -> Mapping[str, Float[Tensor, "n rows columns"]]:
+    def scores(self, features: Tensors, batch: Tensors, grids: Mapping[str, Grid]) -> Scores:
         """Scores the patches of each view in `grids`, before the student runs; {}: no scores.
 
         Args:
@@ -96,13 +98,7 @@ class ImageReducer:
         """Returns the images to cut into patches."""
         return image
 
-    def keep(
-        self,
-        grid: tuple[int, int],
-        keys: Int64[Tensor, " n"],
-        view: str,
-        reduction: "Reduction",
-    ) -> Patches | None:
+    def keep(self, grid: Grid, keys: Keys, view: str, reduction: "Reduction") -> Patches | None:
         """Chooses the patches that the tower sees; None: all as they are.
 
         Args:
@@ -129,29 +125,16 @@ class WrappedReducer(ImageReducer, ABC):
     def prepare(self, tower: ImageTower) -> None:
         self.inner.prepare(tower)
 
-    def check_views(
-        self, tower: ImageTower, views: Mapping[str, ImageView], scored: Sequence[str]
-    ) -> None:
+    def check_views(self, tower: ImageTower, views: Views, scored: Sequence[str]) -> None:
         self.inner.check_views(tower, views, scored)
 
-    def scores(
-        self,
-        features: Mapping[str, Tensor],
-        batch: Mapping[str, Tensor],
-        grids: Mapping[str, tuple[int, int]],
-    ) -> Mapping[str, Float[Tensor, "n rows columns"]]:
+    def scores(self, features: Tensors, batch: Tensors, grids: Mapping[str, Grid]) -> Scores:
         return self.inner.scores(features, batch, grids)
 
     def pixels(self, image: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h2 w2"]:
         return self.inner.pixels(image)
 
-    def keep(
-        self,
-        grid: tuple[int, int],
-        keys: Int64[Tensor, " n"],
-        view: str,
-        reduction: "Reduction",
-    ) -> Patches | None:
+    def keep(self, grid: Grid, keys: Keys, view: str, reduction: "Reduction") -> Patches | None:
         return self.inner.keep(grid, keys, view, reduction)
 
 
@@ -161,16 +144,16 @@ class TextReducer:
     def tokens(
         self,
         text: Int64[Tensor, "n t"],
-        length: Int64[Tensor, " n"],
-        keys: Int64[Tensor, " n"],
+        length: Lengths,
+        keys: Keys,
         view: str,
         reduction: "Reduction",
-    ) -> tuple[Int64[Tensor, "n t2"], Int64[Tensor, " n"]]:
+    ) -> tuple[Int64[Tensor, "n t2"], Lengths]:
         """Shortens captions; the last token of each (the end of text) stays its last.
 
         Args:
             text: token ids, padded after the end of text.
-            length: tokens of each caption, start and end included.
+            length: of each caption.
             keys: sample keys.
             view: batch entry, such as `text`; each view draws anew.
             reduction: of the step.
@@ -197,8 +180,8 @@ class Reduction:
     step: int
     image: ImageReducer | None = None
     text: TextReducer | None = None
-    scores: Mapping[str, Float[Tensor, "n rows columns"]] = field(default_factory=dict)
+    scores: Scores = field(default_factory=dict)
 
-    def draw(self, keys: Int64[Tensor, " n"], view: str, count: int) -> Int64[Tensor, "n count"]:
+    def draw(self, keys: Keys, view: str, count: int) -> Int64[Tensor, "n count"]:
         """Draws `count` numbers a sample, uniform in 0 .. 2^63 - 1, for this step and view."""
         return draw(stream(self.seed, self.step, view), keys, count)

@@ -6,11 +6,9 @@ In: the patches that another reducer keeps. Out: all patches, with the others hi
 """
 
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 
 from ..image import ImageTower
-from .base import ImageReducer, Patches, Reduction, WrappedReducer
+from .base import Grid, ImageReducer, Keys, Patches, Reduction, WrappedReducer
 
 
 class MaskTokens(WrappedReducer):
@@ -27,17 +25,10 @@ class MaskTokens(WrappedReducer):
         super().__init__(of)
 
     def prepare(self, tower: ImageTower) -> None:
-        """Gives the tower the token.
-
-        Raises:
-            ValueError: it cannot have one.
-        """
         super().prepare(tower)
         tower.learn_mask_token()
 
-    def keep(
-        self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Patches | None:
+    def keep(self, grid: Grid, keys: Keys, view: str, reduction: Reduction) -> Patches | None:
         patches = super().keep(grid, keys, view, reduction)
         if patches is None:
             return None

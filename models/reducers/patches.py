@@ -7,11 +7,11 @@ sample, so that the tower's sequences are really shorter.
 import math
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import ImageReducer, Patches, Reduction, WrappedReducer
+from .base import Grid, ImageReducer, Keys, Patches, Reduction, WrappedReducer
 
 
 class RandomPatches(ImageReducer):
@@ -29,9 +29,7 @@ class RandomPatches(ImageReducer):
     def __init__(self, drop: float = 0.5):
         self.drop = _checked_drop(type(self).__name__, drop)
 
-    def keep(
-        self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Patches:
+    def keep(self, grid: Grid, keys: Keys, view: str, reduction: Reduction) -> Patches:
         """Keeps the patches with the lowest random numbers."""
         num_patches = grid[0] * grid[1]
         num_kept = max(1, int(num_patches * (1 - self.drop)))
@@ -58,9 +56,7 @@ class GridPatches(ImageReducer):
             raise ValueError(f"GridPatches has window={window}; give 2 to keep a quarter")
         self.window = window
 
-    def keep(
-        self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Patches:
+    def keep(self, grid: Grid, keys: Keys, view: str, reduction: Reduction) -> Patches:
         """Keeps patch number `draw mod size` of each window."""
         starts = [torch.arange(0, n, self.window, device=keys.device) for n in grid]
         tops, lefts = (x.flatten() for x in torch.meshgrid(*starts, indexing="ij"))
@@ -72,7 +68,7 @@ class GridPatches(ImageReducer):
 
 
 class BlockPatches(ImageReducer):
-    """Keeps one contiguous block of the grid's shape at a random position.
+    """Keeps one contiguous block of the grid's shape; all positions are equally likely.
 
     Both sides are scaled by sqrt(1 - drop) and rounded. Li et al., "An Inverse Scaling Law for CLIP
     Training" (CLIPA, 2023), section 3 ("block mask").
@@ -87,10 +83,7 @@ class BlockPatches(ImageReducer):
     def __init__(self, drop: float = 0.75):
         self.drop = _checked_drop(type(self).__name__, drop)
 
-    def keep(
-        self, grid: tuple[int, int], keys: Int64[Tensor, " n"], view: str, reduction: Reduction
-    ) -> Patches:
-        """Keeps the block; every position in which it fits is equally likely."""
+    def keep(self, grid: Grid, keys: Keys, view: str, reduction: Reduction) -> Patches:
         height, width = (max(1, round(n * math.sqrt(1 - self.drop))) for n in grid)
         down, right = reduction.draw(keys, view, 2).unbind(1)
         top, left = down % (grid[0] - height + 1), right % (grid[1] - width + 1)
@@ -120,11 +113,6 @@ class Resize(WrappedReducer):
         self.size = size
 
     def pixels(self, image: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 s s"]:
-        """Resizes.
-
-        Raises:
-            ValueError: the images are smaller than `size`.
-        """
         size = (self.size, self.size)
         if min(image.shape[-2:]) < self.size:
             raise ValueError(

@@ -6,13 +6,18 @@ Scaling Law for CLIP Training" (CLIPA, 2023), section 3. The fourth way, by part
 words: `data/text/syntax.py`.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from .base import Reduction, TextReducer
+from ..text import Lengths
+from .base import Keys, Reduction, TextReducer
 
-Shortened = tuple[Int64[Tensor, "n t2"], Int64[Tensor, " n"]]
+# Draws so many numbers a sample, uniform in 0 .. 2^63 - 1.
+Draw = Callable[[int], Int64[Tensor, "n count"]]
 
 
 class _Selection(TextReducer):
@@ -36,35 +41,28 @@ class _Selection(TextReducer):
     def tokens(
         self,
         text: Int64[Tensor, "n t"],
-        length: Int64[Tensor, " n"],
-        keys: Int64[Tensor, " n"],
+        length: Lengths,
+        keys: Keys,
         view: str,
         reduction: Reduction,
-    ) -> Shortened:
-        """Gathers the kept positions."""
+    ) -> tuple[Int64[Tensor, "n t2"], Lengths]:
         if text.shape[1] <= self.num_tokens:
             return text, length
         positions = torch.arange(self.num_tokens, device=text.device)
-        selected = self.positions(text.shape[1], length, keys, view, reduction)
+        selected = self.positions(text.shape[1], length, partial(reduction.draw, keys, view))
         end = (length - 1)[:, None]
         # The end of text comes right after the last kept word.
         selected = torch.where(positions == self.num_tokens - 1, end, selected)
         kept = torch.where((length <= self.num_tokens)[:, None], positions, selected)
         return text.gather(1, kept), length.clamp(max=self.num_tokens)
 
-    def positions(
-        self,
-        width: int,
-        length: Int64[Tensor, " n"],
-        keys: Int64[Tensor, " n"],
-        view: str,
-        reduction: Reduction,
-    ) -> Int64[Tensor, "n k"]:
+    def positions(self, width: int, length: Lengths, draw: Draw) -> Int64[Tensor, "n k"]:
         """Returns rising positions of captions that are too long; the last is not used.
 
         Args:
             width: positions of a row, padding included.
-            length, keys, view, reduction: as for `tokens`.
+            length: of each caption.
+            draw: of these captions.
         """
         raise NotImplementedError
 
@@ -72,31 +70,17 @@ class _Selection(TextReducer):
 class Truncate(_Selection):
     """Keeps the first tokens; also the text length of a phase."""
 
-    def positions(
-        self,
-        width: int,
-        length: Int64[Tensor, " n"],
-        keys: Int64[Tensor, " n"],
-        view: str,
-        reduction: Reduction,
-    ) -> Int64[Tensor, "n k"]:
+    def positions(self, width: int, length: Lengths, draw: Draw) -> Int64[Tensor, "n k"]:
         return torch.arange(self.num_tokens, device=length.device).expand(len(length), -1)
 
 
 class RandomTokens(_Selection):
     """Keeps random tokens in their order, every subset equally likely."""
 
-    def positions(
-        self,
-        width: int,
-        length: Int64[Tensor, " n"],
-        keys: Int64[Tensor, " n"],
-        view: str,
-        reduction: Reduction,
-    ) -> Int64[Tensor, "n k"]:
-        """Returns the positions of the words with the lowest random numbers."""
+    def positions(self, width: int, length: Lengths, draw: Draw) -> Int64[Tensor, "n k"]:
+        # Of the words, those with the lowest random numbers.
         positions = torch.arange(width, device=length.device)
-        scores = reduction.draw(keys, view, width)
+        scores = draw(width)
         scores = scores.masked_fill(positions == 0, -1)
         # The end and the padding come last.
         scores = scores.masked_fill(
@@ -110,16 +94,8 @@ class RandomTokens(_Selection):
 class TokenBlock(_Selection):
     """Keeps a random span of neighbouring tokens, every position equally likely."""
 
-    def positions(
-        self,
-        width: int,
-        length: Int64[Tensor, " n"],
-        keys: Int64[Tensor, " n"],
-        view: str,
-        reduction: Reduction,
-    ) -> Int64[Tensor, "n k"]:
-        """Returns 0, then the span's positions."""
+    def positions(self, width: int, length: Lengths, draw: Draw) -> Int64[Tensor, "n k"]:
         num_starts = (length - self.num_tokens + 1).clamp(min=1)
-        first = reduction.draw(keys, view, 1)[:, 0] % num_starts
+        first = draw(1)[:, 0] % num_starts
         offsets = torch.arange(self.num_tokens, device=length.device)
         return offsets + torch.where(offsets > 0, first[:, None], 0)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..image import ImageTower, PixelStem
 from ..layers import repeated_layers
-from ..text import TextTower
+from ..text import Ids, Lengths, TextTower
 from ..two_tower import TwoTower
 from .frozen import DTYPES, FrozenTowers, Placement, Teacher, lowered
 
@@ -54,7 +54,6 @@ class OpenClip(Teacher):
         self.placement: Placement = placement
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
-        """Loads the model; see `Teacher`."""
         import open_clip
 
         try:
@@ -75,7 +74,6 @@ class OpenClip(Teacher):
         return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.placement)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
-        """Returns the ids that this teacher was trained with; see `Teacher`."""
         import open_clip
 
         return open_clip.get_tokenizer(self._identifier)(list(texts), context_length=length)
@@ -106,7 +104,6 @@ class Transformers(Teacher):
         self.placement: Placement = placement
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
-        """Loads the model; see `Teacher`."""
         from transformers import AutoImageProcessor, AutoModel
 
         try:
@@ -132,7 +129,6 @@ class Transformers(Teacher):
         return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.placement)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
-        """Returns the ids that this teacher was trained with; see `Teacher`."""
         from transformers import AutoTokenizer
 
         try:
@@ -200,9 +196,7 @@ class PaddedText(TextTower):
         self._encode = encode
         self.context_length, self.pad_id = context_length, pad_id
 
-    def forward(
-        self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
-    ) -> Float[Tensor, "n d"]:
+    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n d"]:
         """Returns projected features, before normalisation."""
         places = torch.arange(text.shape[1], device=text.device)
         text = text.masked_fill(places >= text_length[:, None], self.pad_id)
@@ -214,10 +208,7 @@ class PaddedText(TextTower):
 class MaskedText(PaddedText):
     """The text side of a model that takes a padding mask."""
 
-    def forward(
-        self, text: Int64[Tensor, "n tokens"], text_length: Int64[Tensor, " n"]
-    ) -> Float[Tensor, "n d"]:
-        """Returns projected features, before normalisation."""
+    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n d"]:
         is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
         text = text.masked_fill(~is_token, self.pad_id)
         return self._encode(text, attention_mask=is_token.long())  # type: ignore[call-arg]

@@ -122,5 +122,4 @@ class Frozen(Teacher):
         self.placement: Placement = placement
 
     def build(self, load: Callable[[str | None], TwoTower]) -> FrozenTowers:
-        """Loads the weights; see `Teacher`."""
         return FrozenTowers(lowered(load(self.source), self.dtype), self.placement)
