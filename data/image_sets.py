@@ -47,6 +47,12 @@ class Item:
     size: int
     fields: dict[str, Any] = field(hash=False)
 
+    def decode(self) -> Tensor:
+        """Returns the image, uint8 [3, height, width]; raises SampleError when it is broken."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return decode_image(file.read(self.size))
+
     def get(self, name: str) -> Any:
         """Returns the field `name`, or None: absent and null are the same."""
         value = self.fields.get(name, _ABSENT)
@@ -94,10 +100,7 @@ class ImageSet(ABC):
 
     def image(self, index: int) -> Tensor:
         """Returns image `index`, uint8 [3, height, width]; raises SampleError if damaged."""
-        item = self.items[index]
-        with open(item.path, "rb") as file:
-            file.seek(item.offset)
-            return decode_image(file.read(item.size))
+        return self.items[index].decode()
 
     def select(self, where: Mapping[str, Any] | None) -> list[int]:
         """Returns the items whose fields equal the values in `where` (or one of a list of them).

@@ -222,11 +222,6 @@ class PairsDataModule(Pairs):
         return StepLoader(loader, dataset, self.first_step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Checks the fingerprint and loads the state.
-
-        Raises:
-            ValueError: the manifest is not that of the checkpoint.
-        """
         if state_dict["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"the manifest '{self.manifest_path}', with its keep-lists, lists other samples "

@@ -10,7 +10,6 @@ from typing import Any
 
 from .errors import SampleError
 from .image_sets import Item, ShardSet
-from .images.decode import decode_image
 
 
 class ValidationPairs(ShardSet):
@@ -94,9 +93,7 @@ def _flaw(item: Item, caption: Any) -> str | None:
     if caption is None:
         return "no_caption"
     try:
-        with open(item.path, "rb") as file:
-            file.seek(item.offset)
-            decode_image(file.read(item.size))
+        item.decode()
     except (SampleError, OSError):
         return "bad_image"
     return None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .transforms import TrainTransform
+from .transforms import Rng, TrainTransform
 
 
 class EnclosingCrop(TrainTransform):
@@ -35,11 +35,7 @@ class EnclosingCrop(TrainTransform):
         self.zoom = zoom
 
     def draw(
-        self,
-        height: int,
-        width: int,
-        rng: np.random.Generator | None,
-        others: Sequence[np.ndarray] = (),
+        self, height: int, width: int, rng: Rng, others: Sequence[np.ndarray] = ()
     ) -> np.ndarray:
         assert rng is not None and len(others) == len(self.around)
         tops, lefts, rows, columns = np.array([params[:4] for params in others]).T

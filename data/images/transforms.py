@@ -25,6 +25,7 @@ CROP_TRIES = 10
 NEUTRAL_COLOURS = [1.0, 1.0, 1.0, 0.0, 0.0]
 
 Box = tuple[int, int, int, int]
+Rng = np.random.Generator | None
 
 
 class Transform(ABC):
@@ -38,9 +39,7 @@ class Transform(ABC):
     columns: tuple[str, ...] = ()
     around: tuple[str, ...] = ()
 
-    def __call__(
-        self, image: EncodedImage | Tensor, size: int, rng: np.random.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, image: EncodedImage | Tensor, size: int, rng: Rng = None) -> Tensor:
         """Transforms one image: `draw`, then `apply`.
 
         Args:
@@ -57,11 +56,7 @@ class Transform(ABC):
 
     @abstractmethod
     def draw(
-        self,
-        height: int,
-        width: int,
-        rng: np.random.Generator | None,
-        others: Sequence[np.ndarray] = (),
+        self, height: int, width: int, rng: Rng, others: Sequence[np.ndarray] = ()
     ) -> np.ndarray:
         """Draws what is random for an image of this size: float64 [len(columns)].
 
@@ -169,11 +164,7 @@ class TrainTransform(Transform):
         self.decode = decode
 
     def draw(
-        self,
-        height: int,
-        width: int,
-        rng: np.random.Generator | None,
-        others: Sequence[np.ndarray] = (),
+        self, height: int, width: int, rng: Rng, others: Sequence[np.ndarray] = ()
     ) -> np.ndarray:
         assert rng is not None, "training transforms need the sample's generator"
         crops = rng.random((CROP_TRIES, 4))
@@ -299,11 +290,7 @@ class EvalTransform(Transform):
         self.resize, self.crop, self.fill = resize, crop, fill
 
     def draw(
-        self,
-        height: int,
-        width: int,
-        rng: np.random.Generator | None = None,
-        others: Sequence[np.ndarray] = (),
+        self, height: int, width: int, rng: Rng = None, others: Sequence[np.ndarray] = ()
     ) -> np.ndarray:
         return np.empty(0)
 

@@ -35,7 +35,6 @@ class RepeatWeights:
     keeps_weights = False
 
     def times(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Rounds up where the weight's fraction exceeds the draw."""
         return np.floor(weights + draws).astype(np.int64)
 
 

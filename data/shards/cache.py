@@ -77,7 +77,6 @@ class ShardStore(Protocol):
         Raises:
             SampleError: the shard cannot be opened.
         """
-        ...
 
 
 class LocalStore:

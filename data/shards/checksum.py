@@ -4,9 +4,7 @@ In: a manifest file. Out: the same file with the column `sha256` filled. A remot
 fetched to a temporary folder and removed again.
 """
 
-import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +13,8 @@ import pyarrow.parquet as pq
 
 from ..files import whole_file
 from ..urls import scheme
+from .transfer import digest
 from .transport import FetchError, Transport
-
-BLOCK = 1 << 20
 
 
 def store_checksums(
@@ -41,7 +38,11 @@ def store_checksums(
     digests = []
     for done, url in enumerate(urls, start=1):
         if scheme(url):
-            digests.append(remote_digest(url, transport or Transport()))
+            try:
+                with (transport or Transport()).temporary_copy(url) as copy:
+                    digests.append(digest(copy))
+            except FetchError as error:
+                raise ValueError(f"{error}; check the address, or leave the shard out") from error
         else:
             shard = path.parent / url  # an absolute url stays as it is
             if not shard.is_file():
@@ -55,23 +56,3 @@ def store_checksums(
     table = table.set_column(column, "sha256", pa.array(digests, pa.string()))
     with whole_file(path) as part:
         pq.write_table(table, part)
-
-
-def digest(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            state.update(block)
-    return state.hexdigest()
-
-
-def remote_digest(url: str, transport: Transport) -> str:
-    """Returns the SHA-256 of a remote file; raises ValueError if it cannot be fetched."""
-    with tempfile.TemporaryDirectory(prefix="counterpoint-checksum-") as folder:
-        copy = Path(folder, "shard.tar")
-        try:
-            transport.download(url, copy)
-        except FetchError as error:
-            raise ValueError(f"{error}; check the address, or leave the shard out") from error
-        return digest(copy)

@@ -11,7 +11,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -70,25 +69,19 @@ def index_shards(
     for kind in {scheme(url): url for _, url, _ in shards if scheme(url)}.values():
         transport.require(kind)
     folder = Path(out).parent.resolve()
-    rows: dict[str, list] = {name: [] for name in SCHEMA.names}
-    with tempfile.TemporaryDirectory(prefix="counterpoint-index-") as scratch:
-        measure = functools.partial(
-            measure_shard, caption=caption, transport=transport, scratch=Path(scratch)
-        )
-        measured = _measured([item[1:] for item in shards], measure, num_workers)
-        for done, ((name, url, _), (count, num_bytes)) in enumerate(
-            zip(shards, measured, strict=True), start=1
-        ):
-            rows["source"].append(name)
-            rows["url"].append(_listed_url(url, folder))
-            rows["num_samples"].append(count)
-            rows["num_bytes"].append(num_bytes)
-            rows["sha256"].append("")
-            if progress:
-                progress(done, len(shards))
-    if not sum(rows["num_samples"]):
+    rows: list[tuple[str, str, int, int, str]] = []
+    measure = functools.partial(measure_shard, caption=caption, transport=transport)
+    measured = _measured([item[1:] for item in shards], measure, num_workers)
+    for done, ((name, url, _), (count, num_bytes)) in enumerate(
+        zip(shards, measured, strict=True), start=1
+    ):
+        rows.append((name, _listed_url(url, folder), count, num_bytes, ""))
+        if progress:
+            progress(done, len(shards))
+    columns = dict(zip(SCHEMA.names, zip(*rows, strict=True), strict=True))
+    if not sum(columns["num_samples"]):
         raise ValueError(f"the {len(shards)} shards ({shown(shards[0][1])}, ...) hold no samples")
-    manifest = Manifest(pa.table(rows, schema=SCHEMA), folder)
+    manifest = Manifest(pa.table(columns, schema=SCHEMA), folder)
     manifest.save(out)
     return manifest
 
@@ -126,7 +119,7 @@ def _measured(
 
 
 def measure_shard(
-    url: str, num_bytes: int, caption: Sequence[str], transport: Transport, scratch: Path
+    url: str, num_bytes: int, caption: Sequence[str], transport: Transport
 ) -> tuple[int, int]:
     """Returns the samples and bytes of one shard.
 
@@ -135,7 +128,6 @@ def measure_shard(
         num_bytes: its size if a listing has it, else 0.
         caption: caption fields that it is expected to have.
         transport: fetches a remote shard, or its sidecar.
-        scratch: folder for a copy.
 
     Raises:
         ValueError: it cannot be read, is damaged, or has no images or captions.
@@ -146,15 +138,8 @@ def measure_shard(
         stated = _remote_count(url, transport)
         if stated is not None:
             return stated, num_bytes or transport.num_bytes(url)
-        descriptor, name = tempfile.mkstemp(suffix=".tar", dir=scratch)
-        os.close(descriptor)
-        path = Path(name)
-        try:
-            transport.download(url, path, num_bytes)
-            return count_samples(name, caption, shown(url)), path.stat().st_size
-        finally:
-            for leftover in (path, path.with_name(f"{path.name}.index")):
-                leftover.unlink(missing_ok=True)
+        with transport.temporary_copy(url, num_bytes) as path:
+            return count_samples(str(path), caption, shown(url)), path.stat().st_size
     except FetchError as error:
         raise ValueError(
             f"a shard cannot be indexed: {error}; check the address, or leave it out"

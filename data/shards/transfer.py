@@ -117,17 +117,21 @@ def check(path: Path, num_bytes: int, sha256: str) -> None:
     size = path.stat().st_size
     if num_bytes and size != num_bytes:
         raise Incomplete(f"{size} bytes arrived, {num_bytes} were expected")
-    with open(path, "rb") as file:
-        if not num_bytes:
-            # A broken server may state a wrong length: check the tar's end mark instead.
+    if not num_bytes:
+        # A broken server may state a wrong length: check the tar's end mark instead.
+        with open(path, "rb") as file:
             file.seek(max(0, size - 512))
             tail = file.read()
-            if len(tail) < 512 or any(tail):
-                raise Incomplete(f"the {size} bytes that arrived do not end like a tar")
-        if sha256:
-            file.seek(0)
-            state = hashlib.sha256()
-            while block := file.read(BLOCK):
-                state.update(block)
-            if state.hexdigest() != sha256:
-                raise Incomplete("its SHA-256 is not the one in the manifest")
+        if len(tail) < 512 or any(tail):
+            raise Incomplete(f"the {size} bytes that arrived do not end like a tar")
+    if sha256 and digest(path) != sha256:
+        raise Incomplete("its SHA-256 is not the one in the manifest")
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            state.update(block)
+    return state.hexdigest()

@@ -5,12 +5,14 @@ complete local file, or an error in one sentence. A server that drops, stalls, t
 overloaded costs time: every attempt starts anew, after a growing pause, and none waits for ever.
 """
 
+import contextlib
 import errno
 import os
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,6 +129,16 @@ class Transport:
             if not is_disk_full(error):
                 raise
             raise full_disk(path.parent, url, num_bytes) from error
+
+    @contextlib.contextmanager
+    def temporary_copy(self, url: str, num_bytes: int = 0) -> Iterator[Path]:
+        """Yields the path of a copy, which is removed at the end of the block; as `download`."""
+        with tempfile.TemporaryDirectory(
+            prefix="counterpoint-copy-", ignore_cleanup_errors=True
+        ) as folder:
+            path = Path(folder, "shard.tar")
+            self.download(url, path, num_bytes)
+            yield path
 
     def num_bytes(self, url: str) -> int:
         """Returns the size of a remote file, 0 if unknown; raises FetchError."""

@@ -68,7 +68,6 @@ class StreamingPairs(Pairs):
         return "stream"
 
     def check(self, num_nodes: int = 1) -> None:
-        """Checks everything but the content of the shards."""
         assert self.steps is not None, "connect comes first"
         self.ledger.check()
         self.recipe()
