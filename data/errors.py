@@ -122,10 +122,7 @@ class ErrorLedger:
 
     def take_delta(self) -> LedgerDelta:
         """Returns the counts since the last call, and clears them."""
-        delta: LedgerDelta = {
-            "samples": dict(self._new_samples),
-            "errors": dict(self._new_errors),
-        }
+        delta: LedgerDelta = {"samples": dict(self._new_samples), "errors": dict(self._new_errors)}
         self._new_samples, self._new_errors = Counter(), Counter()
         return delta
 

@@ -173,13 +173,7 @@ class PairsDataModule(Pairs):
             by_name = dict(zip(manifest.sources, sizes, strict=True))
             shares = Mixture.temperature(by_name, self.temperature)
         return MixedPlan(
-            counts,
-            manifest.source_ids,
-            manifest.sources,
-            self.seed,
-            self.lanes,
-            self.block,
-            shares,
+            counts, manifest.source_ids, manifest.sources, self.seed, self.lanes, self.block, shares
         )
 
     def train_dataset(self, rank: int = 0, world_size: int = 1) -> StepDataset:

@@ -38,11 +38,7 @@ class InfoLOOB(PairwiseTerm):
     needs = ("image", "text")
     name = "infoloob"
 
-    def __init__(
-        self,
-        scale: Scalar | str | None = None,
-        **pairwise: Any,
-    ):
+    def __init__(self, scale: Scalar | str | None = None, **pairwise: Any):
         super().__init__(scale=scale or Fixed(30.0), **pairwise)
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:

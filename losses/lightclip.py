@@ -76,10 +76,7 @@ class Softened(PairwiseTerm):
     needs = ("image", "text")
 
     def __init__(
-        self,
-        amount: float | Weight = 0.1,
-        softening: Softening | None = None,
-        **pairwise: Any,
+        self, amount: float | Weight = 0.1, softening: Softening | None = None, **pairwise: Any
     ):
         super().__init__(**pairwise)
         self.amount = amount

@@ -34,11 +34,7 @@ class M2Mix(PairwiseTerm):
     name = "m2mix"
     needs = ("image", "text", "key")
 
-    def __init__(
-        self,
-        scale: Scalar | str | None = None,
-        **pairwise: Any,
-    ):
+    def __init__(self, scale: Scalar | str | None = None, **pairwise: Any):
         super().__init__(scale=Fixed(1 / 0.07) if scale is None else scale, **pairwise)
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:

@@ -36,11 +36,7 @@ class NegCLIP(PairwiseTerm):
 
     name = "negclip"
 
-    def __init__(
-        self,
-        negatives: Sequence[str] = ("text.negative",),
-        **pairwise: Any,
-    ):
+    def __init__(self, negatives: Sequence[str] = ("text.negative",), **pairwise: Any):
         super().__init__(**pairwise)
         if isinstance(negatives, str) or not negatives:
             raise ValueError(f"negatives={negatives!r} must be a list such as [text.negative]")

@@ -28,12 +28,7 @@ class TeacherTerm(PairwiseTerm):
         ValueError: no teachers.
     """
 
-    def __init__(
-        self,
-        teachers: Sequence[str],
-        form: Literal["", ".raw"] = "",
-        **pairwise: Any,
-    ):
+    def __init__(self, teachers: Sequence[str], form: Literal["", ".raw"] = "", **pairwise: Any):
         super().__init__(**pairwise)
         if isinstance(teachers, str) or not teachers:
             raise ValueError(f"teachers={teachers!r} must be a list such as [teacher.large]")

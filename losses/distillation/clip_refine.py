@@ -69,11 +69,6 @@ class HyCD(SoftContrastive):
 
     name = "hycd"
 
-    def __init__(
-        self,
-        teachers: Sequence[str],
-        alpha: float = 0.5,
-        **pairwise: Any,
-    ):
+    def __init__(self, teachers: Sequence[str], alpha: float = 0.5, **pairwise: Any):
         ones = [1.0] * len(teachers)
         super().__init__(teachers, ones, alpha, form=".raw", scale=Fixed(1.0), **pairwise)

@@ -47,11 +47,7 @@ class StandardizedLogits(TeacherTerm):
     name = "standardised"
 
     def __init__(
-        self,
-        teachers: Sequence[str],
-        temperature: float = 0.7,
-        eps: float = 1e-5,
-        **pairwise: Any,
+        self, teachers: Sequence[str], temperature: float = 0.7, eps: float = 1e-5, **pairwise: Any
     ):
         if temperature <= 0 or eps <= 0:
             raise ValueError(f"temperature={temperature} and eps={eps} must be above 0")
