@@ -30,9 +30,11 @@ class Order(Protocol):
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns epoch, shard and ordinal of each position."""
+        ...
 
     def lane(self, positions: np.ndarray) -> np.ndarray:
         """Returns the lane of each position."""
+        ...
 
 
 class InParts(Protocol):
@@ -42,6 +44,7 @@ class InParts(Protocol):
 
     def num_parts(self, step: int) -> int:
         """Returns how many parts make up this rank's batch of a step."""
+        ...
 
 
 class StepDataset(Dataset):

@@ -5,6 +5,7 @@ seed and the model's sizes. Out: the training loader, and one integer to resume 
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,26 +84,22 @@ class PairsDataModule(Pairs):
         self.cache = cache
         if cache is not None and allow_pipe:
             cache.transport.allow_pipe = True
-        self._manifest: Manifest | None = None
-        self._selection: Selection | None = None
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
         """The shards, loaded at the first access."""
-        if self._manifest is None:
-            self._manifest = Manifest.load(self.manifest_path)
-        return self._manifest
+        return Manifest.load(self.manifest_path)
 
-    @property
+    @cached_property
     def selection(self) -> Selection | None:
         """The kept samples, compiled at the first access; None: all."""
-        if self._selection is None and self.keep_lists:
-            first = Path(self.keep_lists[0]).resolve()
-            folder = first.with_name(f".{first.stem}.compiled")
-            self._selection = Selection.compile(
-                self.keep_lists, self.manifest, folder, self.seed, self.keep_weights
-            )
-        return self._selection
+        if not self.keep_lists:
+            return None
+        first = Path(self.keep_lists[0]).resolve()
+        folder = first.with_name(f".{first.stem}.compiled")
+        return Selection.compile(
+            self.keep_lists, self.manifest, folder, self.seed, self.keep_weights
+        )
 
     @property
     def source_names(self) -> list[str]:

@@ -7,6 +7,7 @@ run's steps, the seed and the model's sizes. Out: a Lightning data module, excep
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -89,7 +90,6 @@ class Pairs(LightningDataModule, ABC):
         self.image_size = 0
         self.context_length = 0
         self.word_reducers: Sequence[WordReducer | None] = ()
-        self._ledger: ErrorLedger | None = None
 
     @property
     @abstractmethod
@@ -122,13 +122,10 @@ class Pairs(LightningDataModule, ABC):
             ValueError: something is missing, cut off, contradictory, or too small.
         """
 
-    @property
+    @cached_property
     def ledger(self) -> ErrorLedger:
         """Counts of unusable samples; `train` merges and checks them."""
-        if self._ledger is None:
-            names, urls = self.source_names, self.shard_urls
-            self._ledger = ErrorLedger(names, self.max_error_rate, urls=urls)
-        return self._ledger
+        return ErrorLedger(self.source_names, self.max_error_rate, urls=self.shard_urls)
 
     def reads(self, entry: str) -> tuple[Tokenizer, int]:
         """Returns tokenizer and context length of a text entry (`text`, `text.NAME`)."""

@@ -25,6 +25,9 @@ from .shards.reader import RawSample
 # Pixels of a missing image.
 WHITE = 255
 
+Rows = Mapping[str, Tensor]  # joined rows by batch entry
+Images = dict[str | None, EncodedImage]  # a sample's own under None, others by member
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -40,7 +43,7 @@ class Sample:
         weight: weight in the keep-list.
     """
 
-    images: dict[str | None, EncodedImage]
+    images: Images
     params: dict[str, np.ndarray]
     texts: dict[str, str]
     rows: dict[str, Tensor]
@@ -76,7 +79,7 @@ class Renderer:
         source: str,
         key: int,
         epoch: int,
-        rows: Mapping[str, Tensor],
+        rows: Rows,
         status: int = 0,
         weight: float = 1.0,
     ) -> Sample:
@@ -101,11 +104,9 @@ class Renderer:
         params = self._draw(images, rows, epoch, key)
         return Sample(images, params, texts, dict(rows), key, status, weight)
 
-    def blank(self, epoch: int, rows: Mapping[str, Tensor], status: int) -> Sample:
+    def blank(self, epoch: int, rows: Rows, status: int) -> Sample:
         """Returns a white sample without texts."""
-        images: dict[str | None, EncodedImage] = {
-            None: Pixels(torch.full((3, 2, 2), WHITE, dtype=torch.uint8))
-        }
+        images: Images = {None: Pixels(torch.full((3, 2, 2), WHITE, dtype=torch.uint8))}
         params = self._draw(images, rows, epoch, 0)
         texts = dict.fromkeys(self.recipe.texts, "")
         return Sample(images, params, texts, dict(rows), 0, status, 1.0)
@@ -163,9 +164,9 @@ class Renderer:
         texts = {name: [sample.texts[name] for sample in samples] for name in self.recipe.texts}
         return batch, texts
 
-    def _images(self, raw: RawSample) -> dict[str | None, EncodedImage]:
+    def _images(self, raw: RawSample) -> Images:
         """Opens the images of all views; all but the sample's own may be absent."""
-        images: dict[str | None, EncodedImage] = {None: opened(find_image(raw))}
+        images: Images = {None: opened(find_image(raw))}
         for member in {view.member for view in self.recipe.views.values()} - {None}:
             try:
                 data = find_image(raw, member)
@@ -174,13 +175,7 @@ class Renderer:
             images[member] = opened(data)
         return images
 
-    def _draw(
-        self,
-        images: Mapping[str | None, EncodedImage],
-        rows: Mapping[str, Tensor],
-        epoch: int,
-        key: int,
-    ) -> dict[str, np.ndarray]:
+    def _draw(self, images: Images, rows: Rows, epoch: int, key: int) -> dict[str, np.ndarray]:
         """Returns the parameters of every view, a function of epoch, key and the view's name."""
         params: dict[str, np.ndarray] = {}
         for name, view in self.recipe.views.items():
@@ -195,13 +190,7 @@ class Renderer:
         return params
 
     def _text(
-        self,
-        raw: RawSample,
-        name: str,
-        source: str,
-        rows: Mapping[str, Tensor],
-        epoch: int,
-        key: int,
+        self, raw: RawSample, name: str, source: str, rows: Rows, epoch: int, key: int
     ) -> str:
         policy = self.recipe.texts[name][source]
         draw = uniform(self.recipe.seed, epoch, name, key)

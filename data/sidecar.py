@@ -9,6 +9,7 @@ memory grows with the open shards.
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,6 @@ class Sidecar:
         self.variants = variants
         self.max_open = max_open
         self._open: OrderedDict[tuple[str, str], _Part | None] = OrderedDict()
-        self._empty: dict[str, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
@@ -67,7 +67,7 @@ class Sidecar:
         """
         if not os.path.isdir(self.folder):
             raise ValueError(f"the sidecar folder '{self.folder}' does not exist; check the path")
-        for entry, rows in self._zeros().items():
+        for entry, rows in self._zeros.items():
             if self.variants > 1:
                 self._variant(entry, rows, 0)
         if sources and not any(os.path.isdir(os.path.join(self.folder, name)) for name in sources):
@@ -100,7 +100,7 @@ class Sidecar:
         if part and index >= 0:
             row = {entry: part.row(column, index) for entry, column in self.columns.items()}
         else:
-            row = self._zeros()
+            row = self._zeros
         if self.variants > 1:
             variant = int(draw * self.variants)
             row = {entry: self._variant(entry, rows, variant) for entry, rows in row.items()}
@@ -126,17 +126,16 @@ class Sidecar:
             self._open.popitem(last=False)
         return part
 
+    @cached_property
     def _zeros(self) -> dict[str, Tensor]:
         """Returns a row of zeros of each column, in the shapes of the first file."""
-        if self._empty is None:
-            path = next(iter(sorted(Path(self.folder).glob("*/*.safetensors"))), None)
-            if path is None:
-                raise ValueError(
-                    f"the sidecar folder '{self.folder}' holds no SOURCE/SHARD.safetensors"
-                )
-            part = _Part(path, self.columns.values())
-            self._empty = {entry: part.zeros(column) for entry, column in self.columns.items()}
-        return self._empty
+        path = next(iter(sorted(Path(self.folder).glob("*/*.safetensors"))), None)
+        if path is None:
+            raise ValueError(
+                f"the sidecar folder '{self.folder}' holds no SOURCE/SHARD.safetensors"
+            )
+        part = _Part(path, self.columns.values())
+        return {entry: part.zeros(column) for entry, column in self.columns.items()}
 
 
 def check_file_names(manifest: Manifest) -> None:

@@ -70,10 +70,7 @@ class Objective(nn.Module):
     @property
     def needs(self) -> frozenset[str]:
         """The features and batch entries that the terms read."""
-        needs: set[str] = set()
-        for term in self.named_terms.values():
-            needs.update(term.needs)
-        return frozenset(needs)
+        return frozenset(name for term in self.named_terms.values() for name in term.needs)
 
     def forward(self, features: Tensors, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns (weighted sum, detached raw values `TERM` or `TERM/PART`).

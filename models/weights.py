@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 PREFIX = "model."
 OURS = "counterpoint"  # a key of checkpoints, whose checksums are always written
-
-
 # Of a tower's parameters or tensors, so that it counts as filled. By parameters, a small tower with
 # another vocabulary would not; by tensors, one of which most layers are missing may not either.
 ENOUGH = 0.5

@@ -25,6 +25,7 @@ CROP_TRIES = 10
 NEUTRAL_COLOURS = [1.0, 1.0, 1.0, 0.0, 0.0]
 
 Box = tuple[int, int, int, int]
+Range = tuple[float, float]
 Rng = np.random.Generator | None
 
 
@@ -119,8 +120,8 @@ class TrainTransform(Transform):
 
     def __init__(
         self,
-        scale: tuple[float, float] = (0.5, 1.0),
-        ratio: tuple[float, float] = (0.75, 1.333),
+        scale: Range = (0.5, 1.0),
+        ratio: Range = (0.75, 1.333),
         flip: float = 0.0,
         rotate: float = 0.0,
         translate: float = 0.0,
@@ -313,13 +314,7 @@ class EvalTransform(Transform):
         return resize(pixels, rows, columns)[:, top : top + size, left : left + size]
 
 
-def crop_box(
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    draws: np.ndarray,
-) -> Box:
+def crop_box(height: int, width: int, scale: Range, ratio: Range, draws: np.ndarray) -> Box:
     """Returns top, left, height and width of a random crop (the Inception crop).
 
     Args:

@@ -40,6 +40,7 @@ class WeightPolicy(Protocol):
             weights: float64 [n], 0 or more.
             draws: a fixed number of each sample, float64 [n], evenly spread over [0, 1).
         """
+        ...
 
 
 def compile_lists(

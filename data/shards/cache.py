@@ -77,6 +77,7 @@ class ShardStore(Protocol):
         Raises:
             SampleError: the shard cannot be opened.
         """
+        ...
 
 
 class LocalStore:
@@ -172,26 +173,22 @@ class ShardCache:
         """
         if not scheme(url):
             return open_local(url)
-        self._make()
         with self._disk_errors(url, num_bytes):
-            return self._opened(url, num_bytes, sha256)
-
-    def _opened(self, url: str, num_bytes: int, sha256: str) -> OpenShard:
-        path = self._path(url, num_bytes, sha256)
-        shard = open_cached(path, num_bytes)
-        if shard is None:
-            self._check_quarantine(path)
-            with locked(self._beside(path, "lock")) as lock:
-                shard = open_cached(path, num_bytes)
-                if shard is None:
-                    self._check_quarantine(path)
-                    self._check_fits(url, num_bytes)
-                    while not self.room.reserve(lock, num_bytes, float("inf")):
-                        # Other processes are fetching; their shards can be removed once complete.
-                        time.sleep(WAIT_SECONDS)
-                    shard = self._fetch(url, path, lock, num_bytes, sha256)
-        shard.touch()
-        return shard
+            path = self._path(url, num_bytes, sha256)
+            shard = open_cached(path, num_bytes)
+            if shard is None:
+                self._check_quarantine(path)
+                with locked(self._beside(path, "lock")) as lock:
+                    shard = open_cached(path, num_bytes)
+                    if shard is None:
+                        self._check_quarantine(path)
+                        self._check_fits(url, num_bytes)
+                        while not self.room.reserve(lock, num_bytes, float("inf")):
+                            # Others are fetching; their shards can be removed once complete.
+                            time.sleep(WAIT_SECONDS)
+                        shard = self._fetch(url, path, lock, num_bytes, sha256)
+            shard.touch()
+            return shard
 
     def prefetch(self, url: str, num_bytes: int = 0, sha256: str = "") -> bool:
         """Fetches a shard that will be needed, or marks a cached one as in use.
@@ -206,28 +203,24 @@ class ShardCache:
         """
         if not scheme(url):
             return True
-        self._make()
         with self._disk_errors(url, num_bytes):
-            return self._prefetched(url, num_bytes, sha256)
-
-    def _prefetched(self, url: str, num_bytes: int, sha256: str) -> bool:
-        path = self._path(url, num_bytes, sha256)
-        with contextlib.suppress(FileNotFoundError):
-            mark_used(path)
-            return True
-        if self._quarantined(path):
-            return True
-        with tried(self._beside(path, "lock")) as lock:
-            if lock is None:
-                return False
-            if path.exists() or self._quarantined(path):
+            path = self._path(url, num_bytes, sha256)
+            with contextlib.suppress(FileNotFoundError):
+                mark_used(path)
                 return True
-            self._check_fits(url, num_bytes)
-            if not self.room.reserve(lock, num_bytes, time.time() - HOLD_SECONDS):
-                return False
-            with contextlib.suppress(SampleError):
-                self._fetch(url, path, lock, num_bytes, sha256)
-        return True
+            if self._quarantined(path):
+                return True
+            with tried(self._beside(path, "lock")) as lock:
+                if lock is None:
+                    return False
+                if path.exists() or self._quarantined(path):
+                    return True
+                self._check_fits(url, num_bytes)
+                if not self.room.reserve(lock, num_bytes, time.time() - HOLD_SECONDS):
+                    return False
+                with contextlib.suppress(SampleError):
+                    self._fetch(url, path, lock, num_bytes, sha256)
+            return True
 
     def _fetch(self, url: str, path: Path, lock: int, num_bytes: int, sha256: str) -> OpenShard:
         """Fetches a shard whose lock is held and whose room is reserved."""
@@ -286,7 +279,8 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _disk_errors(self, url: str, num_bytes: int) -> Iterator[None]:
-        """Turns errors of the disk into a ValueError with the fix."""
+        """Makes the folder if need be; turns errors of the disk into a ValueError with the fix."""
+        self._make()
         try:
             yield
         except OSError as error:

@@ -34,6 +34,7 @@ class Pipeline(Protocol):
 
     def __call__(self, dataset: WebDataset) -> Iterable[dict[str, Any]]:
         """Returns the stream with further stages."""
+        ...
 
 
 @dataclass(frozen=True)

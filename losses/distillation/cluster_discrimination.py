@@ -45,7 +45,6 @@ class CosMargin(Margin):
         self.margin = margin
 
     def __call__(self, cosine: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """Returns the difference."""
         return cosine - self.margin
 
 

@@ -26,9 +26,11 @@ class Pointwise(Protocol):
 
     def value(self, inner: Tensor) -> Tensor:
         """Returns the similarity, in new memory."""
+        ...
 
     def derivative(self, inner: Tensor, value: Tensor) -> Tensor:
         """Returns the derivative at `inner`, where the function is `value`; new memory."""
+        ...
 
 
 class Relation(Protocol):
@@ -39,6 +41,7 @@ class Relation(Protocol):
 
     def tile(self, rows: Operands, columns: Operands) -> Tensor:
         """Returns [r, c] of r rows and c columns, in new memory."""
+        ...
 
 
 class Target(Protocol):
@@ -49,6 +52,7 @@ class Target(Protocol):
 
     def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
         """Returns q_j|i and q_i|j of r rows and c columns out of `total`: [r, c] or []."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ class TileOps(Protocol):
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log sum exp of each row [r] and of each column [c]."""
+        ...
 
     def softmax_grad(
         self,
@@ -34,6 +35,7 @@ class TileOps(Protocol):
             by_row, by_column: g [r] and h [c].
             out: [r, c].
         """
+        ...
 
 
 class TorchTileOps:

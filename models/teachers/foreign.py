@@ -57,8 +57,9 @@ class OpenClip(Teacher):
         import open_clip
 
         try:
+            pretrained = self.source if self.name else None
             model: Any = open_clip.create_model(
-                self._identifier, pretrained=self._pretrained, require_pretrained=True
+                self._identifier, pretrained=pretrained, require_pretrained=True
             )
         except (RuntimeError, OSError, ValueError, KeyError) as error:
             raise ValueError(
@@ -81,10 +82,6 @@ class OpenClip(Teacher):
     @property
     def _identifier(self) -> str:
         return self.name or f"local-dir:{self.source}"
-
-    @property
-    def _pretrained(self) -> str | None:
-        return self.source if self.name else None
 
 
 class Transformers(Teacher):
@@ -125,7 +122,8 @@ class Transformers(Teacher):
         size = vision.image_size
         image = ForeignImage(model, pooled(model.get_image_features), size, mean, std)
         form = PaddedText if model.config.model_type.startswith("siglip") else MaskedText
-        text = form(pooled(model.get_text_features), words.max_position_embeddings, padding(words))
+        length, pad_id = words.max_position_embeddings, int(words.pad_token_id or 0)
+        text = form(pooled(model.get_text_features), length, pad_id)
         return FrozenTowers(lowered(towers(image, text, model), self.dtype), self.placement)
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tensor:
@@ -232,11 +230,6 @@ def pooled(features: Callable[..., Any]) -> Callable[..., Tensor]:
         return found if isinstance(found, Tensor) else found.pooler_output
 
     return encode
-
-
-def padding(words: Any) -> int:
-    """The padding token of a text configuration of transformers."""
-    return 0 if words.pad_token_id is None else int(words.pad_token_id)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from ...files import whole_folder
 from ...shards.index import index_shards
 from .draw import SIZE, draw_image, load_styles
 from .names import EmojiName, load_names
-from .shards import EmojiImage, write_shards
+from .shards import EmojiImage, read_summary, write_shards, write_summary
 from .split import choose_held_out, draw, shared_images
 
 NUM_SHARDS = {"train": 8, "heldout": 2}
@@ -84,24 +84,14 @@ def build_emoji(
     """
     settings = Settings() if settings is None else settings
     out = Path(out).resolve()  # `.` and links name a folder, too
-    complete = read_complete(out, settings)
+    facts = {"format": FORMAT, "settings": dataclasses.asdict(settings)}
+    complete = read_summary(out / "corpus.json", facts)
     if complete is not None:
         return {**complete, "built": False}
     check_replaceable(out)
     with whole_folder(out) as part:
         summary = write_corpus(part, settings, num_workers, progress)
     return {**summary, "built": True}
-
-
-def read_complete(out: Path, settings: Settings) -> dict[str, Any] | None:
-    """Returns `corpus.json` if `out` is a whole corpus built with these settings."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        summary = json.loads((out / "corpus.json").read_text("utf-8"))
-        sizes = {path: (out / path).stat().st_size for path in summary["files"]}
-        same = (summary["format"], summary["settings"]) == (FORMAT, dataclasses.asdict(settings))
-        if same and sizes == summary["files"]:
-            return summary
-    return None
 
 
 def check_replaceable(out: Path) -> None:
@@ -148,8 +138,7 @@ def write_corpus(
         # Paths below the manifest are stored relative to it: the folder may move.
         index_shards([str(folder / split)], folder / f"{split}.parquet", source="emoji")
     (folder / "ATTRIBUTION.md").write_text(attribution(), "utf-8")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    summary = {
+    facts = {
         "format": FORMAT,
         "settings": dataclasses.asdict(settings),
         "names": len({image.name.caption for image in images}),
@@ -157,10 +146,8 @@ def write_corpus(
         "styles": {style: len(captions) for style, captions in drawn.items()},
         "shared_images": {style: len(captions) for style, captions in shared.items()},
         "packages": package_versions(),
-        "files": {str(path.relative_to(folder)): path.stat().st_size for path in files},
     }
-    (folder / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    return summary
+    return write_summary(folder / "corpus.json", facts)
 
 
 def limited(names: list[EmojiName], settings: Settings) -> list[EmojiName]:

@@ -11,9 +11,7 @@ The shards of the corpus itself stay as they are; a run on these sees the same s
 order, with the negatives.
 """
 
-import contextlib
 import io
-import json
 import shutil
 import tarfile
 from collections import defaultdict
@@ -26,7 +24,7 @@ from PIL import Image
 from ...files import whole_folder
 from ...shards.index import index_shards
 from .names import TONE_PHRASE
-from .shards import write_tars
+from .shards import read_summary, write_summary, write_tars
 from .split import TOLERANCE, draw
 
 FORMAT = 2  # raise it when the same corpus gives other bytes
@@ -47,11 +45,9 @@ def build_negatives(corpus: Path, seed: int = 0) -> dict[str, Any]:
     """
     corpus = corpus.resolve()
     out = corpus / FOLDER
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        summary = json.loads((out / "negatives.json").read_text("utf-8"))
-        sizes = {path: (out / path).stat().st_size for path in summary["files"]}
-        if (summary["format"], summary["seed"], sizes) == (FORMAT, seed, summary["files"]):
-            return {**summary, "built": False}
+    summary = read_summary(out / "negatives.json", {"format": FORMAT, "seed": seed})
+    if summary is not None:
+        return {**summary, "built": False}
     # Beside the corpus, which is not replaced when it holds other files.
     with whole_folder(out, near=corpus) as part:
         summary = write_negatives(corpus, part, seed)
@@ -74,16 +70,13 @@ def write_negatives(corpus: Path, folder: Path, seed: int) -> dict[str, Any]:
         stats = f"{path.stem}_stats.json"
         shutil.copyfile(path.with_name(stats), folder / "train" / stats)
     index_shards([str(folder / "train")], folder / "train.parquet", source="emoji")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    summary = {
+    facts = {
         "format": FORMAT,
         "seed": seed,
         "pairs": len(samples),
         "with_negative": len(negatives),
-        "files": {str(path.relative_to(folder)): path.stat().st_size for path in files},
     }
-    (folder / "negatives.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    return summary
+    return write_summary(folder / "negatives.json", facts)
 
 
 def with_negative(key: str, sample: Sample, other: Sample | None) -> dict[str, str | bytes]:

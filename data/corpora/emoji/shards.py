@@ -4,6 +4,7 @@ In: the images of one split, in order. Out: `00000.tar` ... with KEY.json, KEY.p
 and `00000_stats.json` ... beside them.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -108,6 +109,25 @@ def attributes(image: EmojiImage, split: str) -> dict[str, Any]:
         "code_points": name.code_points,
         "names": name.names,
     }
+
+
+def write_summary(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes facts about a folder, and the sizes of its files, to `path` in it; returns both."""
+    files = sorted(file for file in path.parent.rglob("*") if file.is_file())
+    sizes = {str(file.relative_to(path.parent)): file.stat().st_size for file in files}
+    summary = {**facts, "files": sizes}
+    path.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    return summary
+
+
+def read_summary(path: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns what `write_summary` wrote if these are among its facts and all files are there."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        summary = json.loads(path.read_text("utf-8"))
+        sizes = {name: (path.parent / name).stat().st_size for name in summary["files"]}
+        if summary | facts | {"files": sizes} == summary:
+            return summary
+    return None
 
 
 def to_json(content: dict[str, Any]) -> bytes:
