@@ -19,6 +19,7 @@ def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
 def need(features: Tensors, name: str, term: nn.Module, fix: str = "") -> Tensor:
     """Returns `features[name]`; if it is missing, raises a ValueError with the fix."""
     if name not in features:
-        fix = fix or f"there are {', '.join(sorted(features))}"
+        names = ", ".join(sorted(features))
+        fix = fix or f"there are {names}; a class lists in `needs` the features that it reads"
         raise ValueError(f"{type(term).__name__} needs the feature '{name}': {fix}")
     return features[name]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..run.means import WEIGHTED_BY
 from .repeats import constants, repeated
-from .runs import Run, is_share, show
+from .runs import Run, is_evaluation, show
 
 MANY = 5  # more runs than these are rows of a table, not columns
 NUM_DRAWN = 8  # of many runs; more colours are not distinguishable
@@ -146,7 +146,7 @@ def all_metrics(runs: list[Run]) -> list[str]:
 def evaluation_metrics(runs: list[Run]) -> list[str]:
     """Returns names of evaluation results, `suite/task/measure`: zero-shot, then retrieval."""
     names = dict.fromkeys(name for run in runs for name in [*run.metrics, *run.final])
-    metrics = [name for name in names if "/" in name and is_share(name)]
+    metrics = [name for name in names if is_evaluation(name)]
 
     order = {name: index for index, name in enumerate(metrics)}
 
@@ -166,9 +166,16 @@ def title_of(metric: str) -> str:
     recall = _recall(metric)
     if recall:
         return f"R@{recall['rank']}, {_direction(recall)}"
-    measure = re.sub(r"^top(\d+)$", r"top-\1", parts[-1]).replace("_", " ")
     task = "/".join(parts[1:-1]).replace("_", " ")
-    return f"Zero-shot {measure}: {task}" if task else f"Zero-shot {measure}"
+    return f"{_measure(parts[-1])}: {task}"
+
+
+def _measure(leaf: str) -> str:
+    """Returns `Zero-shot top-1`; of a measure that is not `ZeroShot`'s, its name in words."""
+    words = re.sub(r"^top(\d+)$", r"top-\1", leaf).replace("_", " ")
+    if leaf.startswith(("top", "mean_per_class")):
+        return f"Zero-shot {words}"
+    return words[:1].upper() + words[1:]
 
 
 def _recall(metric: str) -> re.Match[str] | None:
@@ -184,8 +191,7 @@ def _group_of(metric: str) -> tuple[str, str]:
     recall = _recall(metric)
     if recall:
         return f"Retrieval, {_direction(recall)}", f"recall within the first k, {folder}"
-    measure = re.sub(r"^top(\d+)$", r"top-\1", leaf).replace("_", " ")
-    return f"Zero-shot {measure}", f"one curve a task, {metric.split('/')[0]}"
+    return _measure(leaf), f"one curve a task, {metric.split('/')[0]}"
 
 
 def _short(metric: str) -> str:

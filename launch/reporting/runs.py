@@ -17,14 +17,18 @@ import yaml
 
 from ..run.means import WEIGHTED_BY, means, short_steps
 
-# A metric is shown as a percentage when its last part starts with one of these.
-SHARES = ("top1", "top5", "top10", "accuracy", "mean_per_class")
+# What training logs under names of several parts; other such names are results of evaluations.
+LOGGED = ("errors", "grad_clip", "guard", "loss", "loss_by_source", "samples", "tokens", "weight")
+
+
+def is_evaluation(metric: str) -> bool:
+    """Whether `metric` is `suite/task/measure` or `suite/task/group/measure`."""
+    return metric.count("/") >= 2 and metric.split("/", 1)[0] not in LOGGED
 
 
 def is_share(metric: str) -> bool:
     """Whether `metric` is a fraction from 0 to 1 that is shown as a percentage."""
-    leaf = metric.rsplit("/", 1)[-1]
-    return leaf.startswith(SHARES) or "recall@" in leaf or leaf in ("data_wait", "mfu")
+    return is_evaluation(metric) or metric in ("data_wait", "mfu")
 
 
 def show(metric: str, value: float | None) -> str:

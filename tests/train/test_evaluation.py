@@ -25,6 +25,7 @@ import counterpoint.configs
 from counterpoint.losses.components.similarity import Distance
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
+from counterpoint.train.callbacks.evaluation import screen_line
 from counterpoint.train.evaluation.encode import ByteCache, Encoder
 from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.ranks import ranks, recall_at
@@ -320,3 +321,8 @@ def test_a_mistake_in_a_task_is_one_sentence():
             run(Suite("s", {"t": ZeroShot(data, **arguments)}))
     with pytest.raises(ValueError, match="batch_size"):
         run(toy_suite(), batch_size=0)
+
+
+def test_the_screen_shows_what_a_task_of_ones_own_measures():
+    values = {"s/names/top1": 0.5, "s/names/top5": 0.75, "s/own/text_to_image_map": 0.25}
+    assert screen_line(values) == "s/names/top1 50.0%  s/own/text_to_image_map 25.0%"

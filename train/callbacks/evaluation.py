@@ -123,6 +123,11 @@ def as_validation(
 
 
 def screen_line(values: dict[str, float]) -> str:
-    """Formats accuracies and recalls at one, the only values on the screen."""
-    shown = {name: value for name, value in values.items() if name.endswith(("top1", "@1"))}
-    return "  ".join(f"{name} {value:.1%}" for name, value in shown.items())
+    """Formats accuracies and recalls at one; of a task that has neither, all that it measures."""
+    short = {name for name in values if name.endswith(("top1", "@1"))}
+    tasks = {name.rpartition("/")[0] for name in short}
+    return "  ".join(
+        f"{name} {value:.1%}"
+        for name, value in values.items()
+        if name in short or name.rpartition("/")[0] not in tasks
+    )

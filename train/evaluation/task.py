@@ -51,7 +51,11 @@ class Task(ABC):
 
     @abstractmethod
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
-        """Returns measures on the chosen items; fractions lie between 0 and 1."""
+        """Returns measures on the chosen items by name, each between 0 and 1.
+
+        Called on every rank, with the same items: the encoder's features are those of the whole set
+        on each, so the values are equal without further exchange.
+        """
 
     def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float]]:
         """Yields (group or "", measure, value), the mean over groups last; after `prepare`."""
