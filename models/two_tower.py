@@ -42,7 +42,7 @@ class TwoTower(nn.Module):
             that look at padding take captions as they come, in `chunks` parts.
 
     Raises:
-        ValueError: chunks or text_parts is out of range.
+        ValueError: chunks or text_parts is out of range, or a tower has no width.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class TwoTower(nn.Module):
         self.text_parts = text_parts
         self.image = image
         self.text = text
-        self.image_projection = _projection(cast(int, image.width), embed_dim)
-        self.text_projection = _projection(cast(int, text.width), embed_dim)
+        self.image_projection = _projection(image, embed_dim)
+        self.text_projection = _projection(text, embed_dim)
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(logit_scale_init)))
         self.logit_bias = (
             None if logit_bias_init is None else nn.Parameter(torch.full((1,), logit_bias_init))
@@ -164,11 +164,11 @@ class TwoTower(nn.Module):
         """Image embeddings before normalisation; see `reducers.base.Patches`."""
         # Not every tower knows patches, and not every one that does has a mask token.
         patches = [indices for indices in (kept, hidden) if indices is not None]
-        return self.image_projection(self.image(image, *patches))
+        return self.image_projection(_pooled(self.image, self.image(image, *patches), len(image)))
 
     def project_text(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n d"]:
         """Text embeddings before normalisation."""
-        return self.text_projection(self.text(text, text_length))
+        return self.text_projection(_pooled(self.text, self.text(text, text_length), len(text)))
 
     def encode_image(
         self, image: UInt8[Tensor, "n 3 h w"], form: Literal["", ".raw"] = ""
@@ -198,7 +198,25 @@ def _per_caption(tokens: list[tuple[int, Int64[Tensor, " n"]]]) -> dict[str, Ten
     return {"tokens/computed": torch.full_like(lengths[0], computed), "tokens/real": lengths.mean()}
 
 
-def _projection(width: int, embed_dim: int) -> nn.Linear:
+def _projection(tower: ImageTower | TextTower, embed_dim: int) -> nn.Linear:
+    if not hasattr(tower, "width"):
+        raise ValueError(
+            f"{type(tower).__name__} has no width: set self.width in its __init__ to the length of "
+            "the vectors that its forward returns"
+        )
+    width = cast(int, tower.width)
     linear = nn.Linear(width, embed_dim, bias=False)
     nn.init.normal_(linear.weight, std=width**-0.5)
     return linear
+
+
+def _pooled(
+    tower: ImageTower | TextTower, states: Float[Tensor, "n width"], count: int
+) -> Float[Tensor, "n width"]:
+    # Shapes only, so that the host waits for nothing.
+    if states.shape != (count, tower.width):
+        raise ValueError(
+            f"{type(tower).__name__} returned {list(states.shape)} for {count} inputs, and its "
+            f"width is {tower.width}: return one vector of that length for each"
+        )
+    return states

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
 
 from ...data.images.transforms import EvalTransform, Transform
 from ...data.module import PairsDataModule
@@ -73,9 +74,7 @@ def load_run(run_dir: str | Path, step: int | None = None) -> LoadedRun:
     if report.missing or report.reshaped:
         raise ValueError(f"{path} and the model of {run_dir / CONFIG} do not fit: {report}")
     if parts.objective.scalars:
-        prefix, state = "objective.scalars.", checkpoints.load(path)["state_dict"]
-        scalars = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        parts.objective.scalars.load_state_dict(scalars)
+        load_scalars(parts.objective, checkpoints.load(path)["state_dict"])
     return LoadedRun(
         parts.model.eval(),
         parts.objective.eval(),
@@ -133,3 +132,10 @@ def load_initial_weights(model: TwoTower, config: Any) -> None:
         log(f"inherit_from {config.inherit_from}: {inherit(model, larger)}")
     elif loaded := cast(ImageTower, model.image).load_pretrained():
         log(loaded)
+
+
+def load_scalars(objective: Objective, state: Mapping[str, Tensor]) -> None:
+    """Gives the objective's learned scalars (curvatures) their values of a checkpoint."""
+    prefix = "objective.scalars."
+    scalars = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    objective.scalars.load_state_dict(scalars)

@@ -9,7 +9,7 @@ from tiny_tower import tiny_vit
 from torch.nn import functional as F
 
 from counterpoint.models.image import OPENAI_MEAN, OPENAI_STD, PixelStem, TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text import ClipTextTower, TextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.models.weights import load_weights, read_weights
 
@@ -148,3 +148,38 @@ def test_bad_names_get_a_sentence():
         TimmTower("vit_tinny")
     with pytest.raises(ValueError, match="does not divide by num_heads 7"):
         ClipTextTower(width=64, num_heads=7)
+
+
+class Bag(TextTower):
+    """Means of embeddings; `width` may be wrong, or missing."""
+
+    context_length = 12
+
+    def __init__(self, width=None, pooled=True):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(50, 16)
+        self.pooled = pooled
+        if width is not None:
+            self.width = width
+
+    def forward(self, text, text_length):
+        states = self.embedding(text)
+        return states.mean(1) if self.pooled else states
+
+
+def test_a_tower_without_a_width_is_refused():
+    with pytest.raises(ValueError, match=r"Bag has no width: set self\.width"):
+        TwoTower(tiny_vit(1), Bag(), embed_dim=8)
+
+
+@pytest.mark.parametrize(
+    ("width", "pooled", "words"),
+    [
+        (8, True, r"Bag returned \[3, 16\] for 3 inputs, and its width is 8"),
+        (16, False, r"Bag returned \[3, 12, 16\] for 3 inputs, and its width is 16"),
+    ],
+)
+def test_vectors_of_another_shape_than_declared_are_refused(width, pooled, words):
+    model = TwoTower(tiny_vit(1), Bag(width, pooled), embed_dim=8)
+    with pytest.raises(ValueError, match=words):
+        model(batch(), ("text",))
