@@ -177,7 +177,9 @@ class Shards(WebDataset):
             except Exception as error:
                 self.faults.count_shard("shard_missing", error)
                 continue
-            read = Ending(stream)
+            # Pipe.read checks the status after each read, and loses what it has read if the command
+            # has failed by then; `close` checks it as well.
+            read = Ending(stream.stream if isinstance(stream, Pipe) else stream)
             try:
                 yield {"url": url, "stream": read}
             except GeneratorExit:
