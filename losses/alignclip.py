@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .base import PairwiseTerm
 from .components.caption_embeddings import CaptionEmbeddings, StoredEmbeddings
-from .features import Tensors
+from .components.features import Tensors
 from .kernels.masks import Below, Distance
 from .kernels.reductions import row_sums
 

@@ -11,10 +11,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .components.features import Tensors, full_precision, need
 from .components.similarity import Similarity
 from .distributed.collectives import share
 from .distributed.exchange import AllGather, Exchange
-from .features import Tensors, full_precision, need
 from .kernels.pairing import TILE_BYTES, Pairing
 from .scalars import Scalar
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import SampleTerm
-from .features import Tensors, full_precision, need
+from .components.features import Tensors, full_precision, need
 
 
 class BYOL(SampleTerm):

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .base import PairwiseTerm
+from .components.features import Tensors
 from .distributed.collectives import total
-from .features import Tensors
 from .kernels.masks import Valid
 from .kernels.reductions import row_sums
 

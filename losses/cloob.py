@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import PairwiseTerm
-from .features import Tensors
+from .components.features import Tensors
 from .kernels.attention import retrieve
 from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Fixed, Scalar

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .base import Term
+from .components.features import Tensors, full_precision, need
 from .distributed.collectives import total
-from .features import Tensors, full_precision, need
 
 
 class CrossModalConsistency(Term):

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .base import SampleTerm
+from .components.features import Tensors, full_precision, need
 from .components.lorentz import hyperboloid
 from .components.similarity import Scalars, smallest
-from .features import Tensors, full_precision, need
 
 # Of each point: space and time.
 Points = tuple[Float[Tensor, "b d"], Float[Tensor, "b"]]

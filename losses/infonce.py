@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .base import PairwiseTerm
+from .components.features import Tensors
 from .components.similarity import Cosine, Similarity
 from .distributed.collectives import share, total
 from .distributed.exchange import NoGradGather, NoGradGatherKeepLocal
-from .features import Tensors
 from .kernels.label_sampling import SampledLabels, sample_labels
 from .kernels.reductions import softmax_sums
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .base import PairwiseTerm
-from .features import Tensors
+from .components.features import Tensors
 from .kernels.pairing import Operands, Pairing, Target
 from .kernels.reductions import row_sums, softmax_sums
 from .kernels.targets import Uniform

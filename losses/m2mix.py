@@ -15,8 +15,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .base import PairwiseTerm
+from .components.features import Tensors, need
 from .distributed.collectives import total
-from .features import Tensors, need
 from .kernels.keyed_random import STEP
 from .kernels.reductions import row_sums
 from .scalars import Fixed, Scalar

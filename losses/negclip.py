@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .base import PairwiseTerm
-from .features import Tensors
+from .components.features import Tensors
 from .kernels.masks import Valid
 from .kernels.reductions import row_sums, softmax_sums
 

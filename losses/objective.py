@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import Term
+from .components.features import MODEL_SCALARS, Tensors
 from .components.similarity import Cosine, Metric
-from .features import MODEL_SCALARS, Tensors
 from .scalars import Scalar
 from .weight_schedules import Weight
 

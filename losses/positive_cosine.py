@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .base import SampleTerm
-from .features import Tensors, full_precision, need
+from .components.features import Tensors, full_precision, need
 
 
 class PositiveCosine(SampleTerm):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .base import PairwiseTerm
-from .features import Tensors
+from .components.features import Tensors
 from .kernels.list_mle import Side, listwise_losses
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .base import PairwiseTerm
+from .components.features import Tensors
 from .components.similarity import Cosine, Similarity
-from .features import Tensors
 from .kernels.reductions import softplus_sums
 from .scalars import Scalar
 

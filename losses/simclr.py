@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import PairwiseTerm
-from .features import Tensors, full_precision
+from .components.features import Tensors, full_precision
 from .kernels.reductions import row_sums, softmax_sums
 from .scalars import Fixed, Scalar
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..losses.features import MODEL_SCALARS
+from ..losses.components.features import MODEL_SCALARS
 from ..models.image import ImageTower
 from ..models.reducers.base import ImageView, Reduction
 from ..models.teachers.frozen import FrozenTowers, view_of

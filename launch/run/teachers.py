@@ -14,7 +14,7 @@ import torch
 from ...data.pairs import Pairs
 from ...data.recipe import View
 from ...data.text.tokenize import Tokenizer
-from ...losses.features import MODEL_SCALARS
+from ...losses.components.features import MODEL_SCALARS
 from ...models.attention import class_token_blocks
 from ...models.image import ImageTower
 from ...models.reducers.base import ImageView

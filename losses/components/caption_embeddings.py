@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..features import Tensors, need
+from .features import Tensors, need
 
 
 class CaptionEmbeddings(nn.Module, ABC):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..distributed.collectives import total
-from ..features import full_precision
+from .features import full_precision
 
 
 class BatchNorm(nn.Module):

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..features import full_precision, need
 from ..kernels.pairing import Pointwise
 from ..scalars import Positive
+from .features import full_precision, need
 from .similarity import Scalars, Similarity, smallest
 
 # Beyond, a point's coordinates would leave too little of float32 to the difference of products.

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..base import PairwiseTerm
-from ..features import Tensors, full_precision
+from ..components.features import Tensors, full_precision
 from ..kernels.reductions import softmax_sums
 from ..scalars import Scalar, Temperature
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base import PairwiseTerm
-from ..features import Tensors
+from ..components.features import Tensors
 
 
 class TeacherTerm(PairwiseTerm):

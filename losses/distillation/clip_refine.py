@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..base import SampleTerm
-from ..features import Tensors, full_precision, need
+from ..components.features import Tensors, full_precision, need
 from ..kernels.keyed_random import normal
 from ..scalars import Fixed
 from .soft_contrastive import SoftContrastive

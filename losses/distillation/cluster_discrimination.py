@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import Term
+from ..components.features import Tensors, full_precision, need
 from ..distributed.collectives import share
 from ..distributed.exchange import Local
-from ..features import Tensors, full_precision, need
 from ..kernels.keyed_random import mix
 from ..kernels.masks import Different
 from ..kernels.pairing import TILE_BYTES, Pairing
@@ -77,7 +77,7 @@ class ClusterDiscrimination(Term):
         feature: what is put into a cluster, normalised.
         cluster: batch entry, the number of each sample's cluster, such as a sidecar's column; below
             0: none, and the sample does not count. A sidecar has 0 for what it does not hold: put
-            `Present` around the term where it has gaps.
+            `Masked` around the term where it has gaps.
         rate: part of the clusters that a step compares with, its own apart (Partial FC: 0.1).
         margin: of the own cluster's cosine; None: none.
         scale: s, a scalar of its own (None: fixed at 64).

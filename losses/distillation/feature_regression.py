@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import Term
+from ..components.features import Tensors, full_precision, need
 from ..distributed.collectives import share
-from ..features import Tensors, full_precision, need
 from ..wrappers.masked import needed
 
 

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..base import PairwiseTerm
+from ..components.features import Tensors
 from ..components.heads import fitting
-from ..features import Tensors
 from ..kernels.reductions import softmax_sums
 from ..kernels.softmax_means import softmax_means
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..base import PairwiseTerm
+from ..components.features import Tensors
 from ..components.heads import fitting
-from ..features import Tensors
 from ..kernels.reductions import row_sums
 from ..scalars import Scalar, Temperature
 

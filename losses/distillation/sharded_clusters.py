@@ -12,11 +12,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..components.features import Tensors, full_precision, need
 from ..distributed.collectives import highest, total, world
 from ..distributed.columns import join
 from ..distributed.exchange import AllGather, Local
 from ..distributed.sharded_rows import RowShard, cut, own, rows_of
-from ..features import Tensors, full_precision, need
 from ..kernels.masks import Different
 from ..kernels.pairing import Pairing
 from ..kernels.reductions import row_sums

@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..features import Tensors
+from ..components.features import Tensors
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
 from .base import TeacherTerm

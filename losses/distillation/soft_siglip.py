@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..features import Tensors
+from ..components.features import Tensors
 from ..kernels.reductions import softplus_sums
 from ..kernels.targets import SoftMatch
 from ..scalars import Scalar

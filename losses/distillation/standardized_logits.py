@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..components.features import Tensors
 from ..distributed.collectives import total
-from ..features import Tensors
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
 from .base import TeacherTerm

@@ -7,8 +7,8 @@ may keep any number of rows, or none.
 from torch import Tensor
 
 from ..base import Term
+from ..components.features import Tensors
 from ..components.similarity import Similarity
-from ..features import Tensors
 
 
 def needed(mask: str) -> tuple[str, ...]:

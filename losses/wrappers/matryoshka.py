@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..base import Term
+from ..components.features import MODEL_SCALARS, Tensors, full_precision, need
 from ..components.similarity import Similarity
-from ..features import MODEL_SCALARS, Tensors, full_precision, need
 
 
 class Matryoshka(Term):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import Term
-from ..features import Tensors, full_precision, need
+from ..components.features import Tensors, full_precision, need
 
 TOWERS = ("image", "text")
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("launch", "train", "losses", "models", "data", "configs")
 MOST_MODULES, MOST_ROOMS = 18, 5
 # What losses/ holds beside losses, of which there may be any number.
-CONTRACT = {"base", "features", "objective", "scalars", "weight_schedules"}
+CONTRACT = {"base", "objective", "scalars", "weight_schedules"}
 
 
 def modules(root: Path) -> dict[str, Path]:
