@@ -207,6 +207,24 @@ def test_a_missing_file_and_a_failing_command_are_counted(write, tmp_path):
     assert counts == {(missing, 0, 0): 3, (failed, 0, 2): 2}
 
 
+def test_what_a_command_wrote_before_it_failed_is_read(write, monkeypatch):
+    """However early it failed: here before the first byte is read."""
+
+    def opened(url):
+        stream = gopen(url)
+        stream.proc.wait()
+        return stream
+
+    gopen = stream_shards.gopen
+    monkeypatch.setattr(stream_shards, "gopen", opened)
+    (path,) = write(4)
+    options = {"shuffle": 0, "shuffle_shards": False}
+    data = streaming([f"pipe:cat {path}; exit 3"], [(1, 8)], allow_pipe=True, options=options)
+    (batch,) = data.train_dataset()
+    # One whole pass, and one whose command has not been closed yet.
+    assert batch["skipped"].tolist() == [[CAUSES.index("shard_truncated"), 0, 0]]
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("resampled", [False, True])
 def test_a_stream_without_a_sample_ends_in_a_sentence(write, num_workers, resampled):
