@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = {"site-packages", "dist-packages"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ def is_refusal(error: BaseException) -> bool:
     if not isinstance(error, ValueError) or not frames:
         return False
     raised_in = Path(frames[-1].filename).resolve()
-    return raised_in.is_relative_to(ROOT) and ".venv" not in raised_in.parts
+    # A checkout may have an environment in it, and an environment this package.
+    return raised_in.is_relative_to(ROOT) and not LIBRARIES & {*raised_in.relative_to(ROOT).parts}
 
 
 def refusal(error: ValueError) -> Refusal:
