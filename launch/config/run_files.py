@@ -128,10 +128,11 @@ def read(argv: list[str]) -> Written:
         if option.name == "config":
             continue
         file = _slot_file(option.name, option.value, Path(), COMMAND_LINE)
-        if file is None:
-            found.options.append(option)
-        else:
+        is_null = option.value is not None and value_of(option.value) is None
+        if file is not None or (is_null and option.name in GROUPS):
             _put(found, option.name, file)
+        else:
+            found.options.append(option)
     return found
 
 
@@ -207,15 +208,20 @@ def _merge_file(found: Written, path: Path) -> None:
             _put(found, key, file)
             continue
         if value is None and key in GROUPS:
-            continue  # an empty slot has its defaults
+            _put(found, key, None)
+            continue
         found.tree[key] = _merged(found.tree.get(key), value)
         found.files |= {name: shown for name, _ in flatten({key: value})}
 
 
-def _put(found: Written, slot: str, file: Path) -> None:
-    found.tree[slot] = load(file)
+def _put(found: Written, slot: str, file: Path | None) -> None:
+    """Replaces all of a slot by a file, or by its defaults."""
     found.files = {k: v for k, v in found.files.items() if not (k and _is_below(k, slot))}
-    found.files[slot] = shown_path(file)
+    if file is None:
+        found.tree.pop(slot, None)
+    else:
+        found.tree[slot] = load(file)
+        found.files[slot] = shown_path(file)
 
 
 def _merged(old: Any, new: Any) -> Any:

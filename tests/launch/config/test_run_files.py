@@ -66,6 +66,15 @@ def test_a_file_in_a_slot_leaves_nothing_of_the_one_before(parser, tmp_path):
     assert parsed(parser, "--config", "emoji_clip")["optim"]["init_args"] != alone
 
 
+def test_an_empty_slot_has_its_defaults(parser, tmp_path):
+    (tmp_path / "more.yaml").write_text("name: emoji_clip\nevaluation:\n")
+    before = parsed(parser, "--config", "emoji_clip")
+    evaluation = {"suite": None, "every_n_steps": 10**9}
+    for more in (["--evaluation", "null"], ["--config", str(tmp_path / "more.yaml")]):
+        found = parsed(parser, "--config", "emoji_clip", *more)
+        assert found == before | {"evaluation": before["evaluation"] | evaluation}
+
+
 def test_a_later_file_and_options_override_leaves(parser, tmp_path):
     (tmp_path / "more.yaml").write_text("phases: {train: {samples: 999}}\nname: mine\n")
     more = ["--config", str(tmp_path / "more.yaml")]
