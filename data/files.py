@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders: written beside their path, then renamed.
+"""Writes files and folders beside their path, then renames them: none is seen half-written.
 
 In: a path. Out: the new content or the old one; a kill or a full disk leaves at most a hidden
 `.NAME.part-TOKEN`, which a later process removes.
@@ -33,11 +33,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     _sweep_once(path.parent)
     part = beside(path)
     try:
-        # Some libraries write files that only the owner can read.
         part.touch()
         mode = part.stat().st_mode
         yield part
-        part.chmod(mode)
+        # Some libraries write files that only the owner can read.
+        if part.stat().st_mode != mode:
+            part.chmod(mode)
         os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):
@@ -56,6 +57,8 @@ def durable_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def whole_folder(path: Path, near: Path | None = None) -> Iterator[Path]:
     """Yields an empty folder to fill; at the end of the block it replaces the one at `path`.
+
+    An old folder is removed just before: a kill between the two leaves none.
 
     Args:
         path: the folder.
