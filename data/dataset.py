@@ -99,11 +99,11 @@ class StepDataset(Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> Batch | Refusal:
         """Makes a batch or a part; a worker returns a user error as a `Refusal`."""
         try:
-            return self._made(*(index if isinstance(index, tuple) else (index, None)))
+            return self._load(*(index if isinstance(index, tuple) else (index, None)))
         except ValueError as error:
             return refusal(error)
 
-    def _made(self, step: int, part: int | None) -> Batch:
+    def _load(self, step: int, part: int | None) -> Batch:
         # One worker of each rank prefetches for all of them.
         if self.prefetcher and ((worker := get_worker_info()) is None or worker.id == 0):
             self.prefetcher.at(step)
@@ -135,35 +135,35 @@ class StepDataset(Dataset):
         places = list(zip(epochs.tolist(), shards.tolist(), ordinals.tolist(), strict=True))
         batch, texts = self.loader.load(places)
         phase = self.steps.phase(step)
-        shortened = self.word_reducers[phase] if self.word_reducers else None
-        batch |= self.tokenized(texts, shortened)
+        reducer = self.word_reducers[phase] if self.word_reducers else None
+        batch |= self.tokenized(texts, reducer)
         return batch | {
             "source": torch.from_numpy(self.loader.manifest.source_ids[shards]),
             "shard": torch.from_numpy(shards),
         }
 
-    def tokenized(self, texts: dict[str, list[str]], shortened: WordReducer | None = None) -> Batch:
+    def tokenized(self, texts: dict[str, list[str]], reducer: WordReducer | None = None) -> Batch:
         """Turns texts into ids and lengths, by batch entry; see `tokenize_texts`."""
-        return tokenize_texts(texts, self.readers, shortened)
+        return tokenize_texts(texts, self.readers, reducer)
 
 
 def tokenize_texts(
     texts: Mapping[str, list[str]],
     readers: Mapping[str, tuple[TokenizeTexts, int]],
-    shortened: WordReducer | None = None,
+    reducer: WordReducer | None = None,
 ) -> Batch:
     """Turns texts into ids and lengths, by batch entry.
 
     Args:
         texts: captions by text entry; entries without any take the main caption.
         readers: tokenizer and context length by text entry; other entries take those of `text`.
-        shortened: shortens captions before tokenizing; None: does not.
+        reducer: shortens captions before tokenizing; None: does not.
     """
     tokens: Batch = {}
     for entry in {**texts, **readers}:
         captions = texts.get(entry, texts["text"])
-        if shortened is not None:
-            captions = [shortened(caption) for caption in captions]
+        if reducer is not None:
+            captions = [reducer(caption) for caption in captions]
         tokenize, length = readers.get(entry, readers["text"])
         tokens[entry], tokens[f"{entry}_length"] = tokenize(captions, length)
         if entry != "text":

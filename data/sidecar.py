@@ -128,7 +128,7 @@ class Sidecar:
 
     @cached_property
     def _zeros(self) -> dict[str, Tensor]:
-        """Returns a row of zeros of each column, in the shapes of the first file."""
+        """A row of zeros of each column, in the shapes of the first file."""
         path = next(iter(sorted(Path(self.folder).glob("*/*.safetensors"))), None)
         if path is None:
             raise ValueError(

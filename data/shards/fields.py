@@ -1,7 +1,7 @@
 """Fields of a raw sample: the image's bytes, texts, the key.
 
-In: a sample of the reader. Out: bytes for `image`, text, a 64-bit key, or a `SampleError` with its
-cause.
+In: a sample of the reader. Out: bytes for `images.decode`, text, a 64-bit key, or a
+`SampleError` with its cause.
 """
 
 import json

@@ -126,8 +126,8 @@ class StreamDataset(IterableDataset):
             shards.append(faults.numbers.get(url, 0))
         batch, texts = self.renderer.batch(chosen, images)
         phase = self.steps.phase(step)
-        shortened = self.word_reducers[phase] if self.word_reducers else None
-        batch |= tokenize_texts(texts, self.readers, shortened)
+        reducer = self.word_reducers[phase] if self.word_reducers else None
+        batch |= tokenize_texts(texts, self.readers, reducer)
         return batch | {
             "source": torch.zeros(rows, dtype=torch.int64),
             "shard": torch.tensor(shards, dtype=torch.int64),

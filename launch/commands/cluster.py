@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
             f"{chosen.store} has {sum(counts):,} rows in SOURCE/SHARD.safetensors, too few for "
             f"--clusters {chosen.clusters:,}: give fewer, or check the folder"
         )
-    centres = found_centres(chosen, files, counts)
+    centres = get_centres(chosen, files, counts)
     sizes = torch.zeros(len(centres), dtype=torch.int64)
     for path in files:
         target = chosen.out / path.relative_to(chosen.store)
@@ -81,8 +81,8 @@ def checked(chosen: argparse.Namespace) -> list[Path]:
     return files
 
 
-def found_centres(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
-    """The centres [clusters, d], unit rows: those in the folder, or made and put there."""
+def get_centres(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
+    """Returns the centres [clusters, d], unit rows: those in the folder, or new ones."""
     names = ("column", "clusters", "iterations", "samples_per_cluster", "seed")
     wanted: dict[str, Any] = {name: getattr(chosen, name) for name in names}
     wanted |= {"store": str(chosen.store.resolve()), "rows": sum(counts)}
@@ -91,7 +91,7 @@ def found_centres(chosen: argparse.Namespace, files: list[Path], counts: list[in
         if not about.exists():
             if not ours:
                 raise ValueError(f"another process makes the centres in {chosen.out}; wait for it")
-            centres = k_means(drawn(chosen, files, counts), chosen)
+            centres = k_means(draw_rows(chosen, files, counts), chosen)
             with whole_file(path) as part:
                 part.write_bytes(save({"centres": centres}))
             write_json(about, wanted)  # last: without it the centres are made again
@@ -104,7 +104,7 @@ def found_centres(chosen: argparse.Namespace, files: list[Path], counts: list[in
     return load_file(path)["centres"]
 
 
-def drawn(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
+def draw_rows(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
     """The embeddings that k-means looks at [n, d], drawn from all shards alike."""
     total, width = sum(counts), rows_in(files[0], chosen.column)[-1]
     size = min(total, chosen.clusters * chosen.samples_per_cluster)

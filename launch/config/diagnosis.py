@@ -63,14 +63,14 @@ def diagnose(parser: ArgumentParser, written: Written) -> str | None:
     return None
 
 
-def _check_new_phases(filed: Any, phases: Any) -> None:
+def _check_new_phases(in_files: Any, phases: Any) -> None:
     """Refuses a phase that only options name and that lacks something: its name is misspelt."""
-    if not isinstance(filed, Mapping) or not isinstance(phases, Mapping):
+    if not isinstance(in_files, Mapping) or not isinstance(phases, Mapping):
         return
-    for name in phases.keys() - filed.keys():
+    for name in phases.keys() - in_files.keys():
         given = phases[name] if isinstance(phases[name], Mapping) else {}
         if missing := [key for key in NEEDED if key not in given]:
-            text = f"the run has no phase {name}, it has {listed(sorted(filed))}"
+            text = f"the run has no phase {name}, it has {listed(sorted(in_files))}"
             key = ".".join(["phases", name, *given][:3])
             raise Fault(key, f"{text} (a new one lacks {listed(missing)})")
 

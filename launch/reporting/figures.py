@@ -148,9 +148,8 @@ def brief(value: float) -> str:
 def _inline(svg: str, prefix: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r"<style.*?</style>", "", svg, flags=re.DOTALL
-    )  # it would apply to the entire page
+    # Styles would apply to the entire page.
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     # Inside HTML the namespaces are implied, and the page must contain no address.
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)

@@ -31,7 +31,7 @@ class GridRow:
 
     caption: str
     hits: list[Hit]
-    place: int
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,23 @@ def build_grid(pairs: Pairs, num_rows: int = NUM_ROWS, num_best: int = NUM_BEST)
     """
     num_captions, num_images = len(pairs.captions), len(pairs.image_features)
     shown = {round(i) for i in np.linspace(0, num_captions - 1, min(num_rows, num_captions))}
-    rows, places = [], []
+    rows, ranks = [], []
     for index, caption in enumerate(pairs.captions):
         similarity = pairs.image_features @ pairs.caption_features[index]
         is_right = np.isin(np.arange(num_images), pairs.correct[index])
         assert is_right.any(), f"no right image is given for the caption {caption!r}"
         # As in evaluation: ties and nan count against the model.
         best = similarity[is_right].max()
-        places.append(1 + int((~(similarity < best) & ~is_right).sum()))
+        ranks.append(1 + int((~(similarity < best) & ~is_right).sum()))
         if index in shown:
             order = np.argsort(-similarity, kind="stable")[:num_best].tolist()
             hits = [
                 Hit(png(pairs.image(hit)), float(similarity[hit]), bool(is_right[hit]))
                 for hit in order
             ]
-            rows.append(GridRow(caption, hits, places[-1]))
-    ranks = np.asarray(places)
-    return Grid(
-        rows, num_captions, num_images, int((ranks == 1).sum()), int((ranks <= num_best).sum())
-    )
+            rows.append(GridRow(caption, hits, ranks[-1]))
+    num_first, num_within = (sum(rank <= limit for rank in ranks) for limit in (1, num_best))
+    return Grid(rows, num_captions, num_images, num_first, num_within)
 
 
 def png(image: np.ndarray) -> str:

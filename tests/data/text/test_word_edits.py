@@ -44,6 +44,6 @@ def test_the_same_draw_gives_the_same_words_and_edits_are_independent_of_the_cho
         assert 0.4 < sum(sorted(text) == list(words) for text in of_these) / 200 < 0.9
 
 
-def test_a_share_is_a_fraction():
+def test_a_fraction_lies_between_0_and_1():
     with pytest.raises(ValueError, match=r"fraction=1\.5"):
         WordEdits(fraction=1.5)

@@ -20,12 +20,12 @@ def test_retrieval_against_a_slow_count():
     for index, row in enumerate(grid.rows):
         scores = [float(np.dot(captions[index], image)) for image in images]
         best = max(scores[i] for i in correct[index])
-        assert row.place == 1 + sum(score > best for score in scores)
+        assert row.rank == 1 + sum(score > best for score in scores)
         np.testing.assert_allclose(
             [hit.similarity for hit in row.hits], sorted(scores, reverse=True)[:5]
         )
-    assert grid.num_first == sum(row.place == 1 for row in grid.rows)
-    assert grid.num_best == sum(row.place <= 5 for row in grid.rows)
+    assert grid.num_first == sum(row.rank == 1 for row in grid.rows)
+    assert grid.num_best == sum(row.rank <= 5 for row in grid.rows)
 
 
 def test_a_collapsed_model_finds_nothing():
