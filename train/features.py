@@ -20,13 +20,13 @@ from ..models.teachers.frozen import FrozenTowers, view_of
 from .phases import Phases
 
 
-def teacher_features(
-    providers: Mapping[str, FrozenTowers], batch: Mapping[str, Tensor], needs: Iterable[str]
+def frozen_features(
+    frozen: Mapping[str, FrozenTowers], batch: Mapping[str, Tensor], needs: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Computes what is needed of each provider (`ema`, `teacher.NAME`), each view once."""
+    """Computes what is needed of frozen towers (`ema`, `teacher.NAME`), each view once."""
     features: dict[str, Tensor] = {}
-    for provider, towers in providers.items():
-        prefix = f"{provider}."
+    for model, towers in frozen.items():
+        prefix = f"{model}."
         wanted = {name.removeprefix(prefix) for name in needs if name.startswith(prefix)}
         if wanted:
             features |= {prefix + name: value for name, value in towers(batch, wanted).items()}
@@ -47,7 +47,7 @@ def stored_features(
 def score_patches(
     reduction: Reduction,
     tower: ImageTower,
-    providers: Mapping[str, FrozenTowers],
+    frozen: Mapping[str, FrozenTowers],
     batch: Mapping[str, Tensor],
     needs: Iterable[str],
 ) -> tuple[Reduction, dict[str, Tensor]]:
@@ -62,7 +62,7 @@ def score_patches(
     reducer = reduction.image
     if reducer is None:
         return reduction, {}
-    features = teacher_features(providers, batch, reducer.needs)
+    features = frozen_features(frozen, batch, reducer.needs)
     features |= stored_features(batch, reducer.needs, features)
     for name in set(reducer.needs) - features.keys():
         raise ValueError(f"{type(reducer).__name__} needs '{name}': {_fix(name.split('.'))}")
@@ -97,26 +97,26 @@ def check_scores(
 
 def check_needs(
     needs: Iterable[str],
-    providers: Collection[str],
+    frozen: Collection[str],
     views: Collection[str],
-    stored_features: Collection[str],
+    stored: Collection[str],
     reader: str = "a term",
 ) -> None:
     """Checks that all features that a part of the run reads are provided.
 
-    Providers are `ema` and `teacher.NAME` as configured, views are `image`, `text` and further ones
-    of batches, stored features come from sidecars; `reader` is for the message.
+    Frozen models are `ema` and `teacher.NAME` as configured, views are `image`, `text` and further
+    ones of batches, stored features come from sidecars; `reader` is for the message.
     """
-    for name in sorted(set(needs) - set(stored_features)):
+    for name in sorted(set(needs) - set(stored)):
         words = name.split(".")
-        own = words[0] in ("image", "text")
-        if not own and words[0] not in ("ema", "teacher") and len(words) == 1:
+        is_student = words[0] in ("image", "text")
+        if not is_student and words[0] not in ("ema", "teacher") and len(words) == 1:
             continue  # of every batch, such as its `key`
-        provider = ".".join(words[:2]) if words[0] == "teacher" else words[0]
-        if not own and provider not in providers:
+        model = ".".join(words[:2]) if words[0] == "teacher" else words[0]
+        if not is_student and model not in frozen:
             raise ValueError(f"{reader} needs '{name}', which the run does not have: {_fix(words)}")
-        view = name.removesuffix(".raw") if own else view_of(name.removeprefix(f"{provider}."))
-        if view not in views and (own or view not in MODEL_SCALARS):
+        view = name.removesuffix(".raw") if is_student else view_of(name.removeprefix(f"{model}."))
+        if view not in views and (is_student or view not in MODEL_SCALARS):
             raise ValueError(
                 f"{reader} needs '{name}', but batches have no '{view}': name one of "
                 f"{sorted(views)}, or add it to data.views or data.texts"

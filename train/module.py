@@ -20,7 +20,7 @@ from ..models.teachers.frozen import FrozenTowers
 from ..models.two_tower import TwoTower
 from .distributed import mean_over_ranks
 from .ema import Ema, parameters_of
-from .features import score_patches, stored_features, teacher_features
+from .features import frozen_features, score_patches, stored_features
 from .grad_clip.base import Clipper
 from .grad_clip.fixed import Unclipped
 from .optim.adamw import AdamW
@@ -79,7 +79,6 @@ class ContrastiveModule(pl.LightningModule):
         grad_norm: global norm of the last step's gradient, before clipping.
         decision: of the guard about the last step.
         tensors: the strategy's adapter for gradients and parameters.
-        providers: the average and the teachers by the prefix of their features.
         logs_itself: whether the Trainer has no Reporter, so that values go through `self.log`.
         step_ended: end of the last step and its callbacks (monotonic seconds).
         source_loss: at log steps of a mixture, (sum, count) of this rank's losses by source
@@ -109,9 +108,7 @@ class ContrastiveModule(pl.LightningModule):
         self.grad_clip = grad_clip
         self.guard = guard or SpikeGuard()
         self.ema = ema
-        # In a dict, so that teachers are no submodules.
-        self.providers = {f"teacher.{name}": towers for name, towers in (teachers or {}).items()}
-        self.providers |= {} if ema is None else {"ema": ema}
+        self.teachers = dict(teachers or {})  # no submodules: checkpoints do not hold them
         self.run = run or RunInfo()
         self.report: dict[str, Tensor] = {}
         self.grad_norm: Tensor | None = None
@@ -179,9 +176,10 @@ class ContrastiveModule(pl.LightningModule):
         """Returns the features that the objective needs: of towers, teachers and the batch."""
         needs = self.objective.needs
         reduction = self.phases.reduction(step, self.seed)
-        reduction, scored = score_patches(reduction, self.model.image, self.providers, batch, needs)
-        features = self.model(batch, needs, reduction) | scored
-        features |= teacher_features(self.providers, batch, needs - scored.keys())
+        frozen, tower = self.frozen_towers, self.model.image
+        reduction, scoring_features = score_patches(reduction, tower, frozen, batch, needs)
+        features = self.model(batch, needs, reduction) | scoring_features
+        features |= frozen_features(frozen, batch, needs - scoring_features.keys())
         return features | stored_features(batch, needs, features)
 
     def transfer_batch_to_device(
@@ -225,7 +223,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Places teachers, and restores settings that a checkpoint has replaced (decay, betas)."""
-        for towers in self.providers.values():
+        for towers in self.frozen_towers.values():
             place_teacher(towers, self.device)
         for group, settings in zip(self._groups(), self._settings, strict=True):
             group.update(settings)
@@ -296,6 +294,12 @@ class ContrastiveModule(pl.LightningModule):
             values["grad_norm"] = self.grad_norm
         for name, value in values.items():
             self.log(name, value.float(), prog_bar=name == "loss", sync_dist=True)
+
+    @property
+    def frozen_towers(self) -> dict[str, FrozenTowers]:
+        """The teachers and the average, by the prefix of their features."""
+        towers = {f"teacher.{name}": teacher for name, teacher in self.teachers.items()}
+        return towers if self.ema is None else towers | {"ema": self.ema}
 
     @property
     def sharding(self) -> Sharding:

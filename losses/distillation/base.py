@@ -16,7 +16,7 @@ from ..components.features import Tensors
 class TeacherTerm(PairwiseTerm):
     """A loss over all pairs of the student and the same pairs of one teacher or more.
 
-    Features of teachers come from providers, or from the batch when they are stored.
+    Features of teachers come from frozen models, or from the batch when they are stored.
 
     Args:
         teachers: prefixes of the teachers' features, such as `teacher.large` for

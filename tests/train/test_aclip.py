@@ -77,7 +77,7 @@ def module(reducer, dtype=torch.float64, chunks=1, decay=0.7):
     objective = Objective(**built(yaml.safe_load(OBJECTIVE.read_text())))
     made = Recorded(model, objective, phases, AdamW(), seed=0)
     made.losses, made.norms, made.pieces = [], [], []
-    made.ema = made.providers["ema"] = Ema(model, EmaConfig(decay, 1.0))
+    made.ema = Ema(model, EmaConfig(decay, 1.0))
     for parameter in made.ema.model.image.parameters():
         parameter += torch.randn_like(parameter) * parameter.std().nan_to_num() * 0.5
     return made.to(dtype)
@@ -249,7 +249,7 @@ def test_the_average_sees_the_crop_once_and_only_when_somebody_asks():
     def scored(reducer):
         phases = Phases({"a": Phase(8, 8, 1.0, image_reducer=reducer)})
         reduction = phases.reduction(0, 0)
-        return score_patches(reduction, made.model.image, made.providers, batch, needs)
+        return score_patches(reduction, made.model.image, made.frozen_towers, batch, needs)
 
     reduction, features = scored(Watched())
     assert len(calls) == 1 and set(reduction.scores) == {"image", "image.other"}

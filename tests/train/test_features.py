@@ -1,4 +1,4 @@
-"""The moving average follows its formula; features of providers carry their names."""
+"""The moving average follows its formula; features of frozen models carry their names."""
 
 import math
 
@@ -15,7 +15,7 @@ from counterpoint.models.teachers.frozen import FrozenTowers
 from counterpoint.models.text import TextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.ema import Ema, EmaConfig
-from counterpoint.train.features import check_needs, teacher_features
+from counterpoint.train.features import check_needs, frozen_features
 
 STEPS = 12
 
@@ -73,7 +73,7 @@ def train(model, terms, ema, first=0, last=STEPS):
     for step in range(first, last):
         data = batch(step)
         needs = terms.needs
-        features = model(data, needs) | teacher_features({"ema": ema}, data, needs)
+        features = model(data, needs) | frozen_features({"ema": ema}, data, needs)
         optimizer.zero_grad()
         terms(features, data)[0].backward()
         optimizer.step()
@@ -141,19 +141,19 @@ def test_a_view_is_computed_once_and_only_if_needed():
         towers.model.text.register_forward_hook(lambda *_: calls.append("text"))
     data = batch(0) | {"image.a": batch(1)["image"]}
     needs = {"teacher.x.image", "teacher.x.image.raw", "ema.image.a.raw", "image", "logit_scale"}
-    got = teacher_features({"teacher.x": teacher, "ema": ema}, data, needs)
+    got = frozen_features({"teacher.x": teacher, "ema": ema}, data, needs)
     assert calls == ["image"]
     assert needs - {"image", "logit_scale"} <= got.keys()
     want = student().eval().project_image(data["image.a"])
     torch.testing.assert_close(got["ema.image.a.raw"], want.detach())
-    assert teacher_features({"teacher.x": teacher}, data, {"image", "teacher.xy.image"}) == {}
+    assert frozen_features({"teacher.x": teacher}, data, {"image", "teacher.xy.image"}) == {}
 
 
 def test_what_nobody_provides_is_refused_with_the_fix():
     views = ("image", "text", "image.a")
 
-    def check(need, *providers, stored=()):
-        check_needs({need, "image", "key", "logit_scale"}, providers, views, stored)
+    def check(need, *frozen, stored=()):
+        check_needs({need, "image", "key", "logit_scale"}, frozen, views, stored)
 
     check("ema.image.a.raw", "ema")
     check("teacher.x.logit_scale", "teacher.x")

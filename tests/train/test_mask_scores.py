@@ -108,12 +108,12 @@ def perturbed():
     return model
 
 
-def run(reducer, providers=None, world_size=1, name="auto", data=None):
+def run(reducer, teacher=None, ema=None, world_size=1, name="auto", data=None):
     made = module(2, torch.float64, reducer=reducer)
     reducer.prepare(made.model.image)
     made.double()
-    for key, towers in (providers or {}).items():
-        made.providers[key] = towers.double()
+    made.teachers |= {} if teacher is None else {"x": teacher.double()}
+    made.ema = ema and ema.double()
     train(made, world_size, name, data=data)
     return made
 
@@ -168,13 +168,11 @@ def test_what_is_kept_does_not_depend_on_the_number_of_processes(gloo):
 
 @pytest.mark.parametrize("name", ["ema", "teacher.x"])
 def test_attention_of_any_frozen_model_is_a_feature(name):
-    reducer, model = FrozenAttention(name), perturbed()
-    towers = FrozenTowers(model)
-    if name == "ema":
-        towers = Ema(model, EmaConfig(1.0))
+    reducer, model, is_average = FrozenAttention(name), perturbed(), name == "ema"
+    towers = Ema(model, EmaConfig(1.0)) if is_average else FrozenTowers(model)
     calls = []
     towers.model.image.register_forward_hook(lambda *_: calls.append(1))
-    run(reducer, {name: towers})
+    run(reducer, **{"ema" if is_average else "teacher": towers})
     assert len(calls) == 2, "once a step"
     for step, batch in enumerate(batches(2)):
         want = reference_attention(perturbed().double(), batch["image"])
@@ -183,7 +181,7 @@ def test_attention_of_any_frozen_model_is_a_feature(name):
 
 def test_features_of_a_teacher_that_no_term_reads_can_decide():
     reducer, model = FrozenAgreement(), perturbed()
-    run(reducer, {"teacher.x": FrozenTowers(model)})
+    run(reducer, FrozenTowers(model))
     for step, batch in enumerate(batches(2)):
         image = F.normalize(model.project_image(batch["image"]), dim=1)
         text = F.normalize(model.project_text(batch["text"], batch["text_length"]), dim=1)

@@ -42,8 +42,8 @@ class Compile(pl.Callback):
                 "trainer.compile compiles the layers of the towers, and these towers name none "
                 "(their method `layers`); set trainer.compile=null"
             )
-        for frozen in pl_module.providers.values():
-            layers += frozen.model.layers()
+        for towers in pl_module.frozen_towers.values():
+            layers += towers.model.layers()
         compile_layers(layers, self.backend)
         pl_module.sharding.prepare_compiled(layers)
         if trainer.is_global_zero:
@@ -59,12 +59,12 @@ def compile_layers(layers: Iterable[nn.Module], backend: str | Callable[..., Any
     for layer in layers:
         kind = type(layer)
         if kind not in functions:
-            functions[kind] = compiled(kind, backend)
+            functions[kind] = compile_forward(kind, backend)
         # A method, so that a copy of the layer runs on its own parameters.
         layer.forward = MethodType(functions[kind], layer)
 
 
-def compiled(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callable[..., Any]:
+def compile_forward(kind: type[nn.Module], backend: str | Callable[..., Any]) -> Callable[..., Any]:
     """Returns the forward function of a kind of layer as one graph, which its layers share.
 
     Sizes are symbols from the first call on: captions' lengths, kept patches and parts of a batch

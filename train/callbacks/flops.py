@@ -132,7 +132,7 @@ def on_meta(model: TwoTower) -> TwoTower:
     return copy.deepcopy(model, memo)
 
 
-def measured_peak(device: torch.device, precision: str, seconds: float = 0.2) -> float:
+def measure_peak(device: torch.device, precision: str, seconds: float = 0.2) -> float:
     """Returns the FLOP/s of the fastest large matrix product that fits into `seconds`.
 
     Sizes double as long as the next one surely fits, so that a device that is slow at a precision

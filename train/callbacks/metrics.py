@@ -20,7 +20,7 @@ from ...data.files import write_whole
 from ..distributed import highest_over_ranks, means_over_ranks
 from ..module import ContrastiveModule, Reporter
 from ..screen import log_beside_bar
-from .flops import FlopMeter, measured_peak
+from .flops import FlopMeter, measure_peak
 
 SHOWN = ("loss", "lr", "pairs_per_s")  # on Lightning's progress bar
 
@@ -139,14 +139,14 @@ class Metrics(Reporter):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Hooks the FLOP meter to the towers before a strategy wraps them."""
         assert isinstance(pl_module, ContrastiveModule)
-        frozen = [towers.model for towers in pl_module.providers.values()]
+        frozen = [towers.model for towers in pl_module.frozen_towers.values()]
         self._meter = FlopMeter([pl_module.model, *frozen])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts counting samples, and measures the device's peak unless it is given."""
         self._last_step = trainer.global_step
         if self._peak_tflops is None:
-            self._peak = measured_peak(pl_module.device, trainer.precision)
+            self._peak = measure_peak(pl_module.device, trainer.precision)
         else:
             self._peak = self._peak_tflops * 1e12
 

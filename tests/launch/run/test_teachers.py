@@ -118,14 +118,14 @@ def test_a_run_is_loaded_with_its_own_architecture(student, other_run):
     module = build_module(parts, load_teachers(parts))
     assert torch.equal(torch.get_rng_state(), before)
     for name, want in (("newest", second), ("first", first)):
-        towers = module.providers[f"teacher.{name}"]
+        towers = module.teachers[name]
         got = towers(batch(), ("image", "text"))
         for feature, value in want(batch(), ("image", "text")).items():
             torch.testing.assert_close(got[feature], value.detach())
         assert towers.model.chunks == 3, "a teacher is encoded in as many parts"
         # Outside the state, the optimiser, and what is synchronised or trained.
         assert not {id(p) for p in towers.parameters()} & {id(p) for p in module.parameters()}
-    assert not any("teacher" in name or "providers" in name for name in module.state_dict())
+    assert not any("teacher" in name for name in module.state_dict())
 
 
 def test_a_teacher_may_serve_a_mask_alone(student):

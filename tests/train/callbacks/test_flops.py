@@ -15,7 +15,7 @@ from counterpoint.models.shared import SharedImageTower, SharedTextTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.callbacks import flops
-from counterpoint.train.callbacks.flops import FlopMeter, measured_peak, on_meta
+from counterpoint.train.callbacks.flops import FlopMeter, measure_peak, on_meta
 
 N, CONTEXT = 12, 24
 SIZES = {"patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
@@ -149,7 +149,7 @@ def test_a_peak_takes_less_than_half_a_second_on_any_device(monkeypatch, speed):
     monkeypatch.setattr(flops, "product_seconds", device.product)
     monkeypatch.setitem(flops.LARGEST, "cpu", flops.LARGEST["cuda"])
     monkeypatch.setattr(flops, "random_matrices", lambda size, *rest: (range(size), range(size)))
-    peak = measured_peak(torch.device("cpu"), "bf16-mixed")
+    peak = measure_peak(torch.device("cpu"), "bf16-mixed")
     assert 0.1 < device.now < 0.5
     assert 0.9 * speed < peak / torch.get_num_threads() <= speed
     assert (max(device.sizes) < 512) == (speed < 1e10) and device.sizes[:2] == [64, 64]
@@ -161,7 +161,7 @@ def test_a_peak_is_measured_on_random_numbers_that_nobody_else_draws(monkeypatch
     monkeypatch.setattr(flops, "product_seconds", lambda a, b: seen.append((a, b)) or 1.0)
     before = torch.get_rng_state(), torch.get_num_threads()
     monkeypatch.setattr(flops.time, "perf_counter", iter([0.0, 0.0, 1.0]).__next__)
-    assert measured_peak(torch.device("cpu"), precision) > 0
+    assert measure_peak(torch.device("cpu"), precision) > 0
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.get_num_threads() == before[1]
     kinds = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "64-true": torch.float64}

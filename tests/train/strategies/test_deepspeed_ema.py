@@ -45,7 +45,7 @@ def made():
     built = module(
         STEPS, rate=1e-2, kind=Averaged, objective=Objective({"i": InfoNCE(), "b": byol})
     )
-    built.ema = built.providers["ema"] = Ema(built.model, EmaConfig(DECAY))
+    built.ema = Ema(built.model, EmaConfig(DECAY))
     return built
 
 

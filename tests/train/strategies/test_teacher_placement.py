@@ -32,9 +32,9 @@ def run(rank, world_size, strategy, placement):
     """Losses of a run with this teacher, and what a rank has of a layer."""
     terms = {"infonce": InfoNCE(), "mimic": FeatureRegression("image", "teacher.x.image")}
     made = module(3, objective=Objective(terms), chunks=2)
-    made.providers["teacher.x"] = teacher(placement)
+    made.teachers["x"] = teacher(placement)
     train(made, world_size, strategy)
-    weight = layer_of(made.providers["teacher.x"]).mlp.fc1.weight
+    weight = layer_of(made.teachers["x"]).mlp.fc1.weight
     here = weight.to_local().numel() if isinstance(weight, DTensor) else weight.numel()
     return made.losses, here
 
