@@ -58,9 +58,9 @@ def gather_objects(value: Any, group: Any = None) -> list[Any]:
     return values
 
 
-def mean_over_ranks(share: Tensor) -> Tensor:
-    """Returns the mean of each rank's tensor; one all-reduce."""
-    return _average(share.detach().clone())
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Returns the mean over ranks of a tensor; one all-reduce."""
+    return _average(value.detach().clone())
 
 
 def means_over_ranks(values: list[Tensor]) -> list[float]:

@@ -15,7 +15,7 @@ def log_line(text: str, file: TextIO | None = None) -> None:
 
 
 def log_beside_bar(trainer: pl.Trainer, text: str) -> None:
-    """The same, above a bar of TQDM's that the user has chosen; others make room themselves."""
+    """Prints such a line above a TQDM bar, if the user has chosen one; other bars make room."""
     bar = trainer.progress_bar_callback
     if isinstance(bar, TQDMProgressBar) and bar.is_enabled:
         bar.print(f"{datetime.datetime.now():%H:%M:%S}  {text}")

@@ -151,8 +151,8 @@ class SpikeGuard:
         state["row_end"].copy_(torch.where(rewind, step + 1, state["row_end"]))
         return rewind
 
-    def asked(self) -> tuple[int, int] | None:
-        """Returns the row to skip as steps [first, last + 1); waits for the device."""
+    def row_to_skip(self) -> tuple[int, int] | None:
+        """Returns the steps that a rewind skips as [first, last + 1); waits for the device."""
         if not self.rewinds or not int(self.state["row_end"]):
             return None
         return int(self.state["row_begin"]), int(self.state["row_end"])
@@ -234,7 +234,7 @@ def update_rms(
     """sqrt(mean(g^2 / v)) of a parameter: how far gradients outgrow their second moment [].
 
     Of the patch embedding, values beyond 2 come 1 to 8 steps before a loss spike (Wortsman et al.
-    2023, section 3.4). To be asked after a step, at log steps; None: no second moment, no gradient.
+    2023, section 3.4). Call it after a step, at log steps; None: no second moment, no gradient.
     """
     gradient = parameter.grad
     state = {} if gradient is None else optimizer.state.get(parameter, {})

@@ -197,7 +197,7 @@ def test_a_row_of_spikes_is_noted_once_with_where_it_began():
     got = []
     for step, loss in enumerate(losses):
         guard.decide(torch.tensor(loss), torch.tensor(1.0), step)
-        got.append(guard.asked())
+        got.append(guard.row_to_skip())
     assert got == [None] * 13 + [(10, 14)] * 9
     assert guard.report() == {
         "guard/nonfinite": 7,
@@ -211,9 +211,9 @@ def test_a_row_of_spikes_is_noted_once_with_where_it_began():
 def test_too_many_steps_that_are_not_finite_are_such_a_row():
     guard = SpikeGuard(max_nonfinite=3, spikes=Spikes(warmup=4, then="rewind"))
     for step, norm in enumerate([1.0, NAN, 1.0, *[INF] * 4]):
-        assert guard.asked() is None
+        assert guard.row_to_skip() is None
         guard.decide(torch.tensor(1.0), torch.tensor(norm), step)
-    assert guard.asked() == (3, 7)
+    assert guard.row_to_skip() == (3, 7)
     guard.check()
 
 

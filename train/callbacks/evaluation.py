@@ -53,8 +53,8 @@ class Evaluate(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks the data before hours of training depend on it."""
         if self.suite is not None:
-            found = prepare(self.suite)
-            for images in found if trainer.is_global_zero else ():
+            image_sets = prepare(self.suite)
+            for images in image_sets if trainer.is_global_zero else ():
                 if images.note:
                     log_line(f"{self.suite.name}: {images.note}")
                 shards = trainer.datamodule.shard_urls  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ class Evaluate(pl.Callback):
 
 @contextmanager
 def as_validation(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, own: pl.Callback
+    trainer: pl.Trainer, pl_module: pl.LightningModule, caller: pl.Callback
 ) -> Iterator[None]:
     """Calls the other callbacks' validation hooks around an evaluation.
 
@@ -106,7 +106,7 @@ def as_validation(
     each value that it monitors, which need not be one of an evaluation (`early_stopping`).
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    others = [c for c in callbacks if c is not own and not isinstance(c, EarlyStopping)]
+    others = [c for c in callbacks if c is not caller and not isinstance(c, EarlyStopping)]
     trainer.validating = True
     try:
         for callback in others:

@@ -191,9 +191,9 @@ class HangWatchdog(pl.Callback):
                 # This process itself was stopped (a suspended job): no rank hangs.
                 self._moved, self._heard = now, [(s, now) for s, _ in self._heard]
             last = now
-            own = self._look()
-            heard = self._heard or [(own, now)]
-            if max(own.still, *(s.still for s, _ in heard)) < self.timeout:
+            standing = self._look()
+            heard = self._heard or [(standing, now)]
+            if max(standing.still, *(s.still for s, _ in heard)) < self.timeout:
                 continue
             silent = [now - at for _, at in heard]
             standings = [standing for standing, _ in heard]

@@ -55,7 +55,7 @@ class RewindingCheckpoints(Checkpoints):
         logs = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         looks = logs or self.is_regular(step) or step == trainer.max_steps
         # Not at a stop in between: the totals would miss what an undisturbed run counts until then.
-        if looks and (row := pl_module.guard.asked()):
+        if looks and (row := pl_module.guard.row_to_skip()):
             self._go_back(trainer, pl_module.guard, *row)
             return
         super().on_train_batch_end(trainer, pl_module, *args)

@@ -14,7 +14,7 @@ from torch import nn
 from ...losses.distributed.sharded_rows import RowShard
 
 OBJECTIVE = "objective."
-KINDS = ("matrices", "vectors", "scalars", "heads", "slices")
+KINDS = ("matrices", "vectors", "scalars", "heads", "row_shards")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def parameter_groups(
     scalar_rate: float = 1.0,
     groups: Groups = USUAL,
 ) -> list[dict[str, Any]]:
-    """Splits trainable parameters: matrices (with decay), vectors, single numbers, heads, slices.
+    """Splits trainable parameters into KINDS; only matrices have weight decay.
 
     Each group's `rate` is what the phase's learning rate is multiplied by. Without exceptions there
     is one group a kind, in this order; exceptions split them in the order of their parameters.
@@ -75,7 +75,7 @@ def parameter_groups(
         rate, decay = 1.0, 0.0
         if kind == "scalars":
             rate = scalar_rate
-        elif kind not in ("heads", "slices"):
+        elif kind not in ("heads", "row_shards"):
             rate = tower.rate * layers.get(parameter, 1.0)
         if kind == "matrices" and not matches(name, groups.no_decay):
             decay = weight_decay if tower.weight_decay is None else tower.weight_decay
@@ -89,10 +89,10 @@ def parameter_groups(
 def kind_of(name: str, parameter: nn.Parameter) -> str:
     """Returns one of KINDS.
 
-    Slices are a kind of their own: torch steps no sharded tensors (FSDP2) together with others.
+    Row shards are a kind of their own: torch steps no sharded tensors (FSDP2) together with others.
     """
     if isinstance(parameter, RowShard):
-        return "slices"
+        return "row_shards"
     if parameter.ndim < 2 and parameter.numel() == 1:
         return "scalars"
     if name.startswith(OBJECTIVE):

@@ -48,10 +48,10 @@ def probe(make: Make) -> Traits:
     gradients[0] -= along * weights
     for step, gradient in enumerate(gradients):
         gradient[: ROWS // 2] *= 10.0**step
-    whole, states = trained(make, weights, gradients)
+    whole, states = train_on(make, weights, gradients)
     flat = [gradient.flatten().chunk(2) for gradient in gradients]
     halves = [
-        trained(make, piece, [pieces[number] for pieces in flat])[0]
+        train_on(make, piece, [pieces[number] for pieces in flat])[0]
         for number, piece in enumerate(weights.flatten().chunk(2))
     ]
     # Rounding may differ with the shape; a real dependence is of the size of a step.
@@ -60,7 +60,7 @@ def probe(make: Make) -> Traits:
     return Traits(bool(moved), shaped)
 
 
-def trained(make: Make, weights: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Any]:
+def train_on(make: Make, weights: Tensor, gradients: list[Tensor]) -> tuple[Tensor, Any]:
     """Returns a parameter after training, and the optimizer's states of it."""
     parameter = nn.Parameter(weights.clone())
     optimizer = make([parameter])

@@ -98,8 +98,8 @@ class EstimateCurvature(pl.Callback):
         module.tensors.average_gradients(parameters)
         norm = module.tensors.norms([parameters])[0]
         if bool(norm.isfinite()):
-            curve(optimizer, parameters, self.optim.betas[1])
-            module.report["unclipped"] = unclipped(optimizer, parameters, self.optim.rho)
+            update_curvature(optimizer, parameters, self.optim.betas[1])
+            module.report["unclipped"] = unclipped_fraction(optimizer, parameters, self.optim.rho)
             if module.logs_itself:
                 module.log("unclipped", module.report["unclipped"], sync_dist=True)
         for parameter in parameters:
@@ -107,7 +107,7 @@ class EstimateCurvature(pl.Callback):
 
 
 class Sophia(torch.optim.Optimizer):
-    """Sophia's step. Until `curve` has added an estimate, all elements are clipped."""
+    """Sophia's step. Until `update_curvature` has added an estimate, all elements are clipped."""
 
     def __init__(self, params: Any, betas: tuple[float, float], rho: float):
         super().__init__(params, {"lr": 0.0, "betas": betas, "rho": rho, "weight_decay": 0.0})
@@ -134,7 +134,9 @@ class Sophia(torch.optim.Optimizer):
 
 
 @torch.no_grad()
-def curve(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], beta: float):
+def update_curvature(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], beta: float
+) -> None:
     """Updates the curvature with the squared gradients."""
     for parameter in parameters:
         if parameter.grad is not None and (state := optimizer.state.get(parameter)):
@@ -142,7 +144,7 @@ def curve(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], 
 
 
 @torch.no_grad()
-def unclipped(
+def unclipped_fraction(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rho: float
 ) -> Tensor:
     """Returns the fraction of this rank's elements that the next step would not clip []."""

@@ -11,8 +11,8 @@ from counterpoint.train.optim.sophia import (
     EstimateCurvature,
     Sophia,
     SophiaG,
-    curve,
-    unclipped,
+    unclipped_fraction,
+    update_curvature,
 )
 
 
@@ -32,10 +32,12 @@ def test_the_step_is_that_of_the_formula():
         torch.testing.assert_close(parameter.detach(), w, rtol=1e-9, atol=1e-12)
         if step % 3 == 2:
             parameter.grad = 4 * g
-            curve(optimizer, [parameter], 0.8)
+            update_curvature(optimizer, [parameter], 0.8)
             h = 0.8 * h + 0.2 * (4 * g) ** 2
             share = (m.abs() < 0.05 * h).double().mean()
-            assert unclipped(optimizer, [parameter], 0.05).item() == pytest.approx(share.item())
+            assert unclipped_fraction(optimizer, [parameter], 0.05).item() == pytest.approx(
+                share.item()
+            )
     assert 0 < share < 1
 
 
