@@ -255,7 +255,7 @@ def test_corrupt_images_are_counted_and_stop_the_run_past_the_budget(tmp_path):
     shards = tiny.write_shards(tmp_path / "pairs", num_shards=2, per_shard=25)
     with tarfile.open(shards[0], "a") as tar:
         for i in range(5):
-            tiny.add(tar, f"bad{i}.png", b"not a picture")
+            tiny.add(tar, f"bad{i}.png", b"not an image")
             tiny.add(tar, f"bad{i}.txt", b"bad")
     manifest = tmp_path / "train.parquet"
     index_shards([str(p) for p in shards], str(manifest))

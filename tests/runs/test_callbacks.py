@@ -109,7 +109,7 @@ def test_early_stopping_acts_on_an_evaluation(run):
 
 @pytest.mark.parametrize("signalled", [2, 3])
 def test_early_stopping_knows_the_value_of_the_step_at_which_a_signal_stops(run, signalled):
-    # A run that nobody disturbs ends after step 4: of `max` the first loss stays best.
+    # An undisturbed run ends after step 4: of `max` the first loss stays best.
     Signal.step = signalled
     stopping = callback("EarlyStopping", monitor="loss", mode="max", patience=3)
     run_dir = run(stopping, {"class_path": f"{__name__}.Signal"}, status={2: 143, 3: 0}[signalled])

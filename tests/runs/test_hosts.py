@@ -38,7 +38,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture(params=["namespaces", "agents"])
 def hosts(request):
-    """Two hosts; or, where nobody may make namespaces, this one twice."""
+    """Two hosts; or, where namespaces may not be made, this one twice."""
     if request.param == "agents":
         yield [Host(None, "127.0.0.1", "lo")] * 2
         return

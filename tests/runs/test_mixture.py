@@ -15,7 +15,7 @@ from counterpoint.data.shards.manifest import Manifest
 @pytest.fixture
 def manifests(tmp_path):
     manifests = write_sources(tmp_path / "pairs")
-    # One picture of source b is cut: replaced and counted whenever its turn comes.
+    # One image of source b is cut: replaced and counted whenever its turn comes.
     tar = tmp_path / "pairs" / "b" / "00001.tar"
     content = bytearray(tar.read_bytes())
     start = content.index(b"\x89PNG")

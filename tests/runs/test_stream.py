@@ -25,7 +25,7 @@ def rows_of(folder):
 
 
 def test_two_ranks_train_on_uneven_shards_and_go_on(tmp_path):
-    """Ranks and workers have shards of unequal size, and one of them a damaged picture."""
+    """Ranks and workers have shards of unequal size, and one of them a damaged image."""
     paths = [
         path
         for number, size in enumerate((3, 17, 6, 9))

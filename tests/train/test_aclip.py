@@ -84,7 +84,7 @@ def module(reducer, dtype=torch.float64, chunks=1, decay=0.7):
 
 
 def batches(num_steps=STEPS, whole_side=SIDE):
-    """Views of random pictures, as the loader makes them."""
+    """Views of random images, as the loader makes them."""
     online = TrainTransform((0.3, 0.7), (0.7, 1.4), flip=0.5, rotate=15)
     around = EnclosingCrop(("image", "image.other"))
     found = []
@@ -99,12 +99,12 @@ def batches(num_steps=STEPS, whole_side=SIDE):
         drawn = {name: [] for name in rows}
         for _ in range(B):
             coarse = torch.randint(0, 256, (1, 3, 6, 7), dtype=torch.uint8, generator=g)
-            picture = Pixels(F.interpolate(coarse, (30, 35), mode="bicubic")[0])
+            pixels = Pixels(F.interpolate(coarse, (30, 35), mode="bicubic")[0])
             boxes = [online.draw(30, 35, rng) for _ in range(2)]
             boxes.append(around.draw(30, 35, rng, boxes))
             for name, params in zip(rows, boxes, strict=True):
                 side = whole_side if name == "image.whole" else SIDE
-                rows[name].append(online.apply(picture, side, params))
+                rows[name].append(online.apply(pixels, side, params))
                 drawn[name].append(torch.from_numpy(params))
         batch |= {name: torch.stack(values) for name, values in rows.items()}
         batch |= {f"{name}.augmentation": torch.stack(v) for name, v in drawn.items()}

@@ -34,7 +34,7 @@ class Oracle(torch.nn.Module):
         return TABLE[ids[:, 0]]
 
 
-def picture(number, form="PNG"):
+def encoded_image(number, form="PNG"):
     out = io.BytesIO()
     image = Image.new("RGB", (3, 3), (number % 256, number // 256, 0))
     image.save(out, form, **({"lossless": True} if form == "WEBP" else {}))
@@ -87,7 +87,7 @@ def test_imagenet(tmp_path):
         folder = tmp_path / "val" / f"n{i:08d}"
         folder.mkdir(parents=True)
         for j, number in enumerate(shown.get(i, ())):
-            (folder / f"ILSVRC2012_val_{j:08d}.JPEG").write_bytes(picture(number))
+            (folder / f"ILSVRC2012_val_{j:08d}.JPEG").write_bytes(encoded_image(number))
     numbers = {}
     for i, name in enumerate(names):
         for template in templates:
@@ -114,7 +114,7 @@ def test_imagenet_without_its_folders(tmp_path):
     with pytest.raises(ValueError, match=r"imagenet/val does not exist .* data_root"):
         run("imagenet", tmp_path / "imagenet", {})
     (tmp_path / "val" / "n01440764").mkdir(parents=True)
-    (tmp_path / "val" / "n01440764" / "a.JPEG").write_bytes(picture(0))
+    (tmp_path / "val" / "n01440764" / "a.JPEG").write_bytes(encoded_image(0))
     with pytest.raises(ValueError, match=r"val has 1 class folders \(n01440764\), and 1000 are"):
         run("imagenet", tmp_path, {})
 
@@ -123,7 +123,7 @@ def test_clip_benchmark_classification(tmp_path):
     root = tmp_path / "wds_beasts"
     classes = ["grey wolf", "cat", "ox"]
     samples = [
-        (f"s{i:07d}", {"webp": picture(number, "WEBP"), "cls": str(label).encode()})
+        (f"s{i:07d}", {"webp": encoded_image(number, "WEBP"), "cls": str(label).encode()})
         for i, (number, label) in enumerate([(0, 0), (1, 1), (2, 1), (2, 2), (1, 0), (0, 0)])
     ]
     write_tar(root / "test" / "0.tar", samples[:4])
@@ -147,7 +147,7 @@ def captioned(root):
         (
             f"s{n:07d}",
             {
-                "jpg": picture(number),
+                "jpg": encoded_image(number),
                 "txt": "\n".join(t for t in texts if t.endswith(f"of {n}")).encode(),
             },
         )

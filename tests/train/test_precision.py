@@ -27,7 +27,7 @@ def trace(rank, world_size, name, precision, steps=STEPS):
     trainer = train(made, world_size, name, precision=precision)
     state = trainer.strategy.lightning_module_state_dict()
     masters = {key: value.clone() for key, value in state.items() if value.is_floating_point()}
-    if "zero" in name:  # whoever loads one count for all would count every parameter
+    if "zero" in name:  # loading one count for all would count every parameter
         saved = trainer.strategy.optimizer_state(None)["state"]
         assert len({id(values["step"]) for values in saved.values()}) == len(saved) > 20
     if "zero" in name and precision == "16-true":  # a resumed run keeps the loss scale
@@ -52,7 +52,7 @@ def test_mixed_precision_is_that_of_ddp(gloo, name):
     for (losses, norms, types, _), (want_losses, want_norms, *_) in zip(got, want, strict=True):
         assert losses[0] == pytest.approx(want_losses[0], rel=1e-6)
         assert norms[0] == pytest.approx(want_norms[0], rel=1e-5)
-        # Stage 3 has a linear layer of its own, for whoever comes after it in the process as well:
+        # Stage 3 has a linear layer of its own, which later models of the process get as well:
         # it rounds to bf16 before the bias is added.
         assert losses == pytest.approx(want_losses, rel=5e-3 if "zero" in name else 1e-5)
         assert types == {(torch.float32, torch.bfloat16)}

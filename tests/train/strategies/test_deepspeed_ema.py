@@ -91,7 +91,7 @@ def test_average_follows_the_fp32_values(gloo, name, precision):
 
 
 def answer(state, batch):
-    """What a model with the average's values says of the pictures."""
+    """Features of the images by a model with the average's values."""
     model = made().ema.model
     prefix = "ema.model."
     own = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
