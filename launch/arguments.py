@@ -92,6 +92,26 @@ def cluster() -> Arguments:
     return made
 
 
+def curate() -> Arguments:
+    """The options of `counterpoint curate`."""
+    made = Arguments(
+        prog="counterpoint curate",
+        description="Runs the filters of a curation over a score table. Start it again to go on "
+        "where it stopped.",
+    )
+    made.add_argument("file", metavar="FILE", help="a curation: a YAML file or a packaged name")
+    made.add_argument("--table", required=True, type=Path, help="what counterpoint score wrote")
+    made.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="embeddings or clusters (counterpoint embed, cluster); may be repeated",
+    )
+    made.add_argument("--out", required=True, type=Path, help="folder of the results")
+    return made
+
+
 def export() -> Arguments:
     """The options of `counterpoint export`."""
     made = Arguments(
@@ -249,7 +269,7 @@ def check_launcher(argv: list[str]) -> None:
 
 def check(command: str, argv: list[str]) -> None:
     """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
-    whole = {"evaluate": evaluate, "cluster": cluster, "export": export}
+    whole = {"evaluate": evaluate, "cluster": cluster, "curate": curate, "export": export}
     if command in whole:
         whole[command]().parse_args(argv)
     elif command == "fit":

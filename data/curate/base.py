@@ -1,0 +1,133 @@
+"""The contract of filters: what decides which samples of a pool are kept, and how much each counts.
+
+In: rows of the score table and of stores, as record batches. Out: columns, of which `keep` and
+`weight` make the keep-list and the others serve later filters. All functions are pure, and nothing
+may depend on the order of rows or on where shards begin: a curation gives the same samples after
+re-sharding, with any number of workers, and after a restart.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+KEEP, WEIGHT = "keep", "weight"
+
+State = dict[str, np.ndarray]
+Columns = dict[str, np.ndarray | pa.Array]
+
+
+class Filter(ABC):
+    """One filter, a frozen dataclass whose fields are its settings.
+
+    Rows that earlier filters have left out, and rows in which one of `reads` is empty, never reach
+    it; the latter are left out.
+
+    Attributes:
+        reads: columns it needs: of the score table (`caption`), of a store (`STORE.COLUMN`, such as
+            `clip.image`), or written by an earlier filter.
+        writes: columns it gives: `keep` (bool), `weight` (float; those of several filters are
+            multiplied, and 0 leaves a row out), and others by any name.
+
+    Tasks run in several processes, and each gets a copy of the filter: what takes time to make (an
+    automaton, a model) belongs into a function with a cache.
+    """
+
+    reads: tuple[str, ...]
+    writes: tuple[str, ...] = (KEEP,)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether it needs a number of all rows (`partial`)."""
+        return type(self).partial is not Filter.partial
+
+    def files(self) -> Sequence[Path]:
+        """Returns the files that its settings name; other content makes another filter of it."""
+        return ()
+
+    def partial(self, rows: pa.RecordBatch) -> State:
+        """Returns what these rows add to the global quantity.
+
+        Arrays for which `merge` gives the same result in any order: integers, as a rule (counts,
+        histograms, fixed-point sums).
+        """
+        raise NotImplementedError
+
+    def merge(self, one: State, other: State) -> State:
+        """Returns two parts as one; adds arrays up by default."""
+        return {name: one[name] + other[name] for name in one}
+
+    def finish(self, total: State) -> State:
+        """Returns what `apply` is given of the merged parts, such as a threshold.
+
+        Without any row there is no total, and `apply` is never called.
+        """
+        return total
+
+    @abstractmethod
+    def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
+        """Returns the columns of `writes`, one value a row.
+
+        Args:
+            rows: the columns `key` and `reads`.
+            state: of `finish`; empty without a `partial`.
+        """
+
+
+class GroupFilter(Filter):
+    """A filter that sees certain rows together: duplicates, clusters, random batches.
+
+    Groups have to fit into memory; the pool does not.
+    """
+
+    @abstractmethod
+    def groups(self, rows: pa.RecordBatch, state: State) -> np.ndarray:
+        """Returns the group of each row, int64 [n], or several groups of each, int64 [n, m].
+
+        Of several groups, `keep` is whether all of them keep the row; there is no other column.
+        """
+
+    def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
+        raise TypeError(f"{type(self).__name__} works on groups (apply_groups)")
+
+    @abstractmethod
+    def apply_groups(self, rows: pa.RecordBatch, starts: np.ndarray, state: State) -> Columns:
+        """Returns the columns of `writes`, one value a row.
+
+        Args:
+            rows: `key` and `reads` of whole groups; sorted by group, then by key.
+            starts: where groups start, and the number of rows; int64 [groups + 1].
+            state: of `finish`; empty without a `partial`.
+        """
+
+
+def numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:
+    """Returns a column of numbers [n]."""
+    return rows.column(name).to_numpy(zero_copy_only=False)
+
+
+def texts(rows: pa.RecordBatch, name: str) -> list[str]:
+    """Returns a column of texts."""
+    return rows.column(name).to_pylist()
+
+
+def vectors(rows: pa.RecordBatch, name: str, normalize: bool = True) -> np.ndarray:
+    """Returns a column of vectors, float32 [n, d]; of length one unless told otherwise."""
+    column = rows.column(name)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    values = flat.reshape(len(column), -1).astype(np.float32)
+    if normalize:
+        values /= np.linalg.norm(values, axis=1, keepdims=True).clip(min=1e-12)
+    return values
+
+
+def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
+    """Returns vectors [n, d] as a column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def select(rows: pa.RecordBatch, mask: np.ndarray) -> pa.RecordBatch:
+    """Returns the rows under a mask [n]."""
+    return rows.filter(pa.array(mask))

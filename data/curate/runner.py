@@ -1,0 +1,289 @@
+"""Runs the filters of a curation over a score table.
+
+In: a table, stores, filters by name. Out: `OUT/keep.parquet` with the samples that all of them
+keep, and `OUT/summary.json` with what each has left out. What is done lies in `OUT/steps/`: a run
+that was stopped goes on there, and of changed filters only the first and those after it run again.
+"""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import whole_file, write_json
+from ..hashing import text_hash
+from .base import KEEP, WEIGHT, Filter, GroupFilter, State
+from .engine import Engine, Serial
+from .rows import KEPT, LACKS, LEFT_OUT, Rows
+from .shuffle import BUCKET_BYTES, Shuffle
+from .state import STATE, load, save, state_of
+from .stores import Store
+from .table import Table
+
+VERSION = 1  # raise it when the same filters give other results
+ROWS_A_BLOCK = 1 << 20
+
+# Wraps the results of a pass over so many items to show its progress.
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+
+
+def silent(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
+    """Shows no progress."""
+    return items
+
+
+@dataclass(frozen=True)
+class Curation:
+    """Filters in sequence over a pool.
+
+    Args:
+        table: the score table.
+        filters: by name, in their order.
+        stores: by name.
+        out: folder of the results.
+        engine: where tasks run.
+        progress: shows progress.
+
+    Raises:
+        ValueError: a filter reads what there is not.
+    """
+
+    table: Table
+    filters: Mapping[str, Filter]
+    stores: Mapping[str, Store]
+    out: Path
+    engine: Engine = field(default_factory=Serial)
+    progress: Progress = silent
+
+    def __post_init__(self):
+        if not self.filters:
+            raise ValueError("a curation needs at least one filter")
+        known = set(self.table.columns)
+        for name, each in self.filters.items():
+            for column in each.reads:
+                store, dot, _ = column.partition(".")
+                if dot and store not in self.stores:
+                    raise ValueError(
+                        f"the filter '{name}' reads {column}, and no store is called '{store}'; "
+                        f"give one: --store {store}=FOLDER"
+                    )
+                if not dot and column not in known:
+                    raise ValueError(
+                        f"the filter '{name}' reads {column}, which neither the score table nor an "
+                        f"earlier filter has; there are {', '.join(sorted(known))}"
+                    )
+            known |= set(each.writes) - {KEEP, WEIGHT}
+
+    def run(self) -> dict[str, Any]:
+        """Runs what is not done; returns what `summary.json` holds."""
+        rows = Rows(self.table, self.stores)
+        digest = f"{VERSION} {self.table.fingerprint}"
+        steps = []
+        for name, each in self.filters.items():
+            digest = _digest(digest, each, self.stores)
+            step = Step(name, each, rows, self.out / "steps" / f"{name}-{digest}")
+            step.run(self.engine, self.progress)
+            steps.append(step)
+            rows = step.after()
+        summary = self._summary(steps, rows)
+        self._write_list(rows)
+        write_json(self.out / "summary.json", summary)
+        for folder in (self.out / "steps").iterdir():
+            if folder not in {step.folder for step in steps}:
+                shutil.rmtree(folder)
+        return summary
+
+    def _summary(self, steps: "Sequence[Step]", rows: Rows) -> dict[str, Any]:
+        told = [step.count() for step in steps]
+        kept = self.table.num_samples - sum(each["left_out"] + each["lack"] for each in told)
+        if not kept:
+            last = next(each for each in reversed(told) if each["left_out"] + each["lack"])
+            raise ValueError(
+                f"the filters leave no sample of {self.table.num_samples:,}; the last, "
+                f"'{last['name']}', left out {last['left_out']:,}, and {last['lack']:,} lack what "
+                f"it reads ({', '.join(last['reads'])})"
+            )
+        return {"samples": self.table.num_samples, "kept": kept, "filters": told}
+
+    def _write_list(self, rows: Rows) -> None:
+        weighted = WEIGHT in rows.given
+        fields = [("source", pa.string()), ("shard", pa.string()), ("index", pa.int32())]
+        fields += [("key", pa.int64())] + [("weight", pa.float32())] * weighted
+        schema = pa.schema(fields)
+        with (
+            whole_file(self.out / "keep.parquet") as part,
+            pq.ParquetWriter(part, schema, compression="zstd") as file,
+        ):
+            for shard in range(len(self.table.shards)):
+                kept = np.flatnonzero(rows.verdicts(shard) == KEPT)
+                names = ["source", "shard", "index", "key"]
+                path = self.table.folder / rows.file(shard)
+                table = pq.read_table(path, columns=names).take(pa.array(kept))
+                if weighted:
+                    table = table.append_column(WEIGHT, pa.array(rows.weights(shard)[kept]))
+                file.write_table(table.cast(schema))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One filter over the pool.
+
+    Args:
+        name: of the filter.
+        filter: the filter.
+        rows: what the filters before it have left.
+        folder: of its files.
+    """
+
+    name: str
+    filter: Filter
+    rows: Rows
+    folder: Path
+
+    def after(self) -> Rows:
+        """Returns the rows as the next filter sees them."""
+        number = len(self.rows.earlier)
+        given = {**self.rows.given, **{n: number for n in self.filter.writes if n != KEEP}}
+        earlier = (*self.rows.earlier, self.folder)
+        return Rows(self.rows.table, self.rows.stores, earlier, given)
+
+    def run(self, engine: Engine, progress: Progress) -> None:
+        """Does what is not done."""
+        done = self.folder / "done"
+        if done.exists():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        blocks = _blocks([samples for _, _, samples in self.rows.table.shards])
+
+        def over(function: Callable[[Any], Any], items: Sequence[Any], what: str) -> Iterable[Any]:
+            return progress(engine.map(function, items), len(items), f"{self.name}: {what}")
+
+        self._reduce(blocks, over)
+        if isinstance(self.filter, GroupFilter):
+            buckets = self._buckets()
+            shuffle = Shuffle(self.filter, self.rows, blocks, self.folder, buckets)
+            numbers = range(len(blocks))
+            _exhaust(over(shuffle.scatter, numbers, "groups"))
+            _exhaust(over(shuffle.work, range(buckets), "filters"))
+            _exhaust(over(shuffle.gather, numbers, "writes"))
+        else:
+            shards = range(len(self.rows.table.shards))
+            _exhaust(over(self._apply, shards, "filters"))
+        for name in ("partial", "scatter", "gather"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        with whole_file(done) as part:
+            part.touch()
+
+    def count(self) -> dict[str, Any]:
+        """Returns how many rows the filter has seen, left out, and could not judge."""
+        counts = np.zeros(4, dtype=np.int64)
+        for shard in range(len(self.rows.table.shards)):
+            verdict = pq.read_table(self.folder / self.rows.file(shard), columns=["verdict"])
+            counts += np.bincount(verdict["verdict"].to_numpy(), minlength=4)
+        kept, left_out, lack = (int(counts[kind]) for kind in (KEPT, LEFT_OUT, LACKS))
+        return {
+            "name": self.name,
+            "filter": repr(self.filter),
+            "reads": list(self.filter.reads),
+            "seen": kept + left_out + lack,
+            "kept": kept,
+            "left_out": left_out,
+            "lack": lack,
+        }
+
+    def _reduce(self, blocks: Sequence[Sequence[int]], over: Callable[..., Iterable[Any]]) -> None:
+        path = self.folder / STATE
+        if path.exists():
+            return
+        total: State = {}
+        if self.filter.reduces:
+            parts = over(functools.partial(self._partial, blocks), range(len(blocks)), "counts")
+            for part in map(load, parts):
+                total = self.filter.merge(total, part) if total and part else total or part
+            total = self.filter.finish(total) if total else {}
+        save(path, total)
+
+    def _partial(self, blocks: Sequence[Sequence[int]], block: int) -> Path:
+        path = self.folder / "partial" / f"{block:06d}.npz"
+        if not path.exists():
+            total: State = {}
+            for shard in blocks[block]:
+                for _, rows in self.rows.batches(shard, self.filter.reads):
+                    part = self.filter.partial(rows)
+                    total = self.filter.merge(total, part) if total else part
+            save(path, total)
+        return path
+
+    def _apply(self, shard: int) -> None:
+        if (self.folder / self.rows.file(shard)).exists():
+            return
+        numbers, columns = [], []
+        for seen, rows in self.rows.batches(shard, self.filter.reads):
+            given = self.filter.apply(rows, state_of(self.folder))
+            numbers.append(seen)
+            columns.append([_array(given[name]) for name in self.filter.writes])
+        joined = {
+            name: pa.concat_arrays([part[at] for part in columns]) if columns else np.zeros(0)
+            for at, name in enumerate(self.filter.writes)
+        }
+        seen = np.concatenate(numbers) if numbers else np.zeros(0, dtype=np.int64)
+        self.rows.write(self.folder, shard, seen, joined, self.filter.writes)
+
+    def _buckets(self) -> int:
+        """Into how many buckets rows go; written down, so that a run that goes on has as many."""
+        path = self.folder / "buckets.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))["buckets"]
+        width = 64.0
+        for shard in range(len(self.rows.table.shards)):
+            _, rows = next(self.rows.batches(shard, self.filter.reads), (None, None))
+            if rows is not None and rows.num_rows:
+                width += rows.get_total_buffer_size() / rows.num_rows
+                break
+        buckets = max(1, int(self.rows.table.num_samples * width / BUCKET_BYTES))
+        write_json(path, {"buckets": buckets})
+        return buckets
+
+
+def _digest(before: str, each: Filter, stores: Mapping[str, Store]) -> str:
+    """Returns a hash of all that a filter's result depends on."""
+    used = {name.partition(".")[0] for name in each.reads if "." in name}
+    parts = [before, repr(each), *(stores[name].fingerprint for name in sorted(used))]
+    for path in each.files():
+        try:
+            parts.append(f"{text_hash(Path(path).read_bytes().hex()):x}")
+        except OSError as error:
+            raise ValueError(
+                f"'{path}', which {type(each).__name__} needs, cannot be read ({error.strerror})"
+            ) from error
+    return f"{text_hash(*parts) & 0xFFFFFFFFFFFF:012x}"
+
+
+def _blocks(samples: Sequence[int]) -> list[list[int]]:
+    """Cuts shards into blocks of consecutive ones with about equal numbers of samples."""
+    goal = min(max(sum(samples) // 64, 1 << 14), ROWS_A_BLOCK)
+    blocks: list[list[int]] = [[]]
+    size = 0
+    for shard, count in enumerate(samples):
+        if blocks[-1] and size + count > goal:
+            blocks.append([])
+            size = 0
+        blocks[-1].append(shard)
+        size += count
+    return blocks
+
+
+def _array(values: Any) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values)
+
+
+def _exhaust(items: Iterable[Any]) -> None:
+    for _ in items:
+        pass

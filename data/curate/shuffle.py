@@ -1,0 +1,146 @@
+"""Brings the rows of a group together and their results back, through files.
+
+In: blocks of shards. Out: the columns of a `GroupFilter` for every row. Blocks write their rows by
+bucket, a bucket is worked on as a whole and writes its results by block, and blocks collect them:
+a task needs memory for its block or bucket, every file is whole or absent, and what is there is not
+made again.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ..files import whole_file
+from ..hashing import mix, seeded
+from .base import KEEP, GroupFilter
+from .rows import Rows
+from .state import state_of
+
+BUCKET_BYTES = 1 << 28
+BUCKET_KEY = seeded("bucket")
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """The three passes of one filter.
+
+    Args:
+        filter: what works on the groups.
+        rows: the pool.
+        blocks: numbers of the shards of each block.
+        folder: of the filter.
+        buckets: how many; the result is the same for any number.
+    """
+
+    filter: GroupFilter
+    rows: Rows
+    blocks: Sequence[Sequence[int]]
+    folder: Path
+    buckets: int
+
+    def scatter(self, block: int) -> None:
+        """Writes the rows of a block, one record batch a bucket."""
+        target = self.folder / "scatter" / f"{block:06d}.arrow"
+        if target.exists():
+            return
+        parts = []
+        for shard in self.blocks[block]:
+            for numbers, rows in self.rows.batches(shard, self.filter.reads):
+                groups = np.asarray(self.filter.groups(rows, state_of(self.folder)), dtype=np.int64)
+                copies = 1 if groups.ndim == 1 else groups.shape[1]
+                at = np.repeat(np.arange(len(numbers)), copies)
+                part = rows.take(pa.array(at))
+                part = part.append_column("_group", pa.array(groups.reshape(-1)))
+                places = np.int64(shard) << 32 | numbers[at]
+                parts.append(part.append_column("_row", pa.array(places)))
+        joined = pa.Table.from_batches(parts).combine_chunks() if parts else None
+        buckets = np.zeros(0, dtype=np.int64)
+        if joined is not None:
+            buckets = mix(joined["_group"].to_numpy(), BUCKET_KEY) % np.uint64(self.buckets)
+        _write_parts(target, joined, buckets.astype(np.int64), self.buckets)
+
+    def work(self, bucket: int) -> None:
+        """Applies the filter to the groups of a bucket; writes one record batch a block."""
+        target = self.folder / "gather" / f"{bucket:06d}.arrow"
+        if target.exists():
+            return
+        parts = _read_parts(self.folder / "scatter", len(self.blocks), bucket)
+        joined, out, blocks = None, None, np.zeros(0, dtype=np.int64)
+        if parts:
+            joined = pa.Table.from_batches(parts)
+            groups, keys = joined["_group"].to_numpy(), joined["key"].to_numpy()
+            order = np.lexsort((joined["_row"].to_numpy(), keys, groups))
+            joined = joined.take(pa.array(order)).combine_chunks()
+            groups, places = joined["_group"].to_numpy(), joined["_row"].to_numpy()
+            starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
+            (batch,) = joined.drop_columns(["_group", "_row"]).to_batches()
+            starts = np.append(starts, len(groups))
+            columns = self.filter.apply_groups(batch, starts, state_of(self.folder))
+            out = pa.table({"_row": places, **{name: columns[name] for name in self.filter.writes}})
+            block_of = np.empty(len(self.rows.table.shards), dtype=np.int64)
+            for number, shards in enumerate(self.blocks):
+                block_of[list(shards)] = number
+            blocks = block_of[places >> 32]
+        _write_parts(target, out, blocks, len(self.blocks))
+
+    def gather(self, block: int) -> None:
+        """Writes the filter's files of a block's shards."""
+        shards = self.blocks[block]
+        missing = [s for s in shards if not (self.folder / self.rows.file(s)).exists()]
+        if not missing:
+            return
+        parts = _read_parts(self.folder / "gather", self.buckets, block)
+        if not parts:
+            none = {name: np.zeros(0) for name in self.filter.writes}
+            for shard in missing:
+                self.rows.write(self.folder, shard, np.zeros(0, np.int64), none, self.filter.writes)
+            return
+        joined = pa.Table.from_batches(parts)
+        joined = joined.take(pa.array(np.argsort(joined["_row"].to_numpy(), kind="stable")))
+        joined = joined.combine_chunks()
+        places = joined["_row"].to_numpy()
+        firsts = np.flatnonzero(np.diff(places, prepend=-1))
+        columns = {name: joined[name].combine_chunks() for name in self.filter.writes}
+        if len(firsts) < len(places):
+            assert set(columns) == {KEEP}, "several groups of a row can only keep it or not"
+            keep = columns[KEEP].to_numpy(zero_copy_only=False)
+            columns[KEEP] = pa.array(np.logical_and.reduceat(keep, firsts))
+            places = places[firsts]
+        for shard in missing:
+            first, last = np.searchsorted(places, [shard << 32, (shard + 1) << 32])
+            own = {name: column.slice(first, last - first) for name, column in columns.items()}
+            numbers = places[first:last] & 0xFFFFFFFF
+            self.rows.write(self.folder, shard, numbers, own, self.filter.writes)
+
+
+def _write_parts(path: Path, rows: pa.Table | None, parts: np.ndarray, num_parts: int) -> None:
+    """Writes rows as one record batch a part; `parts` int64 [rows], 0..num_parts-1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if rows is None:
+        with whole_file(path) as part:
+            part.touch()
+        return
+    order = np.argsort(parts, kind="stable")
+    (batch,) = rows.take(pa.array(order)).combine_chunks().to_batches()
+    ends = np.searchsorted(parts[order], np.arange(num_parts + 1)).tolist()
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with whole_file(path) as part, pa.ipc.new_file(part, rows.schema, options=options) as file:
+        for first, last in itertools.pairwise(ends):
+            file.write_batch(batch.slice(first, last - first))
+
+
+def _read_parts(folder: Path, num_files: int, part: int) -> list[pa.RecordBatch]:
+    """Returns a part of every file of a folder that has rows in it."""
+    found = []
+    for number in range(num_files):
+        path = folder / f"{number:06d}.arrow"
+        if path.stat().st_size:
+            with pa.memory_map(str(path)) as source:
+                batch = pa.ipc.open_file(source).get_batch(part)
+            if batch.num_rows:
+                found.append(batch)
+    return found

@@ -1,0 +1,56 @@
+"""`counterpoint curate FILE`: which samples of a pool are kept, by filters over its score table.
+
+In: a curation (filters in sequence), a score table, stores. Out: `OUT/keep.parquet` for
+`data.keep_lists`, and `OUT/summary.json`. No tar is read or written.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...data.curate.runner import Curation
+from ...data.curate.stores import Store
+from ...data.curate.table import Table
+from .. import arguments
+from ..config.curations import load_curation
+
+
+def main(argv: list[str]) -> int:
+    """Runs a curation and prints what each filter has left."""
+    options = arguments.curate().parse_args(argv)
+    filters = load_curation(options.file)
+    table, stores = Table(options.table), named_stores(options.store)
+    summary = Curation(table, filters, stores, options.out).run()
+    print("\n".join(told(summary)))
+    print(f"{options.out / 'keep.parquet'}: use it with --data.keep_lists '[...]'")
+    return 0
+
+
+def named_stores(given: Sequence[str]) -> dict[str, Store]:
+    """Returns the stores of `NAME=FOLDER` arguments.
+
+    Raises:
+        ValueError: one is not of that form, or there is no such store.
+    """
+    stores = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--store {text}: write NAME=FOLDER, such as clip=stores/clip")
+        stores[name] = Store(Path(folder))
+    return stores
+
+
+def told(summary: dict[str, Any]) -> list[str]:
+    """Returns a line for each filter, and one for the whole."""
+    width = max(len(each["name"]) for each in summary["filters"])
+    lines = []
+    for each in summary["filters"]:
+        lack = f"; {each['lack']:,} lack {' or '.join(each['reads'])}" if each["lack"] else ""
+        lines.append(
+            f"  {each['name']:<{width}}  {each['seen']:>12,} -> {each['kept']:>12,}   "
+            f"left out {each['left_out']:,}{lack}"
+        )
+    share = summary["kept"] / summary["samples"]
+    lines.append(f"kept {summary['kept']:,} of {summary['samples']:,} samples ({share:.1%})")
+    return lines

@@ -1,0 +1,73 @@
+"""Curations, read from YAML: filters in sequence, each by its packaged name or written out.
+
+    filters:
+      size: {config: basic, min_side: 100}     # configs/filter/basic.yaml, with another limit
+      copies: exact_duplicates
+      mine:
+        class_path: my_filters.Sharp           # a class of your own
+        init_args: {threshold: 0.5}
+
+In: the name of a packaged curation or a file. Out: the filters by name. Paths in settings of
+filters start where the command is run.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ...data.curate.base import Filter
+from .diagnosis import Fault, check
+from .messages import shortened
+from .packaged import find
+from .run_files import load
+
+
+def load_curation(curation: str | Path) -> dict[str, Filter]:
+    """Reads a curation, by its file or its packaged name.
+
+    Raises:
+        ValueError: no such curation, or something in it is wrong.
+    """
+    content = load(find(curation, "curation"))
+    for key in content:
+        if key != "filters":
+            raise ValueError(f"{curation}: {key}: there is no such key; there is filters")
+    filters = content.get("filters")
+    if not isinstance(filters, Mapping) or not filters:
+        raise ValueError(
+            f"{curation}: filters is {filters!r}; it takes names, each with a packaged filter or a "
+            "class_path"
+        )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--filter", type=Filter, required=True)
+    return {str(name): _filter(parser, str(name), filters[name], curation) for name in filters}
+
+
+def _filter(parser: ArgumentParser, name: str, written: Any, curation: str | Path) -> Filter:
+    key = f"filters.{name}"
+    try:
+        values = _with_config(written, key)
+        try:
+            return parser.instantiate(parser.parse_object({"filter": values}))["filter"]
+        except ArgumentError as error:
+            check(Filter, values, key)
+            raise Fault(key, shortened(str(error))) from None
+    except Fault as fault:
+        raise ValueError(f"{curation}: {fault.key}: {fault}") from None
+    except ValueError as error:
+        raise ValueError(f"{curation}: {key}: {error}") from error
+
+
+def _with_config(written: Any, key: str) -> Any:
+    """Returns class_path and init_args of a filter that may name a packaged one."""
+    if isinstance(written, str):
+        written = {"config": written}
+    if not isinstance(written, Mapping) or not written.keys() & {"config", "class_path"}:
+        raise Fault(key, f"is {written!r}; name a packaged filter, or write its class_path")
+    if "config" not in written:
+        return written
+    settings = {name: value for name, value in written.items() if name != "config"}
+    values = load(find(str(written["config"]), "filter"))
+    return {**values, "init_args": {**(values.get("init_args") or {}), **settings}}

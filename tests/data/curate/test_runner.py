@@ -1,0 +1,191 @@
+"""A curation is a function of the samples: not of shards, workers, or where it was stopped."""
+
+import contextlib
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers.score_table import kept, make_store, make_table
+
+from counterpoint.data.curate.base import Filter, GroupFilter, numbers, vectors
+from counterpoint.data.curate.filters.basic import Basic
+from counterpoint.data.curate.filters.exact_duplicates import ExactDuplicates
+from counterpoint.data.curate.runner import Curation
+from counterpoint.data.curate.stores import Store
+from counterpoint.data.curate.table import Table
+
+N = 700
+RNG = np.random.default_rng(0)
+COLUMNS = {
+    "width": RNG.integers(50, 900, N).tolist(),
+    "height": RNG.integers(50, 900, N).tolist(),
+    "words": RNG.integers(1, 9, N).tolist(),
+    "image_hash": RNG.integers(0, 300, N).tolist(),
+    "error": [("bad_image" if row % 97 == 3 else None) for row in range(N)],
+}
+COLUMNS["width"] = [
+    w if e is None else None for w, e in zip(COLUMNS["width"], COLUMNS["error"], strict=True)
+]
+
+
+@dataclass(frozen=True)
+class AboveMean(Filter):
+    """Keeps rows at or above the mean width, and doubles the weight of even keys."""
+
+    reads = ("width",)
+    writes = ("keep", "weight", "wide")
+
+    def partial(self, rows):
+        width = numbers(rows, "width")
+        return {"sum": np.array(width.sum(dtype=np.int64)), "rows": np.array(len(width))}
+
+    def finish(self, total):
+        return {"mean": total["sum"] / total["rows"]}
+
+    def apply(self, rows, state):
+        width, key = numbers(rows, "width"), numbers(rows, "key")
+        return {
+            "keep": width >= state["mean"],
+            "weight": np.where(key % 2 == 0, 2.0, 0.5),
+            "wide": width / state["mean"],
+        }
+
+
+@dataclass(frozen=True)
+class LongestOfCluster(GroupFilter):
+    """Keeps the rows of each cluster whose vector is the longest."""
+
+    reads = ("clip.id", "clip.image", "wide")
+
+    def groups(self, rows, state):
+        return numbers(rows, "clip.id")
+
+    def apply_groups(self, rows, starts, state):
+        length = np.linalg.norm(vectors(rows, "clip.image", normalize=False), axis=1)
+        longest = np.maximum.reduceat(length, starts[:-1])
+        return {"keep": length == np.repeat(longest, np.diff(starts))}
+
+
+def filters():
+    return {
+        "basic": Basic(min_side=100),
+        "copies": ExactDuplicates(),
+        "mean": AboveMean(),
+        "longest": LongestOfCluster(),
+    }
+
+
+def store_rows(table):
+    rows = {}
+    for path in table.files:
+        for key in pq.read_table(path)["key"].to_pylist():
+            if key % 5:
+                rng = np.random.default_rng(key % 10**9)
+                image = rng.normal(size=4).astype(np.float16)
+                rows[key] = {"image": image, "id": np.int64(abs(key) % 30)}
+    return rows
+
+
+def run(folder, shards, order=None, **options):
+    if not (folder / "store").exists():
+        table = make_table(folder / "table", COLUMNS, shards, order)
+        make_store(folder / "store", table, store_rows(table))
+    table, store = Table(folder / "table"), Store(folder / "store")
+    summary = Curation(table, filters(), {"clip": store}, folder / "out", **options).run()
+    return summary, kept(folder / "out")
+
+
+def expected():
+    """The same by hand, over all rows at once."""
+    rows = []
+    for row in range(N):
+        rows.append(
+            {name: column[row] for name, column in COLUMNS.items()} | {"key": row * 7919 - 10**6}
+        )
+    rows = [r for r in rows if r["width"] is not None]
+    return [
+        r
+        for r in rows
+        if min(r["width"], r["height"]) >= 100
+        and r["words"] >= 3
+        and max(r["width"], r["height"]) <= 3 * min(r["width"], r["height"])
+    ]
+
+
+def test_the_filters_are_applied_in_sequence(tmp_path):
+    summary, result = run(tmp_path, [100] * 7)
+    basic = expected()
+    assert [each["name"] for each in summary["filters"]] == ["basic", "copies", "mean", "longest"]
+    assert summary["filters"][0]["lack"] == sum(w is None for w in COLUMNS["width"])
+    assert summary["filters"][0]["kept"] == len(basic)
+    assert summary["filters"][1]["kept"] == len({r["image_hash"] for r in basic})
+    assert summary["kept"] == len(result) > 10
+    # What stays of each image was chosen by a hash; from there on all follows.
+    copies = pq.read_table(next((tmp_path / "out/steps").glob("copies-*")) / "web")
+    alive = set(np.flatnonzero(copies["verdict"].to_numpy() == 0) * 7919 - 10**6)
+    assert alive <= {r["key"] for r in basic}
+    rows = [r for r in basic if r["key"] in alive]
+    mean = sum(r["width"] for r in rows) / len(rows)
+    rows = [r for r in rows if r["width"] >= mean and r["key"] % 5]
+    best = {}
+    for r in rows:
+        image = np.random.default_rng(r["key"] % 10**9).normal(size=4).astype(np.float16)
+        length = np.linalg.norm(image.astype(np.float32))
+        cluster = abs(r["key"]) % 30
+        if length > best.get(cluster, (0, 0))[0]:
+            best[cluster] = (length, r["key"])
+    keys = {key for _, key in best.values()}
+    assert result == {key: (2.0 if key % 2 == 0 else 0.5) for key in keys}
+
+
+@pytest.mark.parametrize("shards", [[N], [1, 2, 3, 694], [70] * 10])
+def test_nothing_depends_on_shards(tmp_path, shards):
+    _, one = run(tmp_path / "a", [100] * 7)
+    _, other = run(tmp_path / "b", shards, np.random.default_rng(5).permutation(N))
+    assert one == other
+
+
+class Stops:
+    """An engine that dies after so many tasks."""
+
+    def __init__(self, tasks):
+        self.left = tasks
+
+    def map(self, function, items):
+        for item in items:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield function(item)
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("counterpoint.data.curate.runner.ROWS_A_BLOCK", 1)
+    monkeypatch.setattr("counterpoint.data.curate.shuffle.BUCKET_BYTES", 1 << 12)
+    monkeypatch.setattr("counterpoint.data.curate.runner.BUCKET_BYTES", 1 << 12)
+    _, one = run(tmp_path / "a", [100] * 7)
+    for tasks in itertools.count(1):
+        with contextlib.suppress(KeyboardInterrupt):
+            _, other = run(tmp_path / "b", [100] * 7, engine=Stops(tasks))
+            break
+    assert tasks > 20
+    assert one == other
+    files = list((tmp_path / "a/out").rglob("*.parquet"))
+    assert len(files) == 1 + 4 * 7
+    for path in files:
+        assert (
+            path.read_bytes()
+            == (tmp_path / "b/out" / path.relative_to(tmp_path / "a/out")).read_bytes()
+        )
+
+
+def test_what_is_missing_is_named(tmp_path):
+    table = make_table(tmp_path / "table", COLUMNS, [N])
+    with pytest.raises(ValueError, match="no store is called 'clip'"):
+        Curation(table, filters(), {}, tmp_path / "out")
+    with pytest.raises(ValueError, match="reads wide, which neither"):
+        Curation(table, {"longest": LongestOfCluster()}, {"clip": None}, tmp_path / "out")
+    with pytest.raises(ValueError, match="leave no sample of 700; the last, 'basic'"):
+        Curation(table, {"basic": Basic(min_side=5000)}, {}, tmp_path / "out").run()
