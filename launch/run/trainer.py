@@ -78,7 +78,7 @@ def make_trainer(
     errors = CountErrors(saving, run_dir / "skipped.json")
     settings = parts.evaluation
     suite = None if settings.suite is None else load_suite(settings.suite, settings.data_root)
-    evaluation = Evaluate(settings, suite)
+    evaluation = Evaluate(settings, suite, run_dir)
     ours = {
         "logger": [*loggers, file],
         "callbacks": [

@@ -1,6 +1,7 @@
 """Evaluation during training: every N steps and after the last one.
 
-In: the run's evaluation settings. Out: a row of `SUITE/TASK/METRIC` values in every logger.
+In: the run's evaluation settings. Out: a row of `SUITE/TASK/METRIC` values in every logger, and
+after the last step `outcomes.npz`, with what each item contributed to them.
 Training continues exactly as without an evaluation.
 """
 
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
@@ -15,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from ...data.validation import ValidationPairs
 from ..checks import at_least
 from ..evaluation.evaluate import evaluate, prepare
+from ..evaluation.outcomes import FILE, Outcomes, write_outcomes
 from ..evaluation.suite import Suite
 from ..module import ContrastiveModule
 from ..screen import log_beside_bar, log_line
@@ -44,11 +47,18 @@ class EvaluationConfig:
 
 
 class Evaluate(pl.Callback):
-    """Runs a suite, if there is one, and logs the results; decoded images are kept in memory."""
+    """Runs a suite, if there is one, and logs the results; decoded images are kept in memory.
 
-    def __init__(self, config: EvaluationConfig, suite: Suite | None):
+    Args:
+        config: when and how.
+        suite: None: no evaluation.
+        run_dir: where the outcomes go.
+    """
+
+    def __init__(self, config: EvaluationConfig, suite: Suite | None, run_dir: Path):
         self.config = config
         self.suite = suite
+        self.run_dir = run_dir
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks the data before hours of training depend on it."""
@@ -74,13 +84,20 @@ class Evaluate(pl.Callback):
             return
         if step % self.config.every_n_steps == 0 or step == trainer.max_steps:
             with as_validation(trainer, pl_module, self):
-                values = self._evaluate(trainer, pl_module, self.suite)
+                outcomes: dict[str, Outcomes] = {}
+                values = self._evaluate(trainer, pl_module, self.suite, outcomes)
                 log_row(trainer, values, step)
+            if step == trainer.max_steps and trainer.is_global_zero:
+                write_outcomes(self.run_dir / FILE, outcomes)
             if trainer.is_global_zero:
                 log_beside_bar(trainer, f"step {step}  {screen_line(values)}")
 
     def _evaluate(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, suite: Suite
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        suite: Suite,
+        outcomes: dict[str, Outcomes],
     ) -> dict[str, float]:
         assert isinstance(pl_module, ContrastiveModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -93,6 +110,7 @@ class Evaluate(pl.Callback):
             precision=trainer.precision_plugin.forward_context,
             batch_size=self.config.batch_size,
             metric=pl_module.objective.metric(pl_module.tensors.value),
+            outcomes=outcomes,
         )
 
 

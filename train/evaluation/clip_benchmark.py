@@ -14,6 +14,7 @@ import numpy as np
 
 from ...data.image_sets import ImageSet
 from .encode import Encoder
+from .outcomes import Outcomes
 from .retrieval import Retrieval
 from .task import Task
 from .zeroshot import ZeroShot
@@ -51,5 +52,5 @@ class ClipBenchmark(Task):
         self._chosen = self._task.prepare()
         return self._chosen
 
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         return self._task.measure(encoder, chosen)

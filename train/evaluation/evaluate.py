@@ -19,6 +19,7 @@ from ...losses.components.similarity import Metric
 from ...losses.distributed.collectives import world
 from ..distributed import gather_objects
 from .encode import Encoder
+from .outcomes import Outcomes
 from .suite import Suite
 
 
@@ -33,6 +34,7 @@ def evaluate(
     batch_size: int = 256,
     num_threads: int = 2,
     metric: Metric | None = None,
+    outcomes: dict[str, Outcomes] | None = None,
 ) -> dict[str, float]:
     """Runs every task; to be called by every rank of the default process group.
 
@@ -50,6 +52,7 @@ def evaluate(
         batch_size: images or texts per tower call; part of the result's last digits.
         num_threads: threads that decode images.
         metric: the similarity that ranks (`Objective.metric()`); None: the cosine.
+        outcomes: takes those measures that are means over items, with the outcome of each item.
 
     Returns:
         `SUITE/TASK/MEASURE`, and `SUITE/TASK_GROUP/MEASURE` for tasks measured by groups.
@@ -81,7 +84,10 @@ def evaluate(
     with untouched(model, device):
         for task_name, task in suite.tasks.items():
             for group, measure, value in task.run(encoder):
-                results[f"{suite.name}/{task_name}{group and '_' + group}/{measure}"] = value
+                name = f"{suite.name}/{task_name}{group and '_' + group}/{measure}"
+                results[name] = float(value)
+                if outcomes is not None and isinstance(value, Outcomes):
+                    outcomes[name] = value
     return results
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...data.image_sets import ImageSet
 from .encode import Encoder
+from .outcomes import Outcomes
 from .ranks import ranks, recall_at
 from .task import Task
 
@@ -62,16 +63,16 @@ class Retrieval(Task):
                 of_text[text].append(image)
         return list(position), of_image, of_text
 
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         texts, of_image, of_text = self.pairs(chosen)
         image = encoder.images(self.data, chosen)
         text = encoder.texts(texts)
         ways = {
-            "image_to_text": ranks(image, text, of_image),
-            "text_to_image": ranks(text, image, of_text),
+            "image_to_text": (ranks(image, text, of_image), self.keys(chosen)),
+            "text_to_image": (ranks(text, image, of_text), texts),
         }
         return {
-            f"{way}_recall@{k}": recall_at(values, k)
-            for way, values in ways.items()
+            f"{way}_recall@{k}": Outcomes(recall_at(found, k), found.numpy() < k, keys)
+            for way, (found, keys) in ways.items()
             for k in self.k
         }

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...data.image_sets import ImageSet
 from .encode import Encoder
+from .outcomes import Outcomes, mean_of_groups
 
 
 class Task(ABC):
@@ -50,24 +51,31 @@ class Task(ABC):
         return self._chosen
 
     @abstractmethod
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         """Returns measures on the chosen items by name, each between 0 and 1.
+
+        A measure that is a mean over items is better returned as `Outcomes`, with what it is the
+        mean of: then runs can be compared item for item.
 
         Called on every rank, with the same items: the encoder's features are those of the whole set
         on each, so the values are equal without further exchange.
         """
 
-    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float]]:
+    def keys(self, chosen: np.ndarray) -> list[str]:
+        """Returns the names of items, for `Outcomes`."""
+        return [str(self.data.items[i].get("key")) for i in chosen.tolist()]
+
+    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes]]:
         """Yields (group or "", measure, value), the mean over groups last; after `prepare`."""
         if self.by is None:
             for name, value in self.measure(encoder, self._chosen).items():
                 yield "", name, value
             return
         values = np.asarray(self.data.values(self.by, self._chosen))
-        totals: dict[str, list[float]] = {}
+        groups: dict[str, list[float | Outcomes]] = {}
         for group in sorted(set(values.tolist())):
             for name, value in self.measure(encoder, self._chosen[values == group]).items():
-                totals.setdefault(name, []).append(value)
+                groups.setdefault(name, []).append(value)
                 yield group, name, value
-        for name, parts in totals.items():
-            yield "", name, sum(parts) / len(parts)
+        for name, parts in groups.items():
+            yield "", name, mean_of_groups(parts)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...data.image_sets import ImageSet
 from .encode import Encoder
+from .outcomes import Outcomes
 from .ranks import ranks, recall_at
 from .task import Task
 
@@ -74,16 +75,20 @@ class ZeroShot(Task):
         self._targets = dict(zip(chosen.tolist(), (index[text] for text in labels), strict=True))
         return chosen
 
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float]:
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         targets = [self._targets[i] for i in chosen.tolist()]
         classifier = self._classifier(encoder)
         image_ranks = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])
-        values = {"top1": recall_at(image_ranks, 1)}
+        keys, found = self.keys(chosen), image_ranks.numpy()
+        values = {"top1": Outcomes(recall_at(image_ranks, 1), found < 1, keys)}
         if len(self._names) > 5:
-            values["top5"] = recall_at(image_ranks, 5)
+            values["top5"] = Outcomes(recall_at(image_ranks, 5), found < 5, keys)
         label = torch.tensor(targets)
         recalls = [recall_at(image_ranks[label == c], 1) for c in label.unique()]
-        return values | {"mean_per_class_recall": sum(recalls) / len(recalls)}
+        _, inverse, counts = np.unique(label.numpy(), return_inverse=True, return_counts=True)
+        mean = sum(recalls) / len(recalls)
+        by_class = Outcomes(mean, found < 1, keys, 1.0 / counts[inverse])
+        return values | {"mean_per_class_recall": by_class}
 
     def _classifier(self, encoder: Encoder) -> Tensor:
         """Returns one feature for each class [classes, k]."""
