@@ -5,14 +5,52 @@ machine, the date and the final metrics. It never names a person or a host: resu
 """
 
 import datetime
+import hashlib
 import json
 import math
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..config.identity import Identity
 from ..run.provenance import machine
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One run of one configuration with one seed.
+
+    Attributes:
+        sweep: the sweep or ablation that it belongs to.
+        run: its name there.
+        config: run file, or the name of a packaged one.
+        seed: of the run.
+        trained: the configuration, without the seed.
+        overrides: settings of the run, by dotted name.
+        inputs: hashes of files that the configuration only names; a result holds for these.
+    """
+
+    sweep: str
+    run: str
+    config: str
+    seed: int
+    trained: Identity
+    overrides: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What files and messages call it."""
+        return f"{self.run}-seed{self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """Hash of the configuration and of the inputs."""
+        if not self.inputs:
+            return self.trained.digest
+        text = json.dumps([self.trained.digest, self.inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def identity(config: str, overrides: dict[str, Any]) -> Identity:
@@ -44,30 +82,25 @@ def settings(overrides: dict[str, Any]) -> list[str]:
     ]
 
 
-def result(
-    sweep: str,
-    run: str,
-    config: str,
-    seed: int,
-    overrides: dict[str, Any],
-    trained: Identity,
-    code: dict[str, Any],
-    summary: dict[str, Any],
-) -> dict[str, Any]:
+def result(pair: Pair, code: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:
     """Returns the record of one finished pair, from its `summary.json`."""
     return {
-        "sweep": sweep,
-        "run": run,
-        "config": config,
-        "seed": seed,
-        "overrides": overrides,
-        "identity": trained.trained_in(summary.get("precision")).to_json(),
+        "sweep": pair.sweep,
+        "run": pair.run,
+        "config": pair.config,
+        "seed": pair.seed,
+        "overrides": pair.overrides,
+        **({"inputs": pair.inputs} if pair.inputs else {}),
+        "identity": pair.trained.trained_in(summary.get("precision")).to_json(),
         "commit": code,
         "machine": machine(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(summary["seconds"], 1),
         "cpu_seconds": summary.get("cpu_seconds_last_process"),
+        "device": summary.get("device"),
+        "world_size": summary.get("world_size"),
         "samples": summary["samples"],
+        "epochs": summary.get("epochs"),
         "final": {name: _finite(value) for name, value in sorted(summary["final"].items())},
     }
 

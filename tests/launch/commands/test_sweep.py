@@ -10,11 +10,12 @@ import pytest
 import yaml
 from waiting import PATIENCE, until
 
-from counterpoint.launch.commands.sweep import fit_command, main, read_sweep, run_sweep
+from counterpoint.launch.commands.sweep import main, read_sweep
 from counterpoint.launch.config.identity import Identity
 from counterpoint.launch.config.packaged import find
 from counterpoint.launch.experiments import claims, results
 from counterpoint.launch.experiments.catalogue import read_catalogue
+from counterpoint.launch.experiments.pairs import Runner, fit_command
 from counterpoint.launch.experiments.results import read_results
 from counterpoint.launch.run import provenance
 
@@ -66,7 +67,8 @@ class Bench:
 
     def run(self, only=None, limit=None) -> int:
         pairs = self.pairs(only)
-        return run_sweep(pairs, self.results, self.folder / "runs", limit, self.command)
+        runner = Runner(self.results, self.folder / "runs", limit, command=self.command)
+        return runner.run(pairs)
 
     def calls(self) -> list[str]:
         """The pairs that were run since the last call, without their hashes."""
@@ -97,7 +99,8 @@ def test_what_a_result_says(bench, monkeypatch):
     bench.run()
     record = json.loads((bench.results / "tiny/clip-seed4.json").read_text())
     keys = "sweep run config seed overrides identity commit machine date"
-    assert list(record) == [*keys.split(), "seconds", "cpu_seconds", "samples", "final"]
+    spent = "seconds cpu_seconds device world_size samples epochs final"
+    assert list(record) == [*keys.split(), *spent.split()]
     assert record["cpu_seconds"] == 1.5
     assert record["overrides"] == {"phases.train.samples": 1280}
     values = {"config": "a", "changes": 1, "trainer.precision": "32-true"}
@@ -174,7 +177,9 @@ def test_a_termination_stops_the_run_and_gives_the_claim_back(bench, tmp_path):
     driver.write_text(
         "import sys\n"
         "from counterpoint.launch.commands import sweep\n"
-        f"sweep.run_sweep.__defaults__ = (None, lambda *_: [sys.executable, {str(patient)!r}])\n"
+        "from counterpoint.launch.experiments import pairs\n"
+        f"command = lambda *_: [sys.executable, {str(patient)!r}]\n"
+        "sweep.Runner = lambda *args, **options: pairs.Runner(*args, **options, command=command)\n"
         "same = sweep.Identity({}, frozenset())\n"
         "sweep.read_sweep.__defaults__ = (None, lambda *_: same)\n"
         f"sweep.main([{str(bench.file)!r}, '--results', {str(bench.results)!r}, "
