@@ -75,6 +75,13 @@ class Filter(ABC):
             state: of `finish`; empty without a `partial`.
         """
 
+    def table(self, state: State) -> pa.Table | None:
+        """Returns what users want to read of the global quantity, such as counts by concept.
+
+        The runner writes it to `OUT/tables/NAME.parquet`. Not called without any row.
+        """
+        return None
+
 
 class GroupFilter(Filter):
     """A filter that sees certain rows together: duplicates, clusters, random batches.

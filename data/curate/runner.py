@@ -1,7 +1,8 @@
 """Runs the filters of a curation over a score table.
 
 In: a table, stores, filters by name. Out: `OUT/keep.parquet` with the samples that all of them
-keep, and `OUT/summary.json` with what each has left out. What is done lies in `OUT/steps/`: a run
+keep, `OUT/summary.json` with what each has left out, and `OUT/tables/NAME.parquet` of filters that
+have counted something to read. What is done lies in `OUT/steps/`: a run
 that was stopped goes on there, and of changed filters only the first and those after it run again.
 """
 
@@ -25,7 +26,7 @@ from .rows import KEPT, LACKS, LEFT_OUT, Rows
 from .shuffle import BUCKET_BYTES, Shuffle
 from .state import STATE, load, save, state_of
 from .stores import Store
-from .table import Table
+from .table import Table, write_rows
 
 VERSION = 1  # raise it when the same filters give other results
 ROWS_A_BLOCK = 1 << 20
@@ -94,6 +95,7 @@ class Curation:
             rows = step.after()
         summary = self._summary(steps, rows)
         self._write_list(rows)
+        self._write_tables(steps)
         write_json(self.out / "summary.json", summary)
         for folder in (self.out / "steps").iterdir():
             if folder not in {step.folder for step in steps}:
@@ -111,6 +113,13 @@ class Curation:
                 f"it reads ({', '.join(last['reads'])})"
             )
         return {"samples": self.table.num_samples, "kept": kept, "filters": told}
+
+    def _write_tables(self, steps: "Sequence[Step]") -> None:
+        shutil.rmtree(self.out / "tables", ignore_errors=True)
+        for step in steps:
+            state = load(step.folder / STATE)
+            if state and (table := step.filter.table(state)) is not None:
+                write_rows(self.out / "tables" / f"{step.name}.parquet", table)
 
     def _write_list(self, rows: Rows) -> None:
         weighted = WEIGHT in rows.given
