@@ -2,7 +2,8 @@
 
 In: a store that `counterpoint embed` wrote (or any sidecar with a column of embeddings). Out: a
 sidecar with the column `id`, the number of the sample's cluster, for `losses.clusters`; and the
-clusters' centres. Spherical k-means by faiss, over a part of the samples that is drawn by the seed.
+clusters' centres. Spherical k-means by faiss, over a part of the samples that a hash of the seed
+and their keys draws: how the store is cut into files changes nothing.
 An et al., "Unicom" (2023); Yang et al., "CLIP-CID" (2024): clusters of a frozen model's features.
 """
 
@@ -18,13 +19,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...data.curate.similarity import nearest, rounded
 from ...data.files import whole_file, write_json
+from ...data.hashing import mix, seeded
 from ...data.sidecar import KEY, write_sidecar
 from .. import arguments
 from ..experiments.claims import claimed
 
 ABOUT, CENTRES = "clusters.json", "centres.safetensors"
-BLOCK = 1 << 26  # cosines at once
 
 
 def main(argv: list[str]) -> int:
@@ -39,11 +41,13 @@ def main(argv: list[str]) -> int:
         )
     centres = get_centres(chosen, files, counts)
     sizes = torch.zeros(len(centres), dtype=torch.int64)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for path in files:
         target = chosen.out / path.relative_to(chosen.store)
         if not target.exists():
             keys, rows = read(path, chosen.column)
-            columns = {KEY: keys, "id": nearest(rows, centres)}
+            number = nearest(rounded(rows.numpy()), rounded(centres.numpy()), device)
+            columns = {KEY: keys, "id": torch.from_numpy(number)}
             write_sidecar(chosen.out, path.parent.name, path.stem, columns)
         sizes += torch.bincount(load_file(target)["id"], minlength=len(centres))
     print(
@@ -105,21 +109,34 @@ def get_centres(chosen: argparse.Namespace, files: list[Path], counts: list[int]
 
 
 def draw_rows(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
-    """The embeddings that k-means looks at [n, d], drawn from all shards alike."""
-    total, width = sum(counts), rows_in(files[0], chosen.column)[-1]
-    size = min(total, chosen.clusters * chosen.samples_per_cluster)
+    """The embeddings that k-means looks at [n, d]: those whose keys have the lowest hashes.
+
+    In the order of these hashes, so that they are the same for any order of the store's rows.
+    """
+    size = min(sum(counts), chosen.clusters * chosen.samples_per_cluster)
+    drawn = np.empty(0, dtype=np.uint64)
+    for path in files:
+        drawn = np.unique(np.append(drawn, hashed_keys(path, chosen.seed)))[:size]
+    width = rows_in(files[0], chosen.column)[-1]
     print(
-        f"{chosen.out}: k-means over {size:,} of {total:,} rows, {size * width * 4 / 1e9:,.1f} GB "
-        "in memory",
+        f"{chosen.out}: k-means over {len(drawn):,} of {sum(counts):,} rows, "
+        f"{len(drawn) * width * 4 / 1e9:,.1f} GB in memory",
         flush=True,
     )
-    at = np.sort(np.random.default_rng(chosen.seed).choice(total, size, replace=False))
-    rows, starts = torch.empty(size, width), np.cumsum([0, *counts])
-    for path, first, last in zip(files, starts, starts[1:], strict=False):
-        low, high = np.searchsorted(at, [first, last])
-        if low < high:
-            rows[low:high] = read(path, chosen.column)[1][torch.from_numpy(at[low:high] - first)]
+    rows = torch.empty(len(drawn), width)
+    for path in files:
+        hashes = hashed_keys(path, chosen.seed)
+        at = np.searchsorted(drawn, hashes).clip(max=len(drawn) - 1)
+        hits = np.flatnonzero(drawn[at] == hashes)
+        if len(hits):
+            rows[torch.from_numpy(at[hits])] = read(path, chosen.column)[1][torch.from_numpy(hits)]
     return rows
+
+
+def hashed_keys(path: Path, seed: int) -> np.ndarray:
+    """Hashes of the keys of a file's rows, uint64 [n]."""
+    with safe_open(str(path), framework="pt") as file:
+        return mix(file.get_tensor(KEY).numpy(), seeded(seed, "k-means"))
 
 
 def k_means(rows: Tensor, chosen: argparse.Namespace) -> Tensor:
@@ -138,12 +155,6 @@ def k_means(rows: Tensor, chosen: argparse.Namespace) -> Tensor:
     )
     means.train(rows.numpy())
     return F.normalize(torch.from_numpy(np.array(means.centroids)), dim=-1)
-
-
-def nearest(rows: Tensor, centres: Tensor) -> Tensor:
-    """Number of each row's centre [n], by cosine; int64."""
-    block = max(1, BLOCK // len(centres))
-    return torch.cat([(part @ centres.T).argmax(1) for part in rows.split(block)])
 
 
 def rows_in(path: Path, column: str) -> list[int]:

@@ -46,3 +46,11 @@ def first_of_each(mask: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Returns a mask [n] with the first true row of each group only (a key may come twice)."""
     before = np.cumsum(mask) - mask
     return mask & (before == np.repeat(before[starts[:-1]], np.diff(starts)))
+
+
+def first_of_equal(group: np.ndarray, value: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Returns the row of lowest order of each value in each group, sorted by group; int64 [m]."""
+    rows = np.lexsort((order, value, group))
+    new = np.ones(len(rows), dtype=bool)
+    new[1:] = (np.diff(value[rows]) != 0) | (np.diff(group[rows]) != 0)
+    return rows[new]

@@ -36,7 +36,8 @@ def cluster(store, out, *more):
 
 def test_samples_find_their_cluster(store, tmp_path, capsys):
     folder, truth = store
-    assert cluster(folder, tmp_path / "out") == 0
+    # With this seed k-means starts from a sample of each.
+    assert cluster(folder, tmp_path / "out", "--seed", "1") == 0
     assert f"101 samples in {NUM} of {NUM} clusters" in capsys.readouterr().out
     sidecar = Sidecar(str(tmp_path / "out"), {"id": "id"})
     found = {k: int(sidecar.row("pairs", f"s{k // 1000}.tar", k)["id"]) for k in truth}
@@ -57,6 +58,30 @@ def test_a_second_start_writes_what_is_missing_and_nothing_else(store, tmp_path,
     assert cluster(folder, out, "--samples_per_cluster", "5") == 0
     assert "k-means" not in capsys.readouterr().out
     assert {path: path.read_bytes() for path in out.glob("*/*")} == before
+
+
+def test_clusters_do_not_depend_on_shards(store, tmp_path):
+    folder, truth = store
+    assert cluster(folder, tmp_path / "out", "--samples_per_cluster", "5") == 0
+    rows = [safetensors.torch.load_file(path) for path in sorted(folder.glob("*/*"))]
+    joined = {name: torch.cat([each[name] for each in rows]) for name in rows[0]}
+    order = torch.randperm(len(truth), generator=torch.Generator().manual_seed(3))
+    for first, last in ((0, 77), (77, 101)):
+        columns = {name: column[order[first:last]] for name, column in joined.items()}
+        write_sidecar(tmp_path / "other", "mixed", f"t{first}.tar", columns)
+    assert cluster(tmp_path / "other", tmp_path / "again", "--samples_per_cluster", "5") == 0
+    found = [ids_of(tmp_path / name) for name in ("out", "again")]
+    assert len(found[0]) == 101 and found[0] == found[1]
+    centres = [(tmp_path / name / "centres.safetensors").read_bytes() for name in ("out", "again")]
+    assert centres[0] == centres[1]
+
+
+def ids_of(folder):
+    found = {}
+    for path in folder.glob("*/*.safetensors"):
+        rows = safetensors.torch.load_file(path)
+        found |= dict(zip(rows["key"].tolist(), rows["id"].tolist(), strict=True))
+    return found
 
 
 @pytest.mark.parametrize(
