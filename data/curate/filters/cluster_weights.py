@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..base import Columns, Filter, State, numbers
-from ..counting import add_counts, counts_of
+from ..sparse import add_counts, count
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ClusterWeights(Filter):
         return (self.cluster,)
 
     def partial(self, rows: pa.RecordBatch) -> State:
-        return counts_of(numbers(rows, self.cluster))
+        return count(numbers(rows, self.cluster))
 
     def merge(self, one: State, other: State) -> State:
         return add_counts(one, other)

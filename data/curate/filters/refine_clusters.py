@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..base import Columns, Filter, State, numbers, vectors
-from ..counting import add_counts, counts_of
 from ..similarity import BLOCK, lengths, nearest, rounded
+from ..sparse import add_counts, count
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RefineClusters(Filter):
         return (Path(self.centres),)
 
     def partial(self, rows: pa.RecordBatch) -> State:
-        return counts_of(numbers(rows, self.cluster))
+        return count(numbers(rows, self.cluster))
 
     def merge(self, one: State, other: State) -> State:
         return add_counts(one, other)
