@@ -168,7 +168,7 @@ def by_source(urls: Iterable[str], default: str) -> dict[str, list[str]]:
 
 def track() -> Callable[[Iterable[Any], int, str], Iterable[Any]]:
     """Returns what shows progress: a bar on a terminal, nothing elsewhere or without `rich`."""
-    from ...data.corpora.emoji.corpus import silent
+    from ...data.corpora.build import silent
 
     if not shows_progress():
         return silent

@@ -11,14 +11,10 @@ folder in img2dataset's layout, the same bytes every time:
     ATTRIBUTION.md         authors and licences
 """
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +22,17 @@ import numpy as np
 
 from ...files import whole_folder
 from ...shards.index import index_shards
+from ..build import Progress, check_replaceable, drawing_pool, silent
+from ..shards import read_summary, write_summary
 from .draw import SIZE, draw_image, load_styles
 from .names import EmojiName, load_names
-from .shards import EmojiImage, read_summary, write_shards, write_summary
+from .shards import EmojiImage, write_shards
 from .split import choose_held_out, draw, shared_images
 
 NUM_SHARDS = {"train": 8, "heldout": 2}
 FORMAT = 1  # raise it when the same settings give other bytes
 ENTRIES = {"train", "heldout", "train.parquet", "heldout.parquet", "corpus.json", "ATTRIBUTION.md"}
 ENTRIES |= {"negatives"}  # see `emoji_negatives`
-
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +48,6 @@ class Settings:
     num_held_out: int = 400
     seed: int = 0
     limit: int = 0
-
-
-def silent(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
-    """Reports no progress."""
-    return items
 
 
 def build_emoji(
@@ -88,33 +79,10 @@ def build_emoji(
     complete = read_summary(out / "corpus.json", facts)
     if complete is not None:
         return {**complete, "built": False}
-    check_replaceable(out)
+    check_replaceable(out, ENTRIES, "emoji")
     with whole_folder(out) as part:
         summary = write_corpus(part, settings, num_workers, progress)
     return {**summary, "built": True}
-
-
-def check_replaceable(out: Path) -> None:
-    """Raises a ValueError if a folder holds anything but an earlier build."""
-    if out.is_dir():
-        present = {entry.name for entry in out.iterdir()}
-        # Names such as `train` are too common to identify a corpus.
-        strange = sorted(present - ENTRIES if is_corpus(out) else present)
-        if strange:
-            raise ValueError(
-                f"{out} holds '{strange[0]}', which is not of an emoji corpus; give an empty or "
-                "a new folder"
-            )
-    elif out.exists():
-        raise ValueError(f"{out} is a file; give a folder")
-
-
-def is_corpus(folder: Path) -> bool:
-    """Whether a folder is an earlier build, with any settings, by its `corpus.json`."""
-    with contextlib.suppress(OSError, ValueError):
-        summary = json.loads((folder / "corpus.json").read_text("utf-8"))
-        return isinstance(summary, dict) and "format" in summary
-    return False
 
 
 def write_corpus(
@@ -173,7 +141,7 @@ def draw_all(
     """
     images: list[EmojiImage] = []
     shared: dict[str, set[str]] = {}
-    with drawing_pool(num_workers) as run:
+    with drawing_pool(draw_image, num_workers) as run:
         for style in load_styles():
             drawable = [(name, file) for name in names if (file := style.find(name.characters))]
             drawn = progress(run([file for _, file in drawable]), len(drawable), style.name)
@@ -185,18 +153,6 @@ def draw_all(
             rows = shared_images(pixels, np.array(toned, dtype=np.int64))
             shared[style.name] = {drawable[row][0].caption for row in rows}
     return images, shared
-
-
-@contextlib.contextmanager
-def drawing_pool(num_workers: int) -> Iterator[Callable[[list[Path]], Iterator[tuple]]]:
-    """Yields a function that draws files in order, in this process or in several."""
-    if num_workers <= 1:
-        yield lambda files: map(draw_image, files)
-        return
-    # Fresh processes: forking one that already runs threads can deadlock.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        yield lambda files: pool.map(draw_image, files, chunksize=32)
 
 
 def package_versions() -> dict[str, str]:

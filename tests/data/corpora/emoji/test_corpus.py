@@ -17,8 +17,8 @@ from PIL import Image
 from counterpoint.data.corpora.emoji.corpus import Settings, build_emoji
 from counterpoint.data.corpora.emoji.draw import load_styles
 from counterpoint.data.corpora.emoji.names import load_names
-from counterpoint.data.corpora.emoji.shards import write_tars
 from counterpoint.data.corpora.emoji.split import choose_held_out, shared_images
+from counterpoint.data.corpora.shards import write_tars
 from counterpoint.data.shards.index import index_shards
 from counterpoint.data.shards.manifest import Manifest
 
