@@ -36,6 +36,7 @@ PACKAGES = {
     "data.text": "Captions, word edits, tokenizers.",
     "data.stream": "Sources that can be neither indexed nor cached.",
     "data.corpora.emoji": "The corpus that is always at hand.",
+    "data.corpora.icons": "A small dirty web: icon sets.",
     "train": "The LightningModule, features, phases, learning rates.",
     "train.optim": "Optimizers, parameter groups, freezing.",
     "train.grad_clip": "Gradient clippers.",
@@ -54,7 +55,7 @@ INTRODUCTION = """Every key of a run file, by slot, with its type and default, a
 Counterpoint that may stand there with its arguments. On the command line a key is written
 `--SLOT.KEY VALUE`; a class by its `class_path`, its arguments below `init_args`.
 `counterpoint fit --help SLOT` prints the same."""
-SUBCOMMANDS = {"launch": ["slurm"], "data": ["index", "emoji"]}
+SUBCOMMANDS = {"launch": ["slurm"], "data": ["index", "emoji", "icons"]}
 
 
 def main() -> None:

@@ -14,7 +14,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("train", "data", "models", "losses", "configs", "launch")
 NOT_PACKAGED = {"tests", "docs", "build", "dist", "runs", "emoji", "site"}
-PURPOSES = {"emoji", "report", "tensorboard", "wandb", "s3", "gcs", "deepspeed", "curate", "syntax"}
+PURPOSES = {
+    "emoji",
+    "icons",
+    "report",
+    "tensorboard",
+    "wandb",
+    "s3",
+    "gcs",
+    "deepspeed",
+    "curate",
+    "syntax",
+}
 EXTRAS = PURPOSES | {"demo", "docs", "dev"}
 BUILD = "import sys, setuptools.build_meta as b; print(b.build_wheel(sys.argv[1]))"
 
