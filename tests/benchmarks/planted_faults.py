@@ -57,19 +57,19 @@ def plant(icons: Path, out: Path, clean: int, seed: int) -> None:
     for name, size in fresh.items():
         parts[name], first = pairs[first : first + size], first + size
     samples = [tagged(pair, "none") for pair in parts["none"]]
-    captions = [pair["txt"] for pair in parts["swapped"]]
+    captions = [text_of(pair) for pair in parts["swapped"]]
     for at, pair in enumerate(parts["swapped"]):  # moved on by one: nearly all are wrong
-        samples.append(tagged(pair, "swapped", txt=captions[(at + 1) % len(captions)]))
+        samples.append(tagged(pair, "swapped", txt=captions[(at + 1) % len(captions)].encode()))
     for pair in parts["numbers"]:
         draw = np.random.default_rng(text_hash(seed, "numbers", pair["__key__"]) % 2**32)
         figures = draw.integers(0, 10_000, 4)
         samples.append(tagged(pair, "numbers", txt=" ".join(map(str, figures)).encode()))
     for pair in parts["parrot"]:
-        samples.append(tagged(pair, "parrot", png=lettering(pair["txt"].decode())))
+        samples.append(tagged(pair, "parrot", png=lettering(text_of(pair))))
     for at in range(sizes["copy"]):
         pair = parts["none"][at]
         samples.append(tagged(pair, "copy", png=changed(pair["png"], seed, f"copy {at}")))
-    flood = next(pair for pair in pairs[first:] if b"arrow" in pair["txt"])
+    flood = next(pair for pair in pairs[first:] if "arrow" in text_of(pair))
     for at in range(sizes["flood"]):
         png = changed(flood["png"], seed, f"flood {at}", strength=2.0)
         samples.append(tagged(flood, "flood", png=png, key=f"flood:{at}"))
@@ -118,9 +118,8 @@ def tagged(pair: RawSample, fault: str, key: str | None = None, **members: bytes
     """Returns a pair with other members and its fault; a copy has a key of its own."""
     fields = json.loads(pair["json"])
     own = key or (f"{pair['__key__']}-{fault}" if fault == "copy" else str(pair["__key__"]))
-    fields |= {"fault": fault, "key": own}
-    caption = members.get("txt", pair["txt"])
-    assert isinstance(caption, bytes)
+    fields |= {"fault": fault, "key": own, "target": TARGET}
+    caption = members.get("txt", text_of(pair).encode())
     fields["caption"] = caption.decode()
     return {
         "__key__": own.replace(".", "_"),
@@ -128,6 +127,12 @@ def tagged(pair: RawSample, fault: str, key: str | None = None, **members: bytes
         "png": members.get("png", pair["png"]),
         "txt": caption,
     }
+
+
+def text_of(pair: RawSample) -> str:
+    """Returns a pair's caption."""
+    caption = pair["txt"]
+    return caption if isinstance(caption, str) else caption.decode()
 
 
 def fault_of(sample: RawSample) -> str:
@@ -153,8 +158,9 @@ def changed(png: bytes | str, seed: int, name: str, strength: float = 1.0) -> by
     draw = np.random.default_rng(text_hash(seed, name) % 2**32)
     image = opened(png)
     inset = draw.integers(0, 1 + round(2 * strength), 4)
-    box = (inset[0], inset[1], image.width - inset[2], image.height - inset[3])
-    image = image.crop(tuple(map(int, box))).resize((64, 64), Image.Resampling.BICUBIC)
+    left, top, right, bottom = map(int, inset)
+    image = image.crop((left, top, image.width - right, image.height - bottom))
+    image = image.resize((64, 64), Image.Resampling.BICUBIC)
     shade = 1 + 0.1 * strength * float(draw.uniform(-1, 1))
     return encoded(ImageEnhance.Contrast(image).enhance(shade))
 
