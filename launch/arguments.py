@@ -109,7 +109,26 @@ def curate() -> Arguments:
         help="embeddings or clusters (counterpoint embed, cluster); may be repeated",
     )
     made.add_argument("--out", required=True, type=Path, help="folder of the results")
+    engine(made)
     return made
+
+
+def engine(made: Arguments) -> None:
+    """Adds the options that say where the tasks of a pass over a pool run."""
+    made.add_argument(
+        "--workers", type=int, metavar="N", help="processes of this machine (one a core)"
+    )
+    made.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on this Ray cluster instead; auto: the one that this machine belongs to",
+    )
+    made.add_argument(
+        "--task_memory",
+        type=float,
+        metavar="GIB",
+        help="memory that Ray sets apart for a task (it counts cores alone)",
+    )
 
 
 def export() -> Arguments:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...data.curate.engine import Processes, RayTasks
 from ...data.curate.runner import Curation
 from ...data.curate.stores import Store
 from ...data.curate.table import Table
@@ -20,10 +21,33 @@ def main(argv: list[str]) -> int:
     options = arguments.curate().parse_args(argv)
     filters = load_curation(options.file)
     table, stores = Table(options.table), named_stores(options.store)
-    summary = Curation(table, filters, stores, options.out).run()
+    with engine_of(options.workers, options.ray, options.task_memory) as engine:
+        summary = Curation(table, filters, stores, options.out, engine).run()
     print("\n".join(told(summary)))
     print(f"{options.out / 'keep.parquet'}: use it with --data.keep_lists '[...]'")
     return 0
+
+
+def engine_of(
+    workers: int | None, ray: str | None, task_memory: float | None
+) -> Processes | RayTasks:
+    """Returns the engine that the options name, to be used as a context manager.
+
+    Args:
+        workers: processes of this machine.
+        ray: address of a Ray cluster.
+        task_memory: GiB that Ray sets apart for a task.
+
+    Raises:
+        ValueError: the options contradict one another, or there is no such cluster.
+    """
+    if ray is None:
+        if task_memory is not None:
+            raise ValueError("--task_memory is for a Ray cluster; name it with --ray ADDRESS")
+        return Processes() if workers is None else Processes(workers)
+    if workers is not None:
+        raise ValueError("--workers and --ray cannot be given together: name one of them")
+    return RayTasks(ray, None if task_memory is None else int(task_memory * 2**30))
 
 
 def named_stores(given: Sequence[str]) -> dict[str, Store]:
