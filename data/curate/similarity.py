@@ -3,8 +3,8 @@
 In: vectors. Out: the same ones as whole numbers of 12 bits, and what follows of them. Every partial
 sum of their products is below 2^24 and therefore exact in float32, so that nothing depends on how
 rows are cut into blocks, on the number of threads, on the processor or on its library. A cosine is
-off by about 1e-4 through this, and by far less between vectors that are almost equal. Where rows are
-few, `fixed_point.py` has finer numbers in float64.
+off by about 1e-4 through this, and by far less between vectors that are almost equal. Where
+rows are few, `fixed_point.py` has finer numbers in float64.
 """
 
 import numpy as np

@@ -92,8 +92,11 @@ class NearCaptions(GroupFilter):
             at = np.flatnonzero(~near & (np.arange(len(caption)) - starts > place))
             if not len(at):
                 break
-            alike = shingles.jaccard(caption[at], caption[starts[at] + place])
-            near[at] = alike >= self.similarity
+            one, other = caption[at], caption[starts[at] + place]
+            # Sets whose sizes differ too much cannot be alike.
+            likely = shingles.bound(one, other) >= self.similarity
+            alike = shingles.jaccard(one[likely], other[likely])
+            near[at[likely]] = alike >= self.similarity
         return near
 
 
@@ -113,16 +116,24 @@ class Shingles:
         self._pairs = pairs[np.append(True, np.diff(pairs) != 0)]
         self._starts = np.searchsorted(self._pairs, np.arange(len(captions) + 1) << SHINGLE_BITS)
 
+    def bound(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Returns what `jaccard` is at most, by the sizes of the sets."""
+        sizes = np.diff(self._starts)
+        return np.minimum(sizes[one], sizes[other]) / np.maximum(sizes[one], sizes[other])
+
     def jaccard(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Returns the shared by all shingles of pairs of captions, by their numbers [n]."""
         sizes = np.diff(self._starts)
         common = np.empty(len(one), dtype=np.int64)
-        ends = np.cumsum(sizes[one])
+        # In the order of what is searched, which finds it in the processor's cache.
+        order = np.argsort(other, kind="stable")
+        ends = np.cumsum(sizes[one[order]])
         first = 0
         while first < len(one):
             before = ends[first - 1] if first else 0
             last = max(int(np.searchsorted(ends, before + COMPARED_AT_ONCE)), first + 1)
-            common[first:last] = self._common(one[first:last], other[first:last])
+            pairs = order[first:last]
+            common[pairs] = self._common(one[pairs], other[pairs])
             first = last
         return common / (sizes[one] + sizes[other] - common)
 
