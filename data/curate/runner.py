@@ -169,14 +169,16 @@ class Step:
         if done.exists():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        blocks = _blocks([samples for _, _, samples in self.rows.table.shards])
+        samples = [samples for _, _, samples in self.rows.table.shards]
+        blocks = _blocks(samples, ROWS_A_BLOCK)
 
         def over(function: Callable[[Any], Any], items: Sequence[Any], what: str) -> Iterable[Any]:
             return progress(engine.map(function, items), len(items), f"{self.name}: {what}")
 
         self._reduce(blocks, over)
         if isinstance(self.filter, GroupFilter):
-            buckets = self._buckets()
+            buckets, rows_a_block = self._sizes()
+            blocks = _blocks(samples, rows_a_block)
             shuffle = Shuffle(self.filter, self.rows, blocks, self.folder, buckets)
             numbers = range(len(blocks))
             _exhaust(over(shuffle.scatter, numbers, "groups"))
@@ -245,20 +247,29 @@ class Step:
         seen = np.concatenate(numbers) if numbers else np.zeros(0, dtype=np.int64)
         self.rows.write(self.folder, shard, seen, joined, self.filter.writes)
 
-    def _buckets(self) -> int:
-        """Into how many buckets rows go; written down, so that a run that goes on has as many."""
-        path = self.folder / "buckets.json"
+    def _sizes(self) -> tuple[int, int]:
+        """Into how many buckets rows go, and how many rows of the pool are in a block at most.
+
+        Written down, so that a run that goes on has as many. A row of several groups is written as
+        often, and counts as often.
+        """
+        path = self.folder / "sizes.json"
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))["buckets"]
+            sizes = json.loads(path.read_text(encoding="utf-8"))
+            return sizes["buckets"], sizes["rows_a_block"]
         width = 64.0
         for shard in range(len(self.rows.table.shards)):
             _, rows = next(self.rows.batches(shard, self.filter.reads), (None, None))
             if rows is not None and rows.num_rows:
-                width += rows.get_total_buffer_size() / rows.num_rows
+                assert isinstance(self.filter, GroupFilter)
+                groups = self.filter.groups(rows, state_of(self.folder))
+                copies = 1 if groups.ndim == 1 else groups.shape[1]
+                width = (width + rows.get_total_buffer_size() / rows.num_rows) * copies
                 break
         buckets = max(1, int(self.rows.table.num_samples * width / BUCKET_BYTES))
-        write_json(path, {"buckets": buckets})
-        return buckets
+        rows_a_block = max(1, min(ROWS_A_BLOCK, int(2 * BUCKET_BYTES / width)))
+        write_json(path, {"buckets": buckets, "rows_a_block": rows_a_block})
+        return buckets, rows_a_block
 
 
 def _digest(before: str, each: Filter, stores: Mapping[str, Store]) -> str:
@@ -275,9 +286,14 @@ def _digest(before: str, each: Filter, stores: Mapping[str, Store]) -> str:
     return f"{text_hash(*parts) & 0xFFFFFFFFFFFF:012x}"
 
 
-def _blocks(samples: Sequence[int]) -> list[list[int]]:
-    """Cuts shards into blocks of consecutive ones with about equal numbers of samples."""
-    goal = min(max(sum(samples) // 64, 1 << 14), ROWS_A_BLOCK)
+def _blocks(samples: Sequence[int], most: int) -> list[list[int]]:
+    """Cuts shards into blocks of consecutive ones with about equal numbers of samples.
+
+    Args:
+        samples: of each shard.
+        most: samples of a block, at most, unless a shard has more.
+    """
+    goal = min(max(sum(samples) // 64, 1 << 14), most)
     blocks: list[list[int]] = [[]]
     size = 0
     for shard, count in enumerate(samples):

@@ -56,7 +56,9 @@ def write_table(folder: Path, num_rows: int) -> None:
         lengths = rng.integers(4, 15, PER_SHARD)
         offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
         drawn = words.take(pa.array(rng.zipf(1.1, offsets[-1]) % len(words)))
-        captions = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), drawn), " ")
+        captions = pc.call_function(
+            "binary_join", [pa.ListArray.from_arrays(pa.array(offsets), drawn), pa.scalar(" ")]
+        )
         phash = rng.integers(-(1 << 63), 1 << 63, PER_SHARD)[origin]
         phash ^= np.int64(1) << rng.integers(0, 63, PER_SHARD)
         phash[rng.random(PER_SHARD) < 0.01] = 0  # blank images
