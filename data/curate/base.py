@@ -120,6 +120,13 @@ def texts(rows: pa.RecordBatch, name: str) -> list[str]:
     return rows.column(name).to_pylist()
 
 
+def lists(rows: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a column of lists of numbers: all of them, and how many each row has, int64 [n]."""
+    column = rows.column(name)
+    sizes = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    return column.flatten().to_numpy(zero_copy_only=False), sizes
+
+
 def vectors(rows: pa.RecordBatch, name: str, normalize: bool = True) -> np.ndarray:
     """Returns a column of vectors, float32 [n, d]; of length one unless told otherwise."""
     column = rows.column(name)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from counterpoint.data.curate.base import Columns, Filter, State
+from counterpoint.data.curate.base import Filter, State
 
 
 def batch_of(columns: Mapping[str, Any], keys: Any = None) -> pa.RecordBatch:
@@ -30,7 +30,9 @@ def state_of(each: Filter, rows: pa.RecordBatch, pieces: int = 1, seed: int = 0)
     return each.finish(parts[0])
 
 
-def run_filter(each: Filter, rows: pa.RecordBatch, pieces: int = 1, seed: int = 0) -> Columns:
+def run_filter(
+    each: Filter, rows: pa.RecordBatch, pieces: int = 1, seed: int = 0
+) -> dict[str, list[Any]]:
     """Returns a filter's columns as lists, in the order of the rows."""
     state = state_of(each, rows, pieces, seed)
     parts = [p for p in cut(rows, pieces, np.random.default_rng(seed)) if p.num_rows]
