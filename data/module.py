@@ -13,6 +13,7 @@ import numpy as np
 
 from .caption_check import check_captions
 from .dataset import StepDataset, StepLoader, StepSampler
+from .order.counts import FixedCounts
 from .order.mixed_plan import MixedPlan
 from .order.mixture import Mixture
 from .order.selection import Selection, WeightPolicy
@@ -114,7 +115,7 @@ class PairsDataModule(Pairs):
         """Samples of one pass over the data, with repetitions by weight."""
         if self.selection is None:
             return self.manifest.num_samples
-        return int(self.selection.counts.sum())
+        return self.selection.counts.num_samples
 
     @property
     def fingerprint(self) -> str:
@@ -159,13 +160,14 @@ class PairsDataModule(Pairs):
             ValueError: the shares do not fit the sources.
         """
         selection, manifest = self.selection, self.manifest
-        counts = manifest.counts if selection is None else selection.counts
+        counts = FixedCounts(manifest.counts) if selection is None else selection.counts
         shares = explicit_shares(self.sources, manifest.sources)
         if self.temperature is not None:
             if shares:
                 raise ValueError("give data.temperature or shares in data.sources, not both")
             sizes = [
-                int(counts[manifest.source_ids == i].sum()) for i in range(len(manifest.sources))
+                counts.of(np.flatnonzero(manifest.source_ids == number)).num_samples
+                for number in range(len(manifest.sources))
             ]
             by_name = dict(zip(manifest.sources, sizes, strict=True))
             shares = Mixture.temperature(by_name, self.temperature)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import SampleError
+from .order.counts import FixedCounts
 from .order.selection import Selection
 from .recipe import Recipe
 from .render import Renderer, Sample, uniform
@@ -59,10 +60,16 @@ class SampleLoader:
         self.reader = reader
         self.recipe = recipe
         self.selection = selection
-        self.counts: np.ndarray = manifest.counts if selection is None else selection.counts
+        self.counts = FixedCounts(manifest.counts) if selection is None else selection.counts
         self.renderer = Renderer(recipe)
         # For the shards in use: looking up their names takes as long as reading a sample.
         self._name_cache: dict[int, tuple[str, str]] = {}
+
+    def listed(self) -> "SampleLoader":
+        """Returns a loader of all listed samples, where some only come in an epoch."""
+        if self.selection is None:
+            return self
+        return SampleLoader(self.manifest, self.reader, self.recipe, self.selection.listed())
 
     def load(self, places: Sequence[Place]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """Loads samples.
@@ -123,7 +130,7 @@ class SampleLoader:
         the error budget, which counts every failure, stops such a run.
         """
         status = 0
-        for place in self.candidates(shard, ordinal):
+        for place in self.candidates(epoch, shard, ordinal):
             try:
                 yield self._read(epoch, *place, status)
             except SampleError as error:
@@ -140,21 +147,23 @@ class SampleLoader:
                 # The first cause counts.
                 sample = replace(next(others), status=sample.status or error.code)
 
-    def candidates(self, shard: int, ordinal: int) -> Iterator[tuple[int, int]]:
+    def candidates(self, epoch: int, shard: int, ordinal: int) -> Iterator[tuple[int, int]]:
         """Yields the sample itself, its followers in the shard, then samples of the next shards.
 
-        A function of the manifest and the keep-list alone. The next shards are of the same source.
+        A function of the manifest, the keep-list and, where weights are drawn anew, the epoch. The
+        next shards are of the same source.
         """
-        count = int(self.counts[shard])
+        count = int(self.counts.at(epoch, np.array([shard]))[0])
         for step in range(min(TRIES_IN_SHARD, count)):
             yield shard, (ordinal + step) % count
-        same = self.manifest.source_ids == self.manifest.source_ids[shard]
-        usable = np.flatnonzero(same & (self.counts > 0))
-        usable = np.roll(usable, -int(np.searchsorted(usable, shard, side="right")))
-        for other in usable[usable != shard][:SHARDS_TRIED].tolist():
-            count = int(self.counts[other])
+        same = np.flatnonzero(self.manifest.source_ids == self.manifest.source_ids[shard])
+        counts = self.counts.at(epoch, same)
+        usable = np.flatnonzero((counts > 0) & (same != shard))
+        usable = np.roll(usable, -int(np.searchsorted(same[usable], shard)))
+        for other in usable[:SHARDS_TRIED].tolist():
+            count = int(counts[other])
             for step in range(min(TRIES_IN_OTHER_SHARD, count)):
-                yield other, (ordinal + step) % count
+                yield int(same[other]), (ordinal + step) % count
 
     def _read(self, epoch: int, shard: int, ordinal: int, status: int) -> Sample:
         """Reads one sample and checks all but its pixels.
@@ -164,7 +173,8 @@ class SampleLoader:
         """
         weight = 1.0
         if self.selection is not None:
-            ordinals, weights = self.selection.resolve(np.array([shard]), np.array([ordinal]))
+            place = np.array([epoch]), np.array([shard]), np.array([ordinal])
+            ordinals, weights = self.selection.resolve(*place)
             ordinal, weight = int(ordinals[0]), float(weights[0])
         raw = self.reader.read(shard, ordinal)
         source, file = self._names(shard)

@@ -1,16 +1,19 @@
 """Compiles keep-lists in three passes over memory-mapped files.
 
 In: parquet files in any order. Out: `offsets.npy` int64 [shards + 1], `indices.npy` int32 [kept],
-ascending within a shard, `weights.npy` float32 [kept] where batches get weights, and a
-`fingerprint`. Memory holds a batch, a span of shards and some numbers a shard: counting first and
-then writing every row among its shard's rows sorts a list of any size without loading it.
+ascending within a shard, `weights.npy` float32 [kept] and `keys.npy` int64 [kept] where the policy
+needs them later, and a `fingerprint`. Memory holds a batch, a span of shards and some numbers a
+shard: counting first and then writing every row among its shard's rows sorts a list of any size
+without loading it.
 """
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +24,34 @@ from ..hashing import mix, seeded
 from ..shards.manifest import Manifest
 from ..urls import shown
 
-ROWS_A_BATCH = 1 << 18
-# Samples sorted at once (and at least one shard): some 100 MB.
-ROWS_A_SPAN = 1 << 21
-
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+ROWS_A_BATCH = 1 << 17
+# Samples sorted at once (and at least one shard): some 25 MB.
+ROWS_A_SPAN = 1 << 19
 
 
-class WeightPolicy(Protocol):
-    """How the weights of samples act."""
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a list: shards, indices and keys int64 [n], weights float64 [n]."""
 
-    keeps_weights: bool
+    shards: np.ndarray
+    indices: np.ndarray
+    weights: np.ndarray
+    keys: np.ndarray
 
+
+class WeightPolicy(ABC):
+    """How the weights of samples act.
+
+    Attributes:
+        keeps_weights: whether the compiled list holds weights, each sample once; else a sample is
+            repeated by its `times`.
+        keeps_keys: whether it holds keys.
+    """
+
+    keeps_weights = False
+    keeps_keys = False
+
+    @abstractmethod
     def times(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Returns how often each sample comes in an epoch, int64 [n].
 
@@ -40,7 +59,23 @@ class WeightPolicy(Protocol):
             weights: float64 [n], 0 or more.
             draws: a fixed number of each sample, float64 [n], evenly spread over [0, 1).
         """
-        ...
+
+    def complete(self, folder: Path, manifest: Manifest) -> None:
+        """Adds files of its own to the compiled arrays; raises a ValueError if they do not do."""
+        return
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The compiled arrays: indices int32 [kept], weights float32 [kept], keys int64 [kept]."""
+
+    indices: np.memmap
+    weights: np.memmap | None
+    keys: np.memmap | None
+
+    def all(self) -> list[np.memmap]:
+        """Returns the arrays that there are."""
+        return [each for each in (self.indices, self.weights, self.keys) if each is not None]
 
 
 def compile_lists(
@@ -58,26 +93,31 @@ def compile_lists(
     Raises:
         ValueError: see `Selection.compile`.
     """
-    lists = KeepLists(paths, manifest)
+    lists = KeepLists(paths, manifest, policy.keeps_keys)
     offsets = lists.count()
     if not offsets[-1]:
         raise ValueError(f"the keep-lists {_quoted(paths)} keep no sample; check what wrote them")
-    indices = create(folder / "indices.npy", np.int32, int(offsets[-1]))
-    has_weights = lists.has_weights
-    weights = create(folder / "weights.npy", np.float32, int(offsets[-1])) if has_weights else None
-    lists.place(offsets, indices, weights)
+    kept = int(offsets[-1])
+    arrays = Arrays(
+        create(folder / "indices.npy", np.int32, kept),
+        create(folder / "weights.npy", np.float32, kept) if lists.has_weights else None,
+        create(folder / "keys.npy", np.int64, kept) if policy.keeps_keys else None,
+    )
+    lists.place(offsets, arrays)
     for span in _spans(offsets):
-        lists.sort(span, offsets, indices, weights)
-    if weights is not None and not policy.keeps_weights:
-        offsets, indices = _repeat(folder, offsets, indices, weights, lists.names, policy, seed)
-        weights = None
+        lists.sort(span, offsets, arrays)
+    if arrays.weights is not None and not policy.keeps_weights:
+        offsets, indices = _repeat(
+            folder, offsets, arrays.indices, arrays.weights, lists.names, policy, seed
+        )
+        arrays = Arrays(indices, None, None)
     np.save(folder / "offsets.npy", offsets)
+    policy.complete(folder, manifest)
     state = hashlib.sha256(offsets.astype("<i8").tobytes())
-    for array in (indices, weights):
-        if array is not None:
-            array.flush()
-            for first in range(0, len(array), ROWS_A_SPAN):
-                state.update(array[first : first + ROWS_A_SPAN].tobytes())
+    for array in arrays.all():
+        array.flush()
+        for first in range(0, len(array), ROWS_A_SPAN):
+            state.update(array[first : first + ROWS_A_SPAN].tobytes())
     (folder / "fingerprint").write_text(state.hexdigest()[:32])
 
 
@@ -87,13 +127,16 @@ class KeepLists:
     Args:
         paths: the files.
         manifest: the shards.
+        reads_keys: whether keys are needed; those of lists without any are hashes of the shard's
+            file name and the index.
 
     Attributes:
         names: file name of each shard.
         has_weights: whether every list has a `weight`.
+        has_keys: whether keys are needed and every list has a `key`.
     """
 
-    def __init__(self, paths: Sequence[Path], manifest: Manifest):
+    def __init__(self, paths: Sequence[Path], manifest: Manifest, reads_keys: bool = False):
         self.paths = paths
         self.manifest = manifest
         self.names = manifest.urls.names()
@@ -101,57 +144,79 @@ class KeepLists:
         for shard, name in enumerate(self.names):
             self._shards.setdefault(name, []).append(shard)
         self._shard_of: dict[str, int] = {}
-        weighted = ["weight" in _open(path).schema_arrow.names for path in paths]
-        self.has_weights = all(weighted)
-        if any(weighted) and not all(weighted):
-            without = paths[weighted.index(False)]
+        self.has_weights = self._all_have("weight")
+        self.has_keys = reads_keys and self._all_have("key")
+        for path in paths if self.has_keys else ():
+            if (kind := _open(path).schema_arrow.field("key").type) != pa.int64():
+                raise ValueError(
+                    f"the column key of the keep-list '{path}' is {kind}; it holds the int64 keys "
+                    "of batches, as the lists of counterpoint curate do: rename or drop it"
+                )
+        # Of lists without keys.
+        self._seeds = np.empty(0, dtype=np.uint64)
+        if reads_keys and not self.has_keys:
+            self._seeds = np.concatenate([seeded("keep", name) for name in self.names])
+
+    def _all_have(self, column: str) -> bool:
+        """Returns whether all lists have a column; raises a ValueError if some only."""
+        have = [column in _open(path).schema_arrow.names for path in self.paths]
+        if any(have) and not all(have):
+            without = self.paths[have.index(False)]
             raise ValueError(
-                f"the keep-list '{without}' has no column weight, others have; give all of them "
+                f"the keep-list '{without}' has no column {column}, others have; give all of them "
                 "one, or none"
             )
+        return all(have)
 
     def count(self) -> np.ndarray:
         """Checks every row and returns where each shard's rows start, int64 [shards + 1]."""
         totals = np.zeros(len(self.names), dtype=np.int64)
         for path in self.paths:
-            for shards, indices, weights in self._rows(path):
-                self._check(path, shards, indices, weights)
-                totals += np.bincount(shards, minlength=len(totals))
+            # Keys need no check, and reading them takes time.
+            for rows in self._rows(path, with_keys=False):
+                self._check(path, rows.shards, rows.indices, rows.weights)
+                totals += np.bincount(rows.shards, minlength=len(totals))
         return np.concatenate([[0], np.cumsum(totals)])
 
-    def place(self, offsets: np.ndarray, indices: np.ndarray, weights: np.ndarray | None) -> None:
+    def place(self, offsets: np.ndarray, arrays: Arrays) -> None:
         """Writes every row among the rows of its shard."""
         free = offsets[:-1].copy()
         for path in self.paths:
-            for shards, numbers, weight in self._rows(path):
-                order = np.argsort(shards, kind="stable")
-                groups, firsts, sizes = np.unique(
-                    shards[order], return_index=True, return_counts=True
-                )
-                targets = np.arange(len(order)) + np.repeat(free[groups] - firsts, sizes)
+            for rows in self._rows(path, with_keys=self.has_keys):
+                columns = [
+                    (arrays.indices, rows.indices),
+                    (arrays.weights, rows.weights),
+                    (arrays.keys, rows.keys),
+                ]
+                shards = rows.shards
+                # Tools write lists by shard: then nothing is sorted.
+                order = None
+                if (shards[1:] < shards[:-1]).any():
+                    order = np.argsort(shards, kind="stable")
+                    shards = shards[order]
+                firsts = np.flatnonzero(np.diff(shards, prepend=-1))
+                sizes = np.diff(firsts, append=len(shards))
+                groups = shards[firsts]
+                targets: Any = np.arange(len(shards)) + np.repeat(free[groups] - firsts, sizes)
+                # Without gaps, a plain copy takes half the time.
+                if len(shards) and targets[-1] - targets[0] == len(shards) - 1:
+                    targets = slice(targets[0], targets[-1] + 1)
                 free[groups] += sizes
-                indices[targets] = numbers[order]
-                if weights is not None:
-                    weights[targets] = weight[order]
+                for array, values in columns:
+                    if array is not None:
+                        array[targets] = values if order is None else values[order]
         assert np.array_equal(free, offsets[1:]), "a keep-list changed while it was read"
 
-    def sort(
-        self,
-        span: tuple[int, int],
-        offsets: np.ndarray,
-        indices: np.ndarray,
-        weights: np.ndarray | None,
-    ) -> None:
+    def sort(self, span: tuple[int, int], offsets: np.ndarray, arrays: Arrays) -> None:
         """Sorts the rows of each shard of a span in place, and refuses duplicates."""
         rows = slice(offsets[span[0]], offsets[span[1]])
         shards = np.repeat(np.arange(*span), np.diff(offsets[span[0] : span[1] + 1]))
-        keys = shards << 32 | indices[rows]
+        keys = shards << 32 | arrays.indices[rows]
         if (keys[1:] <= keys[:-1]).any():
             order = np.argsort(keys)
             keys = keys[order]
-            indices[rows] = indices[rows][order]
-            if weights is not None:
-                weights[rows] = weights[rows][order]
+            for array in arrays.all():
+                array[rows] = array[rows][order]
         twice = np.flatnonzero(keys[1:] == keys[:-1])
         if len(twice):
             shard, index = divmod(int(keys[twice[0]]), 1 << 32)
@@ -161,11 +226,12 @@ class KeepLists:
                 "of 2"
             )
 
-    def _rows(self, path: Path) -> Iterator[Rows]:
-        """Yields shards int64, indices int64 and weights float64 of a file, batch by batch."""
-        columns = ["shard", "index"] + ["weight"] * self.has_weights
-        # Without the read-ahead of whole row groups, memory stays at a batch and its pages.
-        file = _open(path, pre_buffer=False)
+    def _rows(self, path: Path, with_keys: bool) -> Iterator[Rows]:
+        """Yields the rows of a file, batch by batch; keys if asked for, or if lists have none."""
+        columns = ["shard", "index"] + ["weight"] * self.has_weights + ["key"] * with_keys
+        # Without the read-ahead of whole row groups, memory stays at a batch and its pages. Names
+        # that are read as codes are looked up once each.
+        file = _open(path, pre_buffer=False, read_dictionary=["shard"])
         for batch in file.iter_batches(ROWS_A_BATCH, columns=columns):
             if any(column.null_count for column in batch.columns):
                 raise ValueError(f"the keep-list '{path}' has empty cells; fill or drop these rows")
@@ -178,10 +244,14 @@ class KeepLists:
             by_code = np.fromiter(map(self._shard_of.__getitem__, texts), np.int64, len(texts))
             shards = by_code[named.indices.to_numpy()]
             indices = pc.cast(batch.column("index"), pa.int64()).to_numpy()
-            weights = np.ones(len(shards))
+            weights = keys = np.ones(len(shards))
             if self.has_weights:
                 weights = pc.cast(batch.column("weight"), pa.float64()).to_numpy()
-            yield shards, indices, weights
+            if with_keys:
+                keys = batch.column("key").to_numpy()
+            elif len(self._seeds):
+                keys = mix(indices, self._seeds[shards]).view(np.int64)
+            yield Rows(shards, indices, weights, keys)
 
     def _find(self, name: str, path: Path) -> int:
         """Returns the shard whose address ends in `name`, at a slash."""

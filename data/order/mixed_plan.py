@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..hashing import text_hash
+from .counts import EpochCounts, FixedCounts
 from .mixture import DENOMINATOR, GROUP, Mixture, listed
 from .plan import Plan, lanes_of_node
 
@@ -22,7 +23,7 @@ class MixedPlan:
     and the source's name and shards alone, so that adding a source leaves it as it is.
 
     Args:
-        counts: samples of each shard, int64 [shards].
+        counts: samples of each shard, int64 [shards], or by epoch.
         source_ids: index into `sources` of each shard, int64 [shards].
         sources: names.
         seed: any integer.
@@ -36,7 +37,7 @@ class MixedPlan:
 
     def __init__(
         self,
-        counts: np.ndarray,
+        counts: np.ndarray | EpochCounts,
         source_ids: np.ndarray,
         sources: Sequence[str],
         seed: int,
@@ -44,12 +45,12 @@ class MixedPlan:
         block: int = 4096,
         shares: Mapping[str, float] | None = None,
     ):
-        self.counts = np.asarray(counts, dtype=np.int64)
+        self.counts = counts if isinstance(counts, EpochCounts) else FixedCounts(counts)
         self.lanes = lanes
         self.mixture: Mixture | None = None
         if shares is None:
             self._plans = {0: Plan(self.counts, seed, lanes, block)}
-            self._shards = {0: np.arange(len(self.counts))}
+            self._shards = {0: np.arange(len(self.counts.least))}
             return
         _check_names(shares, sources)
         self.mixture = Mixture({name: shares[name] for name in sources}, seed)
@@ -59,8 +60,8 @@ class MixedPlan:
         for number in map(int, np.flatnonzero(self.mixture.weights)):
             shards = order[bounds[number] : bounds[number + 1]]
             name = sources[number]
-            shard_counts = self.counts[shards]
-            if not shard_counts.sum():
+            shard_counts = self.counts.of(shards)
+            if not shard_counts.num_samples:
                 raise ValueError(
                     f"the source '{name}' has a share of {shares[name]:g} but no samples; set its "
                     "share to 0, or keep some of its samples"

@@ -1,8 +1,8 @@
 """Which sample comes next: integers only.
 
-In: the shards' sample counts and a seed. Out: for any position of the endless sample sequence its
-(epoch, shard, ordinal in the shard). Nothing is stored, so resuming, another world size or
-another number of workers cannot change the order.
+In: the shards' sample counts (by epoch, where weights are drawn anew) and a seed. Out: for any
+position of the endless sample sequence its (epoch, shard, ordinal in the shard). Nothing is stored,
+so resuming, another world size or another number of workers cannot change the order.
 
 An epoch of N samples is built in three steps. The shards are permuted and their samples laid end
 to end. This line is cut into `lanes` contiguous slices, and position p takes from lane p mod lanes,
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..hashing import mix, seeded
+from .counts import EpochCounts, FixedCounts
 
 ROUNDS = 6
 # At a boundary neighbouring epochs alternate; more are never in use at once.
@@ -28,17 +29,21 @@ EPOCHS_KEPT = 3
 
 @dataclass(frozen=True)
 class _Line:
-    """One epoch's shards in their order: `order` [shards], `ends` [shards] cumulative counts."""
+    """One epoch's shards in their order: `order` [shards], `ends` [shards] cumulative counts.
+
+    `counts` [shards] is in the manifest's order.
+    """
 
     order: np.ndarray
     ends: np.ndarray
+    counts: np.ndarray
 
 
 class Plan:
     """The order of samples as a pure function of (counts, seed, lanes, block).
 
     Args:
-        counts: samples of each shard, int64 [shards].
+        counts: samples of each shard, int64 [shards], or by epoch.
         seed: any integer; another seed is another order.
         lanes: parallel walks through the epoch. Independent of ranks and workers.
         block: samples shuffled together within a lane.
@@ -47,11 +52,15 @@ class Plan:
         ValueError: no samples, or lanes or block below 1.
     """
 
-    def __init__(self, counts: np.ndarray, seed: int, lanes: int = 16, block: int = 4096):
-        self.counts = np.asarray(counts, dtype=np.int64)
-        self.num_samples = int(self.counts.sum())
+    def __init__(
+        self, counts: np.ndarray | EpochCounts, seed: int, lanes: int = 16, block: int = 4096
+    ):
+        self.counts = counts if isinstance(counts, EpochCounts) else FixedCounts(counts)
+        self.num_samples = self.counts.num_samples
         if self.num_samples < 1:
-            raise ValueError(f"the {len(self.counts)} shards hold no samples; nothing to plan")
+            raise ValueError(
+                f"the {len(self.counts.least)} shards hold no samples; nothing to plan"
+            )
         if lanes < 1 or block < 1:
             raise ValueError(f"lanes={lanes} and block={block} must be 1 or more")
         self.seed = seed
@@ -79,7 +88,7 @@ class Plan:
             slots = np.searchsorted(line.ends, shuffled, side="right")
             row_shards = line.order[slots]
             shards[rows] = row_shards
-            ordinals[rows] = shuffled - line.ends[slots] + self.counts[row_shards]
+            ordinals[rows] = shuffled - line.ends[slots] + line.counts[row_shards]
         return epochs, shards, ordinals
 
     def lane(self, positions: np.ndarray) -> np.ndarray:
@@ -118,14 +127,15 @@ class Plan:
         and one at each end of two pieces. Within an epoch two of the four ends are free, and hold
         the shards that come next.
         """
-        counts = np.sort(self.counts[self.counts > 0])
+        least = self.counts.least
+        counts = np.sort(least[least > 0])
         rows = -(-num_positions // self.lanes) + 1
         span = self.block * (-(-(rows - 1) // self.block) + 1) + rows
         inner = int(np.searchsorted(np.cumsum(counts), span, side="right"))
         num_shards = min(len(counts), num_lanes * (inner + 4))
         if self.num_runs(num_positions) > 2:
             num_shards = len(counts)
-        sizes = np.asarray(num_bytes, dtype=np.int64)[self.counts > 0]
+        sizes = np.asarray(num_bytes, dtype=np.int64)[least > 0]
         sizes = np.sort(np.where(sizes > 0, sizes, sizes.max()))
         return num_shards, int(sizes[len(sizes) - num_shards :].sum())
 
@@ -133,9 +143,9 @@ class Plan:
         """Returns the shard order of an epoch (500,000 shards: some 50 ms, then cached)."""
         if epoch not in self._lines:
             # `mix` is one to one in the values, so that there are no ties and any sort will do.
-            keys = mix(np.arange(len(self.counts)), seeded(self.seed, epoch))
-            order = np.argsort(keys)
-            self._lines[epoch] = _Line(order, np.cumsum(self.counts[order]))
+            counts = self.counts.at(epoch)
+            order = np.argsort(mix(np.arange(len(counts)), seeded(self.seed, epoch)))
+            self._lines[epoch] = _Line(order, np.cumsum(counts[order]), counts)
             if len(self._lines) > EPOCHS_KEPT:
                 self._lines.popitem(last=False)
         return self._lines[epoch]

@@ -77,7 +77,9 @@ class EmbeddingStore:
         self.dtype, self.device = DTYPES[chosen.precision], chosen.device
         self.towers, self.views, self.data = towers, views, data
         self.dataset: StepDataset = data.train_dataset()
-        self.counts = self.dataset.loader.counts
+        # A store is for all epochs: of weights that are drawn anew, too.
+        self.dataset.loader = self.dataset.loader.listed()
+        self.counts = self.dataset.loader.counts.at(0)
 
     @property
     def manifest(self) -> Manifest:
@@ -225,7 +227,7 @@ class ShardBatches(Dataset):
     """
 
     def __init__(self, dataset: StepDataset, shard: int, variant: int, batch_size: int):
-        count = int(dataset.loader.counts[shard])
+        count = int(dataset.loader.counts.at(0)[shard])
         places = [(variant, shard, i) for i in range(count)]
         self.dataset = dataset
         self.parts = [places[i : i + batch_size] for i in range(0, count, batch_size)]

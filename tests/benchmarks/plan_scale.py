@@ -120,8 +120,8 @@ def measure_selection(path: Path) -> None:
     report(f"compile a keep-list of {len(places):,} samples in random order", seconds)
     report("open it again", timed(lambda: Selection.compile([lists], manifest, cache, 0))[0])
     some = rng.integers(NUM_SHARDS, size=BATCH)
-    some = some[selection.counts[some] > 0]
-    report(f"resolve {len(some)} samples", timed(lambda: selection.resolve(some, some * 0))[0])
+    some = some[selection.counts.at(0, some) > 0]
+    report(f"resolve {len(some)} samples", timed(lambda: selection.resolve(0, some, some * 0))[0])
     peak("compiled")
 
 

@@ -301,7 +301,7 @@ def test_kept_samples_alone_are_read_with_their_weights(manifest, tmp_path):
     assert texts["text"] == ["image 1", "image 3", "image 5", "image 20"]
     assert batch["weight"].tolist() == [2.0, 1.0, 0.5, 3.0]
     # The replacement of a bad sample is a kept one, too.
-    assert list(samples.candidates(0, 1)) == [(0, 1), (0, 2), (0, 0), (2, 0)]
+    assert list(samples.candidates(0, 0, 1)) == [(0, 1), (0, 2), (0, 0), (2, 0)]
 
 
 def test_mistakes_in_a_recipe_are_sentences(manifest, tmp_path):

@@ -43,7 +43,7 @@ def test_each_source_has_each_sample_once_an_epoch(plan, num):
     located = rows(plan, np.arange(num))
     for source in range(3):
         own = shards_of(plan, source)
-        everything = {(s, o) for s in own for o in range(int(plan.counts[s]))}
+        everything = {(s, o) for s in own for o in range(int(plan.counts.at(0)[s]))}
         stream = [row for row in located if row[1] in own]
         for epoch in range(num // len(everything) + 1):
             chunk = stream[epoch * len(everything) :][: len(everything)]

@@ -52,8 +52,8 @@ def write(path, rows, weights=None, form="int64"):
 
 def resolved(selection) -> dict[int, list[tuple[int, float]]]:
     found = {}
-    for shard, count in enumerate(selection.counts.tolist()):
-        indices, weights = selection.resolve(np.full(count, shard), np.arange(count))
+    for shard, count in enumerate(selection.counts.at(0).tolist()):
+        indices, weights = selection.resolve(0, np.full(count, shard), np.arange(count))
         if count:
             found[shard] = list(zip(indices.tolist(), weights.tolist(), strict=True))
     return found
@@ -106,13 +106,13 @@ def test_the_plan_reads_every_kept_sample_once_an_epoch(tmp_path):
     selection = Selection.compile([path], manifest(), tmp_path / "cache", 0)
     plan = Plan(selection.counts, seed=1, lanes=3, block=8)
     _, shards, ordinals = plan.locate(np.arange(len(kept)))
-    indices, weights = selection.resolve(shards, ordinals)
+    indices, weights = selection.resolve(0, shards, ordinals)
     assert sorted(zip(shards.tolist(), indices.tolist(), strict=True)) == kept
     assert (weights == 1).all() and weights.dtype == np.float32
     assert indices.dtype == np.int64
-    assert selection.resolve(shards[0], ordinals[0])[0] == indices[0]
+    assert selection.resolve(0, shards[0], ordinals[0])[0] == indices[0]
     with pytest.raises(AssertionError):
-        selection.resolve(np.array([1]), np.array([0]))
+        selection.resolve(0, np.array([1]), np.array([0]))
 
 
 def test_weights_are_expected_repeats(tmp_path):
