@@ -29,5 +29,9 @@ def seeded(*parts: object) -> np.ndarray:
 
 def text_hash(*parts: object) -> int:
     """Returns a stable signed 64-bit hash of the parts' texts."""
-    text = "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+    return bytes_hash("\0".join(map(str, parts)).encode("utf-8", "surrogateescape"))
+
+
+def bytes_hash(data: bytes) -> int:
+    """Returns a stable signed 64-bit hash of bytes (BLAKE2b)."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)

@@ -92,6 +92,55 @@ def cluster() -> Arguments:
     return made
 
 
+def score() -> Arguments:
+    """The options of `counterpoint score`."""
+    made = Arguments(
+        prog="counterpoint score",
+        description="Writes the score table of a pool: one row a sample, one file a shard. Start "
+        "it again to go on where it stopped, or several times, on any machine that sees the "
+        "folder, to share the work.",
+    )
+    made.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="data index's")
+    made.add_argument("--out", required=True, type=Path, help="folder of the table")
+    made.add_argument(
+        "--caption",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]FIELD",
+        help="where captions are, as in data.caption: an extension, or json:NAME; may be repeated, "
+        "the first that has text is taken (txt)",
+    )
+    made.add_argument(
+        "--key_field",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]NAME",
+        help="JSON field that identifies a sample, as data.key_field (key)",
+    )
+    made.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="a further column of texts: json:NAME or an extension; may be repeated",
+    )
+    made.add_argument(
+        "--number", action="append", default=[], metavar="FIELD", help="one of numbers, likewise"
+    )
+    made.add_argument("--workers", type=int, help="processes (one a core)")
+    made.add_argument(
+        "--no-pixels",
+        action="store_true",
+        help="decode no image: no perceptual hash, and damage inside of images is not found",
+    )
+    made.add_argument(
+        "--allow_pipe",
+        action="store_true",
+        help="run the commands of pipe: addresses, which you trust",
+    )
+    return made
+
+
 def curate() -> Arguments:
     """The options of `counterpoint curate`."""
     made = Arguments(
@@ -288,7 +337,8 @@ def check_launcher(argv: list[str]) -> None:
 
 def check(command: str, argv: list[str]) -> None:
     """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
-    whole = {"evaluate": evaluate, "cluster": cluster, "curate": curate, "export": export}
+    whole = {"evaluate": evaluate, "cluster": cluster, "score": score, "curate": curate}
+    whole |= {"export": export}
     if command in whole:
         whole[command]().parse_args(argv)
     elif command == "fit":

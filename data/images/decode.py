@@ -99,6 +99,22 @@ class EncodedImage(ABC):
             self._decoded[factor] = torch.from_numpy(pixels).permute(2, 0, 1)
         return self._decoded[factor]
 
+    def thumbnail(self, side: int) -> np.ndarray:
+        """Returns the means of equal areas of the whole image, grey, uint8 [side, side].
+
+        A JPEG is decoded at the smallest of its scales that has twice the side. Nothing is cached.
+
+        Raises:
+            SampleError: the data are damaged or incomplete.
+        """
+        assert self._data is not None, "this image has been forgotten"
+        enough = [f for f in self.factors if f * 2 * side <= min(self.height, self.width)]
+        try:
+            grey = self._grey(max(enough, default=1))
+        except Exception as error:
+            raise _bad_image(error) from error
+        return np.asarray(grey.resize((side, side), Image.Resampling.BOX))
+
     @property
     def num_bytes(self) -> int:
         """Size of the cached pixels."""
@@ -117,6 +133,10 @@ class EncodedImage(ABC):
     @abstractmethod
     def _decode(self, factor: int) -> np.ndarray:
         """Returns uint8 RGB [h, w, 3]; may raise anything."""
+
+    def _grey(self, factor: int) -> Image.Image:
+        """Returns the image in grey; may raise anything."""
+        return Image.fromarray(self._decode(factor)).convert("L")
 
 
 class Pixels(EncodedImage):
@@ -145,21 +165,38 @@ class Jpeg(EncodedImage):
             self.factors = FACTORS
 
     def _decode(self, factor: int) -> np.ndarray:
+        assert self._data is not None
+        pixels = self._libjpeg_pixels(factor, self.colours)
+        if pixels is None:
+            return _reduced(_pillow_pixels(self._data), factor)
+        if self.colours == "CMYK":
+            # libjpeg found it whole; the conversion is Pillow's.
+            return _pillow_pixels(self._data)
+        return pixels
+
+    def _grey(self, factor: int) -> Image.Image:
+        # The luma as it is stored: neither the chroma nor a conversion of colours is computed.
+        pixels = None if self.colours == "CMYK" else self._libjpeg_pixels(factor, "GRAY")
+        return super()._grey(factor) if pixels is None else Image.fromarray(pixels[..., 0])
+
+    def _libjpeg_pixels(self, factor: int, colours: str) -> np.ndarray | None:
+        """Returns uint8 [h, w, c] as libjpeg decodes it; None if Pillow has to.
+
+        Raises:
+            ValueError: data are missing.
+        """
         assert simplejpeg is not None and self._data is not None
         # Lower bounds of the size and of the divisor leave no other scale than this one.
         rows, columns = -(-self.height // factor), -(-self.width // factor)
         try:
             pixels = simplejpeg.decode_jpeg(
-                self._data, self.colours, min_height=rows, min_width=columns, min_factor=factor
+                self._data, colours, min_height=rows, min_width=columns, min_factor=factor
             )
         except ValueError as error:
             if MISSING.match(str(error)):
                 raise
-            return _reduced(_pillow_pixels(self._data), factor)
-        if self.colours == "CMYK":
-            # libjpeg found it whole; the conversion is Pillow's.
-            return _pillow_pixels(self._data)
-        assert pixels.shape == (rows, columns, 3), (pixels.shape, rows, columns)
+            return None
+        assert colours == "CMYK" or pixels.shape[:2] == (rows, columns), (pixels.shape, rows)
         return pixels
 
 
@@ -174,12 +211,19 @@ class PillowImage(EncodedImage):
         self._image = None if form == "WEBP" else image
 
     def _decode(self, factor: int) -> np.ndarray:
-        assert self._data is not None
-        image = self._image or Image.open(io.BytesIO(self._data), formats=(self._form,))
-        pixels = np.array(on_white(image))
+        pixels = np.array(on_white(self._opened()))
         # Pillow would hold a copy of the pixels beside these.
         self._image = None
         return pixels
+
+    def _grey(self, factor: int) -> Image.Image:
+        grey = on_white(self._opened()).convert("L")
+        self._image = None
+        return grey
+
+    def _opened(self) -> Image.Image:
+        assert self._data is not None
+        return self._image or Image.open(io.BytesIO(self._data), formats=(self._form,))
 
     def forget(self) -> None:
         super().forget()

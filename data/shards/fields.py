@@ -55,7 +55,7 @@ def field_texts(sample: RawSample, field: str) -> list[str]:
     """
     extension, _, name = field.partition(":")
     if name:
-        value = _at(read_json(sample, extension), name)
+        value = value_at(read_json(sample, extension), name)
         values = value if isinstance(value, list) else [value]
         texts = [_as_text(sample, extension, name, value) for value in values]
     else:
@@ -140,13 +140,13 @@ def read_value(sample: RawSample, extension: str, name: str) -> str | None:
     return _as_text(sample, extension, name, read_json(sample, extension).get(name))
 
 
-def _at(fields: dict[str, object], name: str) -> object:
+def value_at(fields: dict[str, object], name: str) -> object:
     """Returns the field of this name, or the nested one of a dotted name; None when absent."""
     if name in fields:
         return fields[name]
     first, _, rest = name.partition(".")
     inner = fields.get(first)
-    return _at(inner, rest) if rest and isinstance(inner, dict) else None
+    return value_at(inner, rest) if rest and isinstance(inner, dict) else None
 
 
 def _as_text(sample: RawSample, extension: str, name: str, value: object) -> str | None:

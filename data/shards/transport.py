@@ -131,13 +131,13 @@ class Transport:
             raise full_disk(path.parent, url, num_bytes) from error
 
     @contextlib.contextmanager
-    def temporary_copy(self, url: str, num_bytes: int = 0) -> Iterator[Path]:
+    def temporary_copy(self, url: str, num_bytes: int = 0, sha256: str = "") -> Iterator[Path]:
         """Yields the path of a copy, which is removed at the end of the block; as `download`."""
         with tempfile.TemporaryDirectory(
             prefix="counterpoint-copy-", ignore_cleanup_errors=True
         ) as folder:
             path = Path(folder, "shard.tar")
-            self.download(url, path, num_bytes)
+            self.download(url, path, num_bytes, sha256)
             yield path
 
     def num_bytes(self, url: str) -> int:

@@ -1,0 +1,142 @@
+"""`counterpoint score MANIFEST... --out TABLE`: one row a sample, one file a shard.
+
+In: the manifests of a pool. Out: the score table that `counterpoint curate` reads. A file is whole
+or absent: start the command again to go on, or several times, on any machine that sees the folder,
+to share the work.
+"""
+
+import multiprocessing
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import torch
+
+from ...data.curate.score import Scores, ScoreSettings, shard_names
+from ...data.shards.manifest import Manifest
+from ...data.shards.transport import Transport
+from .. import arguments
+from ..experiments.claims import claimed
+from ..run.provenance import num_cores
+from .data import counter
+
+CAPTION, KEY_FIELD = "txt", "key"
+
+
+def main(argv: list[str]) -> int:
+    """Writes what is missing of a table; returns 0, or 1 when others still work on parts."""
+    options = arguments.score().parse_args(argv)
+    workers = num_cores() if options.workers is None else options.workers
+    if workers < 1:
+        raise ValueError(f"--workers {workers}: give 1 or more")
+    if not set(options.field).isdisjoint(options.number):
+        raise ValueError("a column is of texts (--field) or of numbers (--number), not both")
+    manifest = Manifest.load(options.manifests)
+    captions = by_source(options.caption, manifest.sources, "--caption")
+    key_fields = by_source(options.key_field, manifest.sources, "--key_field")
+    if several := [name for name, fields in key_fields.items() if len(fields) > 1]:
+        raise ValueError(f"--key_field: the source '{several[0]}' has two; give one")
+    settings = ScoreSettings(
+        {name: tuple(fields or [CAPTION]) for name, fields in captions.items()},
+        {name: (fields or [KEY_FIELD])[0] for name, fields in key_fields.items()},
+        dict.fromkeys(options.field, "text") | dict.fromkeys(options.number, "number"),
+        pixels=not options.no_pixels,
+    )
+    scores = Scores(options.out, manifest, settings, Transport(allow_pipe=options.allow_pipe))
+    scores.open()
+    write_all(scores, workers)
+    return report(scores)
+
+
+def by_source(words: Sequence[str], sources: Sequence[str], option: str) -> dict[str, list[str]]:
+    """Returns each source's fields: those of `SOURCE=FIELD`, or else of all the plain `FIELD`s."""
+    common: list[str] = []
+    own: dict[str, list[str]] = {}
+    for word in words:
+        named = re.fullmatch(r"([\w.-]+)=(.+)", word)
+        if named and named[1] not in sources:
+            raise ValueError(
+                f"{option} {word}: the manifest has no source '{named[1]}'; it has "
+                f"{', '.join(sources)}"
+            )
+        (own.setdefault(named[1], []) if named else common).append(named[2] if named else word)
+    return {source: own.get(source, common) for source in sources}
+
+
+def write_all(scores: Scores, workers: int) -> None:
+    """Writes the missing shards that no other process works on."""
+    counts = scores.manifest.counts
+    missing = scores.missing()
+    done, total = int(counts.sum() - counts[missing].sum()), int(counts.sum())
+    with counter("scoring") as moved:
+        for shard in written(scores, missing, workers):
+            done += int(counts[shard])
+            if moved:
+                moved(done, total)
+
+
+def written(scores: Scores, shards: Sequence[int], workers: int) -> Iterator[int]:
+    """Yields each shard once it is written, or is another's.
+
+    Raises:
+        ValueError: some cannot be opened; all others are written.
+    """
+    failed: list[str] = []
+    workers = min(workers, len(shards))
+    if workers > 1:
+        context = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(workers, context, _start, (scores, shard_names(scores.manifest)))
+        try:
+            for future in as_completed([pool.submit(_write, shard) for shard in shards]):
+                shard, error = future.result()
+                failed += [error] * bool(error)
+                yield shard
+        finally:
+            pool.shutdown(cancel_futures=True)
+    elif shards:
+        _start(scores, shard_names(scores.manifest))
+        for shard, error in map(_write, shards):
+            failed += [error] * bool(error)
+            yield shard
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(shards)} shards are not scored: {failed[0]}")
+
+
+def report(scores: Scores) -> int:
+    """Prints what is there; returns 1 while shards are missing."""
+    missing = scores.missing()
+    if missing:
+        print(f"{scores.folder}: {len(missing)} shards are not done; others work on them")
+        return 1
+    errors = scores.errors()
+    text = ", ".join(f"{count:,} {cause}" for cause, count in errors.most_common())
+    text = f", {errors.total():,} cannot be used ({text})" if errors else ""
+    print(f"{scores.folder}: complete, {scores.manifest.num_samples:,} samples{text}")
+    return 0
+
+
+# What a process works with: a manifest is too large to come with every task.
+_work: tuple[Scores, list[str]] | None = None
+
+
+def _start(scores: Scores, names: list[str]) -> None:
+    global _work
+    _work = scores, names
+    torch.set_num_threads(1)
+    # Problems of single images are in the table.
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+def _write(shard: int) -> tuple[int, str]:
+    """Writes a shard unless another process does; returns it, and why it could not."""
+    assert _work is not None
+    scores, names = _work
+    path = scores.path(shard)
+    with claimed(path.with_suffix(".claim")) as ours:
+        if ours and not path.exists():
+            try:
+                scores.write(shard, names[shard])
+            except ValueError as error:
+                return shard, str(error)
+    return shard, ""
