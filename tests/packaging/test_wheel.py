@@ -23,6 +23,7 @@ PURPOSES = {
     "s3",
     "gcs",
     "deepspeed",
+    "cluster",
     "curate",
     "syntax",
 }
