@@ -64,6 +64,12 @@ def embed() -> Arguments:
     )
     made.add_argument("--teacher", required=True, help="its name under `teachers` in the run file")
     made.add_argument("--out", required=True, type=Path, help="folder of the sidecar")
+    made.add_argument(
+        "--views",
+        nargs="+",
+        metavar="VIEW",
+        help="what is embedded: image, text, text.NAME, ... (what the run's terms need)",
+    )
     made.add_argument("--variants", type=int, default=1, help="augmentations a sample (1)")
     made.add_argument("--batch_size", type=int, default=256, help="samples at a time (256)")
     made.add_argument(

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     if chosen.teacher not in (parts.teachers or {}):
         known = ", ".join(parts.teachers or {}) or "none"
         raise ValueError(f"the run file has no teacher '{chosen.teacher}'; it has {known}")
-    towers, views = load_teacher(parts, chosen.teacher)
+    towers, views = load_teacher(parts, chosen.teacher, chosen.views)
     place_teacher(towers, torch.device(chosen.device))
     if not isinstance(parts.data, PairsDataModule):
         raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
@@ -191,6 +191,10 @@ class EmbeddingStore:
         on_device = {name: value.to(self.device) for name, value in batch.items()}
         features = self.towers(on_device, self.views)
         columns = {view: features[view].to("cpu", self.dtype) for view in self.views}
+        for view, values in columns.items():
+            # What a sample lacks has no embedding: a cosine with it is 0.
+            if (present := batch.get(f"{view.removesuffix('.raw')}.present")) is not None:
+                columns[view] = values.masked_fill(~present[:, None], 0)
         seen = {view.removesuffix(".raw") for view in self.views}
         columns |= {n: batch[n] for v in seen if (n := f"{v}.augmentation") in batch}
         return columns | {KEY: batch["key"]}

@@ -62,14 +62,29 @@ def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
     return loaded
 
 
-def load_teacher(parts: Any, name: str) -> tuple[FrozenTowers, list[str]]:
-    """Loads one teacher; returns it and the embeddings read of it (`image`, `text.theirs.raw`)."""
+def load_teacher(
+    parts: Any, name: str, chosen: Sequence[str] | None = None
+) -> tuple[FrozenTowers, list[str]]:
+    """Loads one teacher; returns it and the embeddings read of it (`image`, `text.theirs.raw`).
+
+    Args:
+        parts: slots of a run.
+        name: of the teacher.
+        chosen: the embeddings; None: those that terms and reducers need.
+    """
     teacher, data, prefix = parts.teachers[name], parts.data, f"teacher.{name}."
     needs = parts.objective.needs | parts.phases.needs
     wanted = {n.removeprefix(prefix) for n in needs if n.startswith(prefix)}
+    sizes = sizes_of(parts)
+    if chosen is not None:
+        wanted = set(chosen)
+        if unknown := sorted(n for n in wanted if n.removesuffix(".raw") not in sizes):
+            raise ValueError(
+                f"batches have no '{unknown[0]}' to embed; they have {', '.join(sizes)} (further "
+                "ones are data.views.NAME and data.texts.NAME)"
+            )
     if not wanted:
         raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
-    sizes = sizes_of(parts)
     views = sorted({view_of(need) for need in wanted} & sizes.keys())
     tokenizers = [data.reads(view)[0] for view in views if view.startswith("text")]
     towers = teacher.build(partial(load_model, parts, tokenizers))

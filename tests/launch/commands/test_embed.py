@@ -177,6 +177,44 @@ def test_a_store_does_not_depend_on_the_order_and_the_place_of_samples(world, st
     assert "complete" in capsys.readouterr().out
 
 
+def test_chosen_views_need_no_term_and_missing_texts_have_no_embedding(world, tmp_path):
+    """Keys are numbers, of which no text is left."""
+    values = json.loads(json.dumps(world[1]))
+    values["objective"]["terms"] = {"infonce": taught("")["infonce"]}
+    policy = {
+        "class_path": "counterpoint.data.text.without_numbers.WithoutNumbers",
+        "init_args": {
+            "of": {
+                "class_path": "counterpoint.data.text.captions.WeightedChoice",
+                "init_args": {"weights": {"txt": 1.0, "json:key": 1.0}},
+            }
+        },
+    }
+    values["data"] |= {
+        "texts": {"masked": policy},
+        "train_transform": {"class_path": "counterpoint.data.images.transforms.EvalTransform"},
+    }
+    run = tmp_path / "run.yaml"
+    run.write_text(yaml.safe_dump(values))
+    argv = ["--config", str(run), "--teacher", "big", "--out", str(tmp_path / "store")]
+    assert main([*argv, "--views", "image", "text.masked", "--precision", "float32"]) == 0
+    parser = run_config.make_parser()
+    data = build_parts(parser, run_config.parse(parser, ["--config", str(run)])).data
+    loader = data.train_dataset()
+    for number, found in enumerate(columns_of(tmp_path / "store").values()):
+        assert {"key", "image", "text.masked"} <= found.keys() and "text" not in found
+        batch, texts = loader.loader.load([(0, number, i) for i in range(9)])
+        batch |= loader.tokenized(texts)
+        present = batch["text.masked.present"][batch["key"].argsort()]
+        assert present.any() and not present.all()
+        assert torch.equal(found["text.masked"].norm(dim=1) > 0, present)
+        assert found["image"].norm(dim=1).min() > 0
+    with pytest.raises(ValueError, match="no term needs the teacher 'big'"):
+        main([*argv[:-1], str(tmp_path / "other")])
+    with pytest.raises(ValueError, match="batches have no 'texts' to embed; they have image, text"):
+        main([*argv, "--views", "texts"])
+
+
 def test_shards_that_would_share_a_file_are_refused(world, store, tmp_path):
     shards = [*tiny.write_shards(tmp_path / "a", 1, 9), *tiny.write_shards(tmp_path / "b", 1, 9)]
     assert cli.main(["data", "index", *map(str, shards), "--out", str(tmp_path / "m")]) == 0
