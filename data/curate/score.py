@@ -22,6 +22,7 @@ from ..caption_check import check_captions
 from ..errors import SampleError
 from ..hashing import bytes_hash, text_hash
 from ..images.decode import EncodedImage
+from ..images.perceptual import SIDE, perceptual_hashes
 from ..shards.fields import find_image, read_json, read_text, sample_key, value_at
 from ..shards.manifest import Manifest, is_remote
 from ..shards.reader import RawSample, ShardReader
@@ -29,7 +30,6 @@ from ..shards.transport import FetchError, Transport
 from ..sidecar import check_file_names
 from ..text.captions import FirstFound
 from ..urls import base_name, shown
-from .perceptual import SIDE, perceptual_hashes
 from .table import ABOUT, COLUMNS, file_of, write_about, write_rows
 
 VERSION = 1  # raise it when the same samples give other rows

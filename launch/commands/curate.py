@@ -14,6 +14,7 @@ from ...data.curate.stores import Store
 from ...data.curate.table import Table
 from .. import arguments
 from ..config.curations import load_curation
+from .data import track
 
 
 def main(argv: list[str]) -> int:
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
     filters = load_curation(options.file)
     table, stores = Table(options.table), named_stores(options.store)
     with engine_of(options.workers, options.ray, options.task_memory) as engine:
-        summary = Curation(table, filters, stores, options.out, engine).run()
+        summary = Curation(table, filters, stores, options.out, engine, track()).run()
     print("\n".join(told(summary)))
     print(f"{options.out / 'keep.parquet'}: use it with --data.keep_lists '[...]'")
     return 0

@@ -13,11 +13,11 @@ import pytest
 from helpers.recipes import loader
 from PIL import Image
 
-from counterpoint.data.curate.perceptual import perceptual_hashes
 from counterpoint.data.curate.score import Scores, ScoreSettings, field_value, shard_names
 from counterpoint.data.curate.table import Table
 from counterpoint.data.errors import CAUSES
 from counterpoint.data.images.decode import EncodedImage
+from counterpoint.data.images.perceptual import perceptual_hashes
 from counterpoint.data.images.transforms import EvalTransform
 from counterpoint.data.order.keep_lists import KeepLists
 from counterpoint.data.shards.index import index_shards
