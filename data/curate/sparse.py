@@ -9,6 +9,12 @@ import numpy as np
 from .base import State
 
 
+def distinct(values: np.ndarray) -> np.ndarray:
+    """Returns the different values, int64 [m], ascending; `np.unique` is slower."""
+    values = np.sort(values)
+    return values[np.diff(values, prepend=values[:1] - 1) != 0]
+
+
 def count(values: np.ndarray, counts: np.ndarray | None = None) -> State:
     """Returns how often each value occurs.
 
@@ -33,9 +39,16 @@ def add_counts(one: State, other: State) -> State:
     return count(values, np.concatenate([one["counts"], other["counts"]]))
 
 
-def counts_of(state: State, values: np.ndarray) -> np.ndarray:
-    """Returns how often each value was counted, int64 [n]."""
-    if not len(state["values"]):
-        return np.zeros(len(values), dtype=np.int64)
-    at = np.searchsorted(state["values"], values).clip(max=len(state["values"]) - 1)
-    return np.where(state["values"][at] == values, state["counts"][at], 0)
+def look_up(known: np.ndarray, of: np.ndarray, values: np.ndarray, default: float) -> np.ndarray:
+    """Returns what belongs to each value [n].
+
+    Args:
+        known: int64 [m], ascending.
+        of: what belongs to each of them [m].
+        values: int64 [n].
+        default: what belongs to others.
+    """
+    if not len(known):
+        return np.full(len(values), default, dtype=of.dtype)
+    at = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return np.where(known[at] == values, of[at], default)

@@ -111,12 +111,8 @@ class ClipTokenizer(Tokenizer):
 
     def encode(self, text: str, limit: int) -> list[int]:
         """Returns the ids of `text` without start and end; may stop once it has `limit` of them."""
-        if PLAIN.fullmatch(text):
-            words = PLAIN_WORDS.findall(text.lower())
-        else:
-            words = WORDS.findall(clean(text))
         ids: list[int] = []
-        for word in words:
+        for word in split_words(text):
             cached = self._cache.get(word)
             ids += self._encode_word(word) if cached is None else cached
             if len(ids) >= limit:
@@ -197,6 +193,13 @@ def check_arguments(texts: Sequence[str], context_length: int) -> None:
         raise ValueError(f"a tokenizer takes a list of captions; write [{texts[:40]!r}]")
     if context_length < 1:
         raise ValueError(f"context_length must be at least 1, not {context_length}")
+
+
+def split_words(text: str) -> list[str]:
+    """Returns the words that CLIP's encoding begins with, cleaned and lower-cased."""
+    if PLAIN.fullmatch(text):
+        return PLAIN_WORDS.findall(text.lower())
+    return WORDS.findall(clean(text))
 
 
 def clean(text: str) -> str:

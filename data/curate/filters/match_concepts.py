@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ..base import Columns, Filter, State, texts
 from ..entries import Entries, Padding, spaced
+from ..sparse import distinct
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ class MatchConcepts(Filter):
                 first = firsts[code]
                 numbers += [number + first for _, _, number in matches]
         pairs = np.repeat(np.arange(rows.num_rows), sizes) << 32 | np.array(numbers, dtype=np.int64)
-        # An entry that occurs twice in a caption counts once; np.unique takes as long as matching.
-        pairs.sort()
-        pairs = pairs[np.diff(pairs, prepend=-1) != 0]
+        pairs = distinct(pairs)  # an entry that occurs twice in a caption counts once
         counts = np.bincount(pairs >> 32, minlength=rows.num_rows)
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
         found = pa.ListArray.from_arrays(offsets, pa.array((pairs & 0xFFFFFFFF).astype(np.int32)))
