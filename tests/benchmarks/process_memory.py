@@ -64,12 +64,14 @@ def watch(command: list[str], timeout: float, every: float = 0.3, **env: str) ->
 
 
 def marked(mark: str, known: dict[int, bool]) -> list[int]:
-    """Returns the processes with the mark; `known` spares a second look at the others."""
+    """Returns the processes with the mark; `known` spares looks at those that cannot have it."""
     pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     for pid in pids:
-        if not known.get(pid):
-            known[pid] = f"{MARK}={mark}".encode() in read(pid, "environ")
-    return [pid for pid in pids if known[pid]]
+        if pid not in known:
+            environment = read(pid, "environ")
+            if environment:  # empty while a process starts
+                known[pid] = f"{MARK}={mark}".encode() in environment
+    return [pid for pid in pids if known.get(pid)]
 
 
 def proportional_size(pid: int) -> int:
