@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("train", "data", "models", "losses", "configs", "launch")
-NOT_PACKAGED = {"tests", "docs", "build", "dist", "runs", "emoji", "site"}
+NOT_PACKAGED = {"tests", "docs", "build", "dist", "runs", "emoji", "icons", "site"}
 PURPOSES = {
     "emoji",
     "icons",
