@@ -147,6 +147,37 @@ def score() -> Arguments:
     return made
 
 
+def prompts() -> Arguments:
+    """The options of `counterpoint prompts`; all others are the run's."""
+    made = Arguments(
+        prog="counterpoint prompts",
+        description="Stores a teacher's embeddings of class prompts, for filters that compare "
+        "samples with classes. Further arguments are those of `counterpoint fit`: --config RUN.",
+    )
+    made.add_argument("--teacher", required=True, help="its name under `teachers` in the run file")
+    made.add_argument("--classes", required=True, type=Path, help="file with a name a line")
+    made.add_argument("--templates", type=Path, help="file with a prompt a line, {c} for the name")
+    made.add_argument("--view", default="text", help="text.NAME: with a tokenizer of its own")
+    made.add_argument("--out", required=True, type=_safetensors, help="ends in .safetensors")
+    return made
+
+
+def probe() -> Arguments:
+    """The options of `counterpoint probe`."""
+    made = Arguments(
+        prog="counterpoint probe",
+        description="Fits a linear probe on stored embeddings and labels (logistic regression).",
+    )
+    made.add_argument("store", type=Path, help="folder that counterpoint embed wrote")
+    made.add_argument(
+        "--labels", required=True, type=Path, help="parquet file: key, label (0, 1, ..)"
+    )
+    made.add_argument("--column", default="image", help="which embeddings (image)")
+    made.add_argument("--l2", type=float, default=1.0, help="strength of the penalty (1)")
+    made.add_argument("--out", required=True, type=_safetensors, help="ends in .safetensors")
+    return made
+
+
 def curate() -> Arguments:
     """The options of `counterpoint curate`."""
     made = Arguments(

@@ -16,6 +16,8 @@ COMMANDS = {
     "evaluate": ("evaluate", "evaluate a run on a suite of tasks"),
     "embed": ("embed", "store a teacher's embeddings beside the shards"),
     "cluster": ("cluster", "put stored embeddings into clusters"),
+    "prompts": ("prompts", "store a teacher's embeddings of class prompts"),
+    "probe": ("probe", "fit a linear probe on stored embeddings"),
     "score": ("score", "write the score table of a pool, one row a sample"),
     "curate": ("curate", "choose samples of a pool by filters over its score table"),
     "export": ("export", "write a run's weights as one safetensors file"),
