@@ -88,7 +88,8 @@ def cluster() -> Arguments:
     )
     made.add_argument("store", type=Path, help="folder that counterpoint embed wrote")
     made.add_argument("--out", required=True, type=Path, help="folder of the sidecar to write")
-    made.add_argument("--clusters", required=True, type=int, help="how many")
+    made.add_argument("--clusters", type=int, help="how many")
+    made.add_argument("--centres", type=Path, help="those of other clusters: centres.safetensors")
     made.add_argument("--column", default="image", help="which embeddings (image)")
     made.add_argument("--iterations", type=int, default=20, help="of k-means (20)")
     made.add_argument(

@@ -3,7 +3,8 @@
 In: a store that `counterpoint embed` wrote (or any sidecar with a column of embeddings). Out: a
 sidecar with the column `id`, the number of the sample's cluster, for `losses.clusters`; and the
 clusters' centres. Spherical k-means by faiss, over a part of the samples that a hash of the seed
-and their keys draws: how the store is cut into files changes nothing.
+and their keys draws: how the store is cut into files changes nothing. Or no k-means, and the
+clusters of another store's centres: which of a pool's clusters other images fall into.
 An et al., "Unicom" (2023); Yang et al., "CLIP-CID" (2024): clusters of a frozen model's features.
 """
 
@@ -34,10 +35,10 @@ def main(argv: list[str]) -> int:
     chosen = arguments.cluster().parse_args(argv)
     files = checked(chosen)
     counts = [rows_in(path, chosen.column)[0] for path in files]
-    if sum(counts) < chosen.clusters:
+    if sum(counts) < (chosen.clusters or 1):
         raise ValueError(
             f"{chosen.store} has {sum(counts):,} rows in SOURCE/SHARD.safetensors, too few for "
-            f"--clusters {chosen.clusters:,}: give fewer, or check the folder"
+            f"--clusters {chosen.clusters or 1:,}: give fewer, or check the folder"
         )
     centres = get_centres(chosen, files, counts)
     sizes = torch.zeros(len(centres), dtype=torch.int64)
@@ -59,9 +60,11 @@ def main(argv: list[str]) -> int:
 
 def checked(chosen: argparse.Namespace) -> list[Path]:
     """Returns the store's files; refuses options and folders that cannot be used."""
+    if (chosen.clusters is None) == (chosen.centres is None):
+        raise ValueError("give --clusters N, or --centres FILE for clusters that are there already")
     for name in ("clusters", "iterations", "samples_per_cluster"):
-        if getattr(chosen, name) < 1:
-            raise ValueError(f"--{name} {getattr(chosen, name)}: give 1 or more")
+        if (value := getattr(chosen, name)) is not None and value < 1:
+            raise ValueError(f"--{name} {value}: give 1 or more")
     if chosen.out.resolve().is_relative_to(chosen.store.resolve()):
         raise ValueError(f"--out {chosen.out} lies in the store; choose a folder outside of it")
     if claims := sorted(chosen.store.glob("*/*.claim")):
@@ -86,16 +89,21 @@ def checked(chosen: argparse.Namespace) -> list[Path]:
 
 
 def get_centres(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:
-    """Returns the centres [clusters, d], unit rows: those in the folder, or new ones."""
+    """Returns the centres [clusters, d], unit rows: the folder's, given ones, or new ones."""
     names = ("column", "clusters", "iterations", "samples_per_cluster", "seed")
     wanted: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+    if chosen.centres:
+        wanted = {"column": chosen.column, "centres": str(chosen.centres.resolve())}
     wanted |= {"store": str(chosen.store.resolve()), "rows": sum(counts)}
     about, path = chosen.out / ABOUT, chosen.out / CENTRES
     with claimed(path.with_suffix(".claim")) as ours:
         if not about.exists():
             if not ours:
                 raise ValueError(f"another process makes the centres in {chosen.out}; wait for it")
-            centres = k_means(draw_rows(chosen, files, counts), chosen)
+            if chosen.centres:
+                centres = given_centres(chosen.centres, rows_in(files[0], chosen.column)[-1])
+            else:
+                centres = k_means(draw_rows(chosen, files, counts), chosen)
             with whole_file(path) as part:
                 part.write_bytes(save({"centres": centres}))
             write_json(about, wanted)  # last: without it the centres are made again
@@ -106,6 +114,24 @@ def get_centres(chosen: argparse.Namespace, files: list[Path], counts: list[int]
             f"{chosen.out} holds clusters of other {', '.join(changed)}; choose another --out"
         )
     return load_file(path)["centres"]
+
+
+def given_centres(path: Path, width: int) -> Tensor:
+    """Returns the centres [clusters, width] of other clusters.
+
+    Raises:
+        ValueError: the file has none of this width.
+    """
+    try:
+        centres = load_file(path)["centres"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ValueError(f"--centres {path} is no file of centres ({error})") from error
+    if centres.shape[1:] != (width,):
+        raise ValueError(
+            f"--centres {path} has the shape {list(centres.shape)}, and the store's embeddings "
+            f"have {width} numbers: both must come from the same model"
+        )
+    return centres
 
 
 def draw_rows(chosen: argparse.Namespace, files: list[Path], counts: list[int]) -> Tensor:

@@ -101,6 +101,28 @@ def test_what_cannot_be_is_refused(store, tmp_path, capsys, more, says):
     assert re.search(says, err) and err.count("\n") == 1
 
 
+def test_other_images_are_put_into_clusters_that_are_there(store, tmp_path, capsys):
+    folder, _ = store
+    assert cluster(folder, tmp_path / "out") == 0
+    centres = tmp_path / "out" / "centres.safetensors"
+    other = tmp_path / "other"
+    rows = safetensors.torch.load_file(centres)["centres"][[2, 0, 2]] * 3
+    write_sidecar(other, "imagenet", "0.tar", {"key": torch.tensor([5, 6, 7]), "image": rows})
+    argv = ["cluster", str(other), "--out", str(tmp_path / "hits"), "--centres", str(centres)]
+    assert main(argv) == 0
+    assert f"3 samples in 2 of {NUM} clusters" in capsys.readouterr().out
+    found = safetensors.torch.load_file(tmp_path / "hits" / "imagenet" / "0.safetensors")
+    assert dict(zip(found["key"].tolist(), found["id"].tolist(), strict=True)) == {5: 2, 6: 0, 7: 2}
+    assert main(argv) == 0
+    assert cluster(other, tmp_path / "x", "--centres", str(centres)) == 2
+    assert "give --clusters N, or --centres FILE" in capsys.readouterr().err
+    write_sidecar(other, "imagenet", "0.tar", {"key": torch.tensor([5]), "image": torch.ones(1, 3)})
+    assert main([*argv[:3], str(tmp_path / "y"), *argv[4:]]) == 2
+    assert "both must come from the same model" in capsys.readouterr().err
+    assert main([*argv[:3], str(tmp_path / "y"), "--centres", str(folder / "none")]) == 2
+    assert "is no file of centres" in capsys.readouterr().err
+
+
 def test_a_folder_in_the_store_is_refused(store, capsys):
     folder, _ = store
     before = sorted(folder.rglob("*"))
