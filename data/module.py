@@ -124,6 +124,10 @@ class PairsDataModule(Pairs):
             return self.manifest.fingerprint
         return f"{self.manifest.fingerprint}-{self.selection.fingerprint}"
 
+    @property
+    def has_weights(self) -> bool:
+        return self.selection is not None and self.selection.has_weights
+
     def check(self, num_nodes: int = 1) -> None:
         assert self.steps is not None, "connect comes first"
         check_names(self.sources, self.manifest.sources)

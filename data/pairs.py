@@ -111,6 +111,11 @@ class Pairs(LightningDataModule, ABC):
     def fingerprint(self) -> str:
         """Hash of the data, which must not change when a run is resumed."""
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether batches have a `weight`, which losses then have to read."""
+        return False
+
     @abstractmethod
     def check(self, num_nodes: int = 1) -> None:
         """Checks the data before training starts.

@@ -18,6 +18,9 @@ from .distributed.exchange import AllGather, Exchange
 from .kernels.pairing import TILE_BYTES, Pairing
 from .scalars import Scalar
 
+# Entry of the batch: the samples' weights, float32 [b], 0 or more.
+WEIGHT = "weight"
+
 
 class Term(nn.Module, ABC):
     """One loss. Only `needs` and `forward` must be given; the rest has defaults.
@@ -68,13 +71,22 @@ class Term(nn.Module, ABC):
         raise NotImplementedError
 
     @property
+    def reads_weight(self) -> bool:
+        """Whether the loss is the mean weighted by the batch's `weight`, if it has that entry.
+
+        The mean is sum_i w_i l_i / sum_i w_i over the global batch; a weight of 0 takes a sample's
+        own loss away, and leaves the sample as a negative of the others.
+        """
+        return False
+
+    @property
     def can_sample(self) -> bool:
         """Whether the term has a softmax to draw labels from (`sampled`)."""
         return type(self).sampled is not Term.sampled
 
 
 class SampleTerm(Term):
-    """A loss that is a mean over the samples of the global batch.
+    """A loss that is a mean over the samples of the global batch, by weight where they have one.
 
     Attributes:
         name: of the value in reports.
@@ -84,7 +96,12 @@ class SampleTerm(Term):
 
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{NAME: value}`, this rank's share."""
-        return {self.name: share(self.per_sample(features, batch))}
+        return {self.name: share(self.per_sample(features, batch), batch.get(WEIGHT))}
+
+    @property
+    def reads_weight(self) -> bool:
+        # A derived class with a `forward` of its own answers for itself.
+        return type(self).forward is SampleTerm.forward
 
     @abstractmethod
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]: ...

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .base import PairwiseTerm
+from .base import WEIGHT, PairwiseTerm
 from .components.features import Tensors
 from .distributed.collectives import total
 from .kernels.masks import Valid
@@ -57,7 +57,7 @@ class InModal(PairwiseTerm):
             anchors, augmented = self.take(features, *pair)
             # Whether the entry exists depends on the configuration alone: the same on every rank.
             present = batch.get(f"{pair[1]}.present")
-            losses.append(self._picked(anchors, augmented, scale, present))
+            losses.append(self._picked(anchors, augmented, scale, present, batch.get(WEIGHT)))
         return torch.stack(losses).mean(0)
 
     def _picked(
@@ -66,6 +66,7 @@ class InModal(PairwiseTerm):
         augmented: Float[Tensor, "b d"],
         scale: Float[Tensor, "1"],
         present: Bool[Tensor, "b"] | None,
+        sample_weights: Float[Tensor, "b"] | None,
     ) -> Float[Tensor, "b"]:
         weights = () if present is None else (Valid(present, present),)
         sums = row_sums(anchors, augmented, scale, self.pairing(weights=weights))
@@ -73,7 +74,7 @@ class InModal(PairwiseTerm):
         if present is None:
             return losses
         # So that the mean over all samples is that over those present.
-        num_samples, num_present = total(
-            torch.stack([torch.ones_like(losses), present.to(losses)]).sum(1)
-        )
-        return losses.masked_fill(~present, 0.0) * (num_samples / num_present.clamp(min=1))
+        every = torch.ones_like(losses) if sample_weights is None else sample_weights.to(losses)
+        of_all, of_present = total(torch.stack([every, every * present]).sum(1))
+        ratio = torch.where(of_present > 0, of_all / of_present, 0.0)
+        return losses.masked_fill(~present, 0.0) * ratio

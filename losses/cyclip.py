@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Term
+from .base import WEIGHT, Term
 from .components.features import Tensors, full_precision, need
 from .distributed.collectives import total
 
@@ -28,9 +28,14 @@ class CrossModalConsistency(Term):
 
     needs = ("image", "text")
 
+    @property
+    def reads_weight(self) -> bool:
+        return True
+
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{cross_modal: value}`, the same on every rank; reads `image`, `text` [b, d]."""
-        squares, products = _traces(*(need(features, name, self) for name in self.needs))
+        image, text = (need(features, name, self) for name in self.needs)
+        squares, products = _traces(image, text, batch.get(WEIGHT))
         return {"cross_modal": (squares - products) / 2}
 
 
@@ -39,20 +44,37 @@ class InModalConsistency(Term):
 
     needs = ("image", "text")
 
+    @property
+    def reads_weight(self) -> bool:
+        return True
+
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{in_modal: value}`, the same on every rank; reads `image`, `text` [b, d]."""
-        squares, products = _traces(*(need(features, name, self) for name in self.needs))
+        image, text = (need(features, name, self) for name in self.needs)
+        squares, products = _traces(image, text, batch.get(WEIGHT))
         return {"in_modal": (squares + products) / 2}
 
 
 def _traces(
-    image: Float[Tensor, "b d"], text: Float[Tensor, "b d"]
+    image: Float[Tensor, "b d"], text: Float[Tensor, "b d"], weights: Float[Tensor, "b"] | None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Returns <P'P, M'M>/B and <P'M, M'P>/B of the global batch."""
+    """Returns <P'P, M'M>/B and <P'M, M'P>/B of the global batch.
+
+    With weights W of the samples i they are (<P'WP, M'M> + <M'WM, P'P>) / (2 sum of W) and
+    <P'WM, M'P> / (sum of W).
+    """
     image, text = full_precision(image, text)
     with torch.autocast(image.device.type, enabled=False):
         plus, minus = image + text, image - text
         grams = total(torch.stack([plus.T @ plus, minus.T @ minus, plus.T @ minus]))
-        size = total(grams.new_tensor(float(len(image)))).clamp_min(1.0)
-        squares, products = (grams[0] * grams[1]).sum(), (grams[2] * grams[2].T).sum()
+        if weights is None:
+            size = total(grams.new_tensor(float(len(image)))).clamp_min(1.0)
+            squares, products = (grams[0] * grams[1]).sum(), (grams[2] * grams[2].T).sum()
+            return squares / size, products / size
+        rows = weights.to(plus)[:, None]
+        by_weight = torch.stack([plus.T @ (rows * plus), minus.T @ (rows * minus)])
+        by_weight, cross = total(by_weight), total(plus.T @ (rows * minus))
+        size = total(rows.sum()).clamp_min(torch.finfo(rows.dtype).tiny)
+        squares = (by_weight[0] * grams[1] + by_weight[1] * grams[0]).sum() / 2
+        products = (cross * grams[2].T).sum()
     return squares / size, products / size

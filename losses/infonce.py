@@ -8,10 +8,11 @@ Transferable Visual Models From Natural Language Supervision" (2021), section 2.
 from dataclasses import replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import PairwiseTerm
+from .base import WEIGHT, PairwiseTerm
 from .components.features import Tensors
 from .components.similarity import Cosine, Similarity
 from .distributed.collectives import share, total
@@ -73,8 +74,12 @@ class InfoNCE(PairwiseTerm):
         labels = SampledLabels(by_rows, by_columns, self.exchange.open(keys[0]).first)
         pairing = replace(pairing, diagonal=0.0, targets=((1.0, labels),))
         losses = softmax_sums(image, text, scale, pairing).cross_entropy()
-        num_labels = 2 * total(losses.new_tensor(float(len(losses))))
-        return share(losses) * num_labels.sqrt()
+        weights = batch.get(WEIGHT, torch.ones_like(losses)).double()
+        # A label counts by the root of its sample's weight, and the squares of these add up.
+        roots = weights.sqrt()
+        of_roots, of_weights = total(torch.stack([roots.sum(), weights.sum()]))
+        num_labels = 2 * of_roots.square() / of_weights.clamp_min(1e-300)
+        return share(losses, roots.to(losses.dtype)) * num_labels.sqrt().to(losses.dtype)
 
     def _compared(self, features: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """Both views, lifted [b, d], and the scale."""

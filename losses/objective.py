@@ -142,6 +142,20 @@ class Objective(nn.Module):
                     "draw labels from (InfoNCE has): use another optimiser"
                 )
 
+    def check_reads_weight(self) -> None:
+        """Refuses terms that would not see the batch's `weight`.
+
+        Raises:
+            ValueError: a term does not read it.
+        """
+        for name, term in self.named_terms.items():
+            if not term.reads_weight:
+                raise ValueError(
+                    f"objective.terms.{name} is a {type(term).__name__}, which does not read the "
+                    "weights that data.keep_weights (LossWeights) gives to batches: let samples "
+                    "come by weight instead (Redrawn or RepeatWeights), or leave the term out"
+                )
+
     def weight(self, name: str) -> float:
         """Returns the present weight of a term."""
         weight = self.weights[name]

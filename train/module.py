@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.pairs import Pairs
+from ..losses.base import WEIGHT
 from ..losses.objective import Objective
 from ..models.chunks import check_parts
 from ..models.teachers.frozen import FrozenTowers
@@ -142,7 +143,8 @@ class ContrastiveModule(pl.LightningModule):
         """Connects the data, unless the run has: a Trainer of one's own needs no further call.
 
         Raises:
-            ValueError: the Trainer is set to clip gradients.
+            ValueError: the Trainer is set to clip gradients, or a loss does not read the weights
+                that batches have.
         """
         if limit := self.trainer.gradient_clip_val:  # type: ignore[attr-defined]
             is_value = self.trainer.gradient_clip_algorithm == "value"  # type: ignore[attr-defined]
@@ -156,6 +158,8 @@ class ContrastiveModule(pl.LightningModule):
         if isinstance(data, Pairs) and data.steps is None:
             prepare_reducers(self.phases, self.model)
             connect_data(data, self.model, self.phases, self.seed)
+        if isinstance(data, Pairs) and data.has_weights:
+            self.objective.check_reads_weight()
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Adds the optimizer's callbacks, unless the Trainer already has them."""
@@ -343,7 +347,10 @@ class ContrastiveModule(pl.LightningModule):
     def _loss_by_source(
         self, features: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> Tensor | None:
-        """Returns (sum, count) of the samples' losses by source, at log steps of a mixture."""
+        """Returns (sum, count) of the samples' losses by source, at log steps of a mixture.
+
+        Both by weight, where samples have one: then their quotients add up to the loss as well.
+        """
         step = self.global_step + 1
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if len(self.run.sources) < 2 or (step % every and step != self.trainer.max_steps):
@@ -352,9 +359,8 @@ class ContrastiveModule(pl.LightningModule):
         if losses is None:
             return None
         table = losses.new_zeros(len(self.run.sources), 2)
-        return table.index_add_(
-            0, batch["source"], torch.stack([losses, losses.new_ones(len(losses))], 1)
-        )
+        weights = batch.get(WEIGHT, torch.ones_like(losses)).to(losses.dtype)
+        return table.index_add_(0, batch["source"], torch.stack([losses * weights, weights], 1))
 
     def _groups(self) -> list[dict[str, Any]]:
         """Returns the optimizer's parameter groups (DeepSpeed's wrapper passes them on)."""

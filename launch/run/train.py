@@ -112,6 +112,8 @@ class Run:
         parts = build_parts(self.parser, config)
         arguments = trainer_arguments(parts.trainer)
         parts.data.check(int(arguments.get("num_nodes", 1)))
+        if parts.data.has_weights:
+            parts.objective.check_reads_weight()
         if parts.data.caveat:
             log(parts.data.caveat)
         if self.resume is None:

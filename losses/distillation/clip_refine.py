@@ -51,6 +51,10 @@ class RaFA(SampleTerm):
         self.steps += 1
         return super().forward(features, batch)
 
+    @property
+    def reads_weight(self) -> bool:
+        return True
+
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Sum of both distances of each pair; reads the batch's `key`."""
         image, text = full_precision(*(need(features, name, self) for name in self.needs))

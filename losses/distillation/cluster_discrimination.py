@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Term
+from ..base import WEIGHT, Term
 from ..components.features import Tensors, full_precision, need
 from ..distributed.collectives import share
 from ..distributed.exchange import Local
@@ -123,7 +123,14 @@ class ClusterDiscrimination(Term):
         fix = "store the samples' clusters in a sidecar (data.sidecars)"
         cluster = need(batch, self.cluster, self, fix).long().view(-1)
         losses = self._losses(features, cluster.clamp_min(0))
-        return {"clusters": share(losses, (cluster >= 0).to(losses.dtype))}
+        weights = (cluster >= 0).to(losses.dtype)
+        if WEIGHT in batch:
+            weights = weights * batch[WEIGHT]
+        return {"clusters": share(losses, weights)}
+
+    @property
+    def reads_weight(self) -> bool:
+        return True
 
     def _drawn(self, width: int) -> nn.Parameter:
         return nn.Parameter(torch.randn(self.num_clusters, width) * width**-0.5)

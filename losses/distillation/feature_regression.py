@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Term
+from ..base import WEIGHT, Term
 from ..components.features import Tensors, full_precision, need
 from ..distributed.collectives import share
 from ..wrappers.masked import needed
@@ -66,8 +66,15 @@ class FeatureRegression(Term):
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{"regression": value}`, this rank's share; 0 where no sample has a target."""
         losses = self._losses(features, batch)
-        weights = None if self.valid is None else batch[self.valid].to(losses.dtype)
+        weights = batch.get(WEIGHT)
+        if self.valid is not None:
+            valid = batch[self.valid].to(losses.dtype)
+            weights = valid if weights is None else valid * weights
         return {"regression": share(losses, weights)}
+
+    @property
+    def reads_weight(self) -> bool:
+        return True
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"] | None:
         """Distances; None where some samples may have no target."""

@@ -37,6 +37,10 @@ class Masked(Term):
     def ranking_similarity(self) -> Similarity | None:
         return self.term.ranking_similarity()
 
+    @property
+    def reads_weight(self) -> bool:
+        return self.term.reads_weight
+
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         mask = batch[self.mask].bool()
         # Scalars have less than two dimensions, pixels four; `.host` is a copy for the towers.

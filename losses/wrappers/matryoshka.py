@@ -44,6 +44,10 @@ class Matryoshka(Term):
     def ranking_similarity(self) -> Similarity | None:
         return self.term.ranking_similarity()
 
+    @property
+    def reads_weight(self) -> bool:
+        return self.term.reads_weight
+
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{NAME_WIDTH: c_w times the value}`, this rank's shares."""
         return {

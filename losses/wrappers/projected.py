@@ -40,6 +40,10 @@ class Projected(Term):
         others = (name for name in term.needs if name.split(".")[0] not in TOWERS)
         self.needs = (*(f"{view}.raw" for view in self.views), *others)
 
+    @property
+    def reads_weight(self) -> bool:
+        return self.term.reads_weight
+
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         return self.term(self._projected(features), batch)
 
