@@ -1,8 +1,9 @@
 """Lists of entries (MetaCLIP's metadata) and the automaton that finds them in captions.
 
-In: files with one entry a line, one file or one for each language. Out: entries by number, and a
-matcher. Xu et al., "Demystifying CLIP Data" (2023), section 3.2 and its code: an entry occurs in a
-caption if it does as a substring, case and all, spaces around it; punctuation stands apart.
+In: files with one entry a line (or parquet, column `entry`), one file or one for each language.
+Out: entries by number, and a matcher. Xu et al., "Demystifying CLIP Data" (2023), section 3.2 and
+its code: an entry occurs in a caption if it does as a substring, case and all, spaces around it;
+punctuation stands apart.
 """
 
 import functools
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 
 Padding = Literal["spaces", "by_script"]
 
@@ -109,7 +111,10 @@ def read_entries(path: Path, changed: int) -> list[str]:
     Raises:
         ValueError: an entry comes twice, or there is none.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    if path.suffix == ".parquet":
+        lines = pq.read_table(path, columns=["entry"])["entry"].to_pylist()
+    else:
+        lines = path.read_text(encoding="utf-8").split("\n")
     entries = [entry for line in lines if (entry := line.rstrip("\r")).strip()]
     if not entries:
         raise ValueError(f"the file of entries '{path}' has none; write one a line")
