@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
 
 from counterpoint.data.curate.base import Filter
 from counterpoint.data.curate.filters.cap import Cap
@@ -23,11 +25,16 @@ from counterpoint.data.curate.filters.cluster_weights import ClusterWeights
 from counterpoint.data.curate.filters.exact_duplicates import ExactDuplicates
 from counterpoint.data.curate.filters.near_captions import NearCaptions
 from counterpoint.data.curate.filters.near_images import NearImages
+from counterpoint.data.curate.filters.semantic_balance import SemanticBalance
+from counterpoint.data.curate.filters.semdedup import SemDeDup
 from counterpoint.data.curate.runner import Curation
 from counterpoint.data.curate.similarity import near_earlier, rounded
+from counterpoint.data.curate.stores import Store
 from counterpoint.data.curate.table import COLUMNS, Table, file_of, write_about, write_rows
+from counterpoint.data.sidecar import write_sidecar
 
 PER_SHARD, CLUSTERS = 50_000, 50_000
+WIDTH, IN_A_CLUSTER = 512, 2600  # 130 million samples in 50,000 clusters
 FILTERS = {
     "exact_duplicates": ExactDuplicates(),
     "near_images": NearImages(),
@@ -35,6 +42,7 @@ FILTERS = {
     "cap": Cap("caption_hash", at_most=20),
     "cluster_weights": ClusterWeights(),
 }
+OF_VECTORS = {"semdedup": SemDeDup(), "semantic_balance": SemanticBalance(at_most=1000)}
 
 
 def made_up_words(count: int) -> list[str]:
@@ -82,10 +90,29 @@ def write_table(folder: Path, num_rows: int) -> None:
     write_about(folder, listed, {})
 
 
-def run_filter(name: str, each: Filter, table: Path, out: Path) -> None:
+def write_vectors(folder: Path, table: Table) -> None:
+    """Writes a store of vectors and clusters for a table, a tenth of the rows near copies."""
+    centres = np.random.default_rng(0).normal(size=(table.num_samples // IN_A_CLUSTER, WIDTH))
+    for number, (source, shard, size) in enumerate(table.shards):
+        rng = np.random.default_rng(number)
+        cluster = rng.integers(len(centres), size=size)
+        rows = centres[cluster] + rng.normal(size=(size, WIDTH))
+        copies = rng.integers(size, size=size // 10)
+        rows[: len(copies)] = rows[copies] + 0.1 * rng.normal(size=(len(copies), WIDTH))
+        cluster[: len(copies)] = cluster[copies]
+        columns = {
+            "key": torch.from_numpy(pq.read_table(table.files[number])["key"].to_numpy().copy()),
+            "image": torch.from_numpy(rows).half(),
+            "id": torch.from_numpy(cluster),
+        }
+        write_sidecar(folder, source, shard, columns)
+
+
+def run_filter(name: str, each: Filter, table: Path, stores: dict[str, Path], out: Path) -> None:
     """Runs one filter and prints its row."""
+    opened = {store: Store(folder) for store, folder in stores.items()}
     start, used = time.perf_counter(), time.process_time()
-    summary = Curation(Table(table), {name: each}, {}, out).run()
+    summary = Curation(Table(table), {name: each}, opened, out).run()
     seconds, used = time.perf_counter() - start, time.process_time() - used
     rows, peak = summary["samples"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
@@ -102,7 +129,7 @@ def idle(table: Path) -> None:
     print(f"| imports alone | | | | | | {peak:,.0f} MiB |", flush=True)
 
 
-def semantic_duplicates() -> None:
+def print_semantic_duplicates() -> None:
     """Prints how many rows of 512 dimensions SemDeDup takes a second, by the size of clusters."""
     rng = np.random.default_rng(0)
     print("\n| rows in a cluster | rows a second of one core |\n| --- | --- |")
@@ -116,7 +143,7 @@ def semantic_duplicates() -> None:
         print(f"| {size:,} | {size * rounds / (time.process_time() - used):,.0f} |", flush=True)
 
 
-def minhash(num_rows: int = 20_000) -> None:
+def print_minhash(num_rows: int = 20_000) -> None:
     """Prints captions a second of one core: 100 minima, and datasketch's of the same shingles."""
     rng = np.random.default_rng(0)
     words = np.array(made_up_words(50_000))
@@ -141,25 +168,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="for the made-up pool")
     parser.add_argument("--rows", type=int, default=5_000_000)
-    parser.add_argument("--only", choices=FILTERS, action="append")
+    parser.add_argument("--vectors", type=int, default=1_000_000, help="rows of 512 dimensions")
+    parser.add_argument("--only", choices=[*FILTERS, *OF_VECTORS], action="append")
     options = parser.parse_args()
+    chosen = options.only or [*FILTERS, *OF_VECTORS]
     table = options.folder / f"table-{options.rows}"
-    if not (table / "table.json").exists():
-        write_table(table, options.rows)
+    small, store = (options.folder / f"{kind}-{options.vectors}" for kind in ("table", "store"))
+    for folder, rows in ((table, options.rows), (small, options.vectors)):
+        if not (folder / "table.json").exists():
+            write_table(folder, rows)
+    if not store.exists() and OF_VECTORS.keys() & set(chosen):
+        write_vectors(store, Table(small))
     print("| filter | rows | kept | time | of one core | rows a core-second | peak memory |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     context = get_context("spawn")
     out = options.folder / "out"
-    for name in [None, *(options.only or FILTERS)]:
+    for name in [None, *chosen]:
         shutil.rmtree(out, ignore_errors=True)
         job, arguments = idle, (table,)
-        if name:
-            job, arguments = run_filter, (name, FILTERS[name], table, out)
+        if name in FILTERS:
+            job, arguments = run_filter, (name, FILTERS[name], table, {}, out)
+        elif name:
+            stores = {"clip": store, "clusters": store}
+            job, arguments = run_filter, (name, OF_VECTORS[name], small, stores, out)
         process = context.Process(target=job, args=arguments)
         process.start()
         process.join()
-    semantic_duplicates()
-    minhash()
+    print_semantic_duplicates()
+    print_minhash()
 
 
 if __name__ == "__main__":
