@@ -3,7 +3,8 @@
 MetaCLIP's list holds, beside WordNet's synsets and titles, the frequent words of Wikipedia and
 pairs of words that come together more often than by chance (Xu et al., "Demystifying CLIP Data",
 2023, section 3.1, and its code): log2(count(ab) N / (count(a) count(b))) of at least 30, where N
-words are counted. Here both are counted in captions, whose words are cut as `match_concepts` cuts them.
+words are counted. Here both are counted in captions, whose words are cut as `match_concepts` cuts
+them.
 """
 
 import string
