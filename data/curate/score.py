@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from ..hashing import bytes_hash, text_hash
 from ..images.decode import EncodedImage
 from ..images.perceptual import SIDE, perceptual_hashes
 from ..shards.fields import find_image, read_json, read_text, sample_key, value_at
-from ..shards.manifest import Manifest, is_remote
-from ..shards.reader import RawSample, ShardReader
+from ..shards.manifest import Manifest
+from ..shards.reader import RawSample, ShardReader, open_shard
 from ..shards.transport import FetchError, Transport
 from ..sidecar import check_file_names
 from ..text.captions import FirstFound
@@ -147,7 +147,10 @@ class Scores:
         Raises:
             ValueError: it cannot be opened at all.
         """
-        write_rows(self.path(shard), self.rows(shard, name))
+        try:
+            write_rows(self.path(shard), self.rows(shard, name))
+        except FetchError as error:
+            raise ValueError(f"{error}; start again when it can, or index without it") from error
 
     def rows(self, shard: int, name: str) -> pa.Table:
         """Returns the rows of a shard, in its order; see `write`."""
@@ -160,7 +163,7 @@ class Scores:
         files: list[tuple[Row, bytes]] = []
         num_bytes = 0
         count = int(self.manifest.counts[shard])
-        with self._reader(shard) as reader:
+        with open_shard(self.manifest, shard, self.transport) as reader:
             for index in range(count):
                 row: Row = {"source": source, "shard": name, "index": index}
                 rows.append(row)
@@ -223,20 +226,6 @@ class Scores:
             "num_bytes": len(data),
             "image_hash": bytes_hash(data),
         }
-
-    @contextlib.contextmanager
-    def _reader(self, shard: int) -> Iterator[ShardReader]:
-        """Yields a reader of this shard alone, as number 0."""
-        url = self.manifest.urls[shard]
-        if not is_remote(url):
-            yield ShardReader([url])
-            return
-        num_bytes, sha256 = int(self.manifest.num_bytes[shard]), self.manifest.checksums[shard]
-        try:
-            with self.transport.temporary_copy(url, num_bytes, sha256) as path:
-                yield ShardReader([str(path)])
-        except FetchError as error:
-            raise ValueError(f"{error}; start again when it can, or index without it") from error
 
     def errors(self) -> Counter[str]:
         """Returns how many samples of the whole table cannot be used, by cause."""

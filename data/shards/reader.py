@@ -4,15 +4,18 @@ In: (shard, ordinal). Out: the raw bytes of that sample's members. Files are ope
 the first read and only the last few stay open; nothing is read ahead.
 """
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..errors import SampleError
 from ..urls import shown
 from .cache import LocalStore, OpenShard, ShardStore
+from .manifest import Manifest, is_remote
 from .members import MemberIndex, open_index
+from .transport import Transport
 
 RawSample = dict[str, bytes | str]
 
@@ -104,3 +107,19 @@ class ShardReader:
         """Closes shards that the store has removed: only then is their disk space free."""
         for shard in [shard for shard, opened in self._open.items() if opened.file.is_removed()]:
             del self._open[shard]
+
+
+@contextlib.contextmanager
+def open_shard(manifest: Manifest, shard: int, transport: Transport) -> Iterator[ShardReader]:
+    """Yields a reader of one shard, as its number 0; a remote one is fetched for the block.
+
+    Raises:
+        FetchError: it cannot be fetched.
+    """
+    url = manifest.urls[shard]
+    if not is_remote(url):
+        yield ShardReader([url])
+        return
+    num_bytes, sha256 = int(manifest.num_bytes[shard]), manifest.checksums[shard]
+    with transport.temporary_copy(url, num_bytes, sha256) as path:
+        yield ShardReader([str(path)])

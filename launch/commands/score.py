@@ -34,12 +34,9 @@ def main(argv: list[str]) -> int:
         raise ValueError("a column is of texts (--field) or of numbers (--number), not both")
     manifest = Manifest.load(options.manifests)
     captions = by_source(options.caption, manifest.sources, "--caption")
-    key_fields = by_source(options.key_field, manifest.sources, "--key_field")
-    if several := [name for name, fields in key_fields.items() if len(fields) > 1]:
-        raise ValueError(f"--key_field: the source '{several[0]}' has two; give one")
     settings = ScoreSettings(
         {name: tuple(fields or [CAPTION]) for name, fields in captions.items()},
-        {name: (fields or [KEY_FIELD])[0] for name, fields in key_fields.items()},
+        key_fields_of(options.key_field, manifest.sources),
         dict.fromkeys(options.field, "text") | dict.fromkeys(options.number, "number"),
         pixels=not options.no_pixels,
     )
@@ -62,6 +59,14 @@ def by_source(words: Sequence[str], sources: Sequence[str], option: str) -> dict
             )
         (own.setdefault(named[1], []) if named else common).append(named[2] if named else word)
     return {source: own.get(source, common) for source in sources}
+
+
+def key_fields_of(words: Sequence[str], sources: Sequence[str]) -> dict[str, str]:
+    """Returns the key field of each source, from the words of `--key_field`."""
+    given = by_source(words, sources, "--key_field")
+    if several := [name for name, fields in given.items() if len(fields) > 1]:
+        raise ValueError(f"--key_field: the source '{several[0]}' has two; give one")
+    return {name: (fields or [KEY_FIELD])[0] for name, fields in given.items()}
 
 
 def write_all(scores: Scores, workers: int) -> None:

@@ -1,0 +1,86 @@
+"""`counterpoint keep`: every sub-command does its work, and mistakes are named."""
+
+import io
+import tarfile
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers.score_table import make_table
+from PIL import Image
+
+from counterpoint.launch.cli import main
+
+
+@pytest.fixture
+def table(tmp_path):
+    uids = [f"{number:032x}" for number in range(100)]
+    return make_table(tmp_path / "table", {"json:uid": uids}, [30, 70]).folder
+
+
+def test_lists_are_drawn_combined_and_exchanged(table, tmp_path, capsys):
+    a, b, c = (str(tmp_path / f"{name}.parquet") for name in "abc")
+    npy = str(tmp_path / "c.npy")
+    of = ["--table", str(table)]
+    for words, told in (
+        (["random", *of, "--samples", "40", "--out", a], "40 samples"),
+        (["random", *of, "--samples", "60", "--seed", "1", "--out", b], "60 samples"),
+        (["combine", "--mix", f"{a}=0.7", f"{b}=0.3", "--out", c], "samples"),
+        (["combine", "--intersect", a, b, "--out", c], "samples"),
+        (["npy", c, *of, "--out", npy], "uids"),
+        (["from_npy", npy, *of, "--out", str(tmp_path / "d.parquet")], "samples, of"),
+        (["locate", c, *of, "--out", str(tmp_path / "e.parquet")], "samples"),
+    ):
+        assert main(["keep", *words]) == 0
+        assert told in capsys.readouterr().out
+    keys = [set(pq.read_table(tmp_path / f"{n}.parquet")["key"].to_pylist()) for n in "abcde"]
+    assert keys[2] == keys[0] & keys[1] == keys[3] == keys[4]
+    assert len(np.load(npy)) == len(keys[2])
+
+
+def test_tars_are_written_anew(make_pool, tmp_path, capsys):
+    manifest, table = make_pool
+    keep = str(tmp_path / "keep.parquet")
+    out = tmp_path / "out"
+    assert main(["keep", "random", "--table", str(table), "--samples", "5", "--out", keep]) == 0
+    command = ["keep", "repack", keep, "--manifest", manifest, "--out", str(out)]
+    assert main([*command, "--samples_per_shard", "3", "--workers", "1"]) == 0
+    assert "5 samples" in (told := capsys.readouterr().out)
+    assert "5 samples have no key in their JSON" in told
+    assert sorted(path.name for path in out.rglob("*.tar")) == ["00000.tar", "00001.tar"]
+
+
+@pytest.fixture
+def make_pool(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for row in range(8):
+            for extension, data in (("png", buffer.getvalue()), ("txt", b"text")):
+                info = tarfile.TarInfo(f"{row}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    manifest = str(tmp_path / "m.parquet")
+    assert main(["data", "index", str(tmp_path / "0.tar"), "--out", manifest]) == 0
+    assert main(["score", manifest, "--out", str(tmp_path / "scores"), "--workers", "1"]) == 0
+    return manifest, tmp_path / "scores"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["combine", "--union", "a.parquet", "--out", "o"], "name two lists or more"),
+        (["combine", "--union", "a", "b", "--samples", "3", "--out", "o"], "is for a mixture"),
+        (["combine", "--mix", "a.parquet", "--out", "o"], "write LIST=SHARE"),
+        (["combine", "--mix", "a=x", "--out", "o"], "write LIST=SHARE"),
+        (["combine", "--mix", "a=1", "a=2", "--out", "o"], "write LIST=SHARE"),
+        (["combine", "--mix", "a=1", "b=2", "--out", "o"], "'a' is no keep-list"),
+        (["combine", "--out", "o"], "one of the arguments"),
+        (["random", "--table", "nothing", "--samples", "3", "--out", "o"], "is no score table"),
+    ],
+)
+def test_mistakes_are_named(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["keep", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
