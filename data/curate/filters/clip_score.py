@@ -14,6 +14,8 @@ import pyarrow as pa
 from ..base import KEEP, Columns, Filter, State
 from ..fixed_point import cosines, unit_vectors
 
+BLOCK = 1 << 12  # rows at once, which a processor's cache holds
+
 
 @dataclass(frozen=True)
 class ClipScore(Filter):
@@ -51,12 +53,16 @@ class ClipScore(Filter):
         return (self.column,) if self.min is None else (self.column, KEEP)
 
     def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
+        parts = [self._cosines(rows.slice(i, BLOCK)) for i in range(0, rows.num_rows, BLOCK)]
+        score = np.concatenate(parts)
+        columns: Columns = {self.column: score.astype(np.float32)}
+        return columns if self.min is None else columns | {KEEP: score >= self.min}
+
+    def _cosines(self, rows: pa.RecordBatch) -> np.ndarray:
         image, text = unit_vectors(rows, self.image), unit_vectors(rows, self.text)
         if image.shape != text.shape:
             raise ValueError(
                 f"{self.image} has {image.shape[1]} numbers a row and {self.text} "
                 f"{text.shape[1]}: a cosine needs two embeddings of the same model"
             )
-        score = cosines(image, text)
-        columns: Columns = {self.column: score.astype(np.float32)}
-        return columns if self.min is None else columns | {KEEP: score >= self.min}
+        return cosines(image, text)
