@@ -242,6 +242,17 @@ def slurm() -> Arguments:
     made.add_argument("--gpus", type=int, default=8, help="per node (8); 0: none")
     made.add_argument("--tasks", type=int, help="ranks per node (one a GPU)")
     made.add_argument("--cpus", type=int, help="per task (one, and one a loader worker)")
+    add_job_options(made)
+    made.add_argument("--container", help="image: FILE.sif for Apptainer, else for srun (Pyxis)")
+    made.add_argument("--interface", help="network between the nodes, for NCCL and gloo: ib0")
+    made.add_argument("--cache", help="folder of remote shards on a disk of each node")
+    made.add_argument("--out", type=Path, help="(RUN_DIR/job.sbatch)")
+    made.add_argument("--submit", action="store_true", help="call sbatch")
+    return made
+
+
+def add_job_options(made: argparse._ActionsContainer) -> None:
+    """Adds what every job of SLURM may ask for."""
     made.add_argument("--mem", help="of a node, such as 200G; 0: all (the cluster's default)")
     made.add_argument("--time", default="24:00:00", help="limit of one start (24:00:00)")
     made.add_argument("--partition")
@@ -258,12 +269,6 @@ def slurm() -> Arguments:
         metavar="LINE",
         help="of shell before that, e.g. --setup 'module load cuda' --setup 'conda activate clip'",
     )
-    made.add_argument("--container", help="image: FILE.sif for Apptainer, else for srun (Pyxis)")
-    made.add_argument("--interface", help="network between the nodes, for NCCL and gloo: ib0")
-    made.add_argument("--cache", help="folder of remote shards on a disk of each node")
-    made.add_argument("--out", type=Path, help="(RUN_DIR/job.sbatch)")
-    made.add_argument("--submit", action="store_true", help="call sbatch")
-    return made
 
 
 def _safetensors(value: str) -> Path:

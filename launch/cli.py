@@ -24,6 +24,7 @@ COMMANDS = {
     "export": ("export", "write a run's weights as one safetensors file"),
     "report": ("report", "write one HTML page about one or more runs"),
     "sweep": ("sweep", "run (config, seed) pairs and render the results"),
+    "ablate": ("ablate", "compare subsets of a pool: train, test, one table"),
     "launch": ("slurm", "write (and submit) the job script of a SLURM cluster"),
     "data": ("data", "build the emoji shards, index shards to a manifest"),
     "init": ("init", "copy the configs into a project of your own"),

@@ -8,9 +8,6 @@ import argparse
 import os
 import re
 import shlex
-import shutil
-import string
-import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,14 +20,7 @@ from ...data.shards.manifest import Manifest, is_remote
 from ..arguments import check_launcher
 from ..arguments import slurm as slurm_options
 from ..config import parser as run_config
-
-TEMPLATE = Path(__file__).resolve().parents[1] / "templates" / "slurm.sbatch"
-
-
-class Template(string.Template):
-    """Placeholders are `@{name}`: a shell script is full of dollars."""
-
-    delimiter = "@"
+from .job_script import check_time, fill, groups, submit, write_script
 
 
 def main(argv: list[str]) -> int:
@@ -47,15 +37,7 @@ def main(argv: list[str]) -> int:
         options.cpus = config.data.num_workers + 1
     text = render(options, config.name, run_dir, overrides, named)
     path = options.out or run_dir / "job.sbatch"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"{path} is there and differs from what this command writes: submit it as it is "
-            f"(sbatch {path}), delete it, or write to another --out"
-        )
-    # SLURM does not make the folder of the log; without it there is no log of why the job failed.
-    for folder in (run_dir, path.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_script(path, text, run_dir)
     print(f"{path}: {options.nodes} x {tasks(options)} tasks")
     if not options.submit:
         print(f"read it, then submit it: sbatch {shlex.quote(str(path))}")
@@ -68,8 +50,7 @@ def checked(options: argparse.Namespace, overrides: list[str]) -> Any:
         value = getattr(options, name)
         if value is not None and value < lowest:
             raise ValueError(f"--{name} is {value}; give at least {lowest}")
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", options.time):
-        raise ValueError(f"--time is {options.time}; write it as 24:00:00, 2-12:00:00 or minutes")
+    check_time(options.time)
     world_size = options.nodes * tasks(options)
     config = run_config.parse(_run_parser(), ["--config", options.config, *overrides])
     for name, phase in config.phases.items():
@@ -164,35 +145,4 @@ def render(
         "srun": "".join(f" {shlex.quote(word)}" for word in srun),
         "command": " \\\n    ".join(groups(command)),
     }
-    lines = []
-    for line in TEMPLATE.read_text(encoding="utf-8").splitlines():
-        # Options that may be given several times: a line each.
-        if repeated := re.search(r"@\{(sbatch|setup)\}", line):
-            lines += [line.replace(repeated[0], text) for text in getattr(options, repeated[1])]
-            continue
-        template = Template(line)
-        if all(values[key] is not None for key in re.findall(r"@\{(\w+)\}", line)):
-            lines.append(template.substitute(values).rstrip())
-    return "\n".join(lines) + "\n"
-
-
-def groups(command: list[str]) -> list[str]:
-    """Quoted words, an option and its value a line."""
-    lines: list[str] = []
-    for word in map(shlex.quote, command):
-        if not lines or word.startswith("--"):
-            lines.append(word)
-        else:
-            lines[-1] += f" {word}"
-    return lines
-
-
-def submit(path: Path) -> int:
-    """Gives the script to SLURM, if there is one here."""
-    if shutil.which("sbatch") is None:
-        raise ValueError(f"there is no sbatch on this machine; submit {path} on the cluster")
-    done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"sbatch refuses {path}: {done.stderr.strip()}")
-    print(done.stdout.strip())
-    return 0
+    return fill("slurm.sbatch", values, {"sbatch": options.sbatch, "setup": options.setup})

@@ -7,7 +7,6 @@ A pair that was interrupted starts anew, since its time and its commit are part 
 """
 
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..arguments import Arguments
 from ..config.identity import Identity
 from ..config.packaged import find
 from ..experiments.catalogue import render_file
-from ..experiments.pairs import Runner
+from ..experiments.pairs import Runner, stoppable
 from ..experiments.results import Pair, identity
 from ..experiments.yaml_files import check_keys, check_seeds, read_yaml
 
@@ -38,11 +37,10 @@ def main(argv: list[str]) -> int:
     if not options.file and not options.render:
         raise ValueError("name a sweep FILE, or --render")
     status = 0
-    # As an exception it gives claims back and stops the run in progress.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if options.file:
-        pairs = read_sweep(find(options.file, "sweep"), options.only)
-        status = Runner(options.results, options.runs, limit=options.limit).run(pairs)
+        with stoppable(signal.SIGTERM):
+            pairs = read_sweep(find(options.file, "sweep"), options.only)
+            status = Runner(options.results, options.runs, limit=options.limit).run(pairs)
     if options.render:
         print(f"catalogue: {render_file(options.catalogue, options.results)}")
     return status

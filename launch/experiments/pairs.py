@@ -5,15 +5,17 @@ skipped and those that another process has claimed are left to it, so any number
 machines that see the same folder share the work.
 """
 
+import contextlib
 import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +44,21 @@ def fit_command(pair: Pair, run_dir: Path) -> list[str]:
 def start_anew(run_dir: Path) -> None:
     """Removes what an interrupted attempt left."""
     shutil.rmtree(run_dir, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def stoppable(*signals: signal.Signals) -> Iterator[None]:
+    """Turns signals into exceptions, which give claims back and stop the runs in progress."""
+
+    def leave(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    previous = {number: signal.signal(number, leave) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def keep_nothing(run_dir: Path, file: Path) -> dict[str, Any]:

@@ -59,12 +59,17 @@ def identity(config: str, overrides: dict[str, Any]) -> Identity:
     Raises:
         ValueError: the run file or an override cannot be used.
     """
+    from ..config import parser as run_config
+
+    return run_config.identity(_parser(), parsed(config, overrides))
+
+
+def parsed(config: str, overrides: dict[str, Any]) -> Any:
+    """Returns a run's configuration, with its overrides."""
     # Imports everything configurable, which takes seconds.
     from ..config import parser as run_config
 
-    parser = _parser()
-    argv = ["--config", config, *settings(overrides)]
-    return run_config.identity(parser, run_config.parse(parser, argv))
+    return run_config.parse(_parser(), ["--config", config, *settings(overrides)])
 
 
 @cache

@@ -7,6 +7,8 @@ matplotlib comes with the extra `report`.
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,24 @@ NAMES |= {stand_in: f"var(--series-{index + 1})" for index, stand_in in enumerat
 
 def draw(panel: Panel, prefix: str) -> str:
     """Returns the panel as an `<svg>` element whose identifiers all start with `prefix`."""
+    with drawing((5.4, 2.6), (0.1, 0.165, 0.88, 0.8), prefix) as (figure, axes):
+        for line in panel.lines:
+            _plot(axes, panel, line, min(NUM_POINTS, NUM_POINTS_A_PANEL // len(panel.lines)))
+        _dress(axes, panel)
+        return svg_of(figure, prefix, f"{panel.title}, {panel.note}")
+
+
+@contextmanager
+def drawing(
+    size: tuple[float, float], frame: tuple[float, float, float, float], prefix: str
+) -> Iterator[tuple[Any, Any]]:
+    """Yields an empty figure and its axes.
+
+    Args:
+        size: in inches.
+        frame: left, bottom, width and height of the axes, as shares of the figure.
+        prefix: of its identifiers.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -39,15 +59,16 @@ def draw(panel: Panel, prefix: str) -> str:
 
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.size": 9}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(5.4, 2.6), facecolor="none")
-        axes = figure.add_axes((0.1, 0.165, 0.88, 0.8), facecolor="none")
-        for line in panel.lines:
-            _plot(axes, panel, line, min(NUM_POINTS, NUM_POINTS_A_PANEL // len(panel.lines)))
-        _dress(axes, panel)
-        out = io.StringIO()
-        # Without a date and a creator the drawing is a function of the numbers alone.
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return _inline(out.getvalue(), prefix, f"{panel.title}, {panel.note}")
+        figure = Figure(figsize=size, facecolor="none")
+        yield figure, figure.add_axes(frame, facecolor="none")
+
+
+def svg_of(figure: Any, prefix: str, label: str) -> str:
+    """Returns a figure as an `<svg>` element; `label` is what it is called aloud."""
+    out = io.StringIO()
+    # Without a date and a creator the drawing is a function of the numbers alone.
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return _inline(out.getvalue(), prefix, label)
 
 
 def thin(x: np.ndarray, y: np.ndarray, num_points: int) -> tuple[np.ndarray, np.ndarray]:

@@ -39,12 +39,25 @@ def sbatch(argv: list[str]) -> int:
         "SLURM_JOB_NODELIST": "localhost",
     }
     print(f"Submitted batch job {JOB}", flush=True)
+    array = directive(script, "array")
+    if array is None:
+        return run_job(path, str(log), environment)
+    first, last = map(int, array.partition("%")[0].split("-"))
+    for task in range(first, last + 1):
+        of_task = {"SLURM_ARRAY_JOB_ID": JOB, "SLURM_ARRAY_TASK_ID": str(task)}
+        own_log = str(log).replace("%A", JOB).replace("%a", str(task))
+        run_job(path, own_log, environment | of_task)
+    return 0
+
+
+def run_job(path: Path, log: str, environment: dict[str, str]) -> int:
+    """Runs a job's script, again after every requeue."""
     for restart in range(9):
         (FOLDER / "requeue").unlink(missing_ok=True)
         (FOLDER / "state").write_text("RUNNING")
         if restart:
             environment["SLURM_RESTART_COUNT"] = str(restart)
-        with log.open("ab") as out:
+        with open(log, "ab") as out:
             status = subprocess.run(["bash", path], stdout=out, stderr=out, env=environment)
         if not (FOLDER / "requeue").exists():
             break

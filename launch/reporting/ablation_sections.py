@@ -1,0 +1,226 @@
+"""The tables of an ablation as text: one form for Markdown, the page shows the same.
+
+In: the record of `table.json`. Out: sections of a title, notes, a head and rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .panels import title_of
+from .tables import duration, short_title
+
+LEVEL = 0.05
+BETTER, WORSE = "better", "worse"
+COVERS = (
+    "How to read the comparisons. 95% interval and p cover another training (seed of the "
+    "initialisation and order, draw of the random subset) and other test items: a t test, in which "
+    "the spread between seeds is that of all subsets together. p, corrected: for the number of "
+    "curations in a table (Holm); a difference is marked where it is below 5%. Own spread: the "
+    "same test with the seeds of the two subsets alone, should others spread otherwise. "
+    "Bootstrap: 95% of {draws:,} resamplings of seeds and items; with few seeds it is too short "
+    "where seeds differ much, and too long where they do not. Items only: these very models on "
+    "other items, nothing about another training. All in points of a percentage."
+)
+ONE_SEED = (
+    "One seed: no test can tell a curation from luck in training. Intervals and p are of a "
+    "bootstrap over items, for these very models."
+)
+
+
+@dataclass
+class Section:
+    """One table.
+
+    Attributes:
+        title: above it.
+        notes: paragraphs before it.
+        head: titles of the columns.
+        rows: a text a column.
+        marks: by row, whether its difference is significant: `better`, `worse` or nothing.
+    """
+
+    title: str
+    notes: list[str]
+    head: list[str]
+    rows: list[list[str]]
+    marks: list[str] = field(default_factory=list)
+
+
+def sections(table: Mapping[str, Any]) -> list[Section]:
+    """Returns the tables, the most important first."""
+    found = [_subsets(table)]
+    compared = [section for metric in table["metrics"] for section in _against(table, metric)]
+    if compared:
+        has_seeds = any(len(row["seeds"]) > 1 for row in table["rows"])
+        compared[0].notes.insert(0, (COVERS if has_seeds else ONE_SEED).format(**table))
+    found += compared
+    if table["robustness"]:
+        found.append(_robustness(table))
+    if len(table["overlap"]) > 1:
+        found.append(_overlap(table["overlap"]))
+    return found
+
+
+def summary(table: Mapping[str, Any]) -> str:
+    """Returns what is compared, in a line."""
+    seeds = ", ".join(map(str, table["seeds"]))
+    text = (
+        f"{table['pool']:,} samples in the pool; every run sees {table['samples']:,}; "
+        f"seed{'s' if len(table['seeds']) > 1 else ''} {seeds}"
+    )
+    return f"{text}; {table['missing']} runs are missing" if table["missing"] else text
+
+
+def render_markdown(table: Mapping[str, Any]) -> str:
+    """Returns `table.md`."""
+    lines = [f"# {table['name']}", "", f"{summary(table)}."]
+    for section in sections(table):
+        lines += ["", f"## {section.title}"]
+        for note in section.notes:
+            lines += ["", note]
+        lines += ["", _line(section.head), _line(["---", *["---:"] * (len(section.head) - 1)])]
+        for i, row in enumerate(section.rows):
+            is_marked = i < len(section.marks) and section.marks[i]
+            cells = [f"**{c}**" if is_marked and k == 2 else c for k, c in enumerate(row)]
+            lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def _subsets(table: Mapping[str, Any]) -> Section:
+    metrics, rows = table["metrics"], []
+    devices = {row["device"] for row in table["rows"] if row["device"]}
+    unit = "CPU time" if devices <= {"cpu"} else "GPU time"
+    for row in table["rows"]:
+        cells = [row["name"], f"{row['size']:,}", f"{row['share']:.1%}"]
+        cells.append("-" if row["epochs"] is None else f"{row['epochs']:.1f}")
+        cells += [_time(row["device_seconds"]), str(len(row["seeds"]))]
+        cells += [_spread(row["evaluations"].get(metric)) for metric in metrics]
+        rows.append(cells)
+    head = ["Subset", "Samples", "Share", "Epochs", unit, "Seeds"]
+    notes = [
+        "Percentages are means over seeds, with the standard deviation between seeds. Epochs: how "
+        f"often a run sees its subset. {unit}: of one run."
+    ]
+    if table["same"]:
+        same = [f"{short_title(a)} = {short_title(b)}" for a, b in table["same"].items()]
+        notes.append(f"The same in all runs, and shown once: {', '.join(same)}.")
+    return Section("Subsets", notes, [*head, *map(short_title, metrics)], rows)
+
+
+def _against(table: Mapping[str, Any], metric: str) -> list[Section]:
+    found = table["comparisons"][metric]
+    controls = {row["name"]: row["control"] for row in table["rows"]}
+    against_random = [row for row in found if controls[row["run"]] == row["against"]]
+    against_pool = [row for row in found if controls[row["run"]] != row["against"]]
+    made = []
+    if against_random:
+        title = f"{title_of(metric)}, against random subsets of equal size"
+        if all(row["against"] == table["rows"][0]["name"] for row in against_random):
+            title = f"{title_of(metric)}, against the pool"
+        made.append(_comparison(title, metric, against_random))
+    if against_pool:
+        title = f"{title_of(metric)}, against all of the pool"
+        made.append(_comparison(title, metric, against_pool))
+    return made
+
+
+def _comparison(title: str, metric: str, found: Sequence[Mapping[str, Any]]) -> Section:
+    has_items = any(row["num_items"] for row in found)
+    head = ["Subset", "Against", "Difference", "95% interval", "p", "p, corrected", "Own spread"]
+    head += ["Bootstrap", "Items only"] * has_items
+    head += ["Seeds", "Items"]
+    rows = []
+    for row in found:
+        cells = [row["run"], row["against"], points(row["value"]), _interval(row["t"])]
+        cells += [_p(row["p"]), _p(row["p_holm"]), _interval(row["own_t"])]
+        if has_items:
+            cells += [_interval(row["bootstrap"]), _interval(row["over_items"])]
+        cells += [str(row["num_seeds"]), f"{row['num_items']:,}" if row["num_items"] else "-"]
+        rows.append(cells)
+    notes = [f"`{metric}`"]
+    if not has_items:
+        notes.append("Outcomes of single items are not known, so intervals cover seeds alone.")
+    return Section(title, notes, head, rows, [mark(row) for row in found])
+
+
+def mark(row: Mapping[str, Any]) -> str:
+    """Returns `better` or `worse` where a difference between trainings is significant."""
+    if row["num_seeds"] < 2 or row["p_holm"] is None or row["p_holm"] >= LEVEL:
+        return ""
+    return BETTER if row["value"] > 0 else WORSE
+
+
+def _robustness(table: Mapping[str, Any]) -> Section:
+    found = table["robustness"]
+    line = found["line"]
+    notes = [
+        f"`{table['shift']}` beyond what `{table['in_distribution']}` predicts, in points (Taori "
+        "et al. 2020). Drop: the plain difference of the two, as CounterAnimal reports it."
+    ]
+    if line is None:
+        notes.append(
+            "There is no line: it takes three baseline runs (the pool and random subsets) that "
+            "differ in accuracy, none at 0 or 100%."
+        )
+    else:
+        fit = "" if line["r2"] is None else f", R² {line['r2']:.2f}"
+        left_out = f", {line['left_out']} at 0 or 100% left out" if line["left_out"] else ""
+        notes.append(
+            f"Baseline: logit(shift) = {line['slope']:.2f} logit(in distribution) "
+            f"{line['intercept']:+.2f}, of {line['num_points']} runs of the pool and of random "
+            f"subsets{fit}{left_out}. The interval resamples seeds and items, and fits the line "
+            "anew each time. A star: outside of the baseline's range, so extrapolated."
+        )
+    rows = []
+    for row in found["rows"]:
+        star = "*" if row["extrapolated"] else ""
+        effective = "-" if row["effective"] is None else points(row["effective"]) + star
+        drop = points(row["drop"])
+        if row["drop_std"] is not None:
+            drop += f" ± {100 * row['drop_std']:.1f}"
+        rows.append([row["run"], effective, _interval(row["interval"]), drop])
+    head = ["Subset", "Effective robustness", "Bootstrap", "Drop"]
+    return Section("Effective robustness", notes, head, rows)
+
+
+def _overlap(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Section:
+    rows = [
+        [one, *(f"{pair['jaccard']:.2f} ({pair['share']:.0%})" for pair in others.values())]
+        for one, others in found.items()
+    ]
+    notes = [
+        "Jaccard index: samples that both have, of those that either has. In brackets: the share "
+        "of the row's samples that the column's subset has, too."
+    ]
+    return Section("Overlap of curations", notes, ["Subset", *found], rows)
+
+
+def points(value: float) -> str:
+    """Returns a difference of accuracies in points, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def _spread(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    mean = f"{100 * found['mean']:.1f}%"
+    return mean if found["std"] is None else f"{mean} ± {100 * found['std']:.1f}"
+
+
+def _interval(found: Sequence[float] | None) -> str:
+    return "-" if found is None else f"{points(found[0])} to {points(found[1])}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
