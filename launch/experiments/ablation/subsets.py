@@ -70,9 +70,11 @@ def read_subset(paths: Sequence[str | Path], manifest: Manifest, cache: Path) ->
     selection = Selection.compile(paths, manifest, cache, 0, LossWeights())
     member = np.zeros(manifest.num_samples, dtype=bool)
     starts = np.concatenate([[0], np.cumsum(manifest.counts)])
-    for shard in np.flatnonzero(selection.counts).tolist():
-        ordinals = np.arange(int(selection.counts[shard]))
-        indices, weights = selection.resolve(np.array(shard), ordinals)
+    first_epoch = np.array(0)  # any other lists the same samples
+    counts = selection.counts.at(0, np.arange(len(manifest.counts)))
+    for shard in np.flatnonzero(counts).tolist():
+        ordinals = np.arange(int(counts[shard]))
+        indices, weights = selection.resolve(first_epoch, np.array(shard), ordinals)
         member[starts[shard] + indices[weights > 0]] = True
     return Bits(int(member.sum()), np.packbits(member), selection.fingerprint)
 
