@@ -18,8 +18,26 @@ _MANTISSA = 31  # bits; 2^32 rows of them fit into int64
 
 
 def unit_vectors(rows: pa.RecordBatch, name: str) -> np.ndarray:
-    """Returns a column as unit vectors in multiples of 2^-20: integers in float64 [n, d]."""
-    return rounded(vectors(rows, name))
+    """Returns a column as unit vectors in multiples of 2^-20: integers in float64 [n, d].
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return rounded(check_finite(vectors(rows, name), name))
+
+
+def check_finite(values: np.ndarray, name: str) -> np.ndarray:
+    """Returns values as they are.
+
+    Raises:
+        ValueError: one is not finite, which would spoil the sums and distances of other rows.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{name} has numbers that are not finite; make the store again (counterpoint embed "
+            "refuses such, and --precision bfloat16 or float32 may avoid them)"
+        )
+    return values
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

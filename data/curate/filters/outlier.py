@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from ...hashing import mix, seeded
 from ..base import Columns, GroupFilter, State, numbers, vectors
+from ..fixed_point import check_finite
 
 Method = Literal["k_dist", "slof", "lid", "dao"]
 NOT_A_NUMBER = 1000.0  # score of 0 / 0 and x / 0: images that came many times
@@ -95,7 +96,7 @@ class Outlier(GroupFilter):
 
     def _scores(self, rows: pa.RecordBatch) -> np.ndarray:
         """Returns the scores of a batch, float64 [n]."""
-        columns = [vectors(rows, name, normalize=False) for name in self.reads]
+        columns = [check_finite(vectors(rows, n, normalize=False), n) for n in self.reads]
         n, k = rows.num_rows, self.k
         if (n - 1) * len(columns) <= k:
             raise ValueError(

@@ -24,8 +24,8 @@ class Probe(Filter):
             (counterpoint probe fits one), or a prompt probe, with embeddings of the prompts,
             `classes` [c, d].
         embedding: column of the embeddings.
-        of: the class whose probability is written, among the c; a linear probe with c = 1 gives
-            that of its only one.
+        of: the class whose probability is written, among the c; a linear probe of two labels has
+            c = 1, and gives that of the label 1.
         scale: of a prompt probe's cosines before the softmax; 100 is CLIP's.
         column: name of the probability.
     """

@@ -65,3 +65,5 @@ def test_embeddings_of_two_models_are_refused():
         ClipScore().apply(batch(**{"clip.image": IMAGE[:, :24]}), {})
     with pytest.raises(ValueError, match="cosines end at 1"):
         ClipScore(min=28)
+    with pytest.raises(ValueError, match=r"clip\.text has numbers that are not finite"):
+        ClipScore().apply(batch(**{"clip.text": np.where(TEXT > 2, np.float16(np.nan), TEXT)}), {})

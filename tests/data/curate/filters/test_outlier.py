@@ -171,3 +171,9 @@ def test_too_small_batches_are_refused():
         Outlier(k=64, batch=100)
     with pytest.raises(ValueError, match="a random batch has 4 rows, too few for 4 neighbours"):
         scored((56, 4))
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    broken = np.where(np.arange(60)[:, None] == 7, np.float16(np.nan), IMAGE)
+    with pytest.raises(ValueError, match=r"clip\.image has numbers that are not finite"):
+        Outlier(k=K, batch=100).apply_groups(batch(broken), np.array([0, 60]), {})
