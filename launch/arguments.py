@@ -14,6 +14,8 @@ from .config.run_files import EXAMPLES, SLOTS, Written, read
 
 AUTO = "auto"
 # As in models.teacher.DTYPES (a test compares them).
+# What a run's data are, and a pool that it embeds are not.
+NOT_OF_A_POOL = ("keep_weights", "temperature", "same_as", "caption_same_as")
 STORED = ("float32", "bfloat16", "float16")
 
 
@@ -59,10 +61,19 @@ def embed() -> Arguments:
     """The options of `counterpoint embed`; all others are the run's."""
     made = Arguments(
         prog="counterpoint embed",
-        description="Stores a teacher's embeddings beside the shards. Further arguments are those "
-        "of `counterpoint fit`: --config RUN, --data.manifest FILE, ...",
+        description="Stores embeddings beside the shards: a teacher's, of images as training sees "
+        "them, or those of a run of your own (--run), of images as evaluation sees them. Further "
+        "arguments are those of `counterpoint fit`: --config RUN, --data.manifest FILE, ...",
     )
-    made.add_argument("--teacher", required=True, help="its name under `teachers` in the run file")
+    whose = made.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--teacher", help="its name under `teachers` in the run file")
+    whose.add_argument("--run", type=Path, metavar="RUN_DIR", help="instead of a run file")
+    made.add_argument("--checkpoint", type=int, metavar="STEP", help="of --run (the newest whole)")
+    made.add_argument(
+        "--transform",
+        choices=("train", "eval"),
+        help="of images: data.train_transform (train), data.eval_transform (eval, with --run)",
+    )
     made.add_argument("--out", required=True, type=Path, help="folder of the sidecar")
     made.add_argument(
         "--views",
@@ -77,6 +88,25 @@ def embed() -> Arguments:
     )
     made.add_argument("--device", help="cuda, cpu, ... (cuda where there is a GPU)")
     return made
+
+
+def embed_words(argv: list[str]) -> tuple[Any, list[str]]:
+    """Reads the arguments of `counterpoint embed`.
+
+    Returns:
+        Its options, and the arguments of a run: with `--run`, those of that run, but for which
+        samples it takes of its own data.
+    """
+    options, rest = embed().parse_known_args(argv)
+    if options.run is None:
+        if options.checkpoint is not None:
+            raise ValueError("--checkpoint is for --run; a teacher's stands in the run file")
+        return options, rest
+    if not (options.run / "config.yaml").exists():
+        raise ValueError(f"--run {options.run}: there is no run (no {options.run}/config.yaml)")
+    of_its_own = ("keep_lists=[]", "sidecars={}", *(f"{key}=null" for key in NOT_OF_A_POOL))
+    words = [f"--data.{word}" for word in of_its_own]
+    return options, ["--config", str(options.run / "config.yaml"), *words, *rest]
 
 
 def cluster() -> Arguments:
@@ -96,55 +126,6 @@ def cluster() -> Arguments:
         "--samples_per_cluster", type=int, default=256, help="that k-means looks at, at most (256)"
     )
     made.add_argument("--seed", type=int, default=0)
-    return made
-
-
-def score() -> Arguments:
-    """The options of `counterpoint score`."""
-    made = Arguments(
-        prog="counterpoint score",
-        description="Writes the score table of a pool: one row a sample, one file a shard. Start "
-        "it again to go on where it stopped, or several times, on any machine that sees the "
-        "folder, to share the work.",
-    )
-    made.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="data index's")
-    made.add_argument("--out", required=True, type=Path, help="folder of the table")
-    made.add_argument(
-        "--caption",
-        action="append",
-        default=[],
-        metavar="[SOURCE=]FIELD",
-        help="where captions are, as in data.caption: an extension, or json:NAME; may be repeated, "
-        "the first that has text is taken (txt)",
-    )
-    made.add_argument(
-        "--key_field",
-        action="append",
-        default=[],
-        metavar="[SOURCE=]NAME",
-        help="JSON field that identifies a sample, as data.key_field (key)",
-    )
-    made.add_argument(
-        "--field",
-        action="append",
-        default=[],
-        metavar="FIELD",
-        help="a further column of texts: json:NAME or an extension; may be repeated",
-    )
-    made.add_argument(
-        "--number", action="append", default=[], metavar="FIELD", help="one of numbers, likewise"
-    )
-    made.add_argument("--workers", type=int, help="processes (one a core)")
-    made.add_argument(
-        "--no-pixels",
-        action="store_true",
-        help="decode no image: no perceptual hash, and damage inside of images is not found",
-    )
-    made.add_argument(
-        "--allow_pipe",
-        action="store_true",
-        help="run the commands of pipe: addresses, which you trust",
-    )
     return made
 
 
@@ -380,14 +361,13 @@ def check_launcher(argv: list[str]) -> None:
 
 def check(command: str, argv: list[str]) -> None:
     """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
-    whole = {"evaluate": evaluate, "cluster": cluster, "score": score, "curate": curate}
-    whole |= {"export": export}
+    whole = {"evaluate": evaluate, "cluster": cluster, "curate": curate, "export": export}
     if command in whole:
         whole[command]().parse_args(argv)
     elif command == "fit":
         fit(argv)
     elif command == "embed":
-        check_words(read(embed().parse_known_args(argv)[1]))
+        check_words(read(embed_words(argv)[1]))
     elif command == "launch":
         check_launcher(argv)
         options, rest = slurm().parse_known_args(argv[1:])

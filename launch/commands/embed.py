@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,46 @@ from ...data.render import uniform
 from ...data.shards.manifest import Manifest
 from ...data.sidecar import KEY, check_file_names, write_sidecar
 from ...data.urls import base_name
-from ...models.teachers.frozen import DTYPES, FrozenTowers
+from ...models.teachers.frozen import DTYPES, Frozen, FrozenTowers
 from ...train.strategies.teacher_placement import place_teacher
 from .. import arguments
 from ..config import parser as run_config
 from ..config.identity import OF_A_STORE, differences, leaves_of
 from ..experiments.claims import claimed
 from ..run.build import build_parts
+from ..run.load import checkpoint_of
 from ..run.teachers import load_teacher
 
 ABOUT = "store.json"
+# The teacher that a run of one's own is.
+OWN = "run"
 
 
 def main(argv: list[str]) -> int:
     """Writes what is missing of a store; returns 0, or 1 when others still work on parts."""
-    chosen, rest = arguments.embed().parse_known_args(argv)
+    chosen, rest = arguments.embed_words(argv)
     chosen.device = chosen.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen.variants < 1 or chosen.batch_size < 1:
         raise ValueError(
             f"--variants {chosen.variants} and --batch_size {chosen.batch_size}: give 1 or more"
         )
+    if chosen.run is not None:
+        frozen = f"{Frozen.__module__}.{Frozen.__qualname__}"
+        teacher = {"class_path": frozen, "init_args": {"source": str(chosen.run)}}
+        rest = [*rest, f"--teachers={json.dumps({OWN: teacher})}"]
+        chosen.teacher, chosen.views = OWN, chosen.views or ["image", "text"]
+    chosen.transform = chosen.transform or ("train" if chosen.run is None else "eval")
+    if chosen.transform == "eval" and chosen.variants > 1:
+        raise ValueError(
+            f"--variants {chosen.variants}: in evaluation nothing is augmented, so that there is "
+            "one; leave it out, or give --transform train"
+        )
     parser = run_config.make_parser()
     config = run_config.parse(parser, rest)
+    if chosen.run is not None:
+        # A store that is continued is one checkpoint's.
+        checkpoint = checkpoint_of(chosen.run, chosen.checkpoint)
+        config.teachers[OWN].init_args.source = str(checkpoint)
     parts = build_parts(parser, config)
     if chosen.teacher not in (parts.teachers or {}):
         known = ", ".join(parts.teachers or {}) or "none"
@@ -55,11 +74,30 @@ def main(argv: list[str]) -> int:
     place_teacher(towers, torch.device(chosen.device))
     if not isinstance(parts.data, PairsDataModule):
         raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
+    if chosen.run is not None:
+        # A pool may have other sources than the run, and each of its samples has one row.
+        sources = parts.data.sources.items()
+        parts.data.sources = {name: replace(source, share=None) for name, source in sources}
+    if chosen.transform == "eval":
+        look_as_in_evaluation(parts.data)
     store = EmbeddingStore(chosen, towers, views, parts.data)
     named = configured(run_config.without_defaults(parser, config), chosen.teacher)
-    store.open(about(run_config.plain(parser, config), chosen, store), frozenset(named))
+    wanted = about(run_config.plain(parser, config), chosen, store)
+    # A store without the key is one of augmented images.
+    added = {"transform", "eval_transform"} if chosen.transform == "eval" else set()
+    store.open(wanted, frozenset(named) | added)
     store.write_all()
     return store.report()
+
+
+def look_as_in_evaluation(data: PairsDataModule) -> None:
+    """Gives every view of the data's images the transform of evaluation."""
+    data.train_transform = data.eval_transform
+    data.same_as = data.caption_same_as = None
+    data.views = {
+        name: replace(view, transform=data.eval_transform, same_as=None)
+        for name, view in data.views.items()
+    }
 
 
 class EmbeddingStore:
@@ -254,10 +292,14 @@ def configured(config: dict[str, Any], teacher: str) -> dict[str, Any]:
 def about(resolved: dict[str, Any], chosen: Any, store: EmbeddingStore) -> dict[str, Any]:
     """What makes two stores the same; written beside the rows."""
     scale = float(store.towers.model.logit_scale.exp())
-    return configured(resolved, chosen.teacher) | {
+    own = {"eval_transform": resolved["data"].get("eval_transform")}
+    return {
+        **configured(resolved, chosen.teacher),
+        **(own if chosen.transform == "eval" else {}),
         "columns": store.views,
         "variants": chosen.variants,
         "precision": chosen.precision,
+        "transform": chosen.transform,
         "image_size": store.data.image_size,
         "fingerprint": store.data.fingerprint,
         "logit_scale": None if math.isnan(scale) else round(scale, 4),

@@ -10,28 +10,32 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from ...data.curate.score import Scores, ScoreSettings, shard_names
-from ...data.shards.manifest import Manifest
-from ...data.shards.transport import Transport
-from .. import arguments
+from ..arguments import Arguments
 from ..experiments.claims import claimed
 from ..run.provenance import num_cores
 from .data import counter
+
+if TYPE_CHECKING:
+    from ...data.curate.score import Scores
 
 CAPTION, KEY_FIELD = "txt", "key"
 
 
 def main(argv: list[str]) -> int:
     """Writes what is missing of a table; returns 0, or 1 when others still work on parts."""
-    options = arguments.score().parse_args(argv)
+    options = parser().parse_args(argv)
     workers = num_cores() if options.workers is None else options.workers
     if workers < 1:
         raise ValueError(f"--workers {workers}: give 1 or more")
     if not set(options.field).isdisjoint(options.number):
         raise ValueError("a column is of texts (--field) or of numbers (--number), not both")
+    from ...data.curate.score import Scores, ScoreSettings
+    from ...data.shards.manifest import Manifest
+    from ...data.shards.transport import Transport
+
     manifest = Manifest.load(options.manifests)
     captions = by_source(options.caption, manifest.sources, "--caption")
     settings = ScoreSettings(
@@ -44,6 +48,55 @@ def main(argv: list[str]) -> int:
     scores.open()
     write_all(scores, workers)
     return report(scores)
+
+
+def parser() -> Arguments:
+    """Returns the parser."""
+    made = Arguments(
+        prog="counterpoint score",
+        description="Writes the score table of a pool: one row a sample, one file a shard. Start "
+        "it again to go on where it stopped, or several times, on any machine that sees the "
+        "folder, to share the work.",
+    )
+    made.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="data index's")
+    made.add_argument("--out", required=True, type=Path, help="folder of the table")
+    made.add_argument(
+        "--caption",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]FIELD",
+        help="where captions are, as in data.caption: an extension, or json:NAME; may be repeated, "
+        "the first that has text is taken (txt)",
+    )
+    made.add_argument(
+        "--key_field",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]NAME",
+        help="JSON field that identifies a sample, as data.key_field (key)",
+    )
+    made.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="a further column of texts: json:NAME or an extension; may be repeated",
+    )
+    made.add_argument(
+        "--number", action="append", default=[], metavar="FIELD", help="one of numbers, likewise"
+    )
+    made.add_argument("--workers", type=int, help="processes (one a core)")
+    made.add_argument(
+        "--no-pixels",
+        action="store_true",
+        help="decode no image: no perceptual hash, and damage inside of images is not found",
+    )
+    made.add_argument(
+        "--allow_pipe",
+        action="store_true",
+        help="run the commands of pipe: addresses, which you trust",
+    )
+    return made
 
 
 def by_source(words: Sequence[str], sources: Sequence[str], option: str) -> dict[str, list[str]]:
@@ -69,7 +122,7 @@ def key_fields_of(words: Sequence[str], sources: Sequence[str]) -> dict[str, str
     return {name: (fields or [KEY_FIELD])[0] for name, fields in given.items()}
 
 
-def write_all(scores: Scores, workers: int) -> None:
+def write_all(scores: "Scores", workers: int) -> None:
     """Writes the missing shards that no other process works on."""
     counts = scores.manifest.counts
     missing = scores.missing()
@@ -81,12 +134,14 @@ def write_all(scores: Scores, workers: int) -> None:
                 moved(done, total)
 
 
-def written(scores: Scores, shards: Sequence[int], workers: int) -> Iterator[int]:
+def written(scores: "Scores", shards: Sequence[int], workers: int) -> Iterator[int]:
     """Yields each shard once it is written, or is another's.
 
     Raises:
         ValueError: some cannot be opened; all others are written.
     """
+    from ...data.curate.score import shard_names
+
     failed: list[str] = []
     workers = min(workers, len(shards))
     if workers > 1:
@@ -108,7 +163,7 @@ def written(scores: Scores, shards: Sequence[int], workers: int) -> Iterator[int
         raise ValueError(f"{len(failed)} of {len(shards)} shards are not scored: {failed[0]}")
 
 
-def report(scores: Scores) -> int:
+def report(scores: "Scores") -> int:
     """Prints what is there; returns 1 while shards are missing."""
     missing = scores.missing()
     if missing:
@@ -122,10 +177,12 @@ def report(scores: Scores) -> int:
 
 
 # What a process works with: a manifest is too large to come with every task.
-_work: tuple[Scores, list[str]] | None = None
+_work: "tuple[Scores, list[str]] | None" = None
 
 
-def _start(scores: Scores, names: list[str]) -> None:
+def _start(scores: "Scores", names: list[str]) -> None:
+    import torch
+
     global _work
     _work = scores, names
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.recipes import loader
+from helpers.score_table import kept, make_store
 from PIL import Image
 
+from counterpoint.data.curate.base import Filter, vectors
+from counterpoint.data.curate.filters.basic import Basic
+from counterpoint.data.curate.filters.exact_duplicates import ExactDuplicates
+from counterpoint.data.curate.runner import Curation
 from counterpoint.data.curate.score import Scores, ScoreSettings, field_value, shard_names
+from counterpoint.data.curate.stores import Store
 from counterpoint.data.curate.table import Table
 from counterpoint.data.errors import CAUSES
 from counterpoint.data.images.decode import EncodedImage
@@ -117,6 +124,43 @@ def test_rows_survive_resharding(make_tar, make_pairs, tmp_path):
         )
     assert len(tables[0]) == 23
     assert tables[0] == tables[1] == tables[2]
+
+
+@dataclass(frozen=True)
+class Northern(Filter):
+    """Keeps vectors with a positive first number."""
+
+    reads = ("clip.image",)
+
+    def apply(self, rows, state):
+        return {"keep": vectors(rows, "clip.image")[:, 0] > 0}
+
+
+def test_a_curation_survives_resharding_with_the_old_store(make_tar, make_pairs, tmp_path):
+    members = make_pairs(0, 40)
+    for at in range(0, 120, 12):  # every fourth image is a copy of the one before
+        members[at] = (members[at][0], members[at + 3][1])
+    filters = {"size": Basic(min_side=20, min_words=1), "copies": ExactDuplicates()}
+    results, store = [], None
+    for number, sizes in enumerate(([15, 25], [4, 30, 6])):
+        order = np.random.default_rng(number).permutation(40)
+        paths, first = [], 0
+        for shard, size in enumerate(sizes):
+            part = [m for at in order[first : first + size] for m in members[3 * at : 3 * at + 3]]
+            paths.append(make_tar(tmp_path / f"{'ab'[number]}{shard}.tar", part))
+            first += size
+        table = score(tmp_path / f"t{number}", index_shards(paths, tmp_path / f"{number}.parquet"))
+        if store is None:
+            keys = [row["key"] for row in rows(table)]
+            image = np.random.default_rng(9).normal(size=(40, 3)).astype(np.float32)
+            vectors_of = {key: {"image": each} for key, each in zip(keys, image, strict=True)}
+            store = Store(make_store(tmp_path / "store", table, vectors_of))
+        out = tmp_path / f"out{number}"
+        Curation(table, {**filters, "northern": Northern()}, {"clip": store}, out).run()
+        results.append(kept(out))
+    assert results[0] == results[1]
+    assert 0 < len(results[0]) < 30
+    assert all(vectors_of[key]["image"][0] > 0 for key in results[0])
 
 
 def test_a_table_goes_on_and_is_of_one_pool(shards, tmp_path):
