@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from ..array_files import class_embeddings
 from ..base import KEEP, Columns, GroupFilter, State
-from ..fixed_point import MAX_SUMMED, UNIT, cosines, rounded, unit_vectors
+from ..fixed_point import MAX_SUMMED, UNIT, rounded, unit_vectors
 
-BLOCK = 1 << 11  # similarities of so many rows at once
+BLOCK = 1 << 11  # rows at once
 
 
 @dataclass(frozen=True)
@@ -105,29 +105,24 @@ class ClipCov(GroupFilter):
         keep, scores = [], []
         for first, last in pairwise(starts.tolist()):
             group = rows.slice(first, last - first)
-            image, text = unit_vectors(group, self.image), unit_vectors(group, self.text)
+            image, text = _narrow(group, self.image), _narrow(group, self.text)
             prompts = self.prompts(image.shape[1])
-            of = int((image[:1] @ prompts.T).argmax())
-            score = self._cross(image, text, state["means"][:, of])
-            score += 2 * cosines(image, text) + text @ prompts[of] / UNIT**2 / 2
-            images_elsewhere, texts_elsewhere = state["elsewhere"][:, of]
-            score -= (image @ texts_elsewhere + text @ images_elsewhere) / UNIT**2
+            of = int((image[:1].astype(np.float64) @ prompts.T).argmax())
+            if self.positive:
+                cross = self._common_to_all(image, text) / len(image)
+            else:
+                cross = _both(image, text, state["means"][0, of], state["means"][1, of])
+            own = _row_products(image, text)
+            label = _products(text, prompts[of])
+            others = _both(image, text, state["elsewhere"][0, of], state["elsewhere"][1, of])
+            score = (cross + 2 * own + label / 2 - others) / UNIT**2
             scores.append(score.astype(np.float32))
-            keep.append(self._picked(image, text, score.copy()))
+            keep.append(self._picked(image, text, score))
         return {KEEP: np.concatenate(keep), self.column: np.concatenate(scores)}
-
-    def _cross(self, image: np.ndarray, text: np.ndarray, means: np.ndarray) -> np.ndarray:
-        """Returns the mean similarity to the class, of the image to captions and the reverse."""
-        if not self.positive:
-            return (image @ means[1] + text @ means[0]) / UNIT**2
-        total = np.zeros(len(image), dtype=np.int64)
-        for first in range(0, len(image), BLOCK):
-            total += self._common(image, text, slice(first, first + BLOCK)).astype(np.int64)
-        return total / len(image) / UNIT**2
 
     def _picked(self, image: np.ndarray, text: np.ndarray, score: np.ndarray) -> np.ndarray:
         """Returns which rows of a class are kept, bool [n]; of equal scores the first."""
-        picked = np.zeros(len(image), dtype=bool)
+        score, picked = score.copy(), np.zeros(len(image), dtype=bool)
         wanted = int(np.ceil(self.fraction * len(image) - 1e-9))
         while wanted:
             score[picked] = -np.inf
@@ -138,9 +133,47 @@ class ClipCov(GroupFilter):
                 score -= self._common(image, text, new) / len(image) / UNIT**2
         return picked
 
-    def _common(self, image: np.ndarray, text: np.ndarray, some: slice | np.ndarray) -> np.ndarray:
-        """Returns the sum of each row's similarities to some of the rows, in 2^-40, both ways."""
+    def _common(self, image: np.ndarray, text: np.ndarray, some: np.ndarray) -> np.ndarray:
+        """Returns the sum of each row's products with some of the rows, both ways, [n]."""
+        images, texts = image[some].astype(np.float64), text[some].astype(np.float64)
         if not self.positive:
-            return image @ text[some].sum(0) + text @ image[some].sum(0)
-        total = np.maximum(image @ text[some].T, 0).sum(1)
-        return total + np.maximum(text @ image[some].T, 0).sum(1)
+            return _both(image, text, images.sum(0), texts.sum(0))
+        parts = []
+        for first in range(0, len(image), BLOCK):
+            rows = slice(first, first + BLOCK)
+            to_texts = image[rows].astype(np.float64) @ texts.T
+            to_images = text[rows].astype(np.float64) @ images.T
+            parts.append(np.maximum(to_texts, 0).sum(1) + np.maximum(to_images, 0).sum(1))
+        return np.concatenate(parts)
+
+    def _common_to_all(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
+        """Returns the sum of each row's products with all rows, both ways, int64 [n]."""
+        total = np.zeros(len(image), dtype=np.int64)
+        for first in range(0, len(image), BLOCK):
+            some = np.arange(first, min(first + BLOCK, len(image)))
+            total += self._common(image, text, some).astype(np.int64)
+        return total
+
+
+def _narrow(rows: pa.RecordBatch, name: str) -> np.ndarray:
+    """Returns `unit_vectors` as float32 [n, d], which holds them exactly in half the memory."""
+    blocks = (rows.slice(first, BLOCK) for first in range(0, rows.num_rows, BLOCK))
+    return np.concatenate([unit_vectors(block, name).astype(np.float32) for block in blocks])
+
+
+def _products(vectors: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Returns the products of narrow vectors [n, d] with one vector [d], float64 [n]."""
+    starts = range(0, len(vectors), BLOCK)
+    return np.concatenate([vectors[i : i + BLOCK].astype(np.float64) @ by for i in starts])
+
+
+def _both(
+    image: np.ndarray, text: np.ndarray, by_image: np.ndarray, by_text: np.ndarray
+) -> np.ndarray:
+    """Returns products of images with a caption's vector and of captions with an image's, [n]."""
+    return _products(image, by_text) + _products(text, by_image)
+
+
+def _row_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns the products of narrow vectors [n, d] row by row, float64 [n]."""
+    return np.einsum("nd,nd->n", one, other, dtype=np.float64)
