@@ -59,7 +59,8 @@ class Serial:
 class Processes:
     """Processes of this machine, each with one thread; they start at the first `map`.
 
-    To be closed, or used as a context manager.
+    To be closed, or used as a context manager. A script needs `if __name__ == "__main__":` around
+    what calls it, since workers import the script.
 
     Args:
         num_workers: how many; the cores that this process may use by default.
