@@ -24,6 +24,7 @@ PURPOSES = {
     "gcs",
     "deepspeed",
     "cluster",
+    "ocr",
     "curate",
     "syntax",
 }
