@@ -160,31 +160,6 @@ def probe() -> Arguments:
     return made
 
 
-def boxes() -> Arguments:
-    """The options of `counterpoint boxes`."""
-    made = Arguments(
-        prog="counterpoint boxes",
-        description="Reads the text in the images of a pool. Start it again to go on where it "
-        "stopped, or several times, on any machine that sees the folder, to share the work.",
-    )
-    made.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="data index's")
-    made.add_argument("--out", required=True, type=Path, help="folder of the sidecar")
-    made.add_argument(
-        "--key_field",
-        action="append",
-        default=[],
-        metavar="[SOURCE=]NAME",
-        help="JSON field that identifies a sample, as data.key_field (key)",
-    )
-    made.add_argument(
-        "--side", type=int, default=320, help="to which a smaller image is enlarged, pixels (320)"
-    )
-    made.add_argument("--min_confidence", type=float, default=0.5, help="of a text (0.5)")
-    made.add_argument("--workers", type=int, help="processes (one a core)")
-    made.add_argument("--allow_pipe", action="store_true", help="as for counterpoint score")
-    return made
-
-
 def curate() -> Arguments:
     """The options of `counterpoint curate`."""
     made = Arguments(
@@ -386,8 +361,7 @@ def check_launcher(argv: list[str]) -> None:
 
 def check(command: str, argv: list[str]) -> None:
     """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
-    whole = {"boxes": boxes, "cluster": cluster, "curate": curate, "evaluate": evaluate}
-    whole |= {"export": export}
+    whole = {"evaluate": evaluate, "cluster": cluster, "curate": curate, "export": export}
     if command in whole:
         whole[command]().parse_args(argv)
     elif command == "fit":

@@ -8,31 +8,35 @@ on any machine that sees the folder, to share the work.
 import json
 import os
 from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ...data.curate.engine import Processes, Serial
-from ...data.curate.text_boxes import TextBoxes, load_spotter
-from ...data.files import write_json
-from ...data.shards.manifest import Manifest
-from ...data.shards.transport import Transport
-from ...data.sidecar import check_file_names
-from .. import arguments
+from ..arguments import Arguments
 from ..experiments.claims import claimed
 from ..run.provenance import num_cores
 from .data import counter
 from .score import key_fields_of
+
+if TYPE_CHECKING:
+    from ...data.curate.text_boxes import TextBoxes
 
 ABOUT = "boxes.json"
 
 
 def main(argv: list[str]) -> int:
     """Writes what is missing of a sidecar; returns 0, or 1 when others still work on parts."""
-    options = arguments.boxes().parse_args(argv)
+    options = parser().parse_args(argv)
     workers = num_cores() if options.workers is None else options.workers
     if workers < 1 or options.side < 32 or not 0 <= options.min_confidence <= 1:
         raise ValueError(
             f"--workers {workers}, --side {options.side}, --min_confidence "
             f"{options.min_confidence}: give 1 or more, 32 or more, and 0 to 1"
         )
+    from ...data.curate.text_boxes import TextBoxes, load_spotter
+    from ...data.shards.manifest import Manifest
+    from ...data.shards.transport import Transport
+    from ...data.sidecar import check_file_names
+
     load_spotter(options.side, options.min_confidence)  # so that what is missing is said at once
     manifest = Manifest.load(options.manifests)
     check_file_names(manifest)
@@ -51,8 +55,35 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def write_all(boxes: TextBoxes, workers: int) -> None:
+def parser() -> Arguments:
+    """Returns the parser."""
+    made = Arguments(
+        prog="counterpoint boxes",
+        description="Reads the text in the images of a pool. Start it again to go on where it "
+        "stopped, or several times, on any machine that sees the folder, to share the work.",
+    )
+    made.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="data index's")
+    made.add_argument("--out", required=True, type=Path, help="folder of the sidecar")
+    made.add_argument(
+        "--key_field",
+        action="append",
+        default=[],
+        metavar="[SOURCE=]NAME",
+        help="JSON field that identifies a sample, as data.key_field (key)",
+    )
+    made.add_argument(
+        "--side", type=int, default=320, help="to which a smaller image is enlarged, pixels (320)"
+    )
+    made.add_argument("--min_confidence", type=float, default=0.5, help="of a text (0.5)")
+    made.add_argument("--workers", type=int, help="processes (one a core)")
+    made.add_argument("--allow_pipe", action="store_true", help="as for counterpoint score")
+    return made
+
+
+def write_all(boxes: "TextBoxes", workers: int) -> None:
     """Writes the missing shards that no other process works on."""
+    from ...data.curate.engine import Processes, Serial
+
     counts, missing = boxes.manifest.counts, _missing(boxes)
     done, total = int(counts.sum() - counts[missing].sum()), int(counts.sum())
     workers = min(workers, len(missing))
@@ -70,7 +101,7 @@ def write_all(boxes: TextBoxes, workers: int) -> None:
 class _Task:
     """Writes a shard unless another process does."""
 
-    def __init__(self, boxes: TextBoxes):
+    def __init__(self, boxes: "TextBoxes"):
         self.boxes = boxes
 
     def __call__(self, shard: int) -> None:
@@ -81,8 +112,10 @@ class _Task:
                 self.boxes.write(shard)
 
 
-def _open(boxes: TextBoxes) -> None:
+def _open(boxes: "TextBoxes") -> None:
     """Begins the sidecar, or goes on with one of the same pool and settings."""
+
+    from ...data.files import write_json
 
     path = boxes.folder / ABOUT
     about = {
@@ -101,7 +134,7 @@ def _open(boxes: TextBoxes) -> None:
     write_json(path, about)
 
 
-def _missing(boxes: TextBoxes) -> list[int]:
+def _missing(boxes: "TextBoxes") -> list[int]:
     """Shards that have samples and no file."""
     counts = boxes.manifest.counts.tolist()
     return [shard for shard, n in enumerate(counts) if n and not boxes.path(shard).exists()]
