@@ -58,11 +58,10 @@ class SemanticBalance(GroupFilter):
         return numbers(rows, self.cluster)
 
     def apply_groups(self, rows: pa.RecordBatch, starts: np.ndarray, state: State) -> Columns:
-        embeddings = vectors(rows, self.embedding)
         key = numbers(rows, "key")
         keep = np.zeros(len(key), dtype=bool)
         for first, last in itertools.pairwise(starts.tolist()):
-            part = rounded(embeddings[first:last])
+            part = rounded(vectors(rows.slice(first, last - first), self.embedding))
             order = preferred(part, key[first:last], self.prefer, self.seed)
             if self.threshold is not None:
                 core = centre_cosines(part)[order] > self.threshold

@@ -57,11 +57,11 @@ class SemDeDup(GroupFilter):
         return numbers(rows, self.cluster)
 
     def apply_groups(self, rows: pa.RecordBatch, starts: np.ndarray, state: State) -> Columns:
-        embeddings = vectors(rows, self.embedding)
         key = numbers(rows, "key")
         keep = np.empty(len(key), dtype=bool)
         for first, last in itertools.pairwise(starts.tolist()):
-            part = rounded(embeddings[first:last])
+            # A cluster at a time: in float32 all of them are twice as large.
+            part = rounded(vectors(rows.slice(first, last - first), self.embedding))
             order = preferred(part, key[first:last], self.prefer, self.seed)
             keep[first + order] = ~near_earlier(part[order], 1 - self.epsilon)
         return {"keep": keep}
