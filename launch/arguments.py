@@ -102,11 +102,15 @@ def embed_words(argv: list[str]) -> tuple[Any, list[str]]:
         if options.checkpoint is not None:
             raise ValueError("--checkpoint is for --run; a teacher's stands in the run file")
         return options, rest
-    if not (options.run / "config.yaml").exists():
-        raise ValueError(f"--run {options.run}: there is no run (no {options.run}/config.yaml)")
+    return options, [*words_of_run(options.run), *rest]
+
+
+def words_of_run(run: Path) -> list[str]:
+    """Returns the arguments of a run, but for which samples it takes of its own data."""
+    if not (run / "config.yaml").exists():
+        raise ValueError(f"--run {run}: there is no run (no {run}/config.yaml)")
     of_its_own = ("keep_lists=[]", "sidecars={}", *(f"{key}=null" for key in NOT_OF_A_POOL))
-    words = [f"--data.{word}" for word in of_its_own]
-    return options, ["--config", str(options.run / "config.yaml"), *words, *rest]
+    return ["--config", str(run / "config.yaml"), *(f"--data.{word}" for word in of_its_own)]
 
 
 def cluster() -> Arguments:
@@ -133,10 +137,14 @@ def prompts() -> Arguments:
     """The options of `counterpoint prompts`; all others are the run's."""
     made = Arguments(
         prog="counterpoint prompts",
-        description="Stores a teacher's embeddings of class prompts, for filters that compare "
-        "samples with classes. Further arguments are those of `counterpoint fit`: --config RUN.",
+        description="Stores embeddings of class prompts, a teacher's or those of a run of your own "
+        "(--run), for filters that compare samples with classes. Further arguments are those of "
+        "`counterpoint fit`: --config RUN.",
     )
-    made.add_argument("--teacher", required=True, help="its name under `teachers` in the run file")
+    whose = made.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--teacher", help="its name under `teachers` in the run file")
+    whose.add_argument("--run", type=Path, metavar="RUN_DIR", help="instead of a run file")
+    made.add_argument("--checkpoint", type=int, metavar="STEP", help="of --run (the newest whole)")
     made.add_argument("--classes", required=True, type=Path, help="file with a name a line")
     made.add_argument("--templates", type=Path, help="file with a prompt a line, {c} for the name")
     made.add_argument("--view", default="text", help="text.NAME: with a tokenizer of its own")

@@ -1,10 +1,11 @@
 """`counterpoint prompts`: a teacher's embeddings of class prompts, for filters.
 
-In: a run file with the teacher, as for `counterpoint embed`, names of classes, templates. Out: a
-file with `classes` [classes, d], for CLIPCov and for probes by prompts. A class is the mean of its
-prompts' embeddings, of length one (Radford et al. 2021, section 3.1.4).
+In: a run file with the teacher, or a run, as for `counterpoint embed`; names of classes, templates.
+Out: a file with `classes` [classes, d], for CLIPCov and for probes by prompts. A class is the mean
+of its prompts' embeddings, of length one (Radford et al. 2021, section 3.1.4).
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 from ...data.files import whole_file
+from ...models.teachers.frozen import Frozen
 from .. import arguments
 from ..config import parser as run_config
 from ..run.build import build_parts
+from ..run.load import checkpoint_of
 from ..run.teachers import load_teacher
 
 TEMPLATES = ("a photo of a {c}.",)
@@ -28,6 +31,13 @@ def main(argv: list[str]) -> int:
     templates = lines_of(chosen.templates) if chosen.templates else TEMPLATES
     if wrong := [template for template in templates if "{c}" not in template]:
         raise ValueError(f"the template '{wrong[0]}' needs {{c}} where the class name goes")
+    if chosen.run is not None:
+        chosen.teacher = "run"
+        frozen = f"{Frozen.__module__}.{Frozen.__qualname__}"
+        source = str(checkpoint_of(chosen.run, chosen.checkpoint))
+        teacher = {"class_path": frozen, "init_args": {"source": source}}
+        teachers = f"--teachers={json.dumps({chosen.teacher: teacher})}"
+        rest = [*arguments.words_of_run(chosen.run), *rest, teachers]
     parser = run_config.make_parser()
     parts = build_parts(parser, run_config.parse(parser, rest))
     if chosen.teacher not in (parts.teachers or {}):

@@ -61,6 +61,22 @@ def test_a_class_is_the_mean_of_its_prompts(world):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_the_prompts_of_a_run_are_those_of_its_checkpoint_as_a_teacher(world, tmp_path):
+    folder, _ = world
+    run, out = tmp_path / "run", str(tmp_path / "own.safetensors")
+    values = yaml.safe_load((folder / "run.yaml").read_text())
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values | {"teachers": {}}))
+    assert main(["fit", "--config", str(tmp_path / "own.yaml"), "--run_dir", str(run)]) == 0
+    classes = ["--classes", str(folder / "classes.txt")]
+    assert main(["prompts", "--run", str(run), *classes, "--out", out]) == 0
+    found = safetensors.torch.load_file(out)["classes"]
+    source = f"--teachers.big.init_args.source={run}"
+    assert prompts(folder, "--teacher", "big", source) == 0
+    expected = safetensors.torch.load_file(folder / "c.safetensors")["classes"]
+    torch.testing.assert_close(found, expected)
+    assert main(["prompts", "--run", str(tmp_path), *classes, "--out", out]) == 2
+
+
 def test_what_cannot_be_used_is_refused(world, capsys):
     folder, _ = world
     (folder / "bad.txt").write_text("a photo of a {}.")
