@@ -10,6 +10,9 @@ In: a YAML file.
     seeds: [0, 1, 2]
     curations:
       clip_score: {keep_list: curated/clip_score/keep.parquet}
+      rules: {curation: basic}    # filters over the score table, run by `counterpoint curate`
+    table: scores                 # the score table, and stores, of such curations
+    stores: {clip: stores/clip}
     random: true                  # a random subset of the size of each curation, anew for each seed
     evaluate: {in_distribution: indist/top1, shift: shift/top1}
     baseline: {samples: [100000, 200000]}        # evaluations of the pool's runs on their way
@@ -25,10 +28,11 @@ from typing import Any
 from ....data.shards.manifest import Manifest
 from ..results import Pair, identity, parsed
 from ..yaml_files import check_keys, check_seeds, read_yaml
+from .curated import curated
 from .subsets import Bits, read_subset, sizes_of_random, whole_pool, write_random
 
 KEYS = frozenset({"name", "config", "set", "pool", "samples", "seeds", "curations", "random"})
-KEYS |= {"evaluate", "baseline"}
+KEYS |= {"evaluate", "baseline", "table", "stores"}
 NEEDED = frozenset({"name", "config", "samples", "seeds", "curations"})
 POOL = "all"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -228,9 +232,16 @@ class _Reader:
         where = f"{self.file}, curation {_checked_name(name, f'{self.file}: a curation')}"
         if name == POOL or str(name).startswith("random_"):
             raise ValueError(f"{where}: the names {POOL} and random_... are taken; choose another")
-        check_keys(written, {"keep_list", "set"}, {"keep_list"}, where)
+        check_keys(written, {"keep_list", "curation", "set"}, set(), where)
+        if ("keep_list" in written) == ("curation" in written):
+            raise ValueError(
+                f"{where}: it needs keep_list (a Parquet file) or curation (filters), one of them"
+            )
         overrides = self.common | self._settings(written, where)
-        lists = _as_list(written["keep_list"])
+        if "curation" in written:
+            lists = [str(self._curated(str(name), written["curation"], where))]
+        else:
+            lists = _as_list(written["keep_list"])
         overrides["data.keep_lists"] = lists
         for path in lists:
             if not Path(path).is_file():
@@ -244,6 +255,20 @@ class _Reader:
                 "keep_list restricts; compare subsets of one pool"
             )
         return bits, overrides
+
+    def _curated(self, name: str, curation: Any, where: str) -> Path:
+        """Runs a curation that is given as filters, unless it has been."""
+        stores = self.content.get("stores") or {}
+        if "table" not in self.content or not isinstance(stores, dict):
+            raise ValueError(
+                f"{where}: a curation of filters needs the key `table` (the folder that "
+                "counterpoint score wrote), and `stores: {NAME: FOLDER}` if its filters read any"
+            )
+        table = Path(self.content["table"])
+        try:
+            return curated(name, str(curation), table, stores, self.out / "curated")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     def _subset(self, lists: Any) -> Bits:
         if not lists:

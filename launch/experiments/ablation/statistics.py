@@ -208,8 +208,10 @@ def crossed_variance(
     over_items = float(of_item.var(ddof=1)) / num_items
     rest = moves - by_seed[:, None] - of_item + by_seed.mean()
     mean_square = float((rest**2).sum()) / ((num_seeds - 1) * (num_items - 1))
-    # Both contain the interaction once: without the subtraction it would count twice.
-    variance = max(over_seeds + over_items - mean_square / (num_seeds * num_items), over_items)
+    # Both contain the interaction once: without the subtraction it would count twice. Never less
+    # than what the seeds tell (as Hillis 2007), or the items.
+    own_items = max(over_items - mean_square / (num_seeds * num_items), 0.0)
+    variance = max(over_seeds + own_items, over_items)
     if over_seeds == 0:
         return variance, MAX_DOF
     # Few seeds are what makes the variance uncertain; the items' own part is known well.
