@@ -20,6 +20,7 @@ COMMANDS = {
     "probe": ("probe", "fit a linear probe on stored embeddings"),
     "score": ("score", "write the score table of a pool, one row a sample"),
     "boxes": ("boxes", "read the text in a pool's images"),
+    "card": ("card", "write one HTML page about a pool and its curation"),
     "curate": ("curate", "choose samples of a pool by filters over its score table"),
     "keep": ("keep", "combine, draw, move and repack keep-lists"),
     "export": ("export", "write a run's weights as one safetensors file"),

@@ -1,0 +1,356 @@
+"""A data card: what a pool holds and what the filters of a curation have left out, as one page.
+
+In: a score table; perhaps the folder of a curation, and the manifest for images. Out: one HTML file
+that needs no other. One pass over the table: memory holds counts, and the examples shown.
+"""
+
+import base64
+import heapq
+import io
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ...data.curate.rows import LEFT_OUT
+from ...data.curate.score import shard_names
+from ...data.curate.table import Table, file_of
+from ...data.errors import SampleError
+from ...data.hashing import mix, seeded
+from ...data.images.decode import EncodedImage
+from ...data.shards.fields import find_image
+from ...data.shards.manifest import Manifest
+from ...data.shards.reader import ShardReader
+from .page import TEMPLATES
+
+NUM_EXAMPLES, NUM_LEFT_OUT, NUM_ROWS = 48, 8, 24
+THUMBNAIL = 96  # pixels
+# Words and hashes counted at once. Of more, rare words are forgotten, and fewer hashes looked at.
+MAX_WORDS, MAX_HASHES = 500_000, 1_000_000
+WORD = re.compile(r"\w+")
+SIDES = (32, 64, 128, 200, 256, 384, 512, 1024, 2048)  # pixels
+WORDS = (*range(1, 16), 20, 30, 50, 100)
+WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One line of a chart: a name, a count, and its share of the largest, in percent."""
+
+    name: str
+    count: int
+    width: float
+
+
+@dataclass(order=True)
+class Example:
+    """A sample that is shown; those with the lowest `rank` are."""
+
+    rank: int
+    source: str = field(compare=False)
+    shard: str = field(compare=False)
+    index: int = field(compare=False)
+    caption: str = field(compare=False)
+    image: str = field(compare=False, default="")
+
+
+@dataclass
+class Examples:
+    """The samples with the lowest ranks of all that were added."""
+
+    size: int
+    heap: list[tuple[int, Example]] = field(default_factory=list)
+
+    def add(self, rows: Mapping[str, np.ndarray], ranks: np.ndarray, at: np.ndarray) -> None:
+        """Adds rows `at` of a shard, by their ranks [n]."""
+        for row in at[np.argsort(ranks[at])[: self.size]].tolist():
+            source, shard = (str(rows[name][row]) for name in ("source", "shard"))
+            caption = str(rows["caption"][row] or "")
+            index, rank = int(rows["index"][row]), int(ranks[row])
+            item = (-rank, Example(rank, source, shard, index, caption))
+            if len(self.heap) < self.size:
+                heapq.heappush(self.heap, item)
+            else:
+                heapq.heappushpop(self.heap, item)
+
+    def sorted(self) -> list[Example]:
+        """Returns them by rank."""
+        return sorted(example for _, example in self.heap)
+
+
+class Copies:
+    """Counts samples that repeat a hash, by looking at some of the hashes."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._limit = 1 << 64
+
+    def add(self, hashes: np.ndarray) -> None:
+        """Adds hashes, int64 [n]."""
+        mixed = mix(hashes, seeded("copies"))
+        self._counts.update(mixed[mixed <= np.uint64(self._limit - 1)].tolist())
+        while len(self._counts) > MAX_HASHES:
+            self._limit //= 2
+            self._counts = Counter({h: n for h, n in self._counts.items() if h < self._limit})
+
+    @property
+    def share(self) -> float:
+        """Part of the samples that are a further copy."""
+        total = self._counts.total()
+        return 1 - len(self._counts) / total if total else 0.0
+
+
+@dataclass
+class Card:
+    """What the page shows."""
+
+    samples: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
+    words: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    sides: Counter[int] = field(default_factory=Counter)
+    image_bytes: int = 0
+    copies: dict[str, Copies] = field(
+        default_factory=lambda: {"image": Copies(), "caption": Copies(), "phash": Copies()}
+    )
+    examples: Examples = field(default_factory=lambda: Examples(NUM_EXAMPLES))
+
+    def add(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Counts the rows of a shard."""
+        usable = np.array([error is None for error in rows["error"]], dtype=bool)
+        self.samples += len(usable)
+        self.errors.update(rows["error"][~usable].tolist())
+        self.sources.update(rows["source"].tolist())
+        if not usable.any():
+            return
+        for caption in rows["caption"][usable].tolist():
+            self.words.update(set(WORD.findall(caption.casefold())))
+        if len(self.words) > MAX_WORDS:
+            self.words = Counter(dict(self.words.most_common(MAX_WORDS // 2)))
+        self.lengths.update(_bins(rows["words"][usable], WORDS))
+        sides = np.minimum(*(rows[name][usable].astype(np.int64) for name in ("width", "height")))
+        self.sides.update(_bins(sides, SIDES))
+        self.image_bytes += int(rows["num_bytes"][usable].sum())
+        for name, copies in self.copies.items():
+            hashes = rows[name if name == "phash" else f"{name}_hash"][usable]
+            known = np.array([each is not None and each == each for each in hashes], dtype=bool)
+            copies.add(hashes[known].astype(np.int64))
+        self.examples.add(rows, _ranks(rows), np.flatnonzero(usable))
+
+
+@dataclass
+class Removed:
+    """A filter of the curation and some of what it left out."""
+
+    facts: Mapping[str, Any]
+    examples: list[Example]
+
+
+@dataclass
+class FilterTable:
+    """The first rows of what a filter has counted."""
+
+    name: str
+    head: list[str]
+    rows: list[list[str]]
+    num_rows: int
+
+
+def render_card(table: Table, curation: Path | None, manifest: Manifest | None) -> str:
+    """Returns the page.
+
+    Args:
+        table: the pool's score table.
+        curation: folder that `counterpoint curate` wrote.
+        manifest: where the images are; without one none is shown.
+
+    Raises:
+        ValueError: `curation` is no such folder, or of another table.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["percent"] = lambda share: f"{share:.2%}"
+    card, removed, tables, weights, summary = Card(), [], [], [], None
+    columns = [f.name for f in pq.read_schema(table.files[0]) if not f.name.startswith("json:")]
+    for path in table.files:
+        card.add(_read(path, columns))
+    if curation is not None:
+        summary = _summary(curation, table)
+        removed = [_removed(curation, facts, table) for facts in summary["filters"]]
+        tables = [_filter_table(path) for path in sorted((curation / "tables").glob("*.parquet"))]
+        weights = _weights(curation / "keep.parquet")
+    examples = card.examples.sorted()
+    shown = [*examples, *(example for each in removed for example in each.examples)]
+    note = _add_images(shown, manifest)
+    return environment.get_template("data_card.html").render(
+        title=f"Data card: {table.folder.name}",
+        card=card,
+        sources=_bars(card.sources.most_common(NUM_ROWS)),
+        words=_bars(card.words.most_common(2 * NUM_ROWS)),
+        num_words=len(card.words),
+        lengths=_bars(_named(card.lengths, WORDS, "words")),
+        sides=_bars(_named(card.sides, SIDES, "px")),
+        errors=_bars(card.errors.most_common()),
+        copies={name: copies.share for name, copies in card.copies.items()},
+        examples=examples,
+        summary=summary,
+        removed=removed,
+        tables=tables,
+        weights=weights,
+        note=note,
+    )
+
+
+def _read(path: Path, columns: Iterable[str]) -> dict[str, np.ndarray]:
+    rows = pq.read_table(path, columns=list(columns))
+    return {name: _plain(rows[name]).to_numpy() for name in rows.column_names}
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    is_coded = pa.types.is_dictionary(column.type)
+    return column.cast(column.type.value_type) if is_coded else column
+
+
+def _ranks(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns a random number of each row, by its key: re-sharding shows the same samples."""
+    places = mix(rows["index"], seeded("card"))
+    keys = [-1 if key is None or key != key else int(key) for key in rows["key"].tolist()]
+    return mix(np.array(keys, dtype=np.int64), seeded("card", "keys")) + (places >> np.uint64(60))
+
+
+def _bins(values: np.ndarray, edges: tuple[int, ...]) -> list[int]:
+    """Returns the number of edges that each value has reached."""
+    return np.searchsorted(np.array(edges), values.astype(np.int64), side="right").tolist()
+
+
+def _named(counts: Counter[int], edges: tuple[int, ...], unit: str) -> list[tuple[str, int]]:
+    """Returns all bins between the first and the last that has samples."""
+    if not counts:
+        return []
+    named = []
+    for number in range(min(counts), max(counts) + 1):
+        if number == 0:
+            name = f"below {edges[0]}"
+        elif number == len(edges):
+            name = f"{edges[-1]} or more"
+        elif edges[number] - edges[number - 1] == 1:
+            name = f"{edges[number - 1]}"
+        else:
+            name = f"{edges[number - 1]} to {edges[number] - 1}"
+        named.append((f"{name} {unit}", counts[number]))
+    return named
+
+
+def _bars(counts: Iterable[tuple[str, int]]) -> list[Bar]:
+    counts = list(counts)
+    largest = max((count for _, count in counts), default=0) or 1
+    return [Bar(name, count, 100 * count / largest) for name, count in counts]
+
+
+def _summary(curation: Path, table: Table) -> dict[str, Any]:
+    path = curation / "summary.json"
+    if not path.is_file():
+        raise ValueError(
+            f"'{curation}' holds no curation (no summary.json); give the folder that counterpoint "
+            "curate wrote"
+        )
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if summary["samples"] != table.num_samples:
+        raise ValueError(
+            f"'{curation}' is of a pool of {summary['samples']:,} samples, and '{table.folder}' "
+            f"has {table.num_samples:,}; give the table that it was made from"
+        )
+    return summary
+
+
+def _removed(curation: Path, facts: Mapping[str, Any], table: Table) -> Removed:
+    found = Examples(NUM_LEFT_OUT)
+    # A filter's name may hold a dash, its hash never does.
+    steps = (curation / "steps").iterdir()
+    folder = next(step for step in steps if step.name.rpartition("-")[0] == facts["name"])
+    columns = ["key", "source", "shard", "index", "caption"]
+    for path, (source, shard, _) in zip(table.files, table.shards, strict=True):
+        file = folder / file_of(source, shard)
+        verdict = pq.read_table(file, columns=["verdict"])["verdict"].to_numpy()
+        at = np.flatnonzero(verdict == LEFT_OUT)
+        if len(at):
+            rows = _read(path, columns)
+            found.add(rows, _ranks(rows), at)
+    return Removed(facts, found.sorted())
+
+
+def _filter_table(path: Path) -> FilterTable:
+    file = pq.ParquetFile(path)
+    first = next(file.iter_batches(NUM_ROWS), None)
+    rows = first.to_pylist() if first is not None else []
+    head = file.schema_arrow.names
+    cells = [[_cell(row[name]) for name in head] for row in rows]
+    return FilterTable(path.stem, head, cells, file.metadata.num_rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _weights(path: Path) -> list[Bar]:
+    file = pq.ParquetFile(path)
+    if "weight" not in file.schema_arrow.names:
+        return []
+    counts = np.zeros(len(WEIGHTS) + 1, dtype=np.int64)
+    for batch in file.iter_batches(columns=["weight"]):
+        at = np.searchsorted(WEIGHTS, batch.column(0).to_numpy(), side="right")
+        counts += np.bincount(at, minlength=len(counts))
+    names = [f"below {WEIGHTS[0]}"]
+    names += [f"{low:g} to {high:g}" for low, high in itertools.pairwise(WEIGHTS)]
+    return _bars(zip([*names, f"{WEIGHTS[-1]:g} or more"], counts.tolist(), strict=True))
+
+
+def _add_images(examples: list[Example], manifest: Manifest | None) -> str:
+    """Reads the images of examples; returns why some are missing, or nothing."""
+    if manifest is None:
+        return "No image is shown without the manifest (--manifest)."
+    sources = [manifest.sources[number] for number in manifest.source_ids.tolist()]
+    numbers = {key: n for n, key in enumerate(zip(sources, shard_names(manifest), strict=True))}
+    reader = ShardReader(manifest.urls)
+    missing = 0
+    for example in examples:
+        shard = numbers.get((example.source, example.shard))
+        if shard is None:
+            raise ValueError(
+                f"the manifest has no shard '{example.shard}' of the source '{example.source}'; "
+                "give the one that the score table was made from"
+            )
+        try:
+            example.image = _thumbnail(find_image(reader.read(shard, example.index)))
+        except (SampleError, ValueError):
+            missing += 1
+    return f"{missing} images could not be read." if missing else ""
+
+
+def _thumbnail(data: bytes) -> str:
+    """Returns an image as an address that holds it."""
+    pixels = EncodedImage.open(data).pixels().permute(1, 2, 0).numpy()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    target = io.BytesIO()
+    image.save(target, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
