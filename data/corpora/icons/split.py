@@ -60,8 +60,8 @@ def choose_splits(
 ) -> Splits:
     """Chooses classes, held-out concepts and held-out pictures.
 
-    No picture outside of `train` and `shift` has a second name in another concept: a test picture
-    is nowhere in training under another caption.
+    No drawing outside of `train` and `shift` has a second name in another concept: none is in
+    training under another caption. Drawings are compared as SVG, so that one made twice is two.
 
     Args:
         icons: all icons.
