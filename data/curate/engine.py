@@ -35,8 +35,9 @@ AHEAD = 8
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 RETRIES = 3
 NO_CLUSTER = (
-    "no Ray cluster answers at '{}'; start one (ray start --head, and ray start "
-    "--address=HOST:PORT on the other machines), or run on this machine alone (--workers)"
+    "no Ray cluster lets this process in at '{}'; start one (ray start --head, and ray start "
+    "--address=HOST:PORT on the other machines), give this process the same RAY_AUTH_MODE and token "
+    "as the cluster has, or run on this machine alone (--workers)"
 )
 
 

@@ -133,7 +133,7 @@ def test_a_cluster_that_is_not_there():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        with pytest.raises(ValueError, match=f"no Ray cluster answers at '{address}'; start one"):
+        with pytest.raises(ValueError, match=f"no Ray cluster lets this process in at '{address}'"):
             RayTasks(address)
 
 
