@@ -36,8 +36,8 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 RETRIES = 3
 NO_CLUSTER = (
     "no Ray cluster lets this process in at '{}'; start one (ray start --head, and ray start "
-    "--address=HOST:PORT on the other machines), give this process the same RAY_AUTH_MODE and token "
-    "as the cluster has, or run on this machine alone (--workers)"
+    "--address=HOST:PORT on the other machines), give this process the RAY_AUTH_MODE and token of "
+    "the cluster, or run on this machine alone (--workers)"
 )
 
 
