@@ -22,8 +22,8 @@ Columns = dict[str, np.ndarray | pa.Array]
 class Filter(ABC):
     """One filter, a frozen dataclass whose fields are its settings.
 
-    Rows that earlier filters have left out, and rows in which one of `reads` is empty, never reach
-    it; the latter are left out.
+    Rows that earlier filters have left out, samples that cannot be used, and rows in which one of
+    `reads` is empty never reach it; the latter two are left out.
 
     Attributes:
         reads: columns it needs: of the score table (`caption`), of a store (`STORE.COLUMN`, such as

@@ -43,6 +43,9 @@ class Rows:
     ) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
         """Yields rows of a shard: their numbers in it, int64 [n], and `key` and `reads`."""
         alive = self.verdicts(shard) == KEPT
+        if not self.earlier:
+            errors = self._column(shard, "error")
+            alive &= errors.is_null().to_numpy()
         names = list(dict.fromkeys(["key", *reads]))
         columns = {name: self._column(shard, name) for name in names if "." not in name}
         for first in range(0, len(alive), ROWS_A_BATCH):

@@ -71,7 +71,8 @@ def told(summary: dict[str, Any]) -> list[str]:
     width = max(len(each["name"]) for each in summary["filters"])
     lines = []
     for each in summary["filters"]:
-        lack = f"; {each['lack']:,} lack {' or '.join(each['reads'])}" if each["lack"] else ""
+        why = " or ".join([*(f"lack {name}" for name in each["reads"]), "cannot be used"])
+        lack = f"; {each['lack']:,} {why}" if each["lack"] else ""
         lines.append(
             f"  {each['name']:<{width}}  {each['seen']:>12,} -> {each['kept']:>12,}   "
             f"left out {each['left_out']:,}{lack}"

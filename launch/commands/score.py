@@ -167,7 +167,10 @@ def report(scores: "Scores") -> int:
     """Prints what is there; returns 1 while shards are missing."""
     missing = scores.missing()
     if missing:
-        print(f"{scores.folder}: {len(missing)} shards are not done; others work on them")
+        print(
+            f"{scores.folder}: {len(missing)} shards are not done; others work on them (if none "
+            f"does, because it was killed: remove {scores.folder}/*/*.claim, and start again)"
+        )
         return 1
     errors = scores.errors()
     text = ", ".join(f"{count:,} {cause}" for cause, count in errors.most_common())

@@ -183,6 +183,25 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert lists[0] == lists[1]
 
 
+@dataclass(frozen=True)
+class Everything(Filter):
+    """Keeps what it sees."""
+
+    reads = ()
+
+    def apply(self, rows, state):
+        return {"keep": np.ones(len(rows), dtype=bool)}
+
+
+def test_samples_that_cannot_be_used_reach_no_filter(tmp_path):
+    table = make_table(tmp_path / "table", COLUMNS, [300, 400])
+    summary = Curation(table, {"all": Everything()}, {}, tmp_path / "out").run()
+    usable = {n * 7919 - 10**6 for n, error in enumerate(COLUMNS["error"]) if error is None}
+    assert len(usable) < N
+    assert kept(tmp_path / "out").keys() == usable
+    assert summary["filters"][0]["lack"] == N - len(usable)
+
+
 def test_what_is_missing_is_named(tmp_path):
     table = make_table(tmp_path / "table", COLUMNS, [N])
     with pytest.raises(ValueError, match="no store is called 'clip'"):
