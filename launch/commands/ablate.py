@@ -19,7 +19,7 @@ import numpy as np
 from ...data.files import write_json, write_whole
 from ...train.evaluation.outcomes import FILE, read_outcomes
 from ..arguments import Arguments, add_job_options
-from ..config.packaged import find
+from ..config.packaged import find, packaged_files
 from ..experiments.ablation.plan import Plan, read_name, read_plan
 from ..experiments.ablation.table import Results, make_table
 from ..experiments.pairs import Runner, fit_command, stoppable
@@ -60,7 +60,11 @@ def main(argv: list[str]) -> int:
     options = arguments().parse_args(argv)
     if options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}; give at least 1")
-    file = find(options.file, "ablation")
+    file = Path(options.file)
+    if not file.is_file():
+        if not packaged_files("ablation"):
+            raise ValueError(f"there is no file {file} (docs/howto/compare.md has an example)")
+        file = find(options.file, "ablation")
     out = options.out or Path("ablations") / read_name(file)
     with stoppable(signal.SIGTERM, signal.SIGUSR1):
         plan = read_plan(file, out)

@@ -1,13 +1,14 @@
 """Claims of (config, seed) pairs by processes on one or more machines: one file a claim.
 
 A claim is a file that only one process can create; its holder touches it while it works. A claim
-that was not touched for ten minutes belongs to a dead process and may be taken over. If two
-processes take it over at the same instant, the pair is run twice, with equal results. (After a
-kill -9, deleting the claim saves the ten minutes.)
+that was not touched for ten minutes belongs to a dead process and may be taken over; one of a
+process of this machine that is no more, or of an earlier start of this job of SLURM, at once. If
+two processes take it over at the same instant, the pair is run twice, with equal results.
 """
 
 import contextlib
 import os
+import platform
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 STALE_SECONDS = 600.0
 TOUCH_SECONDS = 60.0
+STARTED = time.time()  # this process, about
 
 
 @contextlib.contextmanager
@@ -23,7 +25,7 @@ def claimed(path: Path) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not _create(path):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime < STALE_SECONDS:
+            if time.time() - path.stat().st_mtime < STALE_SECONDS and not _is_orphan(path):
                 yield False
                 return
             path.unlink()
@@ -43,10 +45,33 @@ def claimed(path: Path) -> Iterator[bool]:
 
 def _create(path: Path) -> bool:
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        with path.open("x") as file:
+            file.write(_owner())
     except FileExistsError:
         return False
     return True
+
+
+def _owner() -> str:
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"slurm {job}" if job else f"{platform.node()} {os.getpid()}"
+
+
+def _is_orphan(path: Path) -> bool:
+    """Whether the holder of a claim is known to be gone."""
+    owner, mine = path.read_text(), _owner()
+    if owner.startswith("slurm ") and owner == mine:
+        return path.stat().st_mtime < STARTED
+    place, _, number = owner.rpartition(" ")
+    if place != platform.node() or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _keep(path: Path, done: threading.Event) -> None:

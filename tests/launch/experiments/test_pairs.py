@@ -1,6 +1,7 @@
 """Pairs that run at the same time: shares of the machine, stops, claims."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from waiting import PATIENCE, until
 
 from counterpoint.launch.config.identity import Identity
-from counterpoint.launch.experiments import pairs
+from counterpoint.launch.experiments import claims, pairs
 from counterpoint.launch.experiments.pairs import Runner, shares_of_machine
 from counterpoint.launch.experiments.results import Pair, settings
 
@@ -16,7 +17,7 @@ DRIVER = """
 import signal, sys
 from pathlib import Path
 from counterpoint.launch.config.identity import Identity
-from counterpoint.launch.experiments import pairs
+from counterpoint.launch.experiments import claims, pairs
 from counterpoint.launch.experiments.results import Pair
 
 folder, patient = Path(sys.argv[1]), sys.argv[2]
@@ -84,3 +85,34 @@ def test_overrides_as_words_of_the_command_line(value):
     name, _, text = word.partition("=")
     assert name == "--a.b"
     assert (text if isinstance(value, str) else json.loads(text)) == value
+
+
+def test_the_claim_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path):
+    claim = tmp_path / "a.claim"
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from counterpoint.launch.experiments.claims import claimed\n"
+        "with claimed(Path(sys.argv[1])) as ours:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, claim])
+    assert done.returncode == -9 and claim.exists()
+    with claims.claimed(claim) as ours:
+        assert ours
+        with claims.claimed(claim) as again:  # this process lives
+            assert not again
+    assert not claim.exists()
+
+
+def test_a_requeued_job_has_its_claims_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    claim = tmp_path / "a.claim"
+    claim.write_text("slurm 77")
+    with claims.claimed(claim) as ours:
+        assert not ours  # written since this process began: by another thread of it
+    os.utime(claim, (claims.STARTED - 5, claims.STARTED - 5))
+    with claims.claimed(claim) as ours:
+        assert ours
+    claim.write_text("slurm 78")
+    os.utime(claim, (claims.STARTED - 5, claims.STARTED - 5))
+    with claims.claimed(claim) as ours:
+        assert not ours
