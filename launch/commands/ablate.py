@@ -22,12 +22,12 @@ from ..arguments import Arguments, add_job_options
 from ..config.packaged import find, packaged_files
 from ..experiments.ablation.plan import Plan, read_name, read_plan
 from ..experiments.ablation.table import Results, make_table
+from ..experiments.job_script import check_time, fill, groups, submit, write_script
 from ..experiments.pairs import Runner, fit_command, stoppable
 from ..experiments.results import Pair
 from ..reporting.ablation_page import render_page
 from ..reporting.ablation_sections import render_markdown
 from ..reporting.runs import is_evaluation, read_run
-from .job_script import check_time, fill, groups, submit, write_script
 
 
 def arguments() -> Arguments:

@@ -20,7 +20,7 @@ from ...data.shards.manifest import Manifest, is_remote
 from ..arguments import check_launcher
 from ..arguments import slurm as slurm_options
 from ..config import parser as run_config
-from .job_script import check_time, fill, groups, submit, write_script
+from ..experiments.job_script import check_time, fill, groups, submit, write_script
 
 
 def main(argv: list[str]) -> int:
