@@ -81,7 +81,9 @@ def through_ray(function: Callable, items: list) -> Iterator:
     """As `through_pool`, by tasks of Ray, four a worker under way at most."""
     import ray
 
-    ray.init(num_cpus=WORKERS, object_store_memory=STORE_BYTES, include_dashboard=False)
+    ray.init(
+        address="local", num_cpus=WORKERS, object_store_memory=STORE_BYTES, include_dashboard=False
+    )
     remote = ray.remote(lambda item: function(item))
     waiting = []
     for item in items:
@@ -154,7 +156,12 @@ def ray_data(folder: Path):
     import ray
 
     if not ray.is_initialized():
-        ray.init(num_cpus=WORKERS, object_store_memory=STORE_BYTES, include_dashboard=False)
+        ray.init(
+            address="local",
+            num_cpus=WORKERS,
+            object_store_memory=STORE_BYTES,
+            include_dashboard=False,
+        )
     return ray.data.read_parquet(str(folder))
 
 
@@ -230,7 +237,9 @@ def on_ray(job: Callable, folder: Path, out: Path) -> None:
     import daft
     import ray
 
-    ray.init(num_cpus=WORKERS, object_store_memory=STORE_BYTES, include_dashboard=False)
+    ray.init(
+        address="local", num_cpus=WORKERS, object_store_memory=STORE_BYTES, include_dashboard=False
+    )
     daft.set_runner_ray()
     job(folder, out)
 
