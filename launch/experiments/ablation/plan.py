@@ -11,8 +11,8 @@ In: a YAML file.
     curations:
       clip_score: {keep_list: curated/clip_score/keep.parquet}
       rules: {curation: basic}    # filters over the score table, run by `counterpoint curate`
-    table: scores                 # the score table, and stores, of such curations
-    stores: {clip: stores/clip}
+    table: scores                 # the score table, and stores, of such curations; a curation may
+    stores: {clip: stores/clip}   # have its own
     random: true                  # a random subset of the size of each curation, anew for each seed
     evaluate: {in_distribution: indist/top1, shift: shift/top1}
     baseline: {samples: [100000, 200000]}        # evaluations of the pool's runs on their way
@@ -33,6 +33,7 @@ from .subsets import Bits, read_subset, sizes_of_random, whole_pool, write_rando
 
 KEYS = frozenset({"name", "config", "set", "pool", "samples", "seeds", "curations", "random"})
 KEYS |= {"evaluate", "baseline", "table", "stores"}
+CURATION_KEYS = frozenset({"keep_list", "curation", "set", "table", "stores"})
 NEEDED = frozenset({"name", "config", "samples", "seeds", "curations"})
 POOL = "all"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -232,14 +233,14 @@ class _Reader:
         where = f"{self.file}, curation {_checked_name(name, f'{self.file}: a curation')}"
         if name == POOL or str(name).startswith("random_"):
             raise ValueError(f"{where}: the names {POOL} and random_... are taken; choose another")
-        check_keys(written, {"keep_list", "curation", "set"}, set(), where)
+        check_keys(written, CURATION_KEYS, set(), where)
         if ("keep_list" in written) == ("curation" in written):
             raise ValueError(
                 f"{where}: it needs keep_list (a Parquet file) or curation (filters), one of them"
             )
         overrides = self.common | self._settings(written, where)
         if "curation" in written:
-            lists = [str(self._curated(str(name), written["curation"], where))]
+            lists = [str(self._curated(str(name), written, where))]
         else:
             lists = _as_list(written["keep_list"])
         overrides["data.keep_lists"] = lists
@@ -256,17 +257,19 @@ class _Reader:
             )
         return bits, overrides
 
-    def _curated(self, name: str, curation: Any, where: str) -> Path:
+    def _curated(self, name: str, written: dict[str, Any], where: str) -> Path:
         """Runs a curation that is given as filters, unless it has been."""
-        stores = self.content.get("stores") or {}
-        if "table" not in self.content or not isinstance(stores, dict):
+        given = {key: self.content[key] for key in ("table", "stores") if key in self.content}
+        given |= written
+        stores = given.get("stores") or {}
+        if "table" not in given or not isinstance(stores, dict):
             raise ValueError(
                 f"{where}: a curation of filters needs the key `table` (the folder that "
                 "counterpoint score wrote), and `stores: {NAME: FOLDER}` if its filters read any"
             )
-        table = Path(self.content["table"])
+        table, curation = Path(given["table"]), str(given["curation"])
         try:
-            return curated(name, str(curation), table, stores, self.out / "curated")
+            return curated(name, curation, table, stores, self.out / "curated")
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 

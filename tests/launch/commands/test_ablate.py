@@ -18,6 +18,7 @@ from fake_runs import Page
 from counterpoint.launch import cli
 from counterpoint.launch.commands.ablate import main, make_runner
 from counterpoint.launch.config.identity import Identity
+from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.experiments import pairs, results
 from counterpoint.launch.experiments.ablation import plan
 
@@ -257,6 +258,38 @@ def test_subsets_that_do_not_fit_the_pool_are_refused(pool, tmp_path, stub):
     file = tiny_ablation.write(pool, pool={"keep_list": half})
     with pytest.raises(ValueError, match="16 of its 24 samples are not in the pool"):
         main([str(file), "--out", str(tmp_path)])
+
+
+def test_a_curation_of_filters_has_the_files_table_or_its_own(pool, tmp_path, stub, monkeypatch):
+    asked = []
+
+    def curated(name, curation, table, stores, folder):
+        asked.append((name, curation, table, stores, folder))
+        return pool / "some.parquet"
+
+    monkeypatch.setattr(plan, "curated", curated)
+    own = {"curation": "basic", "table": "mine", "stores": {"clip": "s"}}
+    file = tiny_ablation.write(pool, table="ours", curations={"a": {"curation": "wfpp"}, "b": own})
+    made = plan.read_plan(file, tmp_path)
+    folder = tmp_path / "curated"
+    assert asked == [
+        ("a", "wfpp", Path("ours"), {}, folder),
+        ("b", "basic", Path("mine"), {"clip": "s"}, folder),
+    ]
+    assert [(each.name, each.size) for each in made.subsets[1:3]] == [("a", 24), ("b", 24)]
+
+
+def test_the_packaged_ablations_are_read(tmp_path):
+    """But for their data: the keys, the run, the evaluations, the curations."""
+    for file in packaged_files("ablation").values():
+        reader = plan._Reader(file, tmp_path)
+        reader.common = reader._settings(reader.content, str(file))
+        config = results.parsed(reader.content["config"], reader.common)
+        reader._check_evaluation(config)
+        reader._set_samples(config)
+        for name, written in reader.curations.items():
+            assert set(written) <= plan.CURATION_KEYS, name
+            assert packaged_files("curation").get(str(written.get("curation")))
 
 
 def test_an_evaluation_that_was_not_measured_is_named(pool, tmp_path, stub):
