@@ -40,6 +40,7 @@ PACKAGES = {
     "data.corpora.icons": "A small dirty web: icon sets.",
     "data.curate": "Curation: score tables, filters in sequence, keep-lists.",
     "data.curate.filters": "One filter a file.",
+    "data.curate.numerics": "Exact sums, counts and similarities, the same in any order.",
     "train": "The LightningModule, features, phases, learning rates.",
     "train.optim": "Optimizers, parameter groups, freezing.",
     "train.grad_clip": "Gradient clippers.",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .sparse import distinct
+from .numerics.sparse import distinct
 
 WORD = re.compile(r"[^\W\d_]+")
 IN_BRACKETS = re.compile(r"\([^)]*\)")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...data.curate.similarity import nearest, rounded
+from ...data.curate.numerics.similarity import nearest, rounded
 from ...data.files import whole_file, write_json
 from ...data.hashing import mix, seeded
 from ...data.sidecar import KEY, write_sidecar

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 
 from ...data.curate.base import vectors
-from ...data.curate.logistic import fit_logistic
+from ...data.curate.numerics.logistic import fit_logistic
 from ...data.curate.stores import Store
 from ...data.files import whole_file
 from ...data.hashing import mix, seeded

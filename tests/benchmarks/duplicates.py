@@ -27,8 +27,8 @@ from counterpoint.data.curate.filters.near_captions import NearCaptions
 from counterpoint.data.curate.filters.near_images import NearImages
 from counterpoint.data.curate.filters.semantic_balance import SemanticBalance
 from counterpoint.data.curate.filters.semdedup import SemDeDup
+from counterpoint.data.curate.numerics.similarity import near_earlier, rounded
 from counterpoint.data.curate.runner import Curation
-from counterpoint.data.curate.similarity import near_earlier, rounded
 from counterpoint.data.curate.stores import Store
 from counterpoint.data.curate.table import COLUMNS, Table, file_of, write_about, write_rows
 from counterpoint.data.sidecar import write_sidecar

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..base import KEEP, Columns, Filter, State
-from ..fixed_point import cosines, unit_vectors
+from ..numerics.fixed_point import cosines, unit_vectors
 
 BLOCK = 1 << 12  # rows at once, which a processor's cache holds
 

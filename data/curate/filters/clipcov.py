@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ..array_files import class_embeddings
 from ..base import KEEP, Columns, GroupFilter, State
-from ..fixed_point import MAX_SUMMED, UNIT, rounded, unit_vectors
+from ..numerics.array_files import class_embeddings
+from ..numerics.fixed_point import MAX_SUMMED, UNIT, rounded, unit_vectors
 
 BLOCK = 1 << 11  # rows at once
 

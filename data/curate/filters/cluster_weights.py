@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..base import Columns, Filter, State, numbers
-from ..sparse import add_counts, count
+from ..numerics.sparse import add_counts, count
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..base import Columns, Filter, State, texts
 from ..entries import Entries, Padding, spaced
-from ..sparse import distinct
+from ..numerics.sparse import distinct
 
 
 @dataclass(frozen=True)

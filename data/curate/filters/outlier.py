@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from ...hashing import mix, seeded
 from ..base import Columns, GroupFilter, State, numbers, vectors
-from ..fixed_point import check_finite
+from ..numerics.fixed_point import check_finite
 
 Method = Literal["k_dist", "slof", "lid", "dao"]
 NOT_A_NUMBER = 1000.0  # score of 0 / 0 and x / 0: images that came many times

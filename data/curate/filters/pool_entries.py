@@ -16,7 +16,7 @@ import pyarrow as pa
 from ...hashing import mix, text_hash
 from ..base import Columns, Filter, State, texts
 from ..entries import PUNCTUATION, spaced
-from ..sparse import look_up
+from ..numerics.sparse import look_up
 
 
 @dataclass(frozen=True)

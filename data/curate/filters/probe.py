@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ..array_files import check_width, class_embeddings, read_arrays
 from ..base import Columns, Filter, State, vectors
+from ..numerics.array_files import check_width, class_embeddings, read_arrays
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from ...hashing import mix, seeded
 from ..base import Columns, Filter, State, numbers
-from ..sparse import add_counts, count
+from ..numerics.sparse import add_counts, count
 
 BIN_BITS = 20
 

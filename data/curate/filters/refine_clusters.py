@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..base import Columns, Filter, State, numbers, vectors
-from ..similarity import BLOCK, lengths, nearest, rounded
-from ..sparse import add_counts, count
+from ..numerics.similarity import BLOCK, lengths, nearest, rounded
+from ..numerics.sparse import add_counts, count
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..base import Columns, GroupFilter, State, numbers, vectors
-from ..similarity import centre_cosines, rounded
+from ..numerics.similarity import centre_cosines, rounded
 from .semdedup import Prefer, preferred
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ...hashing import mix, seeded
 from ..base import Columns, GroupFilter, State, numbers, vectors
-from ..similarity import centre_cosines, near_earlier, rounded
+from ..numerics.similarity import centre_cosines, near_earlier, rounded
 
 Prefer = Literal["far", "near", "hash"]
 

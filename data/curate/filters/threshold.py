@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ...hashing import mix, seeded
 from ..base import Columns, Filter, State, numbers
-from ..sparse import add_counts, count
+from ..numerics.sparse import add_counts, count
 
 # Bits of a float32 that are counted together: bins are 2^-15 of the number wide, or less.
 DROPPED_BITS = 8

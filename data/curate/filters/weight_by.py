@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..base import WEIGHT, Columns, Filter, State, numbers
-from ..fixed_point import total_of, value_sums
+from ..numerics.fixed_point import total_of, value_sums
 
 
 @dataclass(frozen=True)

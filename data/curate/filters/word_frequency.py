@@ -15,7 +15,7 @@ import pyarrow as pa
 from ...hashing import text_hash
 from ...text.tokenize import split_words
 from ..base import Columns, Filter, State, texts
-from ..sparse import add_counts, count, look_up
+from ..numerics.sparse import add_counts, count, look_up
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import tiny
 import torch
 import yaml
 
-from counterpoint.data.curate.array_files import class_embeddings
+from counterpoint.data.curate.numerics.array_files import class_embeddings
 from counterpoint.launch.cli import main
 from counterpoint.launch.config import parser as run_config
 from counterpoint.launch.run.build import build_parts

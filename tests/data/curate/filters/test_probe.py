@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from counterpoint.data.curate.base import vector_column
 from counterpoint.data.curate.filters.probe import Probe
-from counterpoint.data.curate.logistic import fit_logistic
+from counterpoint.data.curate.numerics.logistic import fit_logistic
 
 RNG = np.random.default_rng(2)
 IMAGE = RNG.normal(size=(400, 24)).astype(np.float16)

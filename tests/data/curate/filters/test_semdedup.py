@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 from helpers.curated import keep, key_of
 
-from counterpoint.data.curate import similarity
 from counterpoint.data.curate.filters.semdedup import SemDeDup
-from counterpoint.data.curate.similarity import centre_cosines, near_earlier, nearest, rounded
+from counterpoint.data.curate.numerics import similarity
+from counterpoint.data.curate.numerics.similarity import (
+    centre_cosines,
+    near_earlier,
+    nearest,
+    rounded,
+)
 from counterpoint.data.hashing import mix, seeded
 
 RNG = np.random.default_rng(0)

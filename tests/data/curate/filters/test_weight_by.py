@@ -7,7 +7,7 @@ import pytest
 from helpers.score_table import kept, make_table
 
 from counterpoint.data.curate.filters.weight_by import WeightBy
-from counterpoint.data.curate.fixed_point import total_of, value_sums
+from counterpoint.data.curate.numerics.fixed_point import total_of, value_sums
 from counterpoint.data.curate.runner import Curation
 
 RNG = np.random.default_rng(8)

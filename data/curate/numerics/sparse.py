@@ -6,7 +6,7 @@ whose size depends on how many different values there are; parts add up in any o
 
 import numpy as np
 
-from .base import State
+from ..base import State
 
 
 def distinct(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ of integers below 2^53: float64 holds it exactly, in any order.
 import numpy as np
 import pyarrow as pa
 
-from .base import State, vectors
+from ..base import State, vectors
 
 UNIT = 1 << 20
 MAX_SUMMED = 1 << 12  # unit vectors whose sum still has exact products
