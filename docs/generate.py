@@ -50,6 +50,7 @@ PACKAGES = {
     "train.evaluation": "Evaluation suites and tasks.",
     "launch": "The command line.",
     "launch.commands": "One command a file.",
+    "launch.commands.curation": "The commands of curation.",
     "launch.config": "Run files and options: parsing, messages, identity.",
     "launch.run": "What a run consists of.",
     "launch.experiments": "Sweeps and the catalogue.",

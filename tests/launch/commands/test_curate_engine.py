@@ -3,7 +3,7 @@
 import pytest
 
 from counterpoint.data.curate.engine import Processes
-from counterpoint.launch.commands.curate import engine_of
+from counterpoint.launch.commands.curation.curate import engine_of
 
 
 def test_the_options_name_the_engine():

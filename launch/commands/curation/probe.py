@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
-from ...data.curate.base import vectors
-from ...data.curate.numerics.logistic import fit_logistic
-from ...data.curate.stores import Store
-from ...data.files import whole_file
-from ...data.hashing import mix, seeded
-from .. import arguments
+from ....data.curate.base import vectors
+from ....data.curate.numerics.logistic import fit_logistic
+from ....data.curate.stores import Store
+from ....data.files import whole_file
+from ....data.hashing import mix, seeded
+from ... import arguments
 
 PARTS = 5
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from ..arguments import Arguments
-from ..run.provenance import num_cores
-from .data import track
+from ...arguments import Arguments
+from ...run.provenance import num_cores
+from ..data import track
 
 
 def main(argv: list[str]) -> int:
@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run_combine(options: argparse.Namespace) -> int:
     """Combines lists."""
-    from ...data.curate.lists.algebra import Operation, combine, mix_lists
+    from ....data.curate.lists.algebra import Operation, combine, mix_lists
 
     if options.mix:
         kept = mix_lists(shares_of(options.mix), options.out, options.samples)
@@ -152,8 +152,8 @@ def shares_of(words: Sequence[str]) -> dict[Path, float]:
 
 def run_locate(options: argparse.Namespace) -> int:
     """Brings a list to other shards."""
-    from ...data.curate.lists.from_table import locate
-    from ...data.curate.table import Table
+    from ....data.curate.lists.from_table import locate
+    from ....data.curate.table import Table
 
     kept, total = locate(options.list, Table(options.table), options.out)
     missing = f"; {total - kept:,} are not in the table" if kept < total else ""
@@ -163,8 +163,8 @@ def run_locate(options: argparse.Namespace) -> int:
 
 def run_random(options: argparse.Namespace) -> int:
     """Draws a list."""
-    from ...data.curate.lists.from_table import draw
-    from ...data.curate.table import Table
+    from ....data.curate.lists.from_table import draw
+    from ....data.curate.table import Table
 
     kept = draw(Table(options.table), options.samples, options.seed, options.out)
     print(f"{options.out}: {kept:,} samples")
@@ -173,8 +173,8 @@ def run_random(options: argparse.Namespace) -> int:
 
 def run_npy(options: argparse.Namespace) -> int:
     """Writes DataComp's format."""
-    from ...data.curate.lists.datacomp import write_subset
-    from ...data.curate.table import Table
+    from ....data.curate.lists.datacomp import write_subset
+    from ....data.curate.table import Table
 
     entries = write_subset(options.list, Table(options.table), options.field, options.out)
     print(f"{options.out}: {entries:,} uids")
@@ -183,8 +183,8 @@ def run_npy(options: argparse.Namespace) -> int:
 
 def run_from_npy(options: argparse.Namespace) -> int:
     """Reads DataComp's format."""
-    from ...data.curate.lists.datacomp import read_subset
-    from ...data.curate.table import Table
+    from ....data.curate.lists.datacomp import read_subset
+    from ....data.curate.table import Table
 
     kept, total = read_subset(options.subset, Table(options.table), options.field, options.out)
     print(f"{options.out}: {kept:,} samples, of {total:,} entries")
@@ -193,10 +193,10 @@ def run_from_npy(options: argparse.Namespace) -> int:
 
 def run_repack(options: argparse.Namespace) -> int:
     """Writes new tars."""
-    from ...data.curate.engine import Processes, Serial
-    from ...data.curate.lists.repack import Repack
-    from ...data.shards.manifest import Manifest
-    from ...data.shards.transport import Transport
+    from ....data.curate.engine import Processes, Serial
+    from ....data.curate.lists.repack import Repack
+    from ....data.shards.manifest import Manifest
+    from ....data.shards.transport import Transport
     from .score import key_fields_of
 
     manifest = Manifest.load(options.manifest)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..arguments import Arguments
+from ...arguments import Arguments
 
 
 def main(argv: list[str]) -> int:
@@ -27,10 +27,10 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.out.is_dir():
         raise ValueError(f"--out {options.out} is a folder; name a file, such as card.html")
-    from ...data.curate.table import Table
-    from ...data.files import write_whole
-    from ...data.shards.manifest import Manifest
-    from ..reporting.data_card import render_card
+    from ....data.curate.table import Table
+    from ....data.files import write_whole
+    from ....data.shards.manifest import Manifest
+    from ...reporting.data_card import render_card
 
     manifest = Manifest.load(options.manifest) if options.manifest else None
     text = render_card(Table(options.table), options.curation, manifest)

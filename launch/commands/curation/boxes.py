@@ -11,14 +11,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import Arguments
-from ..experiments.claims import claimed
-from ..run.provenance import num_cores
-from .data import counter
+from ...arguments import Arguments
+from ...experiments.claims import claimed
+from ...run.provenance import num_cores
+from ..data import counter
 from .score import key_fields_of
 
 if TYPE_CHECKING:
-    from ...data.curate.text_boxes import TextBoxes
+    from ....data.curate.text_boxes import TextBoxes
 
 ABOUT = "boxes.json"
 
@@ -32,10 +32,10 @@ def main(argv: list[str]) -> int:
             f"--workers {workers}, --side {options.side}, --min_confidence "
             f"{options.min_confidence}: give 1 or more, 32 or more, and 0 to 1"
         )
-    from ...data.curate.text_boxes import TextBoxes, load_spotter
-    from ...data.shards.manifest import Manifest
-    from ...data.shards.transport import Transport
-    from ...data.sidecar import check_file_names
+    from ....data.curate.text_boxes import TextBoxes, load_spotter
+    from ....data.shards.manifest import Manifest
+    from ....data.shards.transport import Transport
+    from ....data.sidecar import check_file_names
 
     load_spotter(options.side, options.min_confidence)  # so that what is missing is said at once
     manifest = Manifest.load(options.manifests)
@@ -82,7 +82,7 @@ def parser() -> Arguments:
 
 def write_all(boxes: "TextBoxes", workers: int) -> None:
     """Writes the missing shards that no other process works on."""
-    from ...data.curate.engine import Processes, Serial
+    from ....data.curate.engine import Processes, Serial
 
     counts, missing = boxes.manifest.counts, _missing(boxes)
     done, total = int(counts.sum() - counts[missing].sum()), int(counts.sum())
@@ -115,7 +115,7 @@ class _Task:
 def _open(boxes: "TextBoxes") -> None:
     """Begins the sidecar, or goes on with one of the same pool and settings."""
 
-    from ...data.files import write_json
+    from ....data.files import write_json
 
     path = boxes.folder / ABOUT
     about = {

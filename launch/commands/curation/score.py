@@ -13,13 +13,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import Arguments
-from ..experiments.claims import claimed
-from ..run.provenance import num_cores
-from .data import counter
+from ...arguments import Arguments
+from ...experiments.claims import claimed
+from ...run.provenance import num_cores
+from ..data import counter
 
 if TYPE_CHECKING:
-    from ...data.curate.score import Scores
+    from ....data.curate.score import Scores
 
 CAPTION, KEY_FIELD = "txt", "key"
 
@@ -32,9 +32,9 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--workers {workers}: give 1 or more")
     if not set(options.field).isdisjoint(options.number):
         raise ValueError("a column is of texts (--field) or of numbers (--number), not both")
-    from ...data.curate.score import Scores, ScoreSettings
-    from ...data.shards.manifest import Manifest
-    from ...data.shards.transport import Transport
+    from ....data.curate.score import Scores, ScoreSettings
+    from ....data.shards.manifest import Manifest
+    from ....data.shards.transport import Transport
 
     manifest = Manifest.load(options.manifests)
     captions = by_source(options.caption, manifest.sources, "--caption")
@@ -140,7 +140,7 @@ def written(scores: "Scores", shards: Sequence[int], workers: int) -> Iterator[i
     Raises:
         ValueError: some cannot be opened; all others are written.
     """
-    from ...data.curate.score import shard_names
+    from ....data.curate.score import shard_names
 
     failed: list[str] = []
     workers = min(workers, len(shards))

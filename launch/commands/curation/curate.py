@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.curate.engine import Processes, RayTasks
-from ...data.curate.runner import Curation
-from ...data.curate.stores import Store
-from ...data.curate.table import Table
-from .. import arguments
-from ..config.curations import load_curation
-from .data import track
+from ....data.curate.engine import Processes, RayTasks
+from ....data.curate.runner import Curation
+from ....data.curate.stores import Store
+from ....data.curate.table import Table
+from ... import arguments
+from ...config.curations import load_curation
+from ..data import track
 
 
 def main(argv: list[str]) -> int:

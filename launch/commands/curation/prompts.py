@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from ...data.files import whole_file
-from ...models.teachers.frozen import Frozen
-from .. import arguments
-from ..config import parser as run_config
-from ..run.build import build_parts
-from ..run.load import checkpoint_of
-from ..run.teachers import load_teacher
+from ....data.files import whole_file
+from ....models.teachers.frozen import Frozen
+from ... import arguments
+from ...config import parser as run_config
+from ...run.build import build_parts
+from ...run.load import checkpoint_of
+from ...run.teachers import load_teacher
 
 TEMPLATES = ("a photo of a {c}.",)
 CHUNK = 256  # prompts at a time
