@@ -89,6 +89,8 @@ def project(tmp_path, monkeypatch, parser):
     monkeypatch.setattr(run_config, "make_parser", lambda *args, **kwargs: parser)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     run = paths.find("emoji_clip")
+    (tmp_path / "icons").mkdir()
+    (tmp_path / "icons/classes.txt").write_text("arrow\nstar\n")
     for folder in ("emoji_clip", "smoke", "first"):
         (tmp_path / "runs" / folder).mkdir(parents=True)
         shutil.copy(run, tmp_path / "runs" / folder / "config.yaml")
