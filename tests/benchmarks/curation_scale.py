@@ -43,6 +43,7 @@ SETTINGS = {
     "cluster_weights": {"cluster": "clusters.id"},
     "where": {"column": "source", "values": ["web"]},
     "image_based": {"hits": "stores/clusters"},
+    "text_rules": {"max_digits": 0.5},
 }
 BEFORE = {"balance_concepts": ["match_concepts"]}
 NAMES = "".join(f"word{n}\n" for n in range(VOCABULARY)) + "".join(
