@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.files import write_json, write_whole
+from ...data.files import whole_file, write_json, write_whole
 from ...train.evaluation.outcomes import FILE, read_outcomes
 from ..arguments import Arguments, add_job_options
 from ..config.packaged import find, packaged_files
@@ -66,6 +66,10 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"there is no file {file} (docs/howto/compare.md has an example)")
         file = find(options.file, "ablation")
     out = options.out or Path("ablations") / read_name(file)
+    # Paths of keep-lists in it are settings of runs, and a job array names it in full: written in
+    # two ways, none of its results would be taken for one of these runs.
+    if out.is_absolute() and out.is_relative_to(Path.cwd()):
+        out = out.relative_to(Path.cwd())
     with stoppable(signal.SIGTERM, signal.SIGUSR1):
         plan = read_plan(file, out)
         if options.slurm:
@@ -99,8 +103,11 @@ def resumed_command(pair: Pair, run_dir: Path) -> list[str]:
 
 def keep_outcomes(run_dir: Path, file: Path) -> dict[str, Any]:
     """Copies the outcomes beside the result; returns the evaluations on the way."""
+    kept = file.with_suffix(".npz")
+    kept.unlink(missing_ok=True)  # perhaps of another configuration
     if (run_dir / FILE).is_file():
-        shutil.copyfile(run_dir / FILE, file.with_suffix(".npz"))
+        with whole_file(kept) as part:
+            shutil.copyfile(run_dir / FILE, part)
     run = read_run(run_dir)
     metrics = [metric for metric in run.metrics if is_evaluation(metric)]
     rows = [row for row in run.rows if all(metric in row for metric in metrics)] if metrics else []

@@ -220,12 +220,18 @@ def render_card(table: Table, curation: Path | None, manifest: Manifest | None) 
 
 def _read(path: Path, columns: Iterable[str]) -> dict[str, np.ndarray]:
     rows = pq.read_table(path, columns=list(columns))
-    return {name: _plain(rows[name]).to_numpy() for name in rows.column_names}
+    return {name: _array(rows[name]) for name in rows.column_names}
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    is_coded = pa.types.is_dictionary(column.type)
-    return column.cast(column.type.value_type) if is_coded else column
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (pa.types.is_integer(column.type) and column.null_count):
+        return column.to_numpy()
+    # Arrow would make floats of them, and hashes and keys of 64 bits would lose their last bits.
+    values = column.fill_null(0).to_numpy().astype(object)
+    values[column.is_null().to_numpy()] = None
+    return values
 
 
 def _ranks(rows: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Curations of an ablation that are given as files of filters: run once, then known.
 
 In: a curation, a score table, stores. Out: the keep-list that `counterpoint curate` writes, in a
-folder of the ablation. It is run again when the curation's file, the table or a store's place has
-changed; to run it in any case, delete the folder.
+folder of the ablation. It is run again when one of its filters, a file that they read, the table or
+a store has changed; to run it in any case, delete the folder.
 """
 
 import hashlib
@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ....data.curate.stores import Store
 from ....data.files import write_json
+from ...config.curations import load_curation
 from ...config.packaged import find
 from ..claims import claimed
 
@@ -51,7 +53,7 @@ def curated(
         command: what is run.
 
     Raises:
-        ValueError: there is no such curation or table, or it failed.
+        ValueError: there is no such curation, table or store, or it failed.
     """
     file, out = find(curation, "curation"), folder / name
     if not table.is_dir():
@@ -60,6 +62,8 @@ def curated(
     while _known(out) != stamp:
         with claimed(out.with_name(f"{name}.claim")) as ours:
             if ours and _known(out) != stamp:
+                # What is there now is replaced file by file: nobody may take it for whole.
+                (out / STAMP).unlink(missing_ok=True)
                 _run(name, command(str(file), table, stores, out), out)
                 write_json(out / STAMP, stamp)
         if not ours:
@@ -83,10 +87,16 @@ def _stamp(file: Path, table: Path, stores: Mapping[str, str]) -> dict[str, Any]
         (str(path.relative_to(table)), path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(table.rglob("*.parquet"))
     ]
+    # Its file names filters; what these are and read lies in other files.
+    filters = hashlib.sha256()
+    for name, each in load_curation(file).items():
+        filters.update(f"{name} {each!r}\n".encode())
+        for path in map(Path, each.files()):
+            filters.update(path.read_bytes() if path.is_file() else b"")
     return {
-        "curation": hashlib.sha256(file.read_bytes()).hexdigest()[:16],
+        "curation": filters.hexdigest()[:16],
         "table": hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16],
-        "stores": dict(stores),
+        "stores": {name: Store(Path(place)).fingerprint for name, place in stores.items()},
     }
 
 

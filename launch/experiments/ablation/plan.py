@@ -122,11 +122,13 @@ class _Reader:
         self.content = content
         self.name = _checked_name(content["name"], f"{file}: name")
         self.seeds = check_seeds(content["seeds"], str(file))
-        self.curations = content["curations"]
-        if not isinstance(self.curations, dict) or not self.curations:
+        curations = content["curations"]
+        if not isinstance(curations, dict) or not curations:
             raise ValueError(
-                f"{file}: curations is {self.curations}; write NAME: {{keep_list: FILE}} below it"
+                f"{file}: curations is {curations}; write NAME: {{keep_list: FILE}} below it"
             )
+        # A name such as 30 is a number in YAML.
+        self.curations = {str(name): written for name, written in curations.items()}
         if not isinstance(content.get("random", True), bool):
             raise ValueError(f"{file}: random is {content['random']}; write true or false")
 
@@ -183,6 +185,11 @@ class _Reader:
         for key in settings:
             if key in OWNED:
                 raise ValueError(f"{where}: set has {key}; here it is given by `{OWNED[key]}`")
+            if re.fullmatch(r"config|data|phases|phases\.[^.]+", str(key)):
+                raise ValueError(
+                    f"{where}: set has {key}, which would replace what an ablation sets; name each "
+                    "setting in full, such as data.num_workers or phases.train.learning_rate"
+                )
             if re.fullmatch(r"phases\.[^.]+\.samples", str(key)):
                 raise ValueError(
                     f"{where}: set has {key}; all runs see equally many samples: the key `samples`"
@@ -250,6 +257,8 @@ class _Reader:
                     f"{where}: there is no keep-list {path} (paths start where the command is run)"
                 )
         bits = self._subset(lists)
+        if not bits.size:
+            raise ValueError(f"{where}: it keeps no sample (all weights are 0); loosen its filters")
         if outside := bits.size - bits.common(self.pool):
             raise ValueError(
                 f"{where}: {outside:,} of its {bits.size:,} samples are not in the pool, which its "

@@ -16,7 +16,7 @@ import tiny_ablation
 from fake_runs import Page
 
 from counterpoint.launch import cli
-from counterpoint.launch.commands.ablate import main, make_runner
+from counterpoint.launch.commands.ablate import keep_outcomes, main, make_runner
 from counterpoint.launch.config.identity import Identity
 from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.experiments import pairs, results
@@ -236,6 +236,9 @@ def test_a_task_runs_its_pair_and_the_last_one_writes_the_table(pool, tmp_path, 
         ({"samples": -3}, "samples is -3; write a number"),
         ({"set": {"data.manifest": "x"}}, r"set has data.manifest; here it is given by `pool:"),
         ({"set": {"phases.train.samples": 3}}, "all runs see equally many samples"),
+        ({"set": {"phases": {"train": {"samples": 3}}}}, "set has phases, which would replace"),
+        ({"set": {"phases.train": {"samples": 3}}}, "set has phases.train, which would replace"),
+        ({"set": {"data": {"keep_lists": ["x"]}}}, "set has data, which would replace"),
         ({"evaluate": {"in_distribution": "heldout/top1"}}, "the tasks of suite are colours"),
         ({"evaluate": {"shift": "colours/top1"}}, "shift needs in_distribution"),
         ({"evaluate": {"accuracy": "colours/top1"}}, "unknown key accuracy"),
@@ -258,6 +261,47 @@ def test_subsets_that_do_not_fit_the_pool_are_refused(pool, tmp_path, stub):
     file = tiny_ablation.write(pool, pool={"keep_list": half})
     with pytest.raises(ValueError, match="16 of its 24 samples are not in the pool"):
         main([str(file), "--out", str(tmp_path)])
+
+
+def test_a_subset_of_nothing_is_refused(pool, tmp_path, stub):
+    rows = [(0, 1), (2, 3)]
+    none = tiny_ablation.write_keep_list(tmp_path / "none.parquet", rows, weight=[0.0, 0.0])
+    file = tiny_ablation.write(pool, curations={"x": {"keep_list": none}})
+    with pytest.raises(ValueError, match=r"curation x: it keeps no sample \(all weights are 0\)"):
+        main([str(file), "--out", str(tmp_path)])
+
+
+def test_a_name_may_be_a_number(pool, tmp_path, stub):
+    chosen = tiny_ablation.content(pool)["curations"]
+    file = tiny_ablation.write(pool, curations={30: chosen["some"], "fewer": chosen["fewer"]})
+    assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [row["name"] for row in table["rows"]][:3] == ["all", "30", "fewer"]
+
+
+def test_the_folder_may_be_named_in_two_ways(pool, tmp_path, stub, monkeypatch):
+    """As a job array does, which gives the whole path, and its user afterwards."""
+    monkeypatch.chdir(tmp_path)
+    file = tiny_ablation.write(pool)
+    assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    assert len(stub()) == 5
+    assert main([str(file), "--out", "out"]) == 0
+    assert stub() == []
+
+
+def test_outcomes_of_another_configuration_do_not_stay(tmp_path, monkeypatch):
+    run_dir, file = tmp_path / "run", tmp_path / "x-seed0.json"
+    run_dir.mkdir()
+    monkeypatch.setattr(
+        "counterpoint.launch.commands.ablate.read_run",
+        lambda run_dir: SimpleNamespace(metrics=[], rows=[], samples_at=lambda steps: None),
+    )
+    (run_dir / "outcomes.npz").write_bytes(b"outcomes")
+    keep_outcomes(run_dir, file)
+    assert file.with_suffix(".npz").read_bytes() == b"outcomes"
+    (run_dir / "outcomes.npz").unlink()
+    keep_outcomes(run_dir, file)
+    assert not file.with_suffix(".npz").exists()
 
 
 def test_a_curation_of_filters_has_the_files_table_or_its_own(pool, tmp_path, stub, monkeypatch):

@@ -57,6 +57,15 @@ def test_counts_are_those_of_the_table(tmp_path):
     assert f"<b>{1 - distinct / len(usable):.2%}</b><span>repeat an image file" in text
 
 
+def test_a_sample_that_cannot_be_used_hides_no_copies(tmp_path):
+    """Beside an empty cell, hashes of 64 bits must not become floats."""
+    hashes = [(1 << 62) + 12345 * n + 1 for n in range(100)]
+    columns = {"image_hash": [*hashes, None, *hashes], "error": [None] * 201}
+    columns["error"][100] = "bad_image"
+    text = page(make_table(tmp_path / "table", columns, [101, 100]))
+    assert "<b>50.00%</b><span>repeat an image file" in text
+
+
 def test_of_many_hashes_some_are_looked_at(monkeypatch):
     monkeypatch.setattr(data_card, "MAX_HASHES", 2000)
     hashes = RNG.integers(0, 40_000, 100_000)

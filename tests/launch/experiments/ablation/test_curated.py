@@ -48,9 +48,39 @@ def test_it_is_run_once_and_again_after_a_change(ask, tmp_path):
     shard = tmp_path / "table" / "web" / "0.parquet"
     os.utime(shard, ns=(1, 1))
     assert ask()[1] == 3
-    assert ask(stores={"clip": "s"})[1] == 4 and ask(stores={"clip": "s"})[1] == 4
+    part = tmp_path / "store" / "web" / "0.safetensors"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"features")
+    stores = {"clip": str(tmp_path / "store")}
+    assert ask(stores=stores)[1] == 4 and ask(stores=stores)[1] == 4
+    part.write_bytes(b"features of another model")
+    assert ask(stores=stores)[1] == 5
     (tmp_path / "out" / "rules" / "keep.parquet").unlink()
-    assert ask(stores={"clip": "s"})[1] == 5
+    assert ask(stores=stores)[1] == 6
+
+
+def test_a_file_that_a_filter_reads_counts(ask, tmp_path):
+    entries = tmp_path / "entries.txt"
+    entries.write_text("a dog\n")
+    (tmp_path / "rules.yaml").write_text(
+        f"filters: {{match: {{config: match_concepts, entries: {entries}}}}}\n"
+    )
+    assert ask()[1] == 1 and ask()[1] == 1
+    entries.write_text("a cat\n")
+    assert ask()[1] == 2
+
+
+def test_one_that_was_stopped_is_not_taken_for_the_one_before(ask, tmp_path):
+    """Its files may be there in part: going back to the old filters must run them again."""
+    rules, stub = tmp_path / "rules.yaml", tmp_path / "stub.py"
+    assert ask()[1] == 1
+    rules.write_text("filters: {size: {config: basic, min_side: 9}}\n")
+    stub.write_text(STUB + "sys.exit(3)\n")
+    with pytest.raises(ValueError, match="curation rules failed"):
+        ask()
+    rules.write_text("filters: {size: basic}\n")
+    stub.write_text(STUB)
+    assert ask()[1] == 3
 
 
 def test_a_failure_says_why_and_is_tried_again(ask, tmp_path):
