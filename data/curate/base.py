@@ -111,25 +111,63 @@ class GroupFilter(Filter):
 
 
 def numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:
-    """Returns a column of numbers [n]."""
+    """Returns a column of numbers, or of true and false, [n].
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    kind = rows.column(name).type
+    if not (_is_number(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"{name} holds {kind}; name a column with one number a row")
+    return rows.column(name).to_numpy(zero_copy_only=False)
+
+
+def integers(rows: pa.RecordBatch, name: str) -> np.ndarray:
+    """Returns a column of integers, such as hashes and numbers of clusters, [n].
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    kind = rows.column(name).type
+    if not pa.types.is_integer(kind):
+        raise ValueError(f"{name} holds {kind}; name a column with one integer a row")
     return rows.column(name).to_numpy(zero_copy_only=False)
 
 
 def texts(rows: pa.RecordBatch, name: str) -> list[str]:
-    """Returns a column of texts."""
+    """Returns a column of texts.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    kind = rows.column(name).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"{name} holds {kind}; name a column with one text a row")
     return rows.column(name).to_pylist()
 
 
 def lists(rows: pa.RecordBatch, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a column of lists of numbers: all of them, and how many each row has, int64 [n]."""
+    """Returns a column of lists of numbers: all of them, and how many each row has, int64 [n].
+
+    Raises:
+        ValueError: it holds something else.
+    """
     column = rows.column(name)
+    if not (pa.types.is_list(column.type) and _is_number(column.type.value_type)):
+        raise ValueError(f"{name} holds {column.type}; name a column with a list of numbers a row")
     sizes = column.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     return column.flatten().to_numpy(zero_copy_only=False), sizes
 
 
 def vectors(rows: pa.RecordBatch, name: str, normalize: bool = True) -> np.ndarray:
-    """Returns a column of vectors, float32 [n, d]; of length one unless told otherwise."""
+    """Returns a column of vectors, float32 [n, d]; of length one unless told otherwise.
+
+    Raises:
+        ValueError: it holds something else.
+    """
     column = rows.column(name)
+    if not (pa.types.is_fixed_size_list(column.type) and _is_number(column.type.value_type)):
+        raise ValueError(f"{name} holds {column.type}; name a store's column with embeddings")
     flat = column.flatten().to_numpy(zero_copy_only=False)
     values = flat.reshape(len(column), -1).astype(np.float32)
     if normalize:
@@ -145,3 +183,7 @@ def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
 def select(rows: pa.RecordBatch, mask: np.ndarray) -> pa.RecordBatch:
     """Returns the rows under a mask [n]."""
     return rows.filter(pa.array(mask))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

@@ -71,7 +71,14 @@ class BalanceConcepts(Filter):
 
     def partial(self, rows: pa.RecordBatch) -> State:
         found, _ = lists(rows, "concepts")
-        return {"counts": np.bincount(found, minlength=len(Entries(self.entries).all()))}
+        entries = len(Entries(self.entries).all())
+        counts = np.bincount(found, minlength=entries)
+        if len(counts) > entries:
+            raise ValueError(
+                f"concepts has the entry number {len(counts) - 1}, and entries only {entries}; "
+                "give balance_concepts the entries that match_concepts has"
+            )
+        return {"counts": counts}
 
     def finish(self, total: State) -> State:
         """Returns count and probability of each entry."""

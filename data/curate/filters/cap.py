@@ -39,6 +39,8 @@ class Cap(GroupFilter):
         return (self.column,)
 
     def groups(self, rows: pa.RecordBatch, state: State) -> np.ndarray:
+        if pa.types.is_nested(kind := rows.column(self.column).type):
+            raise ValueError(f"{self.column} holds {kind}; cap needs one number or text a row")
         values = rows.column(self.column).dictionary_encode()
         codes = [text_hash(value) for value in values.dictionary.to_pylist()]
         return np.array(codes, dtype=np.int64)[values.indices.to_numpy()]

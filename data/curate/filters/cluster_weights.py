@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ..base import Columns, Filter, State, numbers
+from ..base import Columns, Filter, State, integers
 from ..numerics.sparse import add_counts, count
 
 
@@ -55,7 +55,7 @@ class ClusterWeights(Filter):
         return (self.cluster,)
 
     def partial(self, rows: pa.RecordBatch) -> State:
-        return count(numbers(rows, self.cluster))
+        return count(integers(rows, self.cluster))
 
     def merge(self, one: State, other: State) -> State:
         return add_counts(one, other)
@@ -68,5 +68,5 @@ class ClusterWeights(Filter):
         return {"values": total["values"], "weights": weights}
 
     def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
-        at = np.searchsorted(state["values"], numbers(rows, self.cluster))
+        at = np.searchsorted(state["values"], integers(rows, self.cluster))
         return {"weight": state["weights"][at]}

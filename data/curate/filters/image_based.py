@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors import SafetensorError, safe_open
 
-from ..base import KEEP, Columns, Filter, State, numbers
+from ..base import KEEP, Columns, Filter, State, integers
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,18 @@ class ImageBased(Filter):
         return sorted(self.hits.glob("*/*.safetensors"))
 
     def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
-        return {KEEP: np.isin(numbers(rows, self.cluster), _hit(self))}
+        return {KEEP: np.isin(integers(rows, self.cluster), self._hit())}
+
+    def _hit(self) -> np.ndarray:
+        files = tuple((path, path.stat().st_mtime_ns) for path in self.files())
+        return _hit(self, files)
 
 
 @functools.lru_cache(maxsize=2)
-def _hit(of: ImageBased) -> np.ndarray:
-    """Returns the clusters that are hit, int64 [k]."""
+def _hit(of: ImageBased, files: tuple[tuple[Path, int], ...]) -> np.ndarray:
+    """Returns the clusters that are hit, int64 [k]; `files` are theirs, and when they changed."""
     ids = []
-    for path in of.files():
+    for path, _ in files:
         try:
             with safe_open(str(path), framework="pt") as file:
                 ids.append(file.get_tensor("id").numpy())

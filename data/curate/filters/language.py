@@ -34,7 +34,7 @@ class Language(Filter):
         candidates: codes between which it decides; None: all it knows.
 
     Raises:
-        ValueError: py3langid does not know a language, or is not installed.
+        ValueError: a list is empty, or py3langid does not know a language, or is not installed.
     """
 
     languages: list[str] | None = None
@@ -47,6 +47,8 @@ class Language(Filter):
     def __post_init__(self):
         known = identifier(None).labels
         for key, codes in (("languages", self.languages), ("candidates", self.candidates)):
+            if codes == []:
+                raise ValueError(f"{key} is empty; name a language, or give null for all")
             if unknown := sorted(set(codes or ()) - set(known)):
                 raise ValueError(
                     f"{key}: py3langid does not know the language '{unknown[0]}'; it knows "

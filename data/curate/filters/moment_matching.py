@@ -24,6 +24,7 @@ from ..base import WEIGHT, Columns, Filter, State, numbers
 
 TOLERANCE = 1e-6  # of E q and the constraints, on the rows that are solved for
 MAX_ITERATIONS = 200
+DUAL_STEPS = 1 << 32  # dual numbers are multiples of 2^-32
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class MomentMatching(Filter):
                 f"constraints (the nearest miss them by {residual:.2g}): give a lower mean, a "
                 "higher max_weight, eps_r or eps_d, or other shares"
             )
-        return dual
+        # The last bits depend on how many threads multiply matrices.
+        return np.rint(dual * DUAL_STEPS) / DUAL_STEPS
 
     def _limits(self) -> np.ndarray:
         count = len(self.attributes)
@@ -117,8 +119,8 @@ class MomentMatching(Filter):
     def _moments(self, rows: pa.RecordBatch) -> np.ndarray:
         """Returns what the constraints are the means of, float64 [n, constraints]."""
         shares = self.attributes.items()
-        differ = np.stack([_column(rows, name) - share for name, share in shares], axis=1)
-        parts = [differ, *(differ * _column(rows, name)[:, None] for name in self.labels)]
+        differ = np.stack([_attribute(rows, name) - share for name, share in shares], axis=1)
+        parts = [differ, *(differ * _label(rows, name)[:, None] for name in self.labels)]
         return np.concatenate(parts, axis=1)
 
     def _lowest(self, state: State) -> State:
@@ -129,8 +131,21 @@ class MomentMatching(Filter):
         return {name: values[order[: self.rows]] for name, values in state.items()}
 
 
-def _column(rows: pa.RecordBatch, name: str) -> np.ndarray:
-    return numbers(rows, name).astype(np.float64)
+def _attribute(rows: pa.RecordBatch, name: str) -> np.ndarray:
+    values = numbers(rows, name).astype(np.float64)
+    _check(name, values, (values >= 0) & (values <= 1), "an attribute is true or false, or 0 to 1")
+    return values
+
+
+def _label(rows: pa.RecordBatch, name: str) -> np.ndarray:
+    values = numbers(rows, name).astype(np.float64)
+    _check(name, values, np.isfinite(values), "a label is true or false, or a finite number")
+    return values
+
+
+def _check(name: str, values: np.ndarray, right: np.ndarray, rule: str) -> None:
+    if not right.all():
+        raise ValueError(f"{name} has the value {values[~right][0]}: {rule}")
 
 
 def _weights(moments: np.ndarray, dual: np.ndarray, mean: float, highest: float) -> np.ndarray:

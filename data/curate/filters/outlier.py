@@ -100,8 +100,8 @@ class Outlier(GroupFilter):
         n, k = rows.num_rows, self.k
         if (n - 1) * len(columns) <= k:
             raise ValueError(
-                f"a random batch has {n} rows, too few for {k} neighbours; give a smaller k, or "
-                "let fewer filters come before this one"
+                f"a random batch has {n} rows, too few for {k} neighbours; give a larger batch "
+                f"than {self.batch} or a smaller k, or let fewer filters come before this one"
             )
         distance = distances(np.concatenate(columns))
         # A row and its own caption are no neighbours of it.

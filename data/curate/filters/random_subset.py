@@ -16,8 +16,9 @@ BIN_BITS = 20
 class RandomSubset(Filter):
     """Keeps samples whose hash of seed and key is low.
 
-    Of one seed a smaller subset lies within a larger one; a key that comes twice is kept twice or
-    not at all.
+    Of one seed a smaller subset lies within a larger one: a second such filter in a curation needs
+    another seed, or it keeps all of a subset that is small enough already. A key that
+    comes twice is kept twice or not at all.
 
     Args:
         fraction: of the samples that reach this filter.

@@ -16,7 +16,8 @@ import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..base import Columns, Filter, State, numbers, vectors
+from ..base import Columns, Filter, State, integers, vectors
+from ..numerics.fixed_point import check_finite
 from ..numerics.similarity import BLOCK, lengths, nearest, rounded
 from ..numerics.sparse import add_counts, count
 
@@ -60,7 +61,7 @@ class RefineClusters(Filter):
         return (Path(self.centres),)
 
     def partial(self, rows: pa.RecordBatch) -> State:
-        return count(numbers(rows, self.cluster))
+        return count(integers(rows, self.cluster))
 
     def merge(self, one: State, other: State) -> State:
         return add_counts(one, other)
@@ -76,7 +77,7 @@ class RefineClusters(Filter):
 
     def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
         centres = read_centres(Path(self.centres))
-        cluster = numbers(rows, self.cluster).astype(np.int64)
+        cluster = integers(rows, self.cluster).astype(np.int64)
         moved = np.flatnonzero(~np.isin(cluster, state["kept"]))
         if len(moved):
             # The nearest of all centres is still the nearest where it is left.
@@ -130,9 +131,9 @@ def mean_vectors(rows: pa.RecordBatch, name: str, width: int) -> np.ndarray:
     """Returns embeddings of a width, unit float32 [n, width]; of several variants, their mean.
 
     Raises:
-        ValueError: they have another width.
+        ValueError: they have another width, or a number is not finite.
     """
-    values = vectors(rows, name, normalize=False)
+    values = check_finite(vectors(rows, name, normalize=False), name)
     if values.shape[1] % width:
         raise ValueError(
             f"{name} has {values.shape[1]} dimensions, and the centres of the clusters {width}; "

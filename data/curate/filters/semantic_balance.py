@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ..base import Columns, GroupFilter, State, numbers, vectors
+from ..base import Columns, GroupFilter, State, integers, numbers, vectors
+from ..numerics.fixed_point import check_finite
 from ..numerics.similarity import centre_cosines, rounded
 from .semdedup import Prefer, preferred
 
@@ -55,13 +56,13 @@ class SemanticBalance(GroupFilter):
         return (self.cluster, self.embedding)
 
     def groups(self, rows: pa.RecordBatch, state: State) -> np.ndarray:
-        return numbers(rows, self.cluster)
+        return integers(rows, self.cluster)
 
     def apply_groups(self, rows: pa.RecordBatch, starts: np.ndarray, state: State) -> Columns:
         key = numbers(rows, "key")
         keep = np.zeros(len(key), dtype=bool)
         for first, last in itertools.pairwise(starts.tolist()):
-            part = rounded(vectors(rows.slice(first, last - first), self.embedding))
+            part = self._rows(rows.slice(first, last - first))
             order = preferred(part, key[first:last], self.prefer, self.seed)
             if self.threshold is not None:
                 core = centre_cosines(part)[order] > self.threshold
@@ -69,3 +70,7 @@ class SemanticBalance(GroupFilter):
                 order = order[~core]
             keep[first + order[: self.at_most]] = True
         return {"keep": keep}
+
+    def _rows(self, rows: pa.RecordBatch) -> np.ndarray:
+        """Returns the embeddings of a cluster, rounded."""
+        return rounded(check_finite(vectors(rows, self.embedding), self.embedding))

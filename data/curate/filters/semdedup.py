@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from ...hashing import mix, seeded
-from ..base import Columns, GroupFilter, State, numbers, vectors
+from ..base import Columns, GroupFilter, State, integers, numbers, vectors
+from ..numerics.fixed_point import check_finite
 from ..numerics.similarity import centre_cosines, near_earlier, rounded
 
 Prefer = Literal["far", "near", "hash"]
@@ -54,17 +55,21 @@ class SemDeDup(GroupFilter):
         return (self.cluster, self.embedding)
 
     def groups(self, rows: pa.RecordBatch, state: State) -> np.ndarray:
-        return numbers(rows, self.cluster)
+        return integers(rows, self.cluster)
 
     def apply_groups(self, rows: pa.RecordBatch, starts: np.ndarray, state: State) -> Columns:
         key = numbers(rows, "key")
         keep = np.empty(len(key), dtype=bool)
         for first, last in itertools.pairwise(starts.tolist()):
             # A cluster at a time: in float32 all of them are twice as large.
-            part = rounded(vectors(rows.slice(first, last - first), self.embedding))
+            part = self._rows(rows.slice(first, last - first))
             order = preferred(part, key[first:last], self.prefer, self.seed)
             keep[first + order] = ~near_earlier(part[order], 1 - self.epsilon)
         return {"keep": keep}
+
+    def _rows(self, rows: pa.RecordBatch) -> np.ndarray:
+        """Returns the embeddings of a cluster, rounded."""
+        return rounded(check_finite(vectors(rows, self.embedding), self.embedding))
 
 
 def preferred(rows: np.ndarray, key: np.ndarray, prefer: Prefer, seed: int) -> np.ndarray:

@@ -60,7 +60,7 @@ class TextRules(Filter):
         captions = rows.column("caption")
         keep = np.ones(rows.num_rows, dtype=bool)
         if self.min_letters > 0 or self.max_digits < 1:
-            characters = np.maximum(_count(captions, r"\S"), 1)
+            characters = np.maximum(_count(captions, r"[^\s\p{Z}]"), 1)
             keep &= _count(captions, r"\p{L}|\p{M}") >= self.min_letters * characters
             keep &= _count(captions, r"\p{Nd}") <= self.max_digits * characters
         for pattern in self.refuse:

@@ -76,7 +76,8 @@ class Where(Filter):
 def _read(path: Path, changed: int, column: str, kind: pa.DataType) -> pa.Array:
     """Returns the values of a file; `changed` is when it did."""
     if path.suffix == ".parquet":
-        return _sorted(pq.read_table(path, columns=[column])[column].combine_chunks().cast(kind))
+        values = pq.read_table(path, columns=[column])[column].drop_null()
+        return _sorted(values.combine_chunks().cast(kind))
     lines = path.read_text(encoding="utf-8").splitlines()
     return _sorted(pa.array([line for line in lines if line.strip()]).cast(kind))
 

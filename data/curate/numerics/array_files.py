@@ -12,13 +12,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
-@functools.lru_cache(maxsize=4)
 def read_arrays(path: Path) -> Mapping[str, np.ndarray]:
     """Returns the arrays of a file by name; that of a `.npy` file is called `classes`.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or holds numbers that are not finite.
     """
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise ValueError(f"'{path}' cannot be read ({error.strerror})") from error
+    return _read(path, changed)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, changed: int) -> Mapping[str, np.ndarray]:
+    """Reads a file; `changed` is when it did."""
+    arrays = _load(path)
+    for name, values in arrays.items():
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            raise ValueError(f"'{name}' in '{path}' has numbers that are not finite; make it again")
+    return arrays
+
+
+def _load(path: Path) -> Mapping[str, np.ndarray]:
     try:
         if path.suffix == ".safetensors":
             return {name: value.float().numpy() for name, value in load_file(path).items()}

@@ -13,7 +13,7 @@ from ..base import State, vectors
 
 UNIT = 1 << 20
 MAX_SUMMED = 1 << 12  # unit vectors whose sum still has exact products
-_EXPONENTS = 256
+_EXPONENTS = 1 << 12  # of all float64 numbers, and more
 _MANTISSA = 31  # bits; 2^32 rows of them fit into int64
 
 
@@ -54,8 +54,7 @@ def value_sums(values: np.ndarray) -> State:
     """Returns the sum of values of at least 0, [n], as a state that adds up in any order."""
     mantissa, exponent = np.frexp(values.astype(np.float64))
     integers = np.rint(np.ldexp(mantissa, _MANTISSA))
-    bins = np.clip(exponent + _EXPONENTS // 2, 0, _EXPONENTS - 1)
-    sums = np.bincount(bins, weights=integers, minlength=_EXPONENTS)
+    sums = np.bincount(exponent + _EXPONENTS // 2, weights=integers, minlength=_EXPONENTS)
     return {"sums": sums.astype(np.int64), "rows": np.array(len(values))}
 
 

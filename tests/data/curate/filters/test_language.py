@@ -53,3 +53,7 @@ def test_languages_that_are_not_known_are_refused():
         Language(["fr"], candidates=["en", "de"])
     with pytest.raises(ValueError, match="min_probability=2 is not between"):
         Language(["en"], min_probability=2)
+    with pytest.raises(ValueError, match="languages is empty; name a language"):
+        Language([])
+    with pytest.raises(ValueError, match="candidates is empty; name a language"):
+        Language(candidates=[])

@@ -98,6 +98,16 @@ def test_nothing_depends_on_shards(tmp_path):
     np.testing.assert_array_equal(one, other)
 
 
+def test_the_order_in_which_products_are_summed_up_changes_nothing():
+    draw = np.random.default_rng(5)
+    attribute, labels = draw.random(3001) < 0.3, draw.random((3001, 7)) < 0.2
+    rows = (attribute - 0.5)[:, None] * np.concatenate([np.ones((3001, 1)), labels], axis=1)
+    each = MomentMatching({"a": 0.5}, [f"y{n}" for n in range(7)], eps_r=0.001, eps_d=0.001)
+    # As other numbers of threads do.
+    for order in (slice(None, None, -1), draw.permutation(3001)):
+        np.testing.assert_array_equal(each.solve(rows[order]), each.solve(rows))
+
+
 def test_parts_may_be_merged_in_any_order():
     each = MomentMatching({"a": 0.5}, rows=50)
     draw = np.random.default_rng(0)
