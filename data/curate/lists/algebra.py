@@ -5,6 +5,7 @@ a batch and not the lists; see `keep_list`.
 """
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ def mix_lists(shares: dict[Path, float], out: Path, samples: int | None = None) 
     Raises:
         ValueError: a share is not above 0, or as in `combine`.
     """
-    if not shares or min(shares.values()) <= 0 or (samples is not None and samples < 1):
+    wrong = not all(0 < share < math.inf for share in shares.values())  # NaN too
+    if not shares or wrong or (samples is not None and samples < 1):
         raise ValueError("a mixture needs shares above 0, such as A=0.7 B=0.3, and samples above 0")
     lists = [KeepList(path) for path in shares]
     with _lookups(lists, out) as lookups:

@@ -75,7 +75,15 @@ class KeepList:
             if not self.weighted:
                 ones = pa.array(np.ones(len(batch), dtype=np.float32))
                 batch = batch.append_column("weight", ones)
-            yield batch.select(WEIGHTED.names).cast(WEIGHTED)
+            batch = batch.select(WEIGHTED.names).cast(WEIGHTED)
+            weights = weights_of(batch)
+            wrong = weights[~((weights >= 0) & np.isfinite(weights))]
+            if len(wrong):
+                raise ValueError(
+                    f"the keep-list '{self.path}' has the weight {wrong[0]:g}; weights are numbers "
+                    "from 0 up: mend or drop these rows"
+                )
+            yield batch
 
     def lookup(self, folder: Path) -> "Lookup":
         """Returns what finds its rows by key.

@@ -29,7 +29,7 @@ from ..engine import Engine, Serial
 from ..runner import Progress, silent
 from .keep_list import KeepList, weights_of
 
-ABOUT = "repack.json"
+ABOUT, MANIFEST = "repack.json", "manifest.parquet"
 NEW = ("unreadable", "no_key")
 
 
@@ -58,7 +58,7 @@ class Repack:
 
         Raises:
             ValueError: the list has weights other than 1 and they are not ignored, or is of other
-                shards; the folder holds tars of something else.
+                shards; the folder holds tars or other files of something else.
         """
         if self.samples_per_shard < 1:
             raise ValueError(f"--samples_per_shard {self.samples_per_shard}: give 1 or more")
@@ -76,6 +76,7 @@ class Repack:
         }
         path = self.out / ABOUT
         if not path.exists():
+            self._check_free()
             write_json(path, about)
         stored = json.loads(path.read_text(encoding="utf-8"))
         if other := [name for name, value in about.items() if stored.get(name) != value]:
@@ -84,6 +85,15 @@ class Repack:
             )
         for url in self.manifest.check_files().values():
             self.transport.require(url)
+
+    def _check_free(self) -> None:
+        """Refuses a folder with files of the user's under the names of new ones."""
+        tars = map(self.path, range(len(self.tars)))
+        new = [self.out / MANIFEST, *(each for tar in tars for each in (tar, _stats_of(tar)))]
+        if there := [path for path in new if path.exists()]:
+            raise ValueError(
+                f"'{there[0]}' is there already, and no repacking wrote it; choose another --out"
+            )
 
     def run(self, engine: Engine | None = None, progress: Progress = silent) -> Counter[str]:
         """Writes the tars that are missing, then the manifest.
@@ -105,7 +115,7 @@ class Repack:
             "num_bytes": [self.path(tar).stat().st_size for tar in range(len(tars))],
             "sha256": [""] * len(tars),
         }
-        Manifest(pa.table(rows, SCHEMA), self.out).save(self.out / "manifest.parquet")
+        Manifest(pa.table(rows, SCHEMA), self.out).save(self.out / MANIFEST)
         total: Counter[str] = Counter()
         for tar in range(len(tars)):
             total.update(self.write(tar))
@@ -130,7 +140,7 @@ class Repack:
     def write(self, tar: int) -> dict[str, int]:
         """Writes a new tar unless it is there; returns its statistics."""
         path = self.path(tar)
-        stats = path.with_name(f"{path.stem}_stats.json")
+        stats = _stats_of(path)
         if stats.exists():
             return json.loads(stats.read_text(encoding="utf-8"))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,6 +217,10 @@ class Repack:
             name: np.cumsum(self._selection.counts.at(0, shards))
             for name, shards in self._shards.items()
         }
+
+
+def _stats_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_stats.json")
 
 
 def _named(sample: RawSample, names: set[str], shard: str) -> RawSample:

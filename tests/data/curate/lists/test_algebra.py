@@ -121,3 +121,18 @@ def test_mistakes_are_named(lists, tmp_path):
     zero = write(tmp_path / "zero.parquet", dict.fromkeys(b, 0.0))
     with pytest.raises(ValueError, match=r"zero\.parquet' sum to 0"):
         mix_lists({paths[0]: 1.0, zero: 1.0}, out)
+
+
+def test_numbers_that_are_none_are_refused(lists, tmp_path):
+    (plain, weighted, _), contents = lists
+    out = tmp_path / "out.parquet"
+    for share in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match="shares above 0"):
+            mix_lists({plain: share, weighted: 1.0}, out)
+    for weight in (float("nan"), float("inf"), -1.0):
+        wrong = write(tmp_path / "wrong.parquet", dict.fromkeys(contents[1], 1.0) | {N - 1: weight})
+        with pytest.raises(ValueError, match=f"has the weight {weight:g}; weights are numbers"):
+            combine("union", [plain, wrong], out)
+        with pytest.raises(ValueError, match=f"has the weight {weight:g}; weights are numbers"):
+            mix_lists({plain: 1.0, wrong: 1.0}, out)
+    assert not out.exists()

@@ -144,3 +144,13 @@ def test_weights_and_damage_are_not_passed_over(pool, tmp_path):
     assert work.run() == {"successes": 10, "unreadable": 2, "no_key": 0}
     with pytest.raises(ValueError, match="give 1 or more"):
         repack(pool, tmp_path / "out3", size=0).open(ignores_weights=False)
+
+
+@pytest.mark.parametrize("name", ["one/00000.tar", "two/00000_stats.json", "manifest.parquet"])
+def test_files_that_are_there_stay(pool, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"{name}' is there already"):
+        repack(pool, tmp_path).open(ignores_weights=False)
+    assert path.read_bytes() == b"mine"
+    assert not (tmp_path / "repack.json").exists()
