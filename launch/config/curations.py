@@ -11,10 +11,11 @@ In: the name of a packaged curation or a file. Out: the filters by name. Paths i
 filters start where the command is run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ...data.curate.base import Filter
@@ -30,7 +31,10 @@ def load_curation(curation: str | Path) -> dict[str, Filter]:
     Raises:
         ValueError: no such curation, or something in it is wrong.
     """
-    content = load(find(curation, "curation"))
+    file = find(curation, "curation")
+    content = load(file)
+    for name in _repeated(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)):
+        raise ValueError(f"{curation}: {name} comes twice; give one of them another name")
     for key in content:
         if key != "filters":
             raise ValueError(f"{curation}: {key}: there is no such key; there is filters")
@@ -43,6 +47,17 @@ def load_curation(curation: str | Path) -> dict[str, Filter]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--filter", type=Filter, required=True)
     return {str(name): _filter(parser, str(name), filters[name], curation) for name in filters}
+
+
+def _repeated(node: yaml.Node | None, depth: int = 2) -> Iterator[str]:
+    """Yields names that come twice in a mapping, or in one below it; YAML drops the first."""
+    seen: set[str] = set()
+    for key, value in node.value if depth and isinstance(node, yaml.MappingNode) else ():
+        name = str(key.value)
+        if name in seen:
+            yield name
+        seen.add(name)
+        yield from (f"{name}.{below}" for below in _repeated(value, depth - 1))
 
 
 def _filter(parser: ArgumentParser, name: str, written: Any, curation: str | Path) -> Filter:
