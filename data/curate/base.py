@@ -9,11 +9,14 @@ re-sharding, with any number of workers, and after a restart.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 KEEP, WEIGHT = "keep", "weight"
+# Keep-lists have float32.
+MAX_WEIGHT = float(np.finfo(np.float32).max)
 
 State = dict[str, np.ndarray]
 Columns = dict[str, np.ndarray | pa.Array]
@@ -108,6 +111,35 @@ class GroupFilter(Filter):
             starts: where groups start, and the number of rows; int64 [groups + 1].
             state: of `finish`; empty without a `partial`.
         """
+
+
+def checked(of: Filter, given: Columns, num_rows: int) -> dict[str, pa.Array]:
+    """Returns what a filter gave as arrays.
+
+    Raises:
+        ValueError: a column is missing or of another length, `keep` is empty in a row, or a weight
+            is no number from 0 up.
+    """
+    columns = {}
+    for name in of.writes:
+        if name not in given:
+            raise ValueError(f"{of!r} gives no column {name}, which it says that it writes")
+        values = given[name]
+        column: Any = values if isinstance(values, pa.Array) else pa.array(values)
+        if len(column) != num_rows:
+            raise ValueError(f"{of!r} gives {len(column)} values of {name} for {num_rows} rows")
+        if name == KEEP and column.null_count:
+            raise ValueError(f"{of!r} leaves keep empty in {column.null_count} rows")
+        if name == WEIGHT:
+            weights = np.asarray(column, dtype=np.float64)
+            wrong = weights[~((weights >= 0) & (weights <= MAX_WEIGHT))]
+            if len(wrong):
+                raise ValueError(
+                    f"{of!r} gives {len(wrong):,} weights such as {wrong[0]:g}; a weight is a "
+                    "number from 0 up, how often the sample shall come in an epoch"
+                )
+        columns[name] = column
+    return columns
 
 
 def numbers(rows: pa.RecordBatch, name: str) -> np.ndarray:

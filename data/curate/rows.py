@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .base import WEIGHT, Columns
+from .base import KEEP, MAX_WEIGHT, WEIGHT, Columns
 from .stores import Store
 from .table import Table, file_of, write_rows
 
@@ -89,24 +89,33 @@ class Rows:
             numbers: rows that the filter has seen, int64 [n].
             columns: what it gave for them, one value each.
             writes: names of the columns.
+
+        Raises:
+            ValueError: the product of weights is too large.
         """
         verdict = self.verdicts(shard)
         verdict[verdict == KEPT] = LACKS
         keep = np.ones(len(numbers), dtype=bool)
-        for name in ("keep", WEIGHT):
-            if name in writes:
-                keep &= np.asarray(columns[name]) > 0
+        if KEEP in writes:
+            keep &= np.asarray(columns[KEEP]) > 0
+        given = {name: columns[name] for name in writes if name != KEEP}
+        if WEIGHT in writes:
+            earlier = self.weights(shard)[numbers]
+            weights = np.asarray(columns[WEIGHT], dtype=np.float64) * earlier
+            if weights.max(initial=0) > MAX_WEIGHT:
+                raise ValueError(
+                    f"the weights of the filters multiply to {weights.max():g} in the shard "
+                    f"{self.file(shard)}, more than float32 holds; give smaller ones"
+                )
+            # As keep-lists have them: what rounds to 0 there is left out.
+            keep &= weights.astype(np.float32) > 0
+            given[WEIGHT] = weights
         verdict[numbers] = np.where(keep, KEPT, LEFT_OUT)
         at = np.full(len(verdict), -1)
         at[numbers] = np.arange(len(numbers))
         index = pa.array(at, mask=at < 0)
         out = {"verdict": pa.array(verdict)}
-        for name in writes:
-            if name == "keep":
-                continue
-            values = columns[name]
-            if name == WEIGHT:
-                values = np.asarray(values, dtype=np.float64) * self.weights(shard)[numbers]
+        for name, values in given.items():
             out[name] = (values if isinstance(values, pa.Array) else pa.array(values)).take(index)
         write_rows(folder / self.file(shard), pa.table(out))
 

@@ -6,8 +6,10 @@ have counted something to read. What is done lies in `OUT/steps/`: a run
 that was stopped goes on there, and of changed filters only the first and those after it run again.
 """
 
+import contextlib
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import whole_file, write_json
-from ..hashing import text_hash
-from .base import KEEP, WEIGHT, Filter, GroupFilter, State
+from ..shards.locks import tried
+from .base import KEEP, WEIGHT, Filter, GroupFilter, State, checked
+from .digest import digest
 from .engine import Engine, Serial
 from .rows import KEPT, LACKS, LEFT_OUT, Rows
 from .shuffle import BUCKET_BYTES, Shuffle
@@ -30,6 +33,11 @@ from .table import Table, write_rows
 
 VERSION = 3  # raise it when the same filters give other results
 ROWS_A_BLOCK = 1 << 20
+NAME = re.compile(r"\w[\w.-]*")
+# What a curation may remove in a folder that holds other things as well.
+STEP_FOLDER = re.compile(r".+-[0-9a-f]{12}")
+# Columns that are the samples' own, or the runner's.
+RESERVED = {"key", "source", "shard", "index", "error", "verdict"}
 
 # Wraps the results of a pass over so many items to show its progress.
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -53,7 +61,8 @@ class Curation:
         progress: shows progress.
 
     Raises:
-        ValueError: a filter reads what there is not.
+        ValueError: a filter reads what there is not, or writes what it may not; or `out` is the
+            table's folder.
     """
 
     table: Table
@@ -66,8 +75,19 @@ class Curation:
     def __post_init__(self):
         if not self.filters:
             raise ValueError("a curation needs at least one filter")
+        if self.out.resolve() == self.table.folder.resolve():
+            raise ValueError(f"'{self.out}' is the score table itself; choose another --out")
         known = set(self.table.columns)
         for name, each in self.filters.items():
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"the filter '{name}' becomes the name of files; use letters, digits, . _ and -"
+                )
+            if wrong := [n for n in each.writes if n in RESERVED or "." in n]:
+                raise ValueError(
+                    f"the filter '{name}' writes {wrong[0]}, which is the name of a sample's own "
+                    "column or, with a dot, of a store's; give its column another name"
+                )
             for column in each.reads:
                 store, dot, _ = column.partition(".")
                 if dot and store not in self.stores:
@@ -83,13 +103,26 @@ class Curation:
             known |= set(each.writes) - {KEEP, WEIGHT}
 
     def run(self) -> dict[str, Any]:
-        """Runs what is not done; returns what `summary.json` holds."""
+        """Runs what is not done; returns what `summary.json` holds.
+
+        Raises:
+            ValueError: no sample is left, or another process of this machine works in `out`.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        with tried(self.out / ".lock") as lock:
+            if lock is None:
+                raise ValueError(
+                    f"another curation runs in '{self.out}'; wait for it, or choose another --out"
+                )
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         rows = Rows(self.table, self.stores)
-        digest = f"{VERSION} {self.table.fingerprint}"
+        inputs = f"{VERSION} {self.table.fingerprint}"
         steps = []
         for name, each in self.filters.items():
-            digest = _digest(digest, each, self.stores)
-            step = Step(name, each, rows, self.out / "steps" / f"{name}-{digest}")
+            inputs = digest(inputs, each, self.stores)
+            step = Step(name, each, rows, self.out / "steps" / f"{name}-{inputs}")
             step.run(self.engine, self.progress)
             steps.append(step)
             rows = step.after()
@@ -98,7 +131,8 @@ class Curation:
         self._write_tables(steps)
         write_json(self.out / "summary.json", summary)
         for folder in (self.out / "steps").iterdir():
-            if folder not in {step.folder for step in steps}:
+            old = folder not in {step.folder for step in steps}
+            if old and STEP_FOLDER.fullmatch(folder.name):
                 shutil.rmtree(folder)
         return summary
 
@@ -115,11 +149,15 @@ class Curation:
         return {"samples": self.table.num_samples, "kept": kept, "filters": told}
 
     def _write_tables(self, steps: "Sequence[Step]") -> None:
-        shutil.rmtree(self.out / "tables", ignore_errors=True)
+        folder = self.out / "tables"
+        for path in folder.glob("*.parquet"):
+            path.unlink()
+        with contextlib.suppress(OSError):  # there is none, or other things are in it
+            folder.rmdir()
         for step in steps:
             state = load(step.folder / STATE)
             if state and (table := step.filter.table(state)) is not None:
-                write_rows(self.out / "tables" / f"{step.name}.parquet", table)
+                write_rows(folder / f"{step.name}.parquet", table)
 
     def _write_list(self, rows: Rows) -> None:
         weighted = WEIGHT in rows.given
@@ -237,9 +275,9 @@ class Step:
             return
         numbers, columns = [], []
         for seen, rows in self.rows.batches(shard, self.filter.reads):
-            given = self.filter.apply(rows, state_of(self.folder))
+            given = checked(self.filter, self.filter.apply(rows, state_of(self.folder)), len(seen))
             numbers.append(seen)
-            columns.append([_array(given[name]) for name in self.filter.writes])
+            columns.append([given[name] for name in self.filter.writes])
         joined = {
             name: pa.concat_arrays([part[at] for part in columns]) if columns else np.zeros(0)
             for at, name in enumerate(self.filter.writes)
@@ -272,20 +310,6 @@ class Step:
         return buckets, rows_a_block
 
 
-def _digest(before: str, each: Filter, stores: Mapping[str, Store]) -> str:
-    """Returns a hash of all that a filter's result depends on."""
-    used = {name.partition(".")[0] for name in each.reads if "." in name}
-    parts = [before, repr(each), *(stores[name].fingerprint for name in sorted(used))]
-    for path in each.files():
-        try:
-            parts.append(f"{text_hash(Path(path).read_bytes().hex()):x}")
-        except OSError as error:
-            raise ValueError(
-                f"'{path}', which {type(each).__name__} needs, cannot be read ({error.strerror})"
-            ) from error
-    return f"{text_hash(*parts) & 0xFFFFFFFFFFFF:012x}"
-
-
 def _blocks(samples: Sequence[int], most: int) -> list[list[int]]:
     """Cuts shards into blocks of consecutive ones with about equal numbers of samples.
 
@@ -303,10 +327,6 @@ def _blocks(samples: Sequence[int], most: int) -> list[list[int]]:
         blocks[-1].append(shard)
         size += count
     return blocks
-
-
-def _array(values: Any) -> pa.Array:
-    return values if isinstance(values, pa.Array) else pa.array(values)
 
 
 def _exhaust(items: Iterable[Any]) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ..files import whole_file
 from ..hashing import mix, seeded
-from .base import KEEP, GroupFilter
+from .base import KEEP, GroupFilter, checked
 from .rows import Rows
 from .state import state_of
 
@@ -79,8 +79,8 @@ class Shuffle:
             starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
             (batch,) = joined.drop_columns(["_group", "_row"]).to_batches()
             starts = np.append(starts, len(groups))
-            columns = self.filter.apply_groups(batch, starts, state_of(self.folder))
-            out = pa.table({"_row": places, **{name: columns[name] for name in self.filter.writes}})
+            given = self.filter.apply_groups(batch, starts, state_of(self.folder))
+            out = pa.table({"_row": places, **checked(self.filter, given, len(places))})
             block_of = np.empty(len(self.rows.table.shards), dtype=np.int64)
             for number, shards in enumerate(self.blocks):
                 block_of[list(shards)] = number

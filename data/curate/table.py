@@ -95,8 +95,9 @@ class Table:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what the table was made of."""
-        return f"{text_hash(json.dumps(self.about, sort_keys=True)):x}"
+        """Hash of what the table was made of; changes when a file does."""
+        stats = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in (p.stat() for p in self.files)]
+        return f"{text_hash(json.dumps(self.about, sort_keys=True), *stats):x}"
 
 
 def file_of(source: str, shard: str) -> Path:
