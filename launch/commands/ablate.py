@@ -39,7 +39,7 @@ def arguments() -> Arguments:
     )
     made.add_argument("file", metavar="FILE", help="a YAML file, or a packaged ablation")
     made.add_argument("--out", type=Path, metavar="DIR", help="(ablations/NAME)")
-    made.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
+    made.add_argument("--jobs", type=int, metavar="N", help="runs at a time (1)")
     made.add_argument("--limit", type=int, metavar="N", help="train at most N runs now")
     made.add_argument("--only", metavar="NAME", help="only the runs of this subset")
     made.add_argument("--only_task", type=int, metavar="I", help="only the run of this number")
@@ -47,7 +47,7 @@ def arguments() -> Arguments:
     made.add_argument(
         "--slurm", action="store_true", help="write the script of a job array, a run a task"
     )
-    job = made.add_argument_group("with --slurm (--jobs: tasks at a time)")
+    job = made.add_argument_group("with --slurm (--jobs: tasks at a time, all if left out)")
     job.add_argument("--gpus", type=int, default=1, help="of a run (1); 0: none")
     job.add_argument("--cpus", type=int, default=4, help="of a run (4)")
     add_job_options(job)
@@ -58,7 +58,7 @@ def arguments() -> Arguments:
 def main(argv: list[str]) -> int:
     """Trains what has no result yet and writes the table; returns 1 when a run failed."""
     options = arguments().parse_args(argv)
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs is {options.jobs}; give at least 1")
     file = Path(options.file)
     if not file.is_file():
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
         plan = read_plan(file, out)
         if options.slurm:
             return write_job(options, plan, file, out)
-        runner = make_runner(out, options.limit, options.jobs)
+        runner = make_runner(out, options.limit, options.jobs or 1)
         pairs = chosen(plan, options.only, options.only_task)
         status = 0 if options.render else runner.run(pairs)
         if options.only_task is None or not missing(plan, runner):
@@ -154,6 +154,10 @@ def write_table(plan: Plan, runner: Runner, out: Path) -> list[Path]:
 
 def write_job(options: argparse.Namespace, plan: Plan, file: Path, out: Path) -> int:
     """Writes the script of a job array, and submits it with `--submit`."""
+    for name in ("only", "only_task", "limit", "render"):
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise ValueError(f"--{name} says nothing to --slurm, whose array has all runs; drop it")
     check_time(options.time)
     for name, lowest in (("gpus", 0), ("cpus", 1), ("grace", 1)):
         if getattr(options, name) < lowest:
@@ -163,7 +167,7 @@ def write_job(options: argparse.Namespace, plan: Plan, file: Path, out: Path) ->
     command = ["counterpoint", "ablate", str(file.absolute()), "--out", str(out)]
     values = vars(options) | {
         "name": re.sub(r"[^\w.-]+", "-", plan.name),
-        "array": f"0-{last}" + (f"%{options.jobs}" if options.jobs > 1 else ""),
+        "array": f"0-{last}" + (f"%{options.jobs}" if options.jobs else ""),
         "gpus": options.gpus or None,
         "out": shlex.quote(str(out)),
         "workdir": shlex.quote(str(Path.cwd())),

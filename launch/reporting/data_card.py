@@ -289,11 +289,21 @@ def _summary(curation: Path, table: Table) -> dict[str, Any]:
 def _removed(curation: Path, facts: Mapping[str, Any], table: Table) -> Removed:
     found = Examples(NUM_LEFT_OUT)
     # A filter's name may hold a dash, its hash never does.
-    steps = (curation / "steps").iterdir()
-    folder = next(step for step in steps if step.name.rpartition("-")[0] == facts["name"])
+    steps = (curation / "steps").glob("*")
+    folders = [step for step in steps if step.name.rpartition("-")[0] == facts["name"]]
+    if not folders:
+        raise ValueError(
+            f"'{curation}/steps' has nothing of the filter {facts['name']}; run counterpoint "
+            "curate again"
+        )
     columns = ["key", "source", "shard", "index", "caption"]
     for path, (source, shard, _) in zip(table.files, table.shards, strict=True):
-        file = folder / file_of(source, shard)
+        file = folders[0] / file_of(source, shard)
+        if not file.is_file():
+            raise ValueError(
+                f"'{curation}' has nothing of the shard '{shard}' of the source '{source}'; give "
+                "the table that it was made from"
+            )
         verdict = pq.read_table(file, columns=["verdict"])["verdict"].to_numpy()
         at = np.flatnonzero(verdict == LEFT_OUT)
         if len(at):

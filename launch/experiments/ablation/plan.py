@@ -21,9 +21,12 @@ Out: a `Plan`: the subsets with what they contain, and the (config, seed) pairs 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from ....data.shards.manifest import Manifest
 from ..results import Pair, identity, parsed
@@ -151,6 +154,8 @@ class _Reader:
         self._set_samples(config)
         self.manifest = Manifest.load(config.data.manifest)
         self.pool = self._subset(config.data.keep_lists)
+        if self.content.get("random", True):
+            self._check_weights(config.data.keep_lists or [])
         subsets = [Subset(POOL, "pool", self.pool.size, bits=self.pool)]
         pairs = self._pairs(POOL, self.common, {"subset": self.pool.fingerprint})
         chosen = {name: self._curation(name, written) for name, written in self.curations.items()}
@@ -175,6 +180,15 @@ class _Reader:
             self.evaluations,
             self._baseline(),
         )
+
+    def _check_weights(self, lists: Sequence[str]) -> None:
+        """Refuses a pool with weights, which its random subsets would not have."""
+        for path in lists:
+            if "weight" in pq.read_schema(path).names:
+                raise ValueError(
+                    f"{self.file}, pool: {path} has weights, and random subsets of it would have "
+                    "none: drop its column weight, or compare with the pool alone (random: false)"
+                )
 
     def _settings(self, content: Any, where: str) -> dict[str, Any]:
         settings = content.get("set") or {}

@@ -271,6 +271,29 @@ def test_a_subset_of_nothing_is_refused(pool, tmp_path, stub):
         main([str(file), "--out", str(tmp_path)])
 
 
+def test_a_pool_with_weights_has_no_random_subsets(pool, tmp_path, stub):
+    rows = [(shard, i) for shard in range(3) for i in range(17)]
+    whole = tiny_ablation.write_keep_list(tmp_path / "pool.parquet", rows, weight=[1.5] * 51)
+    file = tiny_ablation.write(pool, pool={"keep_list": whole})
+    with pytest.raises(ValueError, match=r"pool\.parquet has weights, and random subsets of it"):
+        plan.read_plan(file, tmp_path)
+    made = plan.read_plan(
+        tiny_ablation.write(pool, pool={"keep_list": whole}, random=False), tmp_path
+    )
+    assert [subset.kind for subset in made.subsets] == ["pool", "curation", "curation"]
+
+
+def test_a_job_array_has_all_runs(pool, tmp_path, stub):
+    argv = [str(tiny_ablation.write(pool)), "--out", str(tmp_path / "out"), "--slurm"]
+    for words in (["--only", "some"], ["--limit", "1"], ["--only_task", "0"], ["--render"]):
+        with pytest.raises(ValueError, match=f"{words[0]} says nothing to --slurm"):
+            main([*argv, *words])
+    for words, array in (([], "0-4"), (["--jobs", "1"], "0-4%1")):
+        assert main([*argv, *words]) == 0
+        script = (tmp_path / "out" / "ablation.sbatch").read_text()
+        assert f"#SBATCH --array={array}\n" in script
+
+
 def test_a_name_may_be_a_number(pool, tmp_path, stub):
     chosen = tiny_ablation.content(pool)["curations"]
     file = tiny_ablation.write(pool, curations={30: chosen["some"], "fewer": chosen["fewer"]})

@@ -108,6 +108,17 @@ def test_wrong_folders_are_told(tmp_path, capsys):
         page(table, tmp_path / "out", None)
     assert main(["card", str(tmp_path), "--out", str(tmp_path / "card.html")]) == 2
     assert "is no score table" in capsys.readouterr().err
+    Curation(table, {"basic": Basic()}, {}, tmp_path / "mine").run()
+    (step,) = (tmp_path / "mine" / "steps").iterdir()
+    verdict = next(step.glob("*/*.parquet"))
+    verdict.rename(verdict.with_name("another.parquet"))
+    with pytest.raises(ValueError, match=r"has nothing of the shard .*; give the table"):
+        page(table, tmp_path / "mine", None)
+    step.rename(step.with_name("other-0"))
+    with pytest.raises(
+        ValueError, match="has nothing of the filter basic; run counterpoint curate"
+    ):
+        page(table, tmp_path / "mine", None)
     wrong = ["--curation", str(tmp_path), "--out", str(tmp_path / "card.html")]
     assert main(["card", str(table.folder), *wrong]) == 2
     assert "holds no curation" in capsys.readouterr().err
