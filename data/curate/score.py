@@ -122,7 +122,14 @@ class Scores:
             self.transport.require(url)
         policies = {name: FirstFound(fields) for name, fields in self.settings.captions.items()}
         check_captions(self.manifest, ShardReader(self.manifest.urls), policies)
+        # A table begins with its `table.json`: files without one are of unknown make.
+        there = [self.path(s) for s in range(len(self.manifest.counts)) if self.path(s).exists()]
         if not (self.folder / ABOUT).exists():
+            if there:
+                raise ValueError(
+                    f"'{there[0]}' is there, but no {ABOUT} says what it was made of; choose "
+                    "another --out, or remove the folder"
+                )
             sources = [self.manifest.sources[i] for i in self.manifest.source_ids]
             counts = self.manifest.counts.tolist()
             shards = list(zip(sources, shard_names(self.manifest), counts, strict=True))

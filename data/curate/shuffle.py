@@ -57,7 +57,7 @@ class Shuffle:
                 part = part.append_column("_group", pa.array(groups.reshape(-1)))
                 places = np.int64(shard) << 32 | numbers[at]
                 parts.append(part.append_column("_row", pa.array(places)))
-        joined = pa.Table.from_batches(parts).combine_chunks() if parts else None
+        joined = _joined(parts).combine_chunks() if parts else None
         buckets = np.zeros(0, dtype=np.int64)
         if joined is not None:
             buckets = mix(joined["_group"].to_numpy(), BUCKET_KEY) % np.uint64(self.buckets)
@@ -71,7 +71,7 @@ class Shuffle:
         parts = _read_parts(self.folder / "scatter", len(self.blocks), bucket)
         joined, out, blocks = None, None, np.zeros(0, dtype=np.int64)
         if parts:
-            joined = pa.Table.from_batches(parts)
+            joined = _joined(parts)
             groups, keys = joined["_group"].to_numpy(), joined["key"].to_numpy()
             order = np.lexsort((joined["_row"].to_numpy(), keys, groups))
             joined = joined.take(pa.array(order)).combine_chunks()
@@ -99,7 +99,7 @@ class Shuffle:
             for shard in missing:
                 self.rows.write(self.folder, shard, np.zeros(0, np.int64), none, self.filter.writes)
             return
-        joined = pa.Table.from_batches(parts)
+        joined = _joined(parts)
         joined = joined.take(pa.array(np.argsort(joined["_row"].to_numpy(), kind="stable")))
         joined = joined.combine_chunks()
         places = joined["_row"].to_numpy()
@@ -115,6 +115,19 @@ class Shuffle:
             own = {name: column.slice(first, last - first) for name, column in columns.items()}
             numbers = places[first:last] & 0xFFFFFFFF
             self.rows.write(self.folder, shard, numbers, own, self.filter.writes)
+
+
+def _joined(parts: Sequence[pa.RecordBatch]) -> pa.Table:
+    """Returns rows of several shards as one table."""
+    first = parts[0].schema
+    for each in parts:
+        for field in each.schema:
+            if field.type != (other := first.field(field.name).type):
+                raise ValueError(
+                    f"{field.name} is of {other} in some shards and of {field.type} in others; "
+                    "make the store, or what gives the column, again for all of them"
+                )
+    return pa.Table.from_batches(parts)
 
 
 def _write_parts(path: Path, rows: pa.Table | None, parts: np.ndarray, num_parts: int) -> None:

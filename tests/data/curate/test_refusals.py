@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.score_table import kept, make_table
+from helpers.score_table import kept, make_store, make_table
 
 from counterpoint.data.curate.base import Filter, GroupFilter, numbers
 from counterpoint.data.curate.runner import Curation
+from counterpoint.data.curate.stores import Store
 from counterpoint.data.curate.table import Table
 from counterpoint.data.shards.locks import locked
 
@@ -55,6 +56,19 @@ class GivenToGroups(GroupFilter):
         return {"weight": np.full(len(rows), self.weight)}
 
 
+@dataclass(frozen=True)
+class AllVectors(GroupFilter):
+    """Brings all vectors together."""
+
+    reads = ("clip.image",)
+
+    def groups(self, rows, state):
+        return np.zeros(len(rows), dtype=np.int64)
+
+    def apply_groups(self, rows, starts, state):
+        return {"keep": np.ones(len(rows), dtype=bool)}
+
+
 @pytest.fixture
 def table(tmp_path):
     return make_table(tmp_path / "table", {"width": WIDTHS}, [2, 0, 3])
@@ -93,6 +107,21 @@ def test_what_a_filter_gives_is_checked(table, tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             Curation(table, {"given": each}, {}, tmp_path / "out").run()
+
+
+@pytest.mark.parametrize("other", [(4, np.float32), (8, np.float16)])
+def test_a_store_of_two_kinds_is_refused(tmp_path, monkeypatch, other):
+    table = make_table(tmp_path / "table", {"width": WIDTHS}, [2, 3])
+    for name, (size, kind) in (("one", (4, np.float16)), ("two", other)):
+        values = {row * 7919 - 10**6: {"image": np.ones(size, kind)} for row in range(5)}
+        make_store(tmp_path / name, table, values)
+    (tmp_path / "two/web/00001.safetensors").replace(tmp_path / "one/web/00001.safetensors")
+    stores = {"clip": Store(tmp_path / "one")}
+    for rows_a_block in (1 << 20, 1):  # the shards meet in a block, and in a bucket
+        monkeypatch.setattr("counterpoint.data.curate.runner.ROWS_A_BLOCK", rows_a_block)
+        with pytest.raises(ValueError, match="in some shards and of"):
+            out = tmp_path / f"out{rows_a_block}"
+            Curation(table, {"all": AllVectors()}, stores, out).run()
 
 
 def test_names_that_would_be_taken_for_others_are_refused(table, tmp_path):

@@ -185,6 +185,9 @@ def test_a_table_goes_on_and_is_of_one_pool(shards, tmp_path):
         Scores(tmp_path / "new", manifest, settings(manifest, ("json:text",))).open()
     with pytest.raises(ValueError, match="has a column 'caption' already"):
         settings(manifest, fields={"caption": "text"})
+    (tmp_path / "table" / "table.json").unlink()
+    with pytest.raises(ValueError, match=r"but no table\.json says what it was made of"):
+        Scores(tmp_path / "table", manifest, settings(manifest, ("json:caption",))).open()
 
 
 def test_shards_are_called_as_keep_lists_know_them(make_tar, make_pairs, tmp_path):
