@@ -55,13 +55,15 @@ def named_stores(given: Sequence[str]) -> dict[str, Store]:
     """Returns the stores of `NAME=FOLDER` arguments.
 
     Raises:
-        ValueError: one is not of that form, or there is no such store.
+        ValueError: one is not of that form, a name comes twice, or there is no such store.
     """
     stores = {}
     for text in given:
         name, equals, folder = text.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"--store {text}: write NAME=FOLDER, such as clip=stores/clip")
+        if name in stores:
+            raise ValueError(f"--store {text}: '{name}' is given already; give it another name")
         stores[name] = Store(Path(folder))
     return stores
 

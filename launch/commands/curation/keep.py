@@ -174,9 +174,11 @@ def run_random(options: argparse.Namespace) -> int:
 def run_npy(options: argparse.Namespace) -> int:
     """Writes DataComp's format."""
     from ....data.curate.lists.datacomp import write_subset
+    from ....data.curate.score import column_of
     from ....data.curate.table import Table
 
-    entries = write_subset(options.list, Table(options.table), options.field, options.out)
+    column = column_of(options.field)
+    entries = write_subset(options.list, Table(options.table), column, options.out)
     print(f"{options.out}: {entries:,} uids")
     return 0
 
@@ -184,9 +186,11 @@ def run_npy(options: argparse.Namespace) -> int:
 def run_from_npy(options: argparse.Namespace) -> int:
     """Reads DataComp's format."""
     from ....data.curate.lists.datacomp import read_subset
+    from ....data.curate.score import column_of
     from ....data.curate.table import Table
 
-    kept, total = read_subset(options.subset, Table(options.table), options.field, options.out)
+    column = column_of(options.field)
+    kept, total = read_subset(options.subset, Table(options.table), column, options.out)
     print(f"{options.out}: {kept:,} samples, of {total:,} entries")
     return 0
 

@@ -38,6 +38,18 @@ def test_lists_are_drawn_combined_and_exchanged(table, tmp_path, capsys):
     assert len(np.load(npy)) == len(keys[2])
 
 
+def test_a_field_is_named_as_counterpoint_score_was_told(tmp_path, capsys):
+    uids = [f"{number:032x}" for number in range(20)]
+    folder = make_table(tmp_path / "table", {"json:web_uid": uids}, [20]).folder
+    of = ["--table", str(folder)]
+    a, npy, b = (str(tmp_path / name) for name in ("a.parquet", "a.npy", "b.parquet"))
+    assert main(["keep", "random", *of, "--samples", "5", "--out", a]) == 0
+    of += ["--field", "json:web.uid"]
+    assert main(["keep", "npy", a, *of, "--out", npy]) == 0
+    assert main(["keep", "from_npy", npy, *of, "--out", b]) == 0
+    assert pq.read_table(b)["key"] == pq.read_table(a)["key"]
+
+
 def test_tars_are_written_anew(make_pool, tmp_path, capsys):
     manifest, table = make_pool
     keep = str(tmp_path / "keep.parquet")
