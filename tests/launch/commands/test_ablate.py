@@ -291,6 +291,7 @@ def test_a_job_array_has_all_runs(pool, tmp_path, stub):
     for words, array in (([], "0-4"), (["--jobs", "1"], "0-4%1")):
         assert main([*argv, *words]) == 0
         script = (tmp_path / "out" / "ablation.sbatch").read_text()
+        (tmp_path / "out" / "ablation.sbatch").unlink()
         assert f"#SBATCH --array={array}\n" in script
 
 
