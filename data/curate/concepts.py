@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from .numerics.sparse import distinct
+from .text_files import read_text
 
 WORD = re.compile(r"[^\W\d_]+")
 IN_BRACKETS = re.compile(r"\([^)]*\)")
@@ -83,7 +84,8 @@ def read_concepts(path: Path, changed: int, language: str) -> Concepts:
 
     Text with a class a line; or JSON, a list of classes, or a mapping from the class to its names
     (one, or a list), or to `{"names": [...], "without": [...]}`. A name that is not in a list is
-    cut at " or " and " / "; what stands in brackets is left out.
+    cut at " or " and " / "; what stands in brackets is left out. A class that comes twice
+    is one.
 
     Raises:
         ValueError: it is none of these, or a class has no word.
@@ -121,7 +123,7 @@ def read_concepts(path: Path, changed: int, language: str) -> Concepts:
 
 def _content(path: Path) -> dict[str, Any]:
     """Returns the classes of a file with what it says of each."""
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     if path.suffix != ".json":
         return {line.strip(): line.strip() for line in text.splitlines() if line.strip()}
     try:
@@ -144,6 +146,8 @@ def _names(entry: Any) -> list[str]:
         entry = entry.get("names", [])
     if isinstance(entry, str):
         return BETWEEN_NAMES.split(IN_BRACKETS.sub("", entry))
+    if not isinstance(entry, list):
+        raise ValueError(f"a class has the names {entry}; give a text or a list of texts")
     return [str(name) for name in entry]
 
 

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 
+from .text_files import read_text
+
 Padding = Literal["spaces", "by_script"]
 
 PUNCTUATION = ",.;:?!`"
@@ -112,9 +114,9 @@ def read_entries(path: Path, changed: int) -> list[str]:
         ValueError: an entry comes twice, or there is none.
     """
     if path.suffix == ".parquet":
-        lines = pq.read_table(path, columns=["entry"])["entry"].to_pylist()
+        lines = pq.read_table(path, columns=["entry"])["entry"].drop_null().to_pylist()
     else:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     entries = [entry for line in lines if (entry := line.rstrip("\r")).strip()]
     if not entries:
         raise ValueError(f"the file of entries '{path}' has none; write one a line")

@@ -44,8 +44,8 @@ class ClusterWeights(Filter):
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}: give 0 (equal clusters) to 1 (as they are)")
-        if self.share <= 0:
-            raise ValueError(f"share={self.share} leaves nothing; give more than 0")
+        if not 0 < self.share < math.inf:
+            raise ValueError(f"share={self.share}: give a number above 0, such as 0.5")
         if self.max_weight is not None and self.max_weight <= 0:
             raise ValueError(f"max_weight={self.max_weight} leaves nothing; give more than 0")
 

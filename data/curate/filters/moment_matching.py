@@ -67,7 +67,7 @@ class MomentMatching(Filter):
             raise ValueError(
                 f"mean={self.mean} must lie above 0 and below max_weight={self.max_weight}"
             )
-        if min(self.eps_r, self.eps_d) < 0:
+        if not (self.eps_r >= 0 and self.eps_d >= 0):
             raise ValueError(f"eps_r={self.eps_r} and eps_d={self.eps_d} must be 0 or more")
         if self.rows < 1:
             raise ValueError(f"rows={self.rows}: give 1 or more")

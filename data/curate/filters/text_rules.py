@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..base import Columns, Filter, State
+from ..text_files import read_text
 
 # Words are separated by what is neither a letter, a digit, an apostrophe nor a hyphen.
 BETWEEN_WORDS = r"[^\p{L}\p{M}\p{N}'’-]+"
@@ -110,8 +111,16 @@ def _repeats(words: pa.Array, row_of: np.ndarray, num_rows: int) -> tuple[np.nda
 @functools.lru_cache(maxsize=4)
 def _listed(path: Path, changed: int) -> pa.Array:
     """Returns the words of a file in lower case; `changed` is when it did."""
-    lines = path.read_text(encoding="utf-8").lower().splitlines()
+    lines = read_text(path).lower().splitlines()
     words = [line.strip() for line in lines if line.strip()]
     if not words:
         raise ValueError(f"the file of words '{path}' is empty; write one a line")
-    return pa.array(words, pa.string())
+    listed = pa.array(words, pa.string())
+    _, row_of = _split(listed)
+    for word, count in zip(words, np.bincount(row_of, minlength=len(words)), strict=True):
+        if count != 1:
+            raise ValueError(
+                f"the file of words '{path}' has the line '{word}', and captions are looked "
+                "through word by word; remove it"
+            )
+    return listed

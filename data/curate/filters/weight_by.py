@@ -1,5 +1,6 @@
 """A column as weight: how often each sample is seen."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +38,8 @@ class WeightBy(Filter):
             )
         for name in ("mean", "total", "max"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}={value} must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} must be above 0 and finite")
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..base import Columns, Filter, State
+from ..text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,13 @@ class Where(Filter):
                 assert self.file is not None
                 return _read(self.file, self.file.stat().st_mtime_ns, self.column, kind)
             return _sorted(pa.array(values).cast(kind))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, KeyError) as error:
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowNotImplementedError,
+            OverflowError,
+            OSError,
+            KeyError,
+        ) as error:
             given = values if self.file is None else f"the file '{self.file}'"
             raise ValueError(
                 f"Where: {given} does not fit the column {self.column} of type {kind} ({error})"
@@ -78,7 +85,7 @@ def _read(path: Path, changed: int, column: str, kind: pa.DataType) -> pa.Array:
     if path.suffix == ".parquet":
         values = pq.read_table(path, columns=[column])[column].drop_null()
         return _sorted(values.combine_chunks().cast(kind))
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     return _sorted(pa.array([line for line in lines if line.strip()]).cast(kind))
 
 

@@ -1,5 +1,6 @@
 """Columns of another kind, and numbers that are none, are refused in a sentence that names them."""
 
+import math
 import os
 
 import numpy as np
@@ -12,7 +13,9 @@ from counterpoint.data.curate.base import GroupFilter, lists, texts, vector_colu
 from counterpoint.data.curate.filters.balance_concepts import BalanceConcepts
 from counterpoint.data.curate.filters.cap import Cap
 from counterpoint.data.curate.filters.cluster_weights import ClusterWeights
+from counterpoint.data.curate.filters.concept_counts import ConceptCounts
 from counterpoint.data.curate.filters.image_based import ImageBased
+from counterpoint.data.curate.filters.match_concepts import MatchConcepts
 from counterpoint.data.curate.filters.moment_matching import MomentMatching
 from counterpoint.data.curate.filters.outlier import Outlier
 from counterpoint.data.curate.filters.probe import Probe
@@ -151,6 +154,56 @@ def test_keys_of_a_file_may_be_missing(tmp_path):
     pq.write_table(pa.table({"n": pa.array([big, None])}), path)
     keep = run(Where("n", file=path), batch(n=[2**62, big]))["keep"]
     assert keep.tolist() == [False, True]
+
+
+def test_a_value_beyond_64_bits_does_not_fit():
+    with pytest.raises(ValueError, match="does not fit the column n of type int64"):
+        run(Where("n", values=[2**70]), batch(n=[1]))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_settings_are_finite(value):
+    for make in (
+        lambda: WeightBy("a", mean=value),
+        lambda: WeightBy("a", max=value),
+        lambda: ClusterWeights(share=value),
+    ):
+        with pytest.raises(ValueError, match="above 0"):
+            make()
+    with pytest.raises(ValueError, match="eps_r=nan"):
+        MomentMatching({"a": 0.5}, eps_r=math.nan)
+
+
+FILES = {
+    "entries": lambda path: MatchConcepts(path),
+    "classes": lambda path: ConceptCounts(path),
+    "words": lambda path: TextRules(words=path),
+    "values": lambda path: Where("caption", file=path),
+}
+
+
+@pytest.mark.parametrize("make", FILES.values(), ids=FILES)
+def test_files_of_texts_are_in_utf8_with_or_without_a_mark(tmp_path, make):
+    (tmp_path / "latin.txt").write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt' is not in UTF-8 \(byte 3\)"):
+        run(make(tmp_path / "latin.txt"), batch(caption=["café"]))
+    (tmp_path / "mark.txt").write_text("café\ndog\n", encoding="utf-8-sig")
+    found = run(make(tmp_path / "mark.txt"), batch(caption=["café", "horse"]))
+    kept = found["keep"] if "keep" in found else found["num_concepts"] > 0
+    assert kept.tolist() == [True, False]
+
+
+def test_lines_that_no_word_of_a_caption_can_be_are_refused(tmp_path):
+    (tmp_path / "words.txt").write_text("dog\ngreat white shark\n")
+    with pytest.raises(ValueError, match="has the line 'great white shark'"):
+        run(TextRules(words=tmp_path / "words.txt"), batch(caption=["a great white shark"]))
+
+
+@pytest.mark.parametrize("content", ['{"dog": 3}', '{"dog": {"names": 3}}'])
+def test_names_of_a_class_are_texts(tmp_path, content):
+    (tmp_path / "classes.json").write_text(content)
+    with pytest.raises(ValueError, match="a class has the names 3"):
+        run(ConceptCounts(tmp_path / "classes.json"), batch(caption=["a dog"]))
 
 
 def test_white_space_of_any_script_is_no_character():

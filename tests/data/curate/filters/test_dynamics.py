@@ -105,7 +105,7 @@ def test_centres_of_something_else_are_refused(tmp_path):
     ("make", "says"),
     [
         (lambda: ClusterWeights(alpha=1.2), "alpha=1.2: give 0"),
-        (lambda: ClusterWeights(share=0), "share=0 leaves nothing"),
+        (lambda: ClusterWeights(share=0), "share=0: give a number above 0"),
         (lambda: ClusterWeights(max_weight=0), "max_weight=0 leaves nothing"),
         (lambda: RefineClusters(Path("x"), threshold=1.5), "threshold=1.5 is no cosine"),
     ],
