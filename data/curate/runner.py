@@ -117,11 +117,13 @@ class Curation:
             return self._run()
 
     def _run(self) -> dict[str, Any]:
-        rows = Rows(self.table, self.stores)
+        # Opened anew: what an earlier run has looked up may have changed since.
+        stores = {name: Store(each.folder) for name, each in self.stores.items()}
+        rows = Rows(self.table, stores)
         inputs = f"{VERSION} {self.table.fingerprint}"
         steps = []
         for name, each in self.filters.items():
-            inputs = digest(inputs, each, self.stores)
+            inputs = digest(inputs, each, stores)
             step = Step(name, each, rows, self.out / "steps" / f"{name}-{inputs}")
             step.run(self.engine, self.progress)
             steps.append(step)
