@@ -40,6 +40,7 @@ PACKAGES = {
     "data.corpora.icons": "A small dirty web: icon sets.",
     "data.curate": "Curation: score tables, filters in sequence, keep-lists.",
     "data.curate.filters": "One filter a file.",
+    "data.curate.lists": "Keep-lists: combined, drawn, moved, exchanged, repacked.",
     "data.curate.numerics": "Exact sums, counts and similarities, the same in any order.",
     "train": "The LightningModule, features, phases, learning rates.",
     "train.optim": "Optimizers, parameter groups, freezing.",
@@ -54,6 +55,7 @@ PACKAGES = {
     "launch.config": "Run files and options: parsing, messages, identity.",
     "launch.run": "What a run consists of.",
     "launch.experiments": "Sweeps and the catalogue.",
+    "launch.experiments.ablation": "Ablations: plan, statistics, table.",
     "launch.reporting": "The report page.",
 }
 INTRODUCTION = """Every key of a run file, by slot, with its type and default, and every class of

@@ -6,6 +6,7 @@ tasks run, their process ids in `tasks`.
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def install(folder: Path) -> dict[str, str]:
         words = [sys.executable, __file__, name]
         if name == "counterpoint":
             words = [sys.executable, "-m", "counterpoint.launch.cli"]
-        (folder / name).write_text(f'#!/bin/sh\nexec {" ".join(words)} "$@"\n')
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         (folder / name).chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}", "FAKE_SLURM": str(folder)}
 
