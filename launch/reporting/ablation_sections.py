@@ -105,6 +105,9 @@ def _subsets(table: Mapping[str, Any]) -> Section:
     if table["same"]:
         same = [f"{short_title(a)} = {short_title(b)}" for a, b in table["same"].items()]
         notes.append(f"The same in all runs, and shown once: {', '.join(same)}.")
+    if table["left_out"]:
+        lacking = [f"{short_title(m)} ({run})" for m, run in table["left_out"].items()]
+        notes.append(f"Left out, as a run has no such number: {', '.join(lacking)}.")
     return Section("Subsets", notes, [*head, *map(short_title, metrics)], rows)
 
 

@@ -60,7 +60,7 @@ def make_table(plan: Plan, results: Results, num_draws: int = NUM_DRAWS) -> dict
     Raises:
         ValueError: an evaluation of the file was not measured, or runs on different items.
     """
-    metrics, same = _metrics(results)
+    metrics, same, left_out = _metrics(results)
     named = {key: _find(metrics, name, key) for key, name in plan.evaluations.items()}
     first = list(dict.fromkeys(named.values()))
     metrics = [*first, *(metric for metric in metrics if metric not in first)]
@@ -72,6 +72,7 @@ def make_table(plan: Plan, results: Results, num_draws: int = NUM_DRAWS) -> dict
         "pool": plan.pool_size,
         "metrics": metrics,
         "same": same,
+        "left_out": left_out,
         "in_distribution": named.get("in_distribution"),
         "shift": named.get("shift"),
         "draws": num_draws,
@@ -150,15 +151,21 @@ class _Resampled:
         )
 
 
-def _metrics(results: Results) -> tuple[list[str], dict[str, str]]:
-    """Returns the measures that all runs have, each once, and what repeats them by name."""
+def _metrics(results: Results) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Returns the measures that all runs have, each once, what repeats them by name, and others.
+
+    Others: measures that some runs have, with the name of one that has no such number.
+    """
     runs = [
         Run(f"{name}-{seed}", Path(), {}, [], {"final": dict(record["final"])})
         for (name, seed), record in results.records.items()
     ]
-    names = [m for m in evaluation_metrics(runs) if all(m in run.final for run in runs)]
+    found = evaluation_metrics(runs)
+    lacks = {m: [run.name for run in runs if run.final.get(m) is None] for m in found}
+    names = [m for m in found if not lacks[m]]
     same = repeated(runs, names)
-    return [name for name in names if name not in same], same
+    left_out = {m: without[0] for m, without in lacks.items() if without}
+    return [name for name in names if name not in same], same, left_out
 
 
 def _find(metrics: Sequence[str], name: str, key: str) -> str:

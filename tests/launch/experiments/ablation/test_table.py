@@ -159,3 +159,13 @@ def test_runs_that_were_measured_on_other_items_are_refused():
     outcomes = {**made.outcomes, ("bad", 1): other["bad", 1]}
     with pytest.raises(ValueError, match="measured on different items"):
         make_table(plan(), Results(made.records, outcomes), 5)
+
+
+def test_a_measure_that_one_run_lacks_is_said():
+    made = results()
+    final = made.records["bad", 1]["final"]
+    made.records["bad", 1]["final"] = final | {SHIFT: None}  # not finite
+    table = make_table(plan(evaluations={}), made, 5)
+    assert table["metrics"] == [IN] and table["left_out"] == {SHIFT: "bad-1"}
+    assert "Left out, as a run has no such number: shift/top1 (bad-1)." in render_markdown(table)
+    assert make_table(plan(), results(), 5)["left_out"] == {}
