@@ -80,6 +80,11 @@ class ClipCov(GroupFilter):
 
     def partial(self, rows: pa.RecordBatch) -> State:
         image, text = unit_vectors(rows, self.image), unit_vectors(rows, self.text)
+        if image.shape != text.shape:
+            raise ValueError(
+                f"{self.image} has {image.shape[1]} numbers a row and {self.text} "
+                f"{text.shape[1]}: both must come from the same model"
+            )
         prompts = self.prompts(image.shape[1])
         of = (image @ prompts.T).argmax(1)
         order = np.argsort(of, kind="stable")

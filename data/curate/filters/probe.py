@@ -70,4 +70,9 @@ class Probe(Filter):
         weight = arrays["weight"].astype(np.float64)
         check_width(self.file, "weight", weight, width)
         bias = arrays.get("bias", np.zeros(len(weight))).astype(np.float64)
+        if bias.size != len(weight):
+            raise ValueError(
+                f"'bias' in '{self.file}' has {bias.size} numbers, and 'weight' {len(weight)} "
+                "rows: give one for each"
+            )
         return weight, bias.reshape(len(weight))

@@ -114,7 +114,7 @@ def read_centres(path: Path) -> np.ndarray:
     """
     try:
         return _rounded_centres(path, path.stat().st_mtime_ns)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"'{path}' holds no centres of clusters ({error}); give centres.safetensors of the "
             "folder that counterpoint cluster wrote"
@@ -123,7 +123,11 @@ def read_centres(path: Path) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _rounded_centres(path: Path, _changed: int) -> np.ndarray:
-    centres = load_file(path)["centres"].numpy()
+    centres = load_file(path)["centres"].float().numpy()
+    if centres.ndim != 2 or not np.isfinite(centres).all():
+        raise ValueError(
+            f"centres of the shape {list(centres.shape)}, or numbers that are not finite"
+        )
     return rounded(centres / np.linalg.norm(centres, axis=1, keepdims=True).clip(min=1e-12))
 
 

@@ -28,7 +28,8 @@ class SemDeDup(GroupFilter):
     mean of the cluster's samples that reach this filter.
 
     Args:
-        epsilon: above 0, at most 1; the larger, the more is left out.
+        epsilon: 1e-5 to 1; the larger, the more is left out. Vectors are rounded to 12 bits, which
+            do not tell cosines nearer to 1 from it.
         cluster: column with the clusters.
         embedding: column with the embeddings.
         prefer: what comes first and stays: samples far from the centre (the paper's choice), near
@@ -46,8 +47,8 @@ class SemDeDup(GroupFilter):
     seed: int = 0
 
     def __post_init__(self):
-        if not 0 < self.epsilon <= 1:
-            raise ValueError(f"epsilon={self.epsilon}: give more than 0, and at most 1")
+        if not 1e-5 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon={self.epsilon}: give 1e-5 to 1")
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -23,8 +23,12 @@ def fit_logistic(
         l2: strength of the penalty.
 
     Raises:
-        ValueError: there are not two classes, or `l2` is not positive.
+        ValueError: there are not two classes, a number is not finite, or `l2` is not positive.
     """
+    if not np.isfinite(values).all():
+        raise ValueError("an embedding has numbers that are not finite; make the store again")
+    if labels.min(initial=0) < 0:
+        raise ValueError(f"there is the label {labels.min()}; labels are 0, 1, 2, ...")
     classes = int(labels.max(initial=-1)) + 1
     counts = np.bincount(labels, minlength=max(classes, 2))
     if (counts == 0).any():

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from counterpoint.data.curate.base import GroupFilter, lists, texts, vector_column
 from counterpoint.data.curate.filters.balance_concepts import BalanceConcepts
 from counterpoint.data.curate.filters.cap import Cap
+from counterpoint.data.curate.filters.clipcov import ClipCov
 from counterpoint.data.curate.filters.cluster_weights import ClusterWeights
 from counterpoint.data.curate.filters.concept_counts import ConceptCounts
 from counterpoint.data.curate.filters.image_based import ImageBased
@@ -26,6 +27,7 @@ from counterpoint.data.curate.filters.text_rules import TextRules
 from counterpoint.data.curate.filters.threshold import Threshold
 from counterpoint.data.curate.filters.weight_by import WeightBy
 from counterpoint.data.curate.filters.where import Where
+from counterpoint.data.curate.numerics.logistic import fit_logistic
 
 RNG = np.random.default_rng(3)
 EMBEDDINGS = vector_column(RNG.normal(size=(8, 4)).astype(np.float32))
@@ -204,6 +206,41 @@ def test_names_of_a_class_are_texts(tmp_path, content):
     (tmp_path / "classes.json").write_text(content)
     with pytest.raises(ValueError, match="a class has the names 3"):
         run(ConceptCounts(tmp_path / "classes.json"), batch(caption=["a dog"]))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-9, math.nan])
+def test_an_epsilon_below_the_rounding_is_refused(epsilon):
+    with pytest.raises(ValueError, match="give 1e-5 to 1"):
+        SemDeDup(epsilon)
+    same = batch(c=np.zeros(5, dtype=np.int32), v=vector_column(np.full((5, 3), 0.7, np.float32)))
+    assert run(SemDeDup(1e-5, cluster="c", embedding="v"), same)["keep"].sum() == 1
+
+
+@pytest.mark.parametrize("centres", [[1.0, 0.0], [[1.0, 0.0], [np.nan, 0.0]]])
+def test_centres_are_finite_rows(tmp_path, centres):
+    save_file({"centres": np.array(centres, dtype=np.float32)}, tmp_path / "c.safetensors")
+    rows = batch(c=[0, 1], v=vector_column(np.eye(2, dtype=np.float32)))
+    with pytest.raises(ValueError, match=r"c\.safetensors' holds no centres"):
+        run(RefineClusters(tmp_path / "c.safetensors", cluster="c", embedding="v"), rows)
+
+
+def test_shapes_of_other_models_are_named(tmp_path):
+    save_file({"classes": np.eye(3, dtype=np.float32)}, tmp_path / "classes.safetensors")
+    rows = batch(i=vector_column(np.eye(3)), t=vector_column(np.eye(3)[:, :2].copy()))
+    with pytest.raises(ValueError, match="i has 3 numbers a row and t 2"):
+        run(ClipCov(tmp_path / "classes.safetensors", "i", "t"), rows)
+    np.savez(tmp_path / "probe.npz", weight=np.ones((1, 3)), bias=np.ones(2))
+    with pytest.raises(ValueError, match="has 2 numbers, and 'weight' 1 rows"):
+        run(Probe(tmp_path / "probe.npz", embedding="i"), rows)
+
+
+def test_a_probe_is_fitted_to_finite_rows_of_labels_from_0():
+    values, labels = RNG.normal(size=(6, 2)), np.array([0, 1] * 3)
+    with pytest.raises(ValueError, match="there is the label -1"):
+        fit_logistic(values, -labels)
+    values[2, 0] = np.nan
+    with pytest.raises(ValueError, match="numbers that are not finite"):
+        fit_logistic(values, labels)
 
 
 def test_white_space_of_any_script_is_no_character():

@@ -96,5 +96,5 @@ def test_cosines_with_a_centre_and_the_nearest_centre():
 
 
 def test_a_limit_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="epsilon=0: give more than 0"):
+    with pytest.raises(ValueError, match="epsilon=0: give 1e-5 to 1"):
         SemDeDup(epsilon=0)
