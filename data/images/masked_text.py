@@ -15,6 +15,8 @@ from .decode import EncodedImage, Pixels
 from .transforms import EvalTransform, Rng
 
 MAX_BOXES = 16
+# Pixels: of float32 fractions of an image with 16,000.
+ROUNDING = 1e-3
 SIDES = ("left", "top", "right", "bottom")
 
 
@@ -47,9 +49,10 @@ class MaskedText(EvalTransform):
 
     def apply(self, image: EncodedImage, size: int, params: np.ndarray) -> Tensor:
         scale = np.array([image.width, image.height] * 2)
-        # A box covers all pixels that it touches.
+        # A box covers all pixels that it touches, by more than the rounding of stored fractions.
         boxes = params.reshape(MAX_BOXES, 4) * scale
-        boxes = np.concatenate([np.floor(boxes[:, :2]), np.ceil(boxes[:, 2:])], axis=1).astype(int)
+        firsts, ends = np.floor(boxes[:, :2] + ROUNDING), np.ceil(boxes[:, 2:] - ROUNDING)
+        boxes = np.concatenate([firsts, ends], axis=1).astype(int)
         boxes = boxes[(boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])]
         if not len(boxes):
             return super().apply(image, size, params)

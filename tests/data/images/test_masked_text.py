@@ -64,3 +64,16 @@ def test_without_boxes_it_is_the_view_of_evaluation():
 def test_a_margin_of_none_is_refused():
     with pytest.raises(ValueError, match="margin=0: give 1 pixel or more"):
         MaskedText(margin=0)
+
+
+def test_boxes_of_whole_pixels_cover_these_alone():
+    """Stored fractions are float32: their rounding must not add a row or a column."""
+    from counterpoint.data.images.decode import Pixels
+
+    pixels = image(49, 49)
+    view, plain = MaskedText(margin=2, resize="squash"), EvalTransform(resize="squash")
+    for first in range(40):
+        box = (first, 5, first + 7, 5 + first // 2 + 1)
+        fractions = (np.array(box) / 49).astype(np.float32)
+        made = view.apply(Pixels(pixels), 49, parameters(fractions))
+        assert torch.equal(made, plain(covered_by_hand(pixels, [box], 2), 49)), box
