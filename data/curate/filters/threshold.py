@@ -34,7 +34,7 @@ class Threshold(Filter):
         min: the lowest number that is kept.
         max: the highest number that is kept.
         best: which end `fraction` keeps.
-        seed: of the choice within the bin.
+        seed: of the choice within the bin; a second fraction of the same column needs another one.
 
     Raises:
         ValueError: there is neither a fraction nor a limit, or both, or none can fulfil them.
