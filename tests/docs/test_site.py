@@ -13,6 +13,8 @@ from counterpoint.launch import cli
 from counterpoint.launch.config.fit_help import ABOUT
 
 pytest.importorskip("zensical", reason="the site's tools need Python 3.11 (extra docs)")
+# On one worker, so that the site is built once.
+pytestmark = pytest.mark.xdist_group("site")
 TREE = ("configs", "data", "launch", "losses", "models", "train")
 
 
