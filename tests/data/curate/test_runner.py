@@ -68,6 +68,31 @@ class LongestOfCluster(GroupFilter):
         return {"keep": length == np.repeat(longest, np.diff(starts))}
 
 
+@dataclass(frozen=True)
+class FirstOfGroup(GroupFilter):
+    """Keeps the first row of each group as it is given them."""
+
+    reads = ("image_hash",)
+
+    def groups(self, rows, state):
+        return numbers(rows, "image_hash")
+
+    def apply_groups(self, rows, starts, state):
+        keep = np.zeros(rows.num_rows, dtype=bool)
+        keep[starts[:-1]] = True
+        return {"keep": keep}
+
+
+def test_rows_of_a_group_come_by_their_keys(tmp_path):
+    table = make_table(tmp_path / "table", COLUMNS, [100] * 7, np.arange(N)[::-1])
+    Curation(table, {"first": FirstOfGroup()}, {}, tmp_path / "out").run()
+    lowest = {}
+    for row, (image, error) in enumerate(zip(COLUMNS["image_hash"], COLUMNS["error"], strict=True)):
+        if error is None:
+            lowest.setdefault(image, row * 7919 - 10**6)
+    assert set(kept(tmp_path / "out")) == set(lowest.values())
+
+
 def filters():
     return {
         "basic": Basic(min_side=100),
