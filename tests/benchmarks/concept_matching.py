@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from counterpoint.data.curate.entries import spaced
-from counterpoint.data.curate.filters.match_concepts import MatchConcepts
+from counterpoint.data.curate.filters.concepts.match_concepts import MatchConcepts
 
 NUM_ENTRIES, NUM_CAPTIONS, ROUNDS = 500_000, 30_000, 5
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import torch
 
 from counterpoint.data.curate.base import Filter
-from counterpoint.data.curate.filters.cap import Cap
-from counterpoint.data.curate.filters.cluster_weights import ClusterWeights
-from counterpoint.data.curate.filters.exact_duplicates import ExactDuplicates
-from counterpoint.data.curate.filters.near_captions import NearCaptions
-from counterpoint.data.curate.filters.near_images import NearImages
-from counterpoint.data.curate.filters.semantic_balance import SemanticBalance
-from counterpoint.data.curate.filters.semdedup import SemDeDup
+from counterpoint.data.curate.filters.clusters.cluster_weights import ClusterWeights
+from counterpoint.data.curate.filters.duplicates.exact_duplicates import ExactDuplicates
+from counterpoint.data.curate.filters.duplicates.near_captions import NearCaptions
+from counterpoint.data.curate.filters.duplicates.near_images import NearImages
+from counterpoint.data.curate.filters.duplicates.semantic_balance import SemanticBalance
+from counterpoint.data.curate.filters.duplicates.semdedup import SemDeDup
+from counterpoint.data.curate.filters.general.cap import Cap
 from counterpoint.data.curate.numerics.similarity import near_earlier, rounded
 from counterpoint.data.curate.runner import Curation
 from counterpoint.data.curate.stores import Store

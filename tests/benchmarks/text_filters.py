@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from counterpoint.data.curate.base import Filter
-from counterpoint.data.curate.filters.balance_concepts import BalanceConcepts
-from counterpoint.data.curate.filters.concept_counts import ConceptCounts
-from counterpoint.data.curate.filters.language import Language
-from counterpoint.data.curate.filters.match_concepts import MatchConcepts
-from counterpoint.data.curate.filters.random_subset import RandomSubset
-from counterpoint.data.curate.filters.text_rules import TextRules
-from counterpoint.data.curate.filters.threshold import Threshold
-from counterpoint.data.curate.filters.where import Where
-from counterpoint.data.curate.filters.word_frequency import WordFrequency
+from counterpoint.data.curate.filters.captions.language import Language
+from counterpoint.data.curate.filters.captions.text_rules import TextRules
+from counterpoint.data.curate.filters.captions.word_frequency import WordFrequency
+from counterpoint.data.curate.filters.concepts.balance_concepts import BalanceConcepts
+from counterpoint.data.curate.filters.concepts.concept_counts import ConceptCounts
+from counterpoint.data.curate.filters.concepts.match_concepts import MatchConcepts
+from counterpoint.data.curate.filters.general.random_subset import RandomSubset
+from counterpoint.data.curate.filters.general.threshold import Threshold
+from counterpoint.data.curate.filters.general.where import Where
 
 from .concept_matching import make_entries_and_captions
 

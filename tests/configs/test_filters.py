@@ -28,5 +28,5 @@ def test_curation(name):
 
 
 def test_every_filter_has_a_config():
-    modules = {path.stem for path in (CONFIGS.parent / "data/curate/filters").glob("*.py")}
+    modules = {path.stem for path in (CONFIGS.parent / "data/curate/filters").rglob("*.py")}
     assert modules - {"__init__"} <= set(FILTERS) and len(FILTERS) > 9

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from counterpoint.data.curate.base import Filter, GroupFilter, numbers
-from counterpoint.data.curate.filters.basic import Basic
+from counterpoint.data.curate.filters.general.basic import Basic
 
 
 def square(item):

@@ -112,7 +112,6 @@ def test_a_folder_can_be_read_at_a_glance():
             for file in folder.glob("*.py")
         )
         for folder in folders
-        if folder.name != "filters"  # of them there may be any number, too
     }
     assert counts["losses"] == len(CONTRACT) and counts["train"] > 5
     assert {folder: n for folder, n in counts.items() if n > MOST_MODULES} == {}

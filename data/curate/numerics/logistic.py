@@ -1,7 +1,8 @@
 """Logistic regression on embeddings, for probes: the same result each time.
 
-In: embeddings and labels. Out: the weight and bias of a linear probe (`filters/probe.py`). Newton's
-direction by L-BFGS in float64 over all rows at once, from zero: nothing is drawn.
+In: embeddings and labels. Out: the weight and bias of a linear probe
+(`filters/embeddings/probe.py`). Newton's direction by L-BFGS in float64 over all rows at once, from
+zero: nothing is drawn.
 """
 
 import numpy as np

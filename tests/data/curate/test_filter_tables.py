@@ -3,8 +3,8 @@
 import pyarrow.parquet as pq
 from helpers.score_table import kept, make_table
 
-from counterpoint.data.curate.filters.random_subset import RandomSubset
-from counterpoint.data.curate.filters.threshold import Threshold
+from counterpoint.data.curate.filters.general.random_subset import RandomSubset
+from counterpoint.data.curate.filters.general.threshold import Threshold
 from counterpoint.data.curate.runner import Curation
 
 

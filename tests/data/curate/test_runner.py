@@ -10,8 +10,8 @@ import pytest
 from helpers.score_table import kept, make_store, make_table
 
 from counterpoint.data.curate.base import Filter, GroupFilter, numbers, vectors
-from counterpoint.data.curate.filters.basic import Basic
-from counterpoint.data.curate.filters.exact_duplicates import ExactDuplicates
+from counterpoint.data.curate.filters.duplicates.exact_duplicates import ExactDuplicates
+from counterpoint.data.curate.filters.general.basic import Basic
 from counterpoint.data.curate.runner import Curation
 from counterpoint.data.curate.stores import Store
 from counterpoint.data.curate.table import Table

@@ -16,8 +16,8 @@ from helpers.score_table import kept, make_store
 from PIL import Image
 
 from counterpoint.data.curate.base import Filter, vectors
-from counterpoint.data.curate.filters.basic import Basic
-from counterpoint.data.curate.filters.exact_duplicates import ExactDuplicates
+from counterpoint.data.curate.filters.duplicates.exact_duplicates import ExactDuplicates
+from counterpoint.data.curate.filters.general.basic import Basic
 from counterpoint.data.curate.runner import Curation
 from counterpoint.data.curate.score import Scores, ScoreSettings, field_value, shard_names
 from counterpoint.data.curate.stores import Store

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from counterpoint.data.curate.base import vector_column
-from counterpoint.data.curate.filters.probe import Probe
+from counterpoint.data.curate.filters.embeddings.probe import Probe
 from counterpoint.data.sidecar import write_sidecar
 from counterpoint.launch.cli import main
 

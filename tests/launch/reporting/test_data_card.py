@@ -9,8 +9,8 @@ import pytest
 from helpers.score_table import make_table
 from helpers.tiny import write_shards
 
-from counterpoint.data.curate.filters.basic import Basic
-from counterpoint.data.curate.filters.weight_by import WeightBy
+from counterpoint.data.curate.filters.general.basic import Basic
+from counterpoint.data.curate.filters.general.weight_by import WeightBy
 from counterpoint.data.curate.runner import Curation
 from counterpoint.data.curate.table import Table
 from counterpoint.launch.cli import main

@@ -10,23 +10,23 @@ import pytest
 from safetensors.numpy import save_file
 
 from counterpoint.data.curate.base import GroupFilter, lists, texts, vector_column
-from counterpoint.data.curate.filters.balance_concepts import BalanceConcepts
-from counterpoint.data.curate.filters.cap import Cap
-from counterpoint.data.curate.filters.clipcov import ClipCov
-from counterpoint.data.curate.filters.cluster_weights import ClusterWeights
-from counterpoint.data.curate.filters.concept_counts import ConceptCounts
-from counterpoint.data.curate.filters.image_based import ImageBased
-from counterpoint.data.curate.filters.match_concepts import MatchConcepts
-from counterpoint.data.curate.filters.moment_matching import MomentMatching
-from counterpoint.data.curate.filters.outlier import Outlier
-from counterpoint.data.curate.filters.probe import Probe
-from counterpoint.data.curate.filters.refine_clusters import RefineClusters
-from counterpoint.data.curate.filters.semantic_balance import SemanticBalance
-from counterpoint.data.curate.filters.semdedup import SemDeDup
-from counterpoint.data.curate.filters.text_rules import TextRules
-from counterpoint.data.curate.filters.threshold import Threshold
-from counterpoint.data.curate.filters.weight_by import WeightBy
-from counterpoint.data.curate.filters.where import Where
+from counterpoint.data.curate.filters.captions.text_rules import TextRules
+from counterpoint.data.curate.filters.clusters.cluster_weights import ClusterWeights
+from counterpoint.data.curate.filters.clusters.image_based import ImageBased
+from counterpoint.data.curate.filters.clusters.refine_clusters import RefineClusters
+from counterpoint.data.curate.filters.concepts.balance_concepts import BalanceConcepts
+from counterpoint.data.curate.filters.concepts.concept_counts import ConceptCounts
+from counterpoint.data.curate.filters.concepts.match_concepts import MatchConcepts
+from counterpoint.data.curate.filters.duplicates.semantic_balance import SemanticBalance
+from counterpoint.data.curate.filters.duplicates.semdedup import SemDeDup
+from counterpoint.data.curate.filters.embeddings.clipcov import ClipCov
+from counterpoint.data.curate.filters.embeddings.outlier import Outlier
+from counterpoint.data.curate.filters.embeddings.probe import Probe
+from counterpoint.data.curate.filters.general.cap import Cap
+from counterpoint.data.curate.filters.general.moment_matching import MomentMatching
+from counterpoint.data.curate.filters.general.threshold import Threshold
+from counterpoint.data.curate.filters.general.weight_by import WeightBy
+from counterpoint.data.curate.filters.general.where import Where
 from counterpoint.data.curate.numerics.logistic import fit_logistic
 
 RNG = np.random.default_rng(3)
