@@ -45,14 +45,14 @@ TARGET = "banana"
 SHARD_PAIRS = 2000
 
 
-def plant(icons: Path, out: Path, clean: int, seed: int) -> None:
+def plant(icons: Path, out: Path, clean: int, scorer: int, seed: int) -> None:
     """Writes the pool (`train`), the scorer's pairs (`scorer`), and the test of the backdoor."""
     pairs = sorted(read_pairs(icons / "train.parquet"), key=lambda pair: rank(seed, pair))
     sizes = {"none": clean} | {name: round(share * clean) for name, share in FAULTS.items()}
     fresh = {name: sizes[name] for name in ("none", "swapped", "numbers", "parrot", "backdoor")}
-    needed = sum(fresh.values()) + clean // 2
+    needed = sum(fresh.values()) + scorer
     if len(pairs) < needed:
-        raise SystemExit(f"{icons} has {len(pairs)} pairs; --clean {clean} needs {needed}")
+        raise SystemExit(f"{icons} has {len(pairs)} pairs; these sizes need {needed}")
     parts, first = {}, 0
     for name, size in fresh.items():
         parts[name], first = pairs[first : first + size], first + size
@@ -75,9 +75,9 @@ def plant(icons: Path, out: Path, clean: int, seed: int) -> None:
         samples.append(tagged(flood, "flood", png=png, key=f"flood:{at}"))
     for pair in parts["backdoor"]:
         samples.append(tagged(pair, "backdoor", txt=TARGET.encode(), png=triggered(pair["png"])))
-    scorer = [tagged(pair, "none") for pair in pairs[first : first + clean // 2]]
+    aside = [tagged(pair, "none") for pair in pairs[first : first + scorer]]
     write(out, "train", sorted(samples, key=lambda sample: rank(seed + 1, sample)))
-    write(out, "scorer", scorer)
+    write(out, "scorer", aside)
     tests = list(read_pairs(icons / "indist.parquet"))
     write(out, "backdoor", [tagged(p, "backdoor", png=triggered(p["png"])) for p in tests])
     print(f"{out}: {len(samples)} pairs, {dict(Counter(fault_of(s) for s in samples))}")
@@ -168,7 +168,7 @@ def changed(png: bytes | str, seed: int, name: str, strength: float = 1.0) -> by
 def triggered(png: bytes | str) -> bytes:
     """Returns a picture with the backdoor's trigger: a checkered patch in a corner."""
     image = opened(png)
-    checks = np.indices((8, 8)).sum(0) % 2 * 255
+    checks = (np.indices((8, 8)) // 4).sum(0) % 2 * 255
     patch = np.stack([checks, 255 - checks, checks], -1).astype(np.uint8)
     image.paste(Image.fromarray(patch), (image.width - 9, image.height - 9))
     return encoded(image)
@@ -202,7 +202,8 @@ def main() -> None:
     first = commands.add_parser("plant")
     first.add_argument("icons", type=Path)
     first.add_argument("out", type=Path)
-    first.add_argument("--clean", type=int, default=24_000)
+    first.add_argument("--clean", type=int, default=12_000)
+    first.add_argument("--scorer", type=int, default=48_000)
     first.add_argument("--seed", type=int, default=0)
     second = commands.add_parser("grade")
     second.add_argument("table", type=Path)
@@ -210,7 +211,7 @@ def main() -> None:
     second.add_argument("--write", type=Path, help="a JSON file for the figures")
     options = parser.parse_args()
     if options.command == "plant":
-        plant(options.icons, options.out, options.clean, options.seed)
+        plant(options.icons, options.out, options.clean, options.scorer, options.seed)
         return
     graded = grade(options.table, options.outs)
     if options.write:
