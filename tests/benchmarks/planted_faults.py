@@ -86,8 +86,11 @@ def plant(icons: Path, out: Path, clean: int, scorer: int, seed: int) -> None:
 def grade(table: Path, outs: list[Path]) -> dict[str, Any]:
     """Prints, for each curation, the share of each fault that it left out."""
     files = sorted(table.glob("*/*.parquet"))
-    rows = pq.read_table(files, columns=["key", "json:fault"]).to_pydict()
+    rows = pq.read_table(files, columns=["key", "name", "json:fault"]).to_pydict()
+    keys = dict(zip(rows["name"], rows["key"], strict=True))
     fault = dict(zip(rows["key"], rows["json:fault"], strict=True))
+    copies = {name: key for name, key in keys.items() if fault[key] == "copy"}
+    originals = {key: keys[name.removesuffix("-copy")] for name, key in copies.items()}
     totals = Counter(fault.values())
     names = ["none", *FAULTS]
     print("| curation | kept | precision | " + " | ".join(names) + " |")
@@ -95,6 +98,7 @@ def grade(table: Path, outs: list[Path]) -> dict[str, Any]:
     graded = {}
     for out in outs:
         kept = set(pq.read_table(out / "keep.parquet", columns=["key"])["key"].to_pylist())
+        kept = swapped(kept, originals)
         left = Counter(name for key, name in fault.items() if key not in kept)
         removed = sum(left.values())
         precision = 1 - left["none"] / removed if removed else float("nan")
@@ -103,6 +107,12 @@ def grade(table: Path, outs: list[Path]) -> dict[str, Any]:
         shares = " | ".join(f"{recall.get(name, float('nan')):.3f}" for name in names)
         print(f"| {out.name} | {len(kept)} | {precision:.3f} | {shares} |")
     return graded
+
+
+def swapped(kept: set[int], originals: dict[int, int]) -> set[int]:
+    """Returns what is kept, where a copy that stands for its original is called the original."""
+    alone = {copy for copy, original in originals.items() if copy in kept and original not in kept}
+    return kept - alone | {originals[copy] for copy in alone}
 
 
 def read_pairs(manifest: Path) -> Iterator[RawSample]:
@@ -202,7 +212,7 @@ def main() -> None:
     first = commands.add_parser("plant")
     first.add_argument("icons", type=Path)
     first.add_argument("out", type=Path)
-    first.add_argument("--clean", type=int, default=12_000)
+    first.add_argument("--clean", type=int, default=8_000)
     first.add_argument("--scorer", type=int, default=48_000)
     first.add_argument("--seed", type=int, default=0)
     second = commands.add_parser("grade")
