@@ -158,7 +158,7 @@ class Removed:
 
 @dataclass
 class FilterTable:
-    """The first rows of what a filter has counted."""
+    """The first rows of what a filter has counted; of quantiles, rows in equal steps."""
 
     name: str
     head: list[str]
@@ -314,11 +314,13 @@ def _removed(curation: Path, facts: Mapping[str, Any], table: Table) -> Removed:
 
 def _filter_table(path: Path) -> FilterTable:
     file = pq.ParquetFile(path)
-    first = next(file.iter_batches(NUM_ROWS), None)
+    head, num_rows = file.schema_arrow.names, file.metadata.num_rows
+    spread = "quantile" in head
+    first = next(file.iter_batches(num_rows if spread else NUM_ROWS), None)
     rows = first.to_pylist() if first is not None else []
-    head = file.schema_arrow.names
+    rows = rows[:: -(-num_rows // NUM_ROWS)] if spread else rows
     cells = [[_cell(row[name]) for name in head] for row in rows]
-    return FilterTable(path.stem, head, cells, file.metadata.num_rows)
+    return FilterTable(path.stem, head, cells, len(cells) if spread else num_rows)
 
 
 def _cell(value: Any) -> str:

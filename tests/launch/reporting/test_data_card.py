@@ -10,6 +10,7 @@ from helpers.score_table import make_table
 from helpers.tiny import write_shards
 
 from counterpoint.data.curate.filters.general.basic import Basic
+from counterpoint.data.curate.filters.general.threshold import Threshold
 from counterpoint.data.curate.filters.general.weight_by import WeightBy
 from counterpoint.data.curate.runner import Curation
 from counterpoint.data.curate.table import Table
@@ -98,6 +99,14 @@ def test_what_filters_left_out_is_shown(tmp_path):
     shown = text.partition("Left out by min-size")[2].partition("</section>")[0]
     assert shown.count("Word") == 8
     assert sum(bars(text, "Weights of what is kept").values()) == summary["kept"]
+
+
+def test_of_quantiles_lowest_and_highest_are_shown(tmp_path):
+    table = make_table(tmp_path / "table", COLUMNS, [100, 200])
+    Curation(table, {"half": Threshold("words", fraction=0.5)}, {}, tmp_path / "out").run()
+    part = page(table, tmp_path / "out", None).partition("<h3>Counted by half")[2]
+    quantiles = re.findall(r"<tr><td>([\d.]+)</td>", part.partition("</section>")[0])
+    assert quantiles[0] == "0" and quantiles[-1] == "1" and len(quantiles) == 21
 
 
 def test_wrong_folders_are_told(tmp_path, capsys):
