@@ -49,7 +49,7 @@ class Section:
 
 def sections(table: Mapping[str, Any]) -> list[Section]:
     """Returns the tables, the most important first."""
-    found = [_subsets(table)]
+    found = [_in_short(table), _subsets(table)]
     compared = [section for metric in table["metrics"] for section in _against(table, metric)]
     if compared:
         has_seeds = any(len(row["seeds"]) > 1 for row in table["rows"])
@@ -85,6 +85,38 @@ def render_markdown(table: Mapping[str, Any]) -> str:
             cells = [f"**{c}**" if is_marked and k == 2 else c for k, c in enumerate(row)]
             lines.append(_line(cells))
     return "\n".join(lines) + "\n"
+
+
+def _in_short(table: Mapping[str, Any]) -> Section:
+    shown = table["metrics"][: 2 if table["in_distribution"] else 1]
+    robust = table["robustness"]["rows"] if table["robustness"] else []
+    effective = {row["run"]: row["effective"] for row in robust}
+    has_line = any(value is not None for value in effective.values())
+    rows = []
+    for row in table["rows"]:
+        cells = [row["name"], f"{row['size']:,}", row["control"] or "-"]
+        for metric in shown:
+            cells.append(_spread(row["evaluations"].get(metric)))
+            pairs = [(each["run"], each["against"]) for each in table["comparisons"][metric]]
+            pair = (row["name"], row["control"])
+            found = table["comparisons"][metric][pairs.index(pair)] if pair in pairs else None
+            cells.append("-" if found is None else _difference(found))
+        if has_line:
+            value = effective.get(row["name"])
+            cells.append("-" if value is None else points(value))
+        rows.append(cells)
+    head = ["Subset", "Samples", "Control"]
+    head += [title for metric in shown for title in (short_title(metric), "Difference")]
+    notes = [
+        "Differences are those to the control, in points; in brackets p, corrected for the number "
+        "of curations. What both mean is said below."
+    ]
+    return Section("In short", notes, [*head, *["Effective robustness"] * has_line], rows)
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    p = _p(row["p_holm"])
+    return f"{points(row['value'])} ({p})" if p != "-" else points(row["value"])
 
 
 def _subsets(table: Mapping[str, Any]) -> Section:

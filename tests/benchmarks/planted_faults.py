@@ -4,8 +4,20 @@ Run from the root, after `counterpoint data icons icons`:
 
     PYTHONPATH=tests .venv/bin/python -m benchmarks.planted_faults plant icons planted
     counterpoint score planted/train.parquet --out planted/table --field json:fault
-    counterpoint curate ... (docs/curation.md)
-    PYTHONPATH=tests .venv/bin/python -m benchmarks.planted_faults grade planted/table OUT [OUT ...]
+    counterpoint fit --config icons_clip --data.manifest planted/scorer.parquet \\
+        --run_dir planted/scorer_run
+    counterpoint embed --run planted/scorer_run --data.manifest planted/train.parquet \\
+        --out planted/clip
+    counterpoint cluster planted/clip --out planted/clusters --clusters 40
+    counterpoint boxes planted/train.parquet --out planted/boxes --side 96
+    for name in clip_score rules parrots near semdedup often outliers clean; do
+        counterpoint curate planted_$name --table planted/table --store clip=planted/clip \\
+            --store clusters=planted/clusters --store boxes=planted/boxes \\
+            --out planted/curated/$name
+    done
+    counterpoint ablate planted
+    PYTHONPATH=tests .venv/bin/python -m benchmarks.planted_faults grade planted/table \\
+        planted/curated/*
 
 `plant` takes pairs of icons as they are and adds as many again with faults, each under `fault` in
 the pair's JSON; it puts other clean pairs aside for a scorer of one's own, and writes pictures of

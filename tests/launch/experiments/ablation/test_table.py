@@ -94,6 +94,13 @@ def test_curations_are_compared_with_their_control_and_with_the_pool():
     text = render_markdown(table)
     assert f"| good | random_500 | **+{100 * rows[0]['value']:.1f}** |" in text
     assert f"| bad | random_500 | **{100 * rows[1]['value']:.1f}** |" in text
+    short = text.partition("## In short")[2].partition("\n## ")[0].splitlines()
+    (line,) = [line for line in short if line.startswith("| good |")]
+    p_holm = "< 0.001" if rows[0]["p_holm"] < 0.001 else f"{rows[0]['p_holm']:.3f}"
+    mean, spread = 100 * by_seed[1].mean(), 100 * by_seed[1].std(ddof=1)
+    cells = ["500", "random_500", f"{mean:.1f}% ± {spread:.1f}"]
+    cells.append(f"{100 * rows[0]['value']:+.1f} ({p_holm})")
+    assert line.startswith(f"| good | {' | '.join(cells)} |") and line.count("|") == 9
     page = Page(render_page(table))
     assert sum(tag == "svg" for tag, _ in page.tags) == 5
     cells = [attrs.get("class") for tag, attrs in page.tags if tag == "td"]
