@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from ...data.curate.base import Filter
-from .diagnosis import Fault, check
-from .messages import shortened
+from .diagnosis import Fault, build
 from .packaged import find
 from .run_files import load
 
@@ -46,7 +45,10 @@ def load_curation(curation: str | Path) -> dict[str, Filter]:
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--filter", type=Filter, required=True)
-    return {str(name): _filter(parser, str(name), filters[name], curation) for name in filters}
+    return {
+        str(name): build(parser, Filter, curation, f"filters.{name}", written, _with_config)
+        for name, written in filters.items()
+    }
 
 
 def _repeated(node: yaml.Node | None, depth: int = 2) -> Iterator[str]:
@@ -58,21 +60,6 @@ def _repeated(node: yaml.Node | None, depth: int = 2) -> Iterator[str]:
             yield name
         seen.add(name)
         yield from (f"{name}.{below}" for below in _repeated(value, depth - 1))
-
-
-def _filter(parser: ArgumentParser, name: str, written: Any, curation: str | Path) -> Filter:
-    key = f"filters.{name}"
-    try:
-        values = _with_config(written, key)
-        try:
-            return parser.instantiate(parser.parse_object({"filter": values}))["filter"]
-        except ArgumentError as error:
-            check(Filter, values, key)
-            raise Fault(key, shortened(str(error))) from None
-    except Fault as fault:
-        raise ValueError(f"{curation}: {fault.key}: {fault}") from None
-    except ValueError as error:
-        raise ValueError(f"{curation}: {key}: {error}") from error
 
 
 def _with_config(written: Any, key: str) -> Any:

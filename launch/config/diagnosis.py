@@ -9,18 +9,22 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from . import signatures
+from .messages import shortened
 from .packaged import packaged_files
 from .run_files import EXAMPLES, KEYS, NAMED, SLOTS, Written
 from .signatures import REQUIRED, Parameter
 from .vocabulary import PHASE_WORDS, TRAINER_WORDS, accepted_value, meaning
+
+Part = TypeVar("Part")
+Values = Callable[[Any, str], Any]
 
 NUM_SHOWN = 10  # names in a message
 TIMM = "counterpoint.train.optim.timm_optimizers"
@@ -145,6 +149,36 @@ def _check_group(
         elif value is not None:
             below = sorted(n[len(key) + 1 :] for n in keys if n.startswith(f"{key}."))
             raise Fault(key, f"is {shown(value)}; it takes the keys {listed(below)}, or a file")
+
+
+def build(
+    parser: ArgumentParser,
+    kind: type[Part],
+    file: object,
+    key: str,
+    written: Any,
+    values_of: Values,
+) -> Part:
+    """Returns the object of a class derived from `kind` that is written at a key of a file.
+
+    `parser` has one option, called like `kind`; `values_of` takes what is written and the key, and
+    returns class_path and init_args.
+
+    Raises:
+        ValueError: something in it is wrong.
+    """
+    option = kind.__name__.lower()
+    try:
+        values = values_of(written, key)
+        try:
+            return parser.instantiate(parser.parse_object({option: values}))[option]
+        except ArgumentError as error:
+            check(kind, values, key)
+            raise Fault(key, shortened(str(error))) from None
+    except Fault as fault:
+        raise ValueError(f"{file}: {fault.key}: {fault}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {key}: {error}") from error
 
 
 def check(kind: Any, value: Any, key: str) -> None:

@@ -19,13 +19,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from ...data.image_sets import ImageSet
 from ...train.evaluation.suite import Suite
 from ...train.evaluation.task import Task
-from .diagnosis import Fault, check, listed
-from .messages import shortened
+from .diagnosis import Fault, build, listed
 from .packaged import find
 from .run_files import load
 
@@ -57,7 +56,11 @@ def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
     root = Path(data_root) if data_root is not None else base / str(content.get("root") or "")
     name = str(content.get("name", path.stem)).replace("{root}", root.resolve().name)
     parser = _parser(root)
-    return Suite(name, {str(key): _task(parser, key, tasks[key], suite) for key in tasks})
+    built = {
+        str(key): build(parser, Task, suite, f"tasks.{key}", written, _values)
+        for key, written in tasks.items()
+    }
+    return Suite(name, built)
 
 
 def _parser(root: Path) -> ArgumentParser:
@@ -76,21 +79,10 @@ def _parser(root: Path) -> ArgumentParser:
     return parser
 
 
-def _task(parser: ArgumentParser, name: str, written: Any, suite: str | Path) -> Task:
-    key = f"tasks.{name}"
-    try:
-        if written is None:
-            raise Fault(key, "is empty; write class_path: CLASS below it, and its init_args")
-        values = _with_imports(written, key)
-        try:
-            return parser.instantiate(parser.parse_object({"task": values}))["task"]
-        except ArgumentError as error:
-            check(Task, values, key)
-            raise Fault(key, shortened(str(error))) from None
-    except Fault as fault:
-        raise ValueError(f"{suite}: {fault.key}: {fault}") from None
-    except ValueError as error:
-        raise ValueError(f"{suite}: {key}: {error}") from error
+def _values(written: Any, key: str) -> Any:
+    if written is None:
+        raise Fault(key, "is empty; write class_path: CLASS below it, and its init_args")
+    return _with_imports(written, key)
 
 
 def _with_imports(value: Any, key: str) -> Any:
