@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 
 from ...arguments import Arguments
 from ...experiments.claims import claimed
-from ...run.provenance import num_cores
 from ..data import counter
-from .score import key_fields_of
+from .pass_options import add_pass_options, key_fields_of
 
 if TYPE_CHECKING:
     from ....data.curate.text_boxes import TextBoxes
@@ -26,10 +25,9 @@ ABOUT = "boxes.json"
 def main(argv: list[str]) -> int:
     """Writes what is missing of a sidecar; returns 0, or 1 when others still work on parts."""
     options = parser().parse_args(argv)
-    workers = num_cores() if options.workers is None else options.workers
-    if workers < 1 or options.side < 32 or not 0 <= options.min_confidence <= 1:
+    if options.workers < 1 or options.side < 32 or not 0 <= options.min_confidence <= 1:
         raise ValueError(
-            f"--workers {workers}, --side {options.side}, --min_confidence "
+            f"--workers {options.workers}, --side {options.side}, --min_confidence "
             f"{options.min_confidence}: give 1 or more, 32 or more, and 0 to 1"
         )
     from ....data.curate.text_boxes import TextBoxes, load_spotter
@@ -46,7 +44,7 @@ def main(argv: list[str]) -> int:
         options.out, manifest, key_fields, options.side, options.min_confidence, transport
     )
     _open(boxes)
-    write_all(boxes, workers)
+    write_all(boxes, options.workers)
     missing = _missing(boxes)
     if missing:
         print(f"{options.out}: {len(missing)} shards are not done; others work on them")
@@ -65,18 +63,10 @@ def parser() -> Arguments:
     made.add_argument("manifests", type=Path, nargs="+", metavar="MANIFEST", help="data index's")
     made.add_argument("--out", required=True, type=Path, help="folder of the sidecar")
     made.add_argument(
-        "--key_field",
-        action="append",
-        default=[],
-        metavar="[SOURCE=]NAME",
-        help="JSON field that identifies a sample, as data.key_field (key)",
-    )
-    made.add_argument(
         "--side", type=int, default=320, help="to which a smaller image is enlarged, pixels (320)"
     )
     made.add_argument("--min_confidence", type=float, default=0.5, help="of a text (0.5)")
-    made.add_argument("--workers", type=int, help="processes (one a core)")
-    made.add_argument("--allow_pipe", action="store_true", help="as for counterpoint score")
+    add_pass_options(made)
     return made
 
 

@@ -1,13 +1,15 @@
 """The command `counterpoint keep`: combine keep-lists, draw them, bring them elsewhere."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
 from ...arguments import Arguments
-from ...run.provenance import num_cores
 from ..data import track
+from .pass_options import add_pass_options, key_fields_of
+
+Run = Callable[[argparse.Namespace], int]
 
 
 def main(argv: list[str]) -> int:
@@ -21,13 +23,19 @@ def parser() -> argparse.ArgumentParser:
     top = Arguments(prog="counterpoint keep", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    combine = commands.add_parser(
+    def add(name: str, run: Run, text: str, description: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=description)
+        made.set_defaults(run=run)
+        return made
+
+    combine = add(
         "combine",
-        help="union, intersection, difference or mixture of keep-lists",
-        description="Combines keep-lists of one pool by the keys of samples. Of a sample's "
-        "weights, a union takes the largest, an intersection the smallest. In a mixture each list "
-        "has its share of all draws: a sample's weight is the sum of share x weight / (the list's "
-        "sum), times the samples of an epoch.",
+        run_combine,
+        "union, intersection, difference or mixture of keep-lists",
+        "Combines keep-lists of one pool by the keys of samples. Of a sample's weights, a union "
+        "takes the largest, an intersection the smallest. In a mixture each list has its share of "
+        "all draws: a sample's weight is the sum of share x weight / (the list's sum), times the "
+        "samples of an epoch.",
     )
     how = combine.add_mutually_exclusive_group(required=True)
     for name, text in (
@@ -40,69 +48,52 @@ def parser() -> argparse.ArgumentParser:
     combine.add_argument(
         "--samples", type=int, help="of an epoch of a mixture (its different ones)"
     )
-    combine.set_defaults(run=run_combine)
 
-    located = commands.add_parser(
+    located = add(
         "locate",
-        help="a list for the same samples in other shards",
-        description="Writes a list of the same samples, by key, where they are in the shards of "
-        "another score table.",
+        run_locate,
+        "a list for the same samples in other shards",
+        "Writes a list of the same samples, by key, where they are in the shards of another score "
+        "table.",
     )
-    located.add_argument("list", type=Path, metavar="LIST")
-    located.set_defaults(run=run_locate)
-
-    drawn = commands.add_parser(
+    drawn = add(
         "random",
-        help="a random list",
-        description="Draws usable samples by a hash of key and seed: a smaller list is part of a "
-        "larger one of the same seed, and re-sharding changes nothing.",
+        run_random,
+        "a random list",
+        "Draws usable samples by a hash of key and seed: a smaller list is part of a larger one of "
+        "the same seed, and re-sharding changes nothing.",
     )
     drawn.add_argument("--samples", type=int, required=True)
     drawn.add_argument("--seed", type=int, default=0)
-    drawn.set_defaults(run=run_random)
-
-    npy = commands.add_parser(
+    npy = add(
         "npy",
-        help="a list in DataComp's format",
-        description="Writes DataComp's array (u8,u8, sorted), in which a sample is as often as its "
-        "weight says.",
+        run_npy,
+        "a list in DataComp's format",
+        "Writes DataComp's array (u8,u8, sorted), in which a sample is as often as its weight "
+        "says.",
     )
-    npy.add_argument("list", type=Path, metavar="LIST")
-    npy.set_defaults(run=run_npy)
-
-    from_npy = commands.add_parser(
-        "from_npy", help="a list of DataComp's format", description="Reads DataComp's array."
+    from_npy = add(
+        "from_npy", run_from_npy, "a list of DataComp's format", "Reads DataComp's array."
     )
     from_npy.add_argument("subset", type=Path, metavar="SUBSET.npy")
-    from_npy.set_defaults(run=run_from_npy)
-
-    repack = commands.add_parser(
+    repack = add(
         "repack",
-        help="new tars with the samples of a list",
-        description="Copies the samples of a list into new tars, OUT/SOURCE/00000.tar, and writes "
+        run_repack,
+        "new tars with the samples of a list",
+        "Copies the samples of a list into new tars, OUT/SOURCE/00000.tar, and writes "
         "OUT/manifest.parquet. Start it again to go on where it stopped.",
     )
-    repack.add_argument("list", type=Path, metavar="LIST")
     repack.add_argument(
         "--manifest", type=Path, nargs="+", required=True, help="of the list's shards"
     )
     repack.add_argument("--samples_per_shard", type=int, default=10_000, help="(10000)")
     repack.add_argument(
-        "--key_field",
-        action="append",
-        default=[],
-        metavar="[SOURCE=]NAME",
-        help="JSON field that identifies a sample, as data.key_field (key)",
-    )
-    repack.add_argument(
         "--ignore_weights", action="store_true", help="copy each sample once, whatever its weight"
     )
-    repack.add_argument("--workers", type=int, default=num_cores(), help="processes (%(default)s)")
-    repack.add_argument(
-        "--allow_pipe", action="store_true", help="run the commands of pipe: addresses"
-    )
-    repack.set_defaults(run=run_repack)
+    add_pass_options(repack)
 
+    for command in (located, npy, repack):
+        command.add_argument("list", type=Path, metavar="LIST")
     for command in (located, drawn, npy, from_npy):
         command.add_argument("--table", type=Path, required=True, help="of counterpoint score")
     for command in (npy, from_npy):
@@ -201,7 +192,6 @@ def run_repack(options: argparse.Namespace) -> int:
     from ....data.curate.lists.repack import Repack
     from ....data.shards.manifest import Manifest
     from ....data.shards.transport import Transport
-    from .score import key_fields_of
 
     manifest = Manifest.load(options.manifest)
     repack = Repack(

@@ -6,7 +6,6 @@ to share the work.
 """
 
 import multiprocessing
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,21 +14,20 @@ from typing import TYPE_CHECKING
 
 from ...arguments import Arguments
 from ...experiments.claims import claimed
-from ...run.provenance import num_cores
 from ..data import counter
+from .pass_options import add_pass_options, by_source, key_fields_of
 
 if TYPE_CHECKING:
     from ....data.curate.score import Scores
 
-CAPTION, KEY_FIELD = "txt", "key"
+CAPTION = "txt"
 
 
 def main(argv: list[str]) -> int:
     """Writes what is missing of a table; returns 0, or 1 when others still work on parts."""
     options = parser().parse_args(argv)
-    workers = num_cores() if options.workers is None else options.workers
-    if workers < 1:
-        raise ValueError(f"--workers {workers}: give 1 or more")
+    if options.workers < 1:
+        raise ValueError(f"--workers {options.workers}: give 1 or more")
     if not set(options.field).isdisjoint(options.number):
         raise ValueError("a column is of texts (--field) or of numbers (--number), not both")
     from ....data.curate.score import Scores, ScoreSettings
@@ -46,7 +44,7 @@ def main(argv: list[str]) -> int:
     )
     scores = Scores(options.out, manifest, settings, Transport(allow_pipe=options.allow_pipe))
     scores.open()
-    write_all(scores, workers)
+    write_all(scores, options.workers)
     return report(scores)
 
 
@@ -69,13 +67,6 @@ def parser() -> Arguments:
         "the first that has text is taken (txt)",
     )
     made.add_argument(
-        "--key_field",
-        action="append",
-        default=[],
-        metavar="[SOURCE=]NAME",
-        help="JSON field that identifies a sample, as data.key_field (key)",
-    )
-    made.add_argument(
         "--field",
         action="append",
         default=[],
@@ -85,41 +76,13 @@ def parser() -> Arguments:
     made.add_argument(
         "--number", action="append", default=[], metavar="FIELD", help="one of numbers, likewise"
     )
-    made.add_argument("--workers", type=int, help="processes (one a core)")
     made.add_argument(
         "--no-pixels",
         action="store_true",
         help="decode no image: no perceptual hash, and damage inside of images is not found",
     )
-    made.add_argument(
-        "--allow_pipe",
-        action="store_true",
-        help="run the commands of pipe: addresses, which you trust",
-    )
+    add_pass_options(made)
     return made
-
-
-def by_source(words: Sequence[str], sources: Sequence[str], option: str) -> dict[str, list[str]]:
-    """Returns each source's fields: those of `SOURCE=FIELD`, or else of all the plain `FIELD`s."""
-    common: list[str] = []
-    own: dict[str, list[str]] = {}
-    for word in words:
-        named = re.fullmatch(r"([\w.-]+)=(.+)", word)
-        if named and named[1] not in sources:
-            raise ValueError(
-                f"{option} {word}: the manifest has no source '{named[1]}'; it has "
-                f"{', '.join(sources)}"
-            )
-        (own.setdefault(named[1], []) if named else common).append(named[2] if named else word)
-    return {source: own.get(source, common) for source in sources}
-
-
-def key_fields_of(words: Sequence[str], sources: Sequence[str]) -> dict[str, str]:
-    """Returns the key field of each source, from the words of `--key_field`."""
-    given = by_source(words, sources, "--key_field")
-    if several := [name for name, fields in given.items() if len(fields) > 1]:
-        raise ValueError(f"--key_field: the source '{several[0]}' has two; give one")
-    return {name: (fields or [KEY_FIELD])[0] for name, fields in given.items()}
 
 
 def write_all(scores: "Scores", workers: int) -> None:
