@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .ablation_sections import BETTER, WORSE, mark, sections, summary
-from .figures import GRID, INK, MUTED, SERIES, brief, drawing, svg_of
-from .page import TEMPLATES
+from .figures import INK, MUTED, SERIES, brief, drawing, dress, svg_of
+from .page import template
 from .panels import title_of
 
 COLOURS = {"pool": INK, "random": MUTED, "curation": SERIES[0]}
@@ -20,15 +20,7 @@ ROW_INCHES = 0.26
 
 def render_page(table: Mapping[str, Any]) -> str:
     """Returns the page; nothing in it refers to another file or address."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("ablation.html").render(
+    return template("ablation.html").render(
         title=f"Ablation {table['name']}",
         subtitle=summary(table),
         figures=draw_figures(table),
@@ -84,7 +76,7 @@ def _differences(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_yticks(range(len(ordered)), [row["run"] for row in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_xlabel("points", color=MUTED, labelpad=2)
-    _dress(axes, "x")
+    dress(axes, "x")
 
 
 def _sizes(axes: Any, table: Mapping[str, Any], metric: str) -> None:
@@ -105,7 +97,7 @@ def _sizes(axes: Any, table: Mapping[str, Any], metric: str) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}%"))
     axes.set_xlabel("samples in the subset", color=MUTED, labelpad=2)
-    _dress(axes, "both")
+    dress(axes, "both")
 
 
 def _robustness(axes: Any, table: Mapping[str, Any]) -> None:
@@ -142,7 +134,7 @@ def _robustness(axes: Any, table: Mapping[str, Any]) -> None:
             FuncFormatter(lambda value, _: f"{brief(round(100 / (1 + np.exp(-value)), 6))}%")
         )
     axes.set_xlabel("in distribution", color=MUTED, labelpad=2)
-    _dress(axes, "both")
+    dress(axes, "both")
 
 
 def _shares(low: float, high: float) -> list[float]:
@@ -180,12 +172,3 @@ def _name(axes: Any, places: Sequence[tuple[float, float, str]]) -> None:
 
 def _logit(p: Any) -> Any:
     return np.log(p) - np.log1p(-np.asarray(p))
-
-
-def _dress(axes: Any, grid: str) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-    axes.tick_params(length=0, colors=MUTED, pad=5)
-    axes.grid(axis=grid, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)

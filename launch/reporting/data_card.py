@@ -30,7 +30,7 @@ from ...data.images.decode import EncodedImage
 from ...data.shards.fields import find_image
 from ...data.shards.manifest import Manifest
 from ...data.shards.reader import ShardReader
-from .page import TEMPLATES
+from .page import template
 
 NUM_EXAMPLES, NUM_LEFT_OUT, NUM_ROWS = 48, 8, 24
 THUMBNAIL = 96  # pixels
@@ -177,16 +177,7 @@ def render_card(table: Table, curation: Path | None, manifest: Manifest | None) 
     Raises:
         ValueError: `curation` is no such folder, or of another table.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["percent"] = lambda share: f"{share:.2%}"
+    page = template("data_card.html", thousands="{:,}".format, percent="{:.2%}".format)
     card, removed, tables, weights, summary = Card(), [], [], [], None
     columns = [f.name for f in pq.read_schema(table.files[0]) if not f.name.startswith("json:")]
     for path in table.files:
@@ -199,7 +190,7 @@ def render_card(table: Table, curation: Path | None, manifest: Manifest | None) 
     examples = card.examples.sorted()
     shown = [*examples, *(example for each in removed for example in each.examples)]
     note = _add_images(shown, manifest)
-    return environment.get_template("data_card.html").render(
+    return page.render(
         title=f"Data card: {table.folder.name}",
         card=card,
         sources=_bars(card.sources.most_common(NUM_ROWS)),

@@ -114,15 +114,20 @@ def _plot(axes, panel: Panel, line: Line, num_points: int) -> None:
     axes.plot(x, smooth(y, SMOOTHING), color=colour, linestyle=dash, linewidth=1.7)
 
 
-def _dress(axes, panel: Panel) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
+def dress(axes: Any, grid: str) -> None:
+    """Leaves of a frame the bottom alone, and draws the grid of `x`, `y` or `both` axes."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.tick_params(length=0, colors=MUTED, pad=5)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _dress(axes, panel: Panel) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    dress(axes, "y")
     axes.set_xlabel(panel.x_label, color=MUTED, labelpad=3)
     axes.margins(x=0.02)
     axes.set_xlim(left=0)

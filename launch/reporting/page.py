@@ -1,6 +1,7 @@
 """Renders runs and their grids as one self-contained HTML page."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ class GridEntry:
     reason: str = ""
 
 
-def render(runs: list[Run], grids: list[GridEntry]) -> str:
-    """Returns the page; nothing in it refers to another file or address."""
+def template(name: str, **filters: Callable[[Any], str]) -> Any:
+    """Returns a Jinja template of `launch/templates/`; it may use no name that it is not given."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -35,6 +36,12 @@ def render(runs: list[Run], grids: list[GridEntry]) -> str:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters.update(filters)
+    return environment.get_template(name)
+
+
+def render(runs: list[Run], grids: list[GridEntry]) -> str:
+    """Returns the page; nothing in it refers to another file or address."""
     numbered = itertools.count(1)
     first = panels.drawn_first(runs)
     figure_panels: dict[str, panels.Panel] = {}
@@ -57,7 +64,7 @@ def render(runs: list[Run], grids: list[GridEntry]) -> str:
     }
     table, same = overview.columns(runs) if len(runs) >= NUM_FOR_SCATTER else ([], [])
     is_many = len(runs) > panels.MANY
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
         subtitle=_subtitle(runs),
         runs=runs,
