@@ -8,14 +8,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import fit_help
+from .config import fit_arguments
 from .config.diagnosis import check_words
-from .config.run_files import EXAMPLES, SLOTS, Written, read
+from .config.run_files import read
 
-AUTO = "auto"
-# As in models.teacher.DTYPES (a test compares them).
 # What a run's data are, and a pool that it embeds are not.
 NOT_OF_A_POOL = ("keep_weights", "temperature", "same_as", "caption_same_as")
+# As in models.teachers.frozen.DTYPES (a test compares them).
 STORED = ("float32", "bfloat16", "float16")
 
 
@@ -65,10 +64,7 @@ def embed() -> Arguments:
         "them, or those of a run of your own (--run), of images as evaluation sees them. Further "
         "arguments are those of `counterpoint fit`: --config RUN, --data.manifest FILE, ...",
     )
-    whose = made.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--teacher", help="its name under `teachers` in the run file")
-    whose.add_argument("--run", type=Path, metavar="RUN_DIR", help="instead of a run file")
-    made.add_argument("--checkpoint", type=int, metavar="STEP", help="of --run (the newest whole)")
+    _add_model(made)
     made.add_argument(
         "--transform",
         choices=("train", "eval"),
@@ -88,6 +84,14 @@ def embed() -> Arguments:
     )
     made.add_argument("--device", help="cuda, cpu, ... (cuda where there is a GPU)")
     return made
+
+
+def _add_model(made: Arguments) -> None:
+    """Adds the options that say whose embeddings are computed."""
+    whose = made.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--teacher", help="its name under `teachers` in the run file")
+    whose.add_argument("--run", type=Path, metavar="RUN_DIR", help="instead of a run file")
+    made.add_argument("--checkpoint", type=int, metavar="STEP", help="of --run (the newest whole)")
 
 
 def embed_words(argv: list[str]) -> tuple[Any, list[str]]:
@@ -141,10 +145,7 @@ def prompts() -> Arguments:
         "(--run), for filters that compare samples with classes. Further arguments are those of "
         "`counterpoint fit`: --config RUN.",
     )
-    whose = made.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--teacher", help="its name under `teachers` in the run file")
-    whose.add_argument("--run", type=Path, metavar="RUN_DIR", help="instead of a run file")
-    made.add_argument("--checkpoint", type=int, metavar="STEP", help="of --run (the newest whole)")
+    _add_model(made)
     made.add_argument("--classes", required=True, type=Path, help="file with a name a line")
     made.add_argument("--templates", type=Path, help="file with a prompt a line, {c} for the name")
     made.add_argument("--view", default="text", help="text.NAME: with a tokenizer of its own")
@@ -266,96 +267,6 @@ def _safetensors(value: str) -> Path:
     return Path(value)
 
 
-def fit(argv: list[str]) -> tuple[Written, str | None]:
-    """Reads the arguments of `counterpoint fit`.
-
-    Returns:
-        What is written in files and as options, and what is to be resumed: a folder, `auto`, None.
-
-    Raises:
-        ValueError: nothing is named, a file is not there, or a word is not one of ours.
-    """
-    answer_help(argv)
-    if not argv:
-        raise ValueError(f"name a run: {EXAMPLES} (counterpoint fit --help)")
-    argv, resume = take_option(argv, "--resume")
-    if resume is not None and resume != AUTO:
-        argv = ["--config", str(_config_of(resume)), *argv]
-        argv, run_dir = take_option(argv, "--run_dir")
-        if run_dir is not None and Path(run_dir).resolve() != Path(resume).resolve():
-            raise ValueError(
-                f"--resume {resume} goes on in that folder, and --run_dir is {run_dir}: leave it "
-                f"out; to keep {resume} as it is, resume a copy of the folder, or start a new run "
-                f"with --init_from {resume}"
-            )
-        argv = [*argv, "--run_dir", resume]
-    written = read(argv)
-    check_words(written)
-    return written, resume
-
-
-def answer_help(argv: list[str]) -> None:
-    """Prints the page, or what there is about a slot (`--help SLOT`, `--SLOT.help`), and exits."""
-    for i, word in enumerate(argv):
-        name = word.partition("=")[0]
-        if name in ("-h", "--help"):
-            following = argv[i + 1 : i + 2] if "=" not in word else [word.partition("=")[2]]
-            topic = following[0] if following and not following[0].startswith("-") else ""
-        elif name.startswith("--") and name.endswith((".help", "-help")):
-            topic = name[2:].partition(".")[0]
-        else:
-            continue
-        print(_help(topic.partition(".")[0].removeprefix("--")))
-        raise SystemExit(0)
-
-
-def _help(topic: str) -> str:
-    if not topic:
-        return fit_help.page()
-    if topic in ("run", "runs", "config", "suite"):
-        return fit_help.packaged("suite" if topic == "suite" else "run")
-    if topic not in SLOTS:
-        close = get_close_matches(topic, SLOTS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(
-            f"--help {topic}: {hint}there is help about run, suite, and the slots "
-            f"{', '.join(SLOTS)}; `counterpoint fit --help` is one page about all"
-        )
-    from .config.slot_help import listing
-
-    return listing(topic)
-
-
-def _config_of(run_dir: str) -> Path:
-    path = Path(run_dir, "config.yaml")
-    if path.exists():
-        return path
-    file = Path(run_dir)
-    if file.suffix == ".ckpt" and file.is_file():
-        folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-        raise ValueError(
-            f"--resume takes a run's folder and goes on from its newest whole checkpoint: --resume "
-            f"{folder}; a new run starts from these weights with --init_from {run_dir}"
-        )
-    raise ValueError(
-        f"--resume {run_dir}: there is no run (no {path}); it takes a folder that `fit` wrote, or "
-        "auto with the command that started the run"
-    )
-
-
-def take_option(argv: list[str], name: str) -> tuple[list[str], str | None]:
-    """Removes `name VALUE` or `name=VALUE` from the arguments and returns the value, if any."""
-    for i, word in enumerate(argv):
-        if word == name:
-            if i + 1 == len(argv) or argv[i + 1].startswith("--"):
-                hint = ": a run's folder, such as runs/NAME, or auto" if name == "--resume" else ""
-                raise ValueError(f"{name} needs a value{hint}")
-            return argv[:i] + argv[i + 2 :], argv[i + 1]
-        if word.startswith(name + "="):
-            return argv[:i] + argv[i + 1 :], word.split("=", 1)[1]
-    return argv, None
-
-
 def check_launcher(argv: list[str]) -> None:
     """Answers `launch` without a launcher and exits; refuses one that is not there."""
     asked = argv[0] if argv else ""
@@ -369,16 +280,18 @@ def check_launcher(argv: list[str]) -> None:
 
 def check(command: str, argv: list[str]) -> None:
     """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
-    whole = {"evaluate": evaluate, "cluster": cluster, "curate": curate, "export": export}
+    whole = {each.__name__: each for each in (evaluate, cluster, probe, curate, export)}
     if command in whole:
         whole[command]().parse_args(argv)
     elif command == "fit":
-        fit(argv)
+        fit_arguments.parse(argv)
     elif command == "embed":
         check_words(read(embed_words(argv)[1]))
+    elif command == "prompts":
+        prompts().parse_known_args(argv)
     elif command == "launch":
         check_launcher(argv)
         options, rest = slurm().parse_known_args(argv[1:])
-        if take_option(rest, "--resume")[1] is not None:
+        if fit_arguments.take_option(rest, "--resume")[1] is not None:
             raise ValueError("leave --resume out: a job always continues what its run_dir holds")
         check_words(read(["--config", options.config, *rest]))

@@ -12,9 +12,9 @@ from typing import Any
 
 from ...data.order.steps import check_divides
 from ...train.checkpointing import checkpoint as checkpoints
-from .. import arguments
-from ..arguments import AUTO
+from ..config import fit_arguments
 from ..config import parser as run_config
+from ..config.fit_arguments import AUTO
 from ..run.devices import world_size
 from ..run.env import choose_attention, prepare, share_cores, starts_again_by_itself, under_torchrun
 from ..run.folder import run_dir_of
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 def start(argv: list[str]) -> int:
     """Parses the command line and trains; see `main`."""
-    written, resume = arguments.fit(argv)
+    written, resume = fit_arguments.parse(argv)
     if resume is None and starts_again_by_itself():
         resume = AUTO
     parser = run_config.make_parser()

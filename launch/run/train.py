@@ -17,8 +17,8 @@ from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
 from ...train.module import ContrastiveModule, RunInfo
 from ...train.phases import Phases
-from ..arguments import AUTO
 from ..config import parser as run_config
+from ..config.fit_arguments import AUTO
 from .build import build_module, build_parts
 from .env import is_first_process, log, starts_again_by_itself
 from .facts import facts

@@ -42,6 +42,9 @@ ANSWERED = (
     "evaluate --help",
     "embed --help",
     "cluster --help",
+    "prompts --help",
+    "probe --help",
+    "curate --help",
     "export --help",
     "report --help",
     "sweep --help",
@@ -53,6 +56,7 @@ ANSWERED = (
     "evaluate run --sute imagenet",
     "embed --teecher large",
     "cluster store --out clusters --clusters many",
+    "probe store --labels labels.parquet --out probe.pt",
     "export run weights.pt",
     "launch slurm --config emoji_clip --nodes two",
 )
