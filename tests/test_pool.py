@@ -85,6 +85,12 @@ def test_every_world_size_has_its_own_group(gloo, world_size):
     assert gloo(world_size, summed, 10) == [(total, world_size, r) for r in range(world_size)]
 
 
+def test_all_tests_with_ranks_run_in_one_process(gloo, request):
+    if not request.config.getoption("loadgroup", default=False):
+        pytest.skip("under xdist with --dist loadgroup, as in `make test`")
+    assert request.node.nodeid.endswith("@ranks")
+
+
 def test_classes_of_a_test_file_travel_both_ways(gloo):
     results = gloo(2, shifted, Pair(torch.tensor([1.0, 2.0]), -1))
     assert [result.rank for result in results] == [0, 1]

@@ -1,4 +1,4 @@
-"""A callback that records a digest of the moving average after each step, and may stop the run."""
+"""A callback that records a digest of the moving average after each step."""
 
 import hashlib
 from pathlib import Path
@@ -7,11 +7,10 @@ import lightning.pytorch as pl
 
 
 class Averages(pl.Callback):
-    """Appends `step digest` to PATH.RANK; stops all ranks after step `stop_at`."""
+    """Appends `step digest` to PATH.RANK."""
 
-    def __init__(self, path: str, stop_at: int | None = None):
+    def __init__(self, path: str):
         self.path = path
-        self.stop_at = stop_at
 
     def on_train_batch_end(self, trainer, pl_module, *args) -> None:
         digest = hashlib.sha256()
@@ -19,5 +18,3 @@ class Averages(pl.Callback):
             digest.update(value.numpy().tobytes())
         with Path(f"{self.path}.{trainer.global_rank}").open("a") as file:
             file.write(f"{trainer.global_step} {digest.hexdigest()}\n")
-        if trainer.global_step == self.stop_at:
-            trainer.should_stop = True

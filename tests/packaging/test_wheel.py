@@ -32,7 +32,7 @@ EXTRAS = PURPOSES | {"demo", "docs", "dev"}
 BUILD = "import sys, setuptools.build_meta as b; print(b.build_wheel(sys.argv[1]))"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built without network from a copy of the tree (a build leaves files behind)."""
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
@@ -46,7 +46,7 @@ def wheel(tmp_path_factory) -> Path:
     return out / done.stdout.splitlines()[-1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
     """A folder the wheel is installed into, as pip --target does for a pure package."""
     folder = tmp_path_factory.mktemp("target")

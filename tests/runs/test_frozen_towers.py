@@ -6,7 +6,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from processes import Run, fit
+from processes import fit
 from tiny import config, write_config, write_shards
 
 from counterpoint.data.shards.index import index_shards
@@ -51,9 +51,9 @@ def values(tmp_path):
     }
 
 
-def run_file(folder, values, stop_at=None):
+def run_file(folder, values):
     folder.mkdir()
-    arguments = {"path": str(folder / "averages"), "stop_at": stop_at}
+    arguments = {"path": str(folder / "averages")}
     values["trainer"]["callbacks"] = [
         {"class_path": "averages.Averages", "init_args": arguments},
     ]
@@ -98,20 +98,23 @@ def test_strategies_average_alike(tmp_path, values, strategy):
 
 
 def test_two_ranks_and_a_resume(tmp_path, values):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    values["checkpoint"] = {"every_n_steps": 3, "keep": 2}
     fit(run_file(whole, values), 2, whole / "log")
-    run = Run(["fit", *run_file(stopped, values, stop_at=3)], 2, stopped / "log")
-    assert run.wait() == [0, 0], run.text()[-3000:]
-    fit(["--resume", str(stopped / "run")], 2, stopped / "log")
-
     want = (whole / "averages.0").read_text()
     assert len({line.split()[1] for line in want.splitlines()}) == STEPS
-    for path in (whole / "averages.1", stopped / "averages.0", stopped / "averages.1"):
-        assert path.read_text() == want
-    assert len(losses(whole)) == STEPS and losses(stopped) == losses(whole)
+    assert (whole / "averages.1").read_text() == want
+
+    shutil.copytree(whole / "run", again / "run")
+    newest(again / "run").unlink()
+    fit(["--resume", str(again / "run")], 2, again / "log")
+    for rank in range(2):  # each goes on writing where it wrote before
+        resumed = (whole / f"averages.{rank}").read_text().removeprefix(want)
+        assert resumed == "".join(want.splitlines(keepends=True)[3:])
+    assert len(losses(whole)) == STEPS and losses(again) == losses(whole)
     assert {"loss/byol", "loss/mimicry", "loss/infonce"} <= losses(whole)[0].keys()
     assert losses(whole)[0]["loss/mimicry"] > 1e-3  # the student's dropout is on
-    one, other = (load(newest(folder / "run")) for folder in (whole, stopped))
+    one, other = (load(newest(folder / "run")) for folder in (whole, again))
     state = one["state_dict"]
     assert state.keys() == other["state_dict"].keys()
     assert all(torch.equal(state[name], other["state_dict"][name]) for name in state)

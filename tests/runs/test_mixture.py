@@ -24,7 +24,7 @@ def manifests(tmp_path):
     return manifests
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_losses_and_counts_by_source(tmp_path, manifests, world_size):
     steps = 20
     run = tmp_path / "run"

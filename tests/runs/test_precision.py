@@ -43,11 +43,11 @@ def test_what_the_machine_chose_is_written_down(tmp_path, manifest):
     assert f"precision: {chosen} (auto: " in line
 
 
-@pytest.mark.parametrize("began", ["bf16-mixed", "32-true"])
-def test_a_run_goes_on_as_it_began(tmp_path, manifest, began):
+@pytest.mark.parametrize(("began", "world_size"), [("bf16-mixed", 2), ("32-true", 1)])
+def test_a_run_goes_on_as_it_began(tmp_path, manifest, began, world_size):
     """Whichever this machine would choose, one of the two runs began as another one's."""
-    fit(arguments(tmp_path, manifest, began), 2, tmp_path / "log")
+    fit(arguments(tmp_path, manifest, began), world_size, tmp_path / "log")
     more = arguments(tmp_path, manifest, "auto", STEPS + 2)
-    text = fit([*more, "--resume", "auto"], 2, tmp_path / "log.resumed")
+    text = fit([*more, "--resume", "auto"], world_size, tmp_path / "log.resumed")
     assert f"precision: {began}, as the run began" in text
     assert written(tmp_path) == (began, began)

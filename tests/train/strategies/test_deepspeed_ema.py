@@ -11,7 +11,7 @@ from counterpoint.losses.objective import Objective
 from counterpoint.train.ema import Ema, EmaConfig
 from counterpoint.train.strategies.choose import choose_strategy
 
-STEPS = 4
+STEPS = 2
 DECAY = 0.5
 NAMES = ("zero1", "zero2", "zero3", "zero1_offload", "zero2_offload", "zero3_offload")
 CASES = [(name, p) for name in NAMES for p in ("32-true", "bf16-mixed", "bf16-true")]
