@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from waiting import PATIENCE, until
@@ -105,6 +106,7 @@ def test_the_claim_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path):
 
 def test_a_requeued_job_has_its_claims_back(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr(claims, "STARTED", time.time())  # these tests may run for a while already
     claim = tmp_path / "a.claim"
     claim.write_text("slurm 77")
     with claims.claimed(claim) as ours:
