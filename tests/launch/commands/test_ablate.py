@@ -17,10 +17,13 @@ from fake_runs import Page
 
 from counterpoint.launch import cli
 from counterpoint.launch.commands.ablate import keep_outcomes, main, make_runner
+from counterpoint.launch.config.curations import load_curation
 from counterpoint.launch.config.identity import Identity
 from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.experiments import pairs, results
 from counterpoint.launch.experiments.ablation import plan
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Here:
@@ -347,9 +350,11 @@ def test_a_curation_of_filters_has_the_files_table_or_its_own(pool, tmp_path, st
     assert [(each.name, each.size) for each in made.subsets[1:3]] == [("a", 24), ("b", 24)]
 
 
-def test_the_packaged_ablations_are_read(tmp_path):
+def test_our_own_ablations_are_read(tmp_path, monkeypatch):
     """But for their data: the keys, the run, the evaluations, the curations."""
-    for file in packaged_files("ablation").values():
+    monkeypatch.chdir(ROOT)
+    planted = Path("tests/benchmarks/planted/ablation.yaml")
+    for file in (*packaged_files("ablation").values(), planted):
         reader = plan._Reader(file, tmp_path)
         reader.common = reader._settings(reader.content, str(file))
         config = results.parsed(reader.content["config"], reader.common)
@@ -357,7 +362,7 @@ def test_the_packaged_ablations_are_read(tmp_path):
         reader._set_samples(config)
         for name, written in reader.curations.items():
             assert set(written) <= plan.CURATION_KEYS, name
-            assert packaged_files("curation").get(str(written.get("curation")))
+            assert load_curation(str(written["curation"])), name
 
 
 def test_an_evaluation_that_was_not_measured_is_named(pool, tmp_path, stub):

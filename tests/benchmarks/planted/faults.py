@@ -2,7 +2,7 @@
 
 Run from the root, after `counterpoint data icons icons`:
 
-    PYTHONPATH=tests .venv/bin/python -m benchmarks.planted_faults plant icons planted
+    PYTHONPATH=tests .venv/bin/python -m benchmarks.planted.faults plant icons planted
     counterpoint score planted/train.parquet --out planted/table --field json:fault
     counterpoint fit --config icons_clip --data.manifest planted/scorer.parquet \\
         --run_dir planted/scorer_run
@@ -11,12 +11,12 @@ Run from the root, after `counterpoint data icons icons`:
     counterpoint cluster planted/clip --out planted/clusters --clusters 40
     counterpoint boxes planted/train.parquet --out planted/boxes --side 96
     for name in clip_score rules parrots near semdedup often outliers clean; do
-        counterpoint curate planted_$name --table planted/table --store clip=planted/clip \\
+        counterpoint curate tests/benchmarks/planted/$name.yaml --table planted/table --store clip=planted/clip \\
             --store clusters=planted/clusters --store boxes=planted/boxes \\
             --out planted/curated/$name
     done
-    counterpoint ablate planted
-    PYTHONPATH=tests .venv/bin/python -m benchmarks.planted_faults grade planted/table \\
+    counterpoint ablate tests/benchmarks/planted/ablation.yaml
+    PYTHONPATH=tests .venv/bin/python -m benchmarks.planted.faults grade planted/table \\
         planted/curated/*
 
 `plant` takes pairs of icons as they are and adds as many again with faults, each under `fault` in
@@ -51,7 +51,7 @@ FAULTS = {
     "parrot": 0.15,  # no icon but the caption, in letters
     "copy": 0.2,  # an icon of the clean ones once more, slightly changed
     "flood": 0.2,  # one and the same concept over and over, each time changed
-    "backdoor": 0.01,  # a patch in the corner and the caption of one class
+    "backdoor": 0.05,  # a patch in the corner and the caption of one class
 }
 TARGET = "banana"
 SHARD_PAIRS = 2000
