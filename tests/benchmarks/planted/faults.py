@@ -11,8 +11,9 @@ Run from the root, after `counterpoint data icons icons`:
     counterpoint cluster planted/clip --out planted/clusters --clusters 40
     counterpoint boxes planted/train.parquet --out planted/boxes --side 96
     for name in clip_score rules parrots near semdedup often outliers clean; do
-        counterpoint curate tests/benchmarks/planted/$name.yaml --table planted/table --store clip=planted/clip \\
-            --store clusters=planted/clusters --store boxes=planted/boxes \\
+        counterpoint curate tests/benchmarks/planted/$name.yaml --table planted/table \\
+            --store clip=planted/clip --store clusters=planted/clusters \\
+            --store boxes=planted/boxes \\
             --out planted/curated/$name
     done
     counterpoint ablate tests/benchmarks/planted/ablation.yaml
