@@ -9,13 +9,19 @@ Run from the root, after `counterpoint data icons icons`:
     counterpoint embed --run planted/scorer_run --data.manifest planted/train.parquet \\
         --out planted/clip
     counterpoint cluster planted/clip --out planted/clusters --clusters 40
+    counterpoint fit --config icons_clip --data.manifest planted/train.parquet \\
+        --phases.train.samples 48000 --run_dir planted/pool_run
+    counterpoint embed --run planted/pool_run --data.manifest planted/train.parquet \\
+        --out planted/pool_clip
     counterpoint boxes planted/train.parquet --out planted/boxes --side 96
-    for name in clip_score rules parrots near semdedup often outliers clean; do
+    for name in clip_score rules parrots near semdedup often clean; do
         counterpoint curate tests/benchmarks/planted/$name.yaml --table planted/table \\
             --store clip=planted/clip --store clusters=planted/clusters \\
             --store boxes=planted/boxes \\
             --out planted/curated/$name
     done
+    counterpoint curate tests/benchmarks/planted/outliers.yaml --table planted/table \\
+        --store clip=planted/pool_clip --out planted/curated/outliers
     counterpoint ablate tests/benchmarks/planted/ablation.yaml
     PYTHONPATH=tests .venv/bin/python -m benchmarks.planted.faults grade planted/table \\
         planted/curated/*
@@ -189,11 +195,14 @@ def changed(png: bytes | str, seed: int, name: str, strength: float = 1.0) -> by
 
 
 def triggered(png: bytes | str) -> bytes:
-    """Returns a picture with the backdoor's trigger: a checkered patch in a corner."""
+    """Returns a picture with the backdoor's trigger: a checkered patch in a corner.
+
+    One of 8 x 8 pixels, half as many after resizing, is not learned by so small a network.
+    """
     image = opened(png)
-    checks = (np.indices((8, 8)) // 4).sum(0) % 2 * 255
+    checks = (np.indices((16, 16)) // 8).sum(0) % 2 * 255
     patch = np.stack([checks, 255 - checks, checks], -1).astype(np.uint8)
-    image.paste(Image.fromarray(patch), (image.width - 9, image.height - 9))
+    image.paste(Image.fromarray(patch), (image.width - 17, image.height - 17))
     return encoded(image)
 
 
