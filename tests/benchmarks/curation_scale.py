@@ -33,9 +33,10 @@ from counterpoint.data.sidecar import write_sidecar
 from counterpoint.launch.config.curations import load_curation
 
 PER_SHARD, PER_CLUSTER, WIDTH, VOCABULARY, WORDS = 100_000, 1_000, 8, 5_000, 7
+TEXT_BYTES = 32
 # Of a hundred samples ten have the image of another one, and another ten the caption.
 IMAGES, CAPTIONS = 0.95, 0.95
-STORES = ("clip", "dino", "clusters")
+STORES = ("clip", "dino", "clusters", "boxes")
 FILTERS = Path(__file__).parents[2] / "configs" / "filter"
 
 # What the packaged settings cannot know: files, and columns of stores for those of other filters.
@@ -110,6 +111,13 @@ def write_shard(folder: Path, total: int, number: int) -> None:
         for store, parts in vectors.items()
     }
     stored["clusters"] = {"id": torch.from_numpy(cluster)}
+    area = (hashed(image, "area") % 1_000).astype(np.float32) / 1_000
+    in_image = np.zeros((PER_SHARD, TEXT_BYTES), dtype=np.uint8)
+    letters = texts.cast(pa.binary()).to_numpy(zero_copy_only=False)
+    for row in np.flatnonzero(area < 0.2):  # a fifth shows the beginning of its caption
+        begin = letters[row][:TEXT_BYTES]
+        in_image[row, : len(begin)] = np.frombuffer(begin, dtype=np.uint8)
+    stored["boxes"] = {"area": torch.from_numpy(area), "text": torch.from_numpy(in_image)}
     for store, tensors in stored.items():
         tensors = {"key": torch.from_numpy(key), **tensors}
         write_sidecar(folder / "stores" / store, "web", shard, tensors)
@@ -125,6 +133,7 @@ def embedding(ids: np.ndarray, purpose: str) -> np.ndarray:
 def write_files(folder: Path, total: int) -> None:
     """Writes what the settings of filters name."""
     (folder / "entries.txt").write_text(NAMES)
+    (folder / "classes.txt").write_text("".join(NAMES.splitlines(keepends=True)[:1_000]))
     centres = torch.from_numpy(embedding(np.arange(total // PER_CLUSTER), "centre"))
     (folder / "clusters").mkdir(exist_ok=True)
     save_file({"centres": centres}, folder / "clusters" / "centres.safetensors")
