@@ -21,10 +21,12 @@ from .reducers.base import Reduction
 from .text import Ids, Lengths, TextTower
 
 MAX_LOGIT_SCALE = 100.0
+# From a tower's width to the shared space: one layer, with a bias, two layers with GELU, nothing.
+Projection = Literal["linear", "affine", "mlp", "none"]
 
 
 class TwoTower(nn.Module):
-    """An image tower and a text tower, each with a bias-free projection into one space.
+    """An image tower and a text tower, each with a projection into one space.
 
     `logit_scale` (stored as its logarithm) and `logit_bias` are 1-D, so that sharded strategies can
     hold them.
@@ -40,9 +42,14 @@ class TwoTower(nn.Module):
         text_parts: parts that captions, sorted by length, are encoded in, each without the columns
             that are padding in all of it; at least `chunks` are made. 0: with all padding. Towers
             that look at padding take captions as they come, in `chunks` parts.
+        image_projection: from the image tower's vector to the embedding: `linear` without a bias,
+            `affine` with one, `mlp` (open_clip's: two bias-free layers with GELU between, the inner
+            width halfway), `none`.
+        text_projection: from the text tower's vector, likewise.
 
     Raises:
-        ValueError: chunks or text_parts is out of range, or a tower has no width.
+        ValueError: chunks or text_parts is out of range, a tower has no width, or one without a
+            projection has another width than `embed_dim`.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class TwoTower(nn.Module):
         logit_bias_init: float | None = None,
         chunks: int = 1,
         text_parts: int = 4,
+        image_projection: Projection = "linear",
+        text_projection: Projection = "linear",
     ):
         super().__init__()
         if chunks < 1 or text_parts < 0:
@@ -65,8 +74,8 @@ class TwoTower(nn.Module):
         self.text_parts = text_parts
         self.image = image
         self.text = text
-        self.image_projection = _projection(image, embed_dim)
-        self.text_projection = _projection(text, embed_dim)
+        self.image_projection = _projection(image, embed_dim, image_projection)
+        self.text_projection = _projection(text, embed_dim, text_projection)
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(logit_scale_init)))
         self.logit_bias = (
             None if logit_bias_init is None else nn.Parameter(torch.full((1,), logit_bias_init))
@@ -198,15 +207,32 @@ def _per_caption(tokens: list[tuple[int, Int64[Tensor, " n"]]]) -> dict[str, Ten
     return {"tokens/computed": torch.full_like(lengths[0], computed), "tokens/real": lengths.mean()}
 
 
-def _projection(tower: ImageTower | TextTower, embed_dim: int) -> nn.Linear:
+def _projection(tower: ImageTower | TextTower, embed_dim: int, kind: Projection) -> nn.Module:
     if not hasattr(tower, "width"):
         raise ValueError(
             f"{type(tower).__name__} has no width: set self.width in its __init__ to the length of "
             "the vectors that its forward returns"
         )
     width = cast(int, tower.width)
-    linear = nn.Linear(width, embed_dim, bias=False)
+    if kind == "none":
+        if width != embed_dim:
+            raise ValueError(
+                f"{type(tower).__name__} has no projection and vectors of length {width}, and "
+                f"embed_dim is {embed_dim}: set model.embed_dim to {width}, or the projection to "
+                "linear"
+            )
+        return nn.Identity()
+    if kind == "mlp":
+        inner = (width + embed_dim) // 2
+        return nn.Sequential(_linear(width, inner), nn.GELU(), _linear(inner, embed_dim))
+    return _linear(width, embed_dim, bias=kind == "affine")
+
+
+def _linear(width: int, length: int, bias: bool = False) -> nn.Linear:
+    linear = nn.Linear(width, length, bias=bias)
     nn.init.normal_(linear.weight, std=width**-0.5)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return linear
 
 

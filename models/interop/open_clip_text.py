@@ -1,0 +1,168 @@
+"""Text towers of open_clip: CLIP's and SigLIP's transformers, and those of transformers.
+
+In: `text_cfg` and tensors, or a `TwoTower`. Out: which text tower of ours it is, how it projects,
+its tokenizer and the rules of names; for the way back, `text_cfg` and the rules.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..text import ClipTextTower
+from ..two_tower import TwoTower
+from .base import CLIP_TEXT, CLIP_TOKENIZER, HF_TOKENIZER
+from .names import Rule, ratio
+from .open_clip_image import check_defaults
+from .text_names import open_clip_text
+
+READ = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pad_id", "eos_id"}
+READ |= {"hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type", "proj_bias"}
+READ |= {"proj_type", "act_kwargs", "norm_kwargs", "output_tokens", "block_type"}
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A text tower of open_clip in our terms.
+
+    Attributes:
+        config: value of `model.text`.
+        projection: value of `model.text_projection`.
+        rules: of its names, those of the projection included.
+        tokenizer: value of `data.tokenizer`.
+        context_length: longest caption in tokens.
+    """
+
+    config: dict[str, Any]
+    projection: str
+    rules: list[Rule]
+    tokenizer: dict[str, Any]
+    context_length: int
+
+
+def part(
+    config: Mapping[str, Any],
+    quick_gelu: bool,
+    embed_dim: int,
+    state: Mapping[str, Tensor],
+    prefix: str,
+    folder: str | None,
+) -> TextPart:
+    """Translates a text tower.
+
+    Args:
+        config: `text_cfg`.
+        quick_gelu: open_clip's flag.
+        embed_dim: length of the embedding.
+        state: tensors under open_clip's names.
+        prefix: of the tower's names.
+        folder: where a tokenizer of its own would be.
+
+    Raises:
+        ValueError: a setting has no counterpart here.
+    """
+    import open_clip
+
+    check_defaults(config, open_clip.CLIPTextCfg(), READ, "a text tower")
+    c = open_clip.CLIPTextCfg(**config)
+    tanh = (c.act_kwargs or {}).get("approximate") == "tanh"
+    activation = "quick_gelu" if quick_gelu else "gelu_pytorch_tanh" if tanh else "gelu"
+    arguments = {"width": c.width, "depth": c.layers, "num_heads": c.heads}
+    arguments |= {"context_length": c.context_length, "vocab_size": c.vocab_size}
+    optional = {"mlp_ratio": (c.mlp_ratio, 4.0), "activation": (activation, "gelu")}
+    arguments |= {name: value for name, (value, usual) in optional.items() if value != usual}
+    if c.no_causal_mask or c.pool_type not in ("argmax", "eos"):
+        raise ValueError("not yet")
+    projection = "none" if c.proj_type == "none" else "affine" if c.proj_bias else "linear"
+    rules = [*open_clip_text(prefix), *projection_rules(projection, prefix)]
+    tower = {"class_path": CLIP_TEXT, "init_args": arguments}
+    return TextPart(tower, projection, rules, tokenizer(c, folder), c.context_length)
+
+
+def projection_rules(projection: str, prefix: str) -> list[Rule]:
+    """Rules of the text tower's projection, a bare matrix or a layer with a bias."""
+    name = f"{prefix}text_projection"
+    if projection == "linear":
+        return [Rule("text_projection.weight", name, "transposed")]
+    return [Rule("text_projection.{}", f"{name}.{{}}")] if projection == "affine" else []
+
+
+def tokenizer(config: Any, folder: str | None) -> dict[str, Any]:
+    """Returns the value of `data.tokenizer`; a folder's own tokenizer lies in the folder."""
+    if config.hf_tokenizer_name:
+        name = folder or config.hf_tokenizer_name
+        return {"class_path": HF_TOKENIZER, "init_args": {"name": name}}
+    return {"class_path": CLIP_TOKENIZER}
+
+
+@dataclass(frozen=True)
+class TheirText:
+    """A text tower of ours in open_clip's terms.
+
+    Attributes:
+        config: `text_cfg`.
+        rules: of its names, those of the projection included.
+        tensors: of our state dict.
+        quick_gelu: what open_clip's flag must be.
+        prefix: `text.` where the tower is a module of its own (`custom_text`).
+    """
+
+    config: dict[str, Any]
+    rules: list[Rule]
+    tensors: dict[str, Tensor]
+    quick_gelu: bool
+    prefix: str = ""
+
+
+def to_theirs(model: TwoTower, end_id: int | None) -> TheirText:
+    """Translates the text tower of a model.
+
+    Args:
+        model: ours.
+        end_id: see `open_clip.to_open_clip`.
+
+    Raises:
+        ValueError: open_clip cannot build it.
+    """
+    state = {n: v for n, v in model.state_dict().items() if n.startswith(("text.", "text_"))}
+    if isinstance(model.text, ClipTextTower):
+        config, activation = _clip(model.text, end_id)
+    else:
+        raise ValueError(
+            f"open_clip has no text tower like a {type(model.text).__name__}; its texts would be "
+            "encoded by nothing"
+        )
+    projection = projection_of(model.text_projection, "text")
+    if projection == "affine":
+        config["proj_bias"] = True
+    elif projection == "none":
+        config["proj_type"] = "none"
+    rules = [*open_clip_text(), *projection_rules(projection, "")]
+    return TheirText(config, rules, state, activation == "quick_gelu")
+
+
+def projection_of(projection: nn.Module, tower: str) -> str:
+    """What kind of projection it is, of those that open_clip's transformers have."""
+    if isinstance(projection, nn.Linear):
+        return "linear" if projection.bias is None else "affine"
+    if isinstance(projection, nn.Identity):
+        return "none"
+    raise ValueError(f"open_clip's {tower} tower has no projection with two layers")
+
+
+def _clip(tower: ClipTextTower, end_id: int | None) -> tuple[dict[str, Any], str]:
+    c: Any = tower.trunk.config
+    config = {
+        "context_length": tower.context_length,
+        "vocab_size": c.vocab_size,
+        "width": c.hidden_size,
+        "heads": c.num_attention_heads,
+        "layers": c.num_hidden_layers,
+        "mlp_ratio": ratio(c.intermediate_size, c.hidden_size),
+    }
+    if c.hidden_act == "gelu_pytorch_tanh":
+        config["act_kwargs"] = {"approximate": "tanh"}
+    if end_id is not None:
+        config |= {"pool_type": "eos", "eos_id": end_id}
+    return config, c.hidden_act
