@@ -55,6 +55,7 @@ PACKAGES = {
     "train.callbacks": "Metrics, evaluation, errors of samples, stops, the hang watchdog.",
     "train.evaluation": "Evaluation suites and tasks.",
     "launch": "The command line.",
+    "launch.api": "What Python code of one's own calls.",
     "launch.commands": "One command a file.",
     "launch.commands.curation": "The commands of curation.",
     "launch.config": "Run files and options: parsing, messages, identity.",

@@ -45,14 +45,26 @@ class Arguments(argparse.ArgumentParser):
 def evaluate() -> Arguments:
     """The options of `counterpoint evaluate`."""
     made = Arguments(
-        prog="counterpoint evaluate", description="Evaluate a run on a suite of tasks."
+        prog="counterpoint evaluate", description="Evaluate a model on a suite of tasks."
     )
-    made.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
+    made.add_argument("model", metavar="MODEL", help="a run folder, or a checkpoint in one")
     made.add_argument("--suite", help="a packaged suite or a .yaml file (the run's own)")
     made.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")
+    made.add_argument("--weights", choices=("trained", "ema"), default="trained", help="of a run")
     made.add_argument("--batch_size", type=int, help="per tower call (the run's own)")
     made.add_argument("--data_root", help="where relative paths in the suite start")
     made.add_argument("--out", type=Path, help="(RUN_DIR/evaluation/SUITE-STEP.json)")
+    made.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FOLDER",
+        help="where embeddings of class prompts are kept (prompts/ beside the results)",
+    )
+    made.add_argument(
+        "--watch",
+        action="store_true",
+        help="evaluate each new checkpoint of a run once, until the run has ended",
+    )
     return made
 
 

@@ -131,7 +131,7 @@ class ContrastiveModule(pl.LightningModule):
             raise ValueError(
                 f"a checkpoint holds no objects: give {', '.join(sorted(missing))} as well, or "
                 "load a folder of counterpoint fit with "
-                "counterpoint.launch.run.load.load_run(RUN_DIR)"
+                "counterpoint.load_model(RUN_DIR)"
             )
         # Lightning's own would cut and shard the model, which needs a trainer.
         module = cls(**arguments)

@@ -1,27 +1,34 @@
-"""`counterpoint evaluate`: a run's checkpoint on a suite.
+"""`counterpoint evaluate`: a model on a suite.
 
-In: a run folder and a suite. Out: a table on the terminal and `RUN/evaluation/SUITE-STEP.json`.
-Alone or under torchrun, with the same values.
+In: a run folder (or a checkpoint in one) and a suite. Out: a table on the terminal and
+`RUN/evaluation/SUITE-STEP.json`. Alone or under torchrun, with the same values. With `--watch` it
+follows a run that another process trains.
 """
 
-import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 
-from ...data.files import write_whole
-from ...train.checkpointing.checkpoint import step_of
-from ...train.evaluation.evaluate import evaluate
+from ...train.distributed import gather_objects
+from ...train.evaluation.suite import Suite
 from .. import arguments
-from ..config.suites import load_suite
-from ..run.env import choose_attention, is_first_process, num_threads, prepare, under_torchrun
-from ..run.load import checkpoint_of, load_run
-from ..run.precision import slow_bf16
+from ..api.evaluation import (
+    evaluate_loaded,
+    results_file,
+    results_folder,
+    suite_of,
+    write_results,
+)
+from ..api.sources import Loaded, load_source
+from ..api.watch import new_checkpoints
+from ..run.env import is_first_process, prepare, under_torchrun
+from ..run.load import CONFIG, Weights
 
 
 def main(argv: list[str]) -> int:
@@ -29,80 +36,73 @@ def main(argv: list[str]) -> int:
     options = arguments.evaluate().parse_args(argv)
     prepare()
     with process_group() as device:
-        evaluate_run(
-            options.run_dir,
-            options.suite,
-            step=options.checkpoint,
-            batch_size=options.batch_size,
-            data_root=options.data_root,
-            out=options.out,
-            device=device,
-        )
+        if options.watch:
+            watch(options, device)
+        else:
+            loaded = load_source(options.model, options.checkpoint, options.weights)
+            name = str(loaded.run_dir or loaded.name)
+            suite = suite_of(loaded.config, name, options.suite, options.data_root)
+            report(loaded, suite, options, device)
     return 0
 
 
-def evaluate_run(
-    run_dir: Path,
-    suite: str | None = None,
-    *,
-    step: int | None = None,
-    batch_size: int | None = None,
-    data_root: str | None = None,
-    out: Path | None = None,
-    device: torch.device | None = None,
-) -> dict[str, float]:
-    """Evaluates a checkpoint; the first process prints and writes the results.
+def watch(options: Any, device: torch.device) -> None:
+    """Evaluates the checkpoints of a run that have no results yet, until the run has ended."""
+    if options.checkpoint is not None or options.out is not None:
+        raise ValueError(
+            "--watch writes a file for each checkpoint: leave --checkpoint and --out away"
+        )
+    run_dir = Path(options.model)
+    if not (run_dir / CONFIG).is_file():
+        raise ValueError(f"{run_dir} is no run folder: it has no {CONFIG} (--watch follows a run)")
+    config = yaml.safe_load((run_dir / CONFIG).read_text(encoding="utf-8"))
+    suite = suite_of(config, str(run_dir), options.suite, options.data_root)
+    folder = results_folder(run_dir, "")
 
-    Args:
-        run_dir: folder of the run.
-        suite: name or file; None: what the run was evaluated on while it trained.
-        step: which checkpoint; None: the newest whole one.
-        batch_size: images or texts per tower call; None: as in the run.
-        data_root: where relative paths in the suite start; None: as in the run if it is the run's
-            suite, else as in the suite.
-        out: the file to write; None: in the run folder.
-        device: where the towers run; None: the CPU.
+    def is_done(step: int) -> bool:
+        return (folder / results_file(suite.name, step, options.weights)).exists()
 
-    Raises:
-        ValueError: no such run, checkpoint, suite or data.
-    """
-    device = device or torch.device("cpu")
-    # Chosen here, so that a run still going on cannot get ahead of the file's name.
-    step = step_of(checkpoint_of(run_dir)) if step is None else step
-    run = load_run(run_dir, step)
-    in_training = run.config["evaluation"]
-    suite = suite or in_training["suite"]
-    if suite is None:
-        raise ValueError(f"{run_dir} was trained without a suite; name one with --suite")
-    if data_root is None and suite == in_training["suite"]:
-        data_root = in_training["data_root"]
-    tasks = load_suite(suite, data_root)
-    name = run.config["trainer"].get("precision")
-    if is_first_process() and (slow := slow_bf16(name, "cuda" if device.type == "cuda" else "cpu")):
-        print(f"{run_dir} was trained in {name}, which is slow here: {slow}", flush=True)
-    choose_attention(name)
-    run.model.to(device, weights_type(name))
-    run.objective.to(device, weights_type(name))
-    results = evaluate(
-        run.model,
-        tasks,
-        run.tokenizer,
-        run.eval_transform,
-        device=device,
-        precision=tower_context(name, device),
-        batch_size=batch_size or in_training["batch_size"],
-        num_threads=min(8, num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
-        metric=run.objective.metric(),
-    )
+    for path in new_checkpoints(run_dir, is_done):
+        if (loaded := load_if_there(path, options.weights)) is not None:
+            report(loaded, suite, options, device)
+
+
+def load_if_there(path: Path, weights: Weights) -> Loaded | None:
+    """Loads a checkpoint, unless the run has deleted it meanwhile (collective)."""
+    loaded, reason = None, None
+    try:
+        loaded = load_source(path, weights=weights)
+    except ValueError as error:
+        reason = (str(error), path.exists())
+    reasons = [each for each in gather_objects(reason) if each is not None]
+    if not reasons:
+        return loaded
+    text, is_there = reasons[0]
+    if is_there:
+        raise ValueError(text)
     if is_first_process():
-        out = out or run_dir / "evaluation" / f"{tasks.name}-{step:08d}.json"
-        record = {"suite": tasks.name, "step": step, "run": str(run_dir), "metrics": results}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, json.dumps(record, indent=1) + "\n")
-        notes = dict.fromkeys(task.data.note for task in tasks.tasks.values())
-        print(*filter(None, notes), table(results), sep="\n")
-        print(f"{run_dir}, step {step}: written to {out}")
-    return results
+        print(f"{path.name} was deleted before it was evaluated: keep more (checkpoint.keep)")
+    return None
+
+
+def report(loaded: Loaded, suite: Suite, options: Any, device: torch.device) -> None:
+    """Evaluates; the first process prints and writes the results."""
+    folder = results_folder(loaded.run_dir, loaded.name)
+    results = evaluate_loaded(
+        loaded,
+        suite,
+        batch_size=options.batch_size,
+        device=device,
+        prompts=options.prompts or folder / "prompts",
+    )
+    if not is_first_process():
+        return
+    out = options.out or folder / results_file(suite.name, loaded.step, loaded.weights)
+    write_results(out, loaded, suite.name, results)
+    notes = dict.fromkeys(task.data.note for task in suite.tasks.values())
+    print(*filter(None, notes), table(results), sep="\n")
+    step = "" if loaded.step is None else f", step {loaded.step}"
+    print(f"{loaded.run_dir or loaded.name}{step}: written to {out}", flush=True)
 
 
 @contextmanager
@@ -120,23 +120,6 @@ def process_group() -> Iterator[torch.device]:
     finally:
         if joined:
             dist.destroy_process_group()
-
-
-def weights_type(precision: str | int | None) -> torch.dtype | None:
-    """Returns the weights' type under Lightning's `precision`; None: as they are."""
-    double = torch.float64
-    kinds = {"64": double, "64-true": double, "bf16-true": torch.bfloat16, "16-true": torch.half}
-    return kinds.get(str(precision))
-
-
-def tower_context(
-    precision: str | int | None, device: torch.device
-) -> Callable[[], AbstractContextManager]:
-    """Returns what makes the context in which training with `precision` runs the towers."""
-    half, brain = torch.float16, torch.bfloat16
-    kinds = {"16": half, "16-mixed": half, "bf16": brain, "bf16-mixed": brain}
-    dtype = kinds.get(str(precision))
-    return nullcontext if dtype is None else partial(torch.autocast, device.type, dtype=dtype)
 
 
 def table(results: dict[str, float]) -> str:

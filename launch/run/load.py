@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -32,6 +32,9 @@ from .env import log
 CONFIG = "config.yaml"
 # Of the data's slot: what turns a text and an image into the model's input in evaluation.
 READS = ("tokenizer", "eval_transform")
+# Of a checkpoint: those of the last step, or their moving average.
+Weights = Literal["trained", "ema"]
+AVERAGE = "ema.model."
 
 
 @dataclass(frozen=True)
@@ -53,24 +56,28 @@ class LoadedRun:
     config: dict[str, Any]
 
 
-def load_run(run_dir: str | Path, step: int | None = None) -> LoadedRun:
+def load_run(
+    run_dir: str | Path, step: int | None = None, weights: Weights = "trained"
+) -> LoadedRun:
     """Rebuilds a run in evaluation mode on the CPU.
 
     Args:
         run_dir: folder written by `counterpoint fit`.
         step: which checkpoint; None: the newest whole one.
+        weights: those of the last step, or their moving average.
 
     Raises:
-        ValueError: no run, or no such checkpoint, or it is damaged or does not fit the run's model.
+        ValueError: no run, or no such checkpoint, or it is damaged, has no average, or does not fit
+            the run's model.
     """
     run_dir = Path(run_dir)
     path = checkpoint_of(run_dir, step)
     config = yaml.safe_load((run_dir / CONFIG).read_text())
     parts = build_slots(config, str(run_dir / CONFIG))
-    weights = read_weights(path)
-    if "image.mask_token" in weights:  # which a phase's reducer gave the tower
+    tensors = read_weights(path) if weights == "trained" else read_average(path)
+    if "image.mask_token" in tensors:  # which a phase's reducer gave the tower
         parts.model.image.learn_mask_token()
-    report = load_weights(parts.model, weights, str(path))
+    report = load_weights(parts.model, tensors, str(path))
     if report.missing or report.reshaped:
         raise ValueError(f"{path} and the model of {run_dir / CONFIG} do not fit: {report}")
     if parts.objective.scalars:
@@ -82,6 +89,17 @@ def load_run(run_dir: str | Path, step: int | None = None) -> LoadedRun:
         parts.data.eval_transform or EvalTransform(),
         config,
     )
+
+
+def read_average(path: Path) -> dict[str, Tensor]:
+    """Returns the moving average in a checkpoint, under the model's names."""
+    state = checkpoints.load(path)["state_dict"]
+    found = {n.removeprefix(AVERAGE): v for n, v in state.items() if n.startswith(AVERAGE)}
+    if not found:
+        raise ValueError(
+            f"{path} holds no moving average: the run has no `ema`; take the trained weights"
+        )
+    return found
 
 
 def build_slots(config: Mapping[str, Any], source: str) -> Any:

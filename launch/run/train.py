@@ -5,26 +5,40 @@ In: a run file, parsed, and whether to resume. Out: the run folder and an exit s
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch import Callback, Trainer
 
+from ...data.order.steps import check_divides
 from ...train.callbacks.early_stopping import ActOnMetrics
 from ...train.callbacks.stop import StopOnSignal
 from ...train.checkpointing import checkpoint as checkpoints
+from ...train.checkpointing.checkpoint import Checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
 from ...train.module import ContrastiveModule, RunInfo
 from ...train.phases import Phases
 from ..config import parser as run_config
 from ..config.fit_arguments import AUTO
+from ..config.run_files import Written
 from .build import build_module, build_parts
-from .env import is_first_process, log, starts_again_by_itself
+from .devices import world_size
+from .env import (
+    choose_attention,
+    is_first_process,
+    log,
+    share_cores,
+    starts_again_by_itself,
+    under_torchrun,
+)
 from .facts import facts
 from .folder import freeze, is_finished, prepare_folder, run_dir_of, write_summary
 from .load import load_initial_weights
 from .loggers import Loggers
+from .precision import settle_precision
 from .resume import find_checkpoint
 from .run_log import keep_screen
 from .teachers import load_teachers
@@ -56,6 +70,36 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """The Trainer of a run, and what says afterwards how it ended.
+
+    Attributes:
+        trainer: with all callbacks and loggers.
+        stop: the callback that agrees to stop at a signal.
+        saving: the callback that saves, and may go back to a checkpoint.
+        phases: of the run.
+    """
+
+    trainer: Trainer
+    stop: StopOnSignal
+    saving: Checkpoints
+    phases: Phases
+
+    def outcome(self) -> "Outcome":
+        """Returns how the fit ended."""
+        stop, saving = self.stop, self.saving
+        if isinstance(saving, RewindingCheckpoints) and saving.rewound_to is not None:
+            is_rewound = stop.signum is None
+            return Outcome(saving.rewound_to, self.phases, is_rewound, stop.signum)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        acted = next(c for c in callbacks if isinstance(c, ActOnMetrics))
+        # A signal that comes with the step at which the run ends anyway changes nothing.
+        signum = stop.signum if acted.stopped_by is None else None
+        step = self.trainer.global_step
+        return Outcome(step, self.phases, signum=signum, stopped_by=acted.stopped_by)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a fit ended.
 
@@ -81,16 +125,41 @@ class Run:
         parser: of run files.
         config: parsed.
         resume: run folder to continue; `auto`: the run's own, if it holds a checkpoint.
+        callbacks: of the Trainer, beside those of the configuration.
     """
 
-    def __init__(self, parser: ArgumentParser, config: Namespace, resume: str | Path | None = None):
+    def __init__(
+        self,
+        parser: ArgumentParser,
+        config: Namespace,
+        resume: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+    ):
         self.parser, self.config, self.resume = parser, config, resume
+        self.callbacks = callbacks
         self.resolved = run_config.plain(parser, config)
         self.chosen = run_config.without_defaults(parser, config)
         self.run_dir = run_dir_of(config)
         # Then a run that is finished is no mistake: its last start was killed on its way out.
         self._may_be_finished = resume == AUTO or starts_again_by_itself()
         self._began, self._cpu_began = time.time(), time.process_time()
+
+    @classmethod
+    def of(
+        cls, written: Written, resume: str | None = None, callbacks: Sequence[Callback] = ()
+    ) -> "Run":
+        """Parses what was written, and settles what follows from the machine.
+
+        Raises:
+            ValueError: the configuration is wrong, or does not fit the machine.
+        """
+        parser = run_config.make_parser()
+        config = run_config.parse_written(parser, written)
+        num_processes = world_size(config.trainer, written.place)
+        for name, phase in config.phases.items():
+            check_divides(phase.batch_size, num_processes, f"phases.{name}.")
+        fit_machine(config, resume)
+        return cls(parser, config, resume, callbacks)
 
     def train(self) -> int:
         """Trains to the end, as often as the run goes back by itself; returns the exit status."""
@@ -111,6 +180,8 @@ class Run:
         loggers = Loggers(wanted, config.name, run_dir, self.resume is not None)
         parts = build_parts(self.parser, config)
         arguments = trainer_arguments(parts.trainer)
+        if self.callbacks:
+            arguments["callbacks"] = [*(arguments.get("callbacks") or []), *self.callbacks]
         parts.data.check(int(arguments.get("num_nodes", 1)))
         if parts.data.has_weights:
             parts.objective.check_reads_weight()
@@ -138,7 +209,18 @@ class Run:
 
     def fit(self, start: Start) -> Outcome:
         """Trains until the end of the run, a signal, or a rewind."""
-        module, parts, step, run_dir = start.module, start.parts, start.step, self.run_dir
+        fit = self.prepare(start)
+        if start.step < fit.phases.total_steps:
+            path = start.checkpoint
+            fit.trainer.fit(
+                start.module, datamodule=start.parts.data, ckpt_path=path, weights_only=True
+            )
+            return fit.outcome()
+        return Outcome(start.step, fit.phases)
+
+    def prepare(self, start: Start) -> Fit:
+        """Makes the Trainer, and writes down in the run folder what begins."""
+        parts, step, run_dir = start.parts, start.step, self.run_dir
         phases: Phases = parts.phases
         keep_screen(run_dir, step)
         stop, saving = StopOnSignal(), saves(parts, run_dir)
@@ -146,7 +228,7 @@ class Run:
         trainer = make_trainer(
             start.arguments, parts, stop, saving, run_dir, start.checkpoint, loggers
         )
-        known = facts(module.model, parts.data, trainer, self.chosen)
+        known = facts(start.module.model, parts.data, trainer, self.chosen)
         if is_first_process():
             freeze(run_dir, self.resolved, step, known)
         log(
@@ -155,18 +237,7 @@ class Run:
             f"{known['parameters']['total'] / 1e6:.1f} M parameters, {known['precision']}, "
             f"results in {run_dir}"
         )
-        if step < phases.total_steps:
-            path = start.checkpoint
-            trainer.fit(module, datamodule=parts.data, ckpt_path=path, weights_only=True)
-            step = trainer.global_step
-        if isinstance(saving, RewindingCheckpoints) and saving.rewound_to is not None:
-            is_rewound = stop.signum is None
-            return Outcome(saving.rewound_to, phases, is_rewound, stop.signum)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        acted = next(c for c in callbacks if isinstance(c, ActOnMetrics))
-        # A signal that comes with the step at which the run ends anyway changes nothing.
-        signum = stop.signum if acted.stopped_by is None else None
-        return Outcome(step, phases, signum=signum, stopped_by=acted.stopped_by)
+        return Fit(trainer, stop, saving, phases)
 
     def finish(self, outcome: Outcome) -> int:
         """Writes the summary of a run that has ended; returns the exit status."""
@@ -196,3 +267,14 @@ def passes(phases: Phases, epoch_size: int | None) -> str:
     if epoch_size is None:
         return f"{samples:,} pairs"
     return f"{samples / epoch_size:.1f} epochs of {epoch_size:,} pairs"
+
+
+def fit_machine(config: Any, resume: str | None) -> None:
+    """Settles what follows from the machine: the precision for `auto`, threads, kernels."""
+    run_dir = Path(resume) if resume not in (None, AUTO) else run_dir_of(config)
+    is_resumed = resume is not None and checkpoints.newest(run_dir) is not None
+    settle_precision(config.trainer, run_dir if is_resumed else None)
+    choose_attention(config.trainer.precision)
+    devices = str(config.trainer.devices)
+    if under_torchrun() is None and config.trainer.accelerator == "cpu" and devices.isdigit():
+        share_cores(int(devices))

@@ -145,6 +145,11 @@ class Metric:
         """The suffix of the features to be lifted."""
         return self.similarity.form
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Metric":
+        """Returns the metric with its scalars on a device, in a precision."""
+        scalars = {name: value.to(device, dtype) for name, value in self.scalars.items()}
+        return Metric(self.similarity, scalars)
+
     def images(self, image: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Lifts features of images."""
         return self.similarity.lift_image(image, self.scalars)

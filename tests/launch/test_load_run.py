@@ -1,5 +1,6 @@
 """A run is loaded where what it was trained with besides its model is not there."""
 
+import json
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from counterpoint.launch.commands.evaluate import evaluate_run
+from counterpoint.launch.commands import evaluate
 from counterpoint.launch.config import parser as run_config
 from counterpoint.launch.run.build import build_module, build_parts
 from counterpoint.launch.run.load import load_run
@@ -72,9 +73,9 @@ def test_such_a_run_is_evaluated(run_dir, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True)
         Image.new("RGB", (20, 20), (255 * i, 0, 255 - 255 * i)).save(path)
     (tmp_path / "mine.yaml").write_text(tiny.COLOURS)
-    found = evaluate_run(run_dir, str(tmp_path / "mine.yaml"))
-    assert found["mine/colours/top1"] in (0.0, 0.5, 1.0)
-    assert (run_dir / "evaluation/mine-00000003.json").exists()
+    assert evaluate.main([str(run_dir), "--suite", str(tmp_path / "mine.yaml")]) == 0
+    written = json.loads((run_dir / "evaluation/mine-00000003.json").read_text())
+    assert written["metrics"]["mine/colours/top1"] in (0.0, 0.5, 1.0)
 
 
 def test_choices_of_the_run_are_kept(trained, tmp_path):

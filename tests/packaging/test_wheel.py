@@ -116,6 +116,26 @@ def test_the_installed_wheel_knows_its_version(installed, tmp_path):
     assert done.stdout == f"counterpoint {settings['metadata']['version']}\n", done.stderr
 
 
+def test_the_installed_wheel_is_imported_at_once(installed, tmp_path):
+    lines = """
+import sys, counterpoint
+assert "load_model" in dir(counterpoint) and not hasattr(counterpoint, "nothing")
+assert not {"torch", "lightning", "transformers"} & sys.modules.keys()
+print(counterpoint.load_model.__module__, counterpoint.__file__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [
+        "counterpoint.launch.api.embedder",
+        str(installed / "counterpoint/__init__.py"),
+    ], done.stderr
+
+
 def test_the_installed_wheel_brings_its_configs(installed, tmp_path):
     done = counterpoint(installed, "init", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

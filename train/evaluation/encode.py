@@ -25,6 +25,7 @@ from ...data.errors import SampleError
 from ...data.image_sets import ImageSet
 from ...losses.components.similarity import Metric
 from ..distributed import gather_objects
+from .prompts import PromptCache, Prompts, chunks, prompts_digest
 
 Encode = Callable[..., Tensor]
 
@@ -83,6 +84,7 @@ class Encoder:
         cache: decoded images from one evaluation to the next.
         num_threads: threads that decode images.
         metric: the similarity that ranks.
+        prompts: embeddings of class prompts on the disk; None: computed each time.
     """
 
     model: Any
@@ -97,6 +99,7 @@ class Encoder:
     cache: ByteCache = field(default_factory=lambda: ByteCache(0))
     num_threads: int = 2
     metric: Metric = field(default_factory=Metric)
+    prompts: PromptCache | None = None
     _images: dict[ImageSet, Tensor] = field(default_factory=dict, init=False)
 
     def images(self, images: ImageSet, chosen: Sequence[int] | np.ndarray) -> Tensor:
@@ -122,16 +125,35 @@ class Encoder:
         """Returns what `texts` does, from means of `plain_texts`."""
         return self.metric.mean_texts(means)
 
+    def prompt_means(self, prompts: Prompts) -> Tensor:
+        """Returns the mean of each class's `plain_texts`, float32 [classes, d]."""
+        key = ""
+        if self.prompts is not None:
+            about = f"{self.metric.form} {self.batch_size} {self.device.type}"
+            key = prompts_digest(prompts, self._tokenize, about)
+            if (means := self.prompts.read(key)) is not None:
+                return means.to(self.device)
+        parts: list[Tensor] = []
+        for chunk in chunks(prompts):
+            features = self.plain_texts([text for texts in chunk for text in texts])
+            parts += [part.mean(0) for part in features.split([len(texts) for texts in chunk])]
+        means = torch.stack(parts)
+        if self.prompts is not None:
+            self.prompts.write(key, means)
+        return means
+
     def plain_texts(self, texts: Sequence[str]) -> Tensor:
         """Returns features of texts that may be averaged, float32 [n, d]."""
         texts = list(texts)
 
         def load(start: int) -> tuple[Tensor, ...]:
-            rows = texts[start : start + self.batch_size]
-            return self.tokenizer(rows, self.model.context_length)
+            return self._tokenize(texts[start : start + self.batch_size])
 
         batches = map(load, self._starts(len(texts)))
         return self._run(len(texts), batches, self.model.encode_text)
+
+    def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return self.tokenizer(list(texts), self.model.context_length)
 
     def _encode_images(self, images: ImageSet, wanted: np.ndarray) -> Tensor:
         size = self.model.image_size

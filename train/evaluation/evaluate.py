@@ -20,6 +20,7 @@ from ...losses.distributed.collectives import world
 from ..distributed import gather_objects
 from .encode import Encoder
 from .outcomes import Outcomes
+from .prompts import PromptCache
 from .suite import Suite
 
 
@@ -35,6 +36,7 @@ def evaluate(
     num_threads: int = 2,
     metric: Metric | None = None,
     outcomes: dict[str, Outcomes] | None = None,
+    prompts: PromptCache | None = None,
 ) -> dict[str, float]:
     """Runs every task; to be called by every rank of the default process group.
 
@@ -53,6 +55,7 @@ def evaluate(
         num_threads: threads that decode images.
         metric: the similarity that ranks (`Objective.metric()`); None: the cosine.
         outcomes: takes those measures that are means over items, with the outcome of each item.
+        prompts: embeddings of class prompts on the disk, of these weights.
 
     Returns:
         `SUITE/TASK/MEASURE`, and `SUITE/TASK_GROUP/MEASURE` for tasks measured by groups.
@@ -79,6 +82,7 @@ def evaluate(
         cache=suite.cache,
         num_threads=num_threads,
         metric=metric or Metric(),
+        prompts=prompts,
     )
     results: dict[str, float] = {}
     with untouched(model, device):

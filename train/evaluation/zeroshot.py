@@ -12,16 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...data.image_sets import ImageSet
 from .encode import Encoder
 from .outcomes import Outcomes
 from .ranks import ranks, recall_at
 from .task import Task
-
-# Prompts whose features are held at a time: memory does not grow with the number of classes.
-CHUNK_PROMPTS = 1 << 14
 
 
 class ZeroShot(Task):
@@ -77,7 +73,7 @@ class ZeroShot(Task):
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         targets = [self._targets[i] for i in chosen.tolist()]
-        classifier = self._classifier(encoder)
+        classifier = encoder.mean_texts(encoder.prompt_means(self._prompts))
         image_ranks = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])
         keys, found = self.keys(chosen), image_ranks.numpy()
         values = {"top1": Outcomes(recall_at(image_ranks, 1), found < 1, keys)}
@@ -89,23 +85,6 @@ class ZeroShot(Task):
         mean = sum(recalls) / len(recalls)
         by_class = Outcomes(mean, found < 1, keys, 1.0 / counts[inverse])
         return values | {"mean_per_class_recall": by_class}
-
-    def _classifier(self, encoder: Encoder) -> Tensor:
-        """Returns one feature for each class [classes, k]."""
-        parts, start = [], 0
-        while start < len(self._prompts):
-            end, num_prompts = start, 0
-            while end < len(self._prompts) and (
-                end == start or num_prompts + len(self._prompts[end]) <= CHUNK_PROMPTS
-            ):
-                num_prompts += len(self._prompts[end])
-                end += 1
-            chunk = self._prompts[start:end]
-            features = encoder.plain_texts([prompt for prompts in chunk for prompt in prompts])
-            means = [part.mean(0) for part in features.split([len(p) for p in chunk])]
-            parts.append(encoder.mean_texts(torch.stack(means)))
-            start = end
-        return torch.cat(parts)
 
     def _class_index(self, labels: list[str]) -> tuple[list[str], dict[str, int]]:
         """Returns the class names and the class of every label."""

@@ -1,13 +1,17 @@
 """The evaluate command around the evaluation: files, precision, where the data is looked for."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
+from counterpoint.launch.api import sources, watch
+from counterpoint.launch.api.evaluation import suite_of
 from counterpoint.launch.commands import evaluate as command
 from counterpoint.launch.run.load import LoadedRun, load_scalars
 from counterpoint.losses.components.lorentz import LorentzDistance
@@ -34,7 +38,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.eye(3))
-        self.types = []
+        self.types, self.num_texts = [], 0
 
     def encode_image(self, image):
         out = image[:, :, 0, 0].flip(1).to(self.weight.dtype) @ self.weight
@@ -42,6 +46,7 @@ class Model(nn.Module):
         return out
 
     def encode_text(self, ids, lengths):
+        self.num_texts += len(ids)
         return nn.functional.one_hot(ids[:, 0], 3).to(self.weight.dtype)
 
 
@@ -63,7 +68,6 @@ def run(tmp_path, monkeypatch):
         path = tmp_path / f"run/checkpoints/step-{step:08d}.ckpt"
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"x": torch.ones(100)}, path)
-    (tmp_path / "run/config.yaml").touch()
     config = {
         "trainer": {"precision": "bf16-mixed"},
         "evaluation": {
@@ -75,11 +79,12 @@ def run(tmp_path, monkeypatch):
     model, objective = Model(), Objective({"clip": InfoNCE()})
     asked = []
 
-    def load_run(run_dir, step):
-        asked.append(step)
+    def load_run(run_dir, step, weights):
+        asked.append(step if weights == "trained" else weights)
         return LoadedRun(model, objective, tokenizer, lambda image, size, rng: image, config)
 
-    monkeypatch.setattr(command, "load_run", load_run)
+    monkeypatch.setattr(sources, "load_run", load_run)
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
     return SimpleNamespace(
         folder=tmp_path / "run", suite=suite, config=config, model=model, asked=asked
     )
@@ -94,7 +99,8 @@ def test_the_runs_own_suite_is_the_default(run, capsys):
     assert run.model.types == [torch.bfloat16, torch.bfloat16]  # batches of 4 and 2
     printed = capsys.readouterr().out
     assert "mine/colours  top1 100.0%" in printed and "mine-00000100.json" in printed
-    assert [path.name for path in (run.folder / "evaluation").iterdir()] == ["mine-00000100.json"]
+    names = sorted(path.name for path in (run.folder / "evaluation").iterdir())
+    assert names == ["mine-00000100.json", "prompts"]
 
 
 def test_step_batch_size_and_file_may_be_chosen(run, tmp_path):
@@ -119,8 +125,9 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(run, capsys):
 def test_another_suite_brings_its_own_root(run, tmp_path):
     other = tmp_path / "data/other.yaml"
     other.write_text(SUITE)
-    results = command.evaluate_run(run.folder, str(other))
-    assert results["other/colours/top1"] == 1
+    command.main([str(run.folder), "--suite", str(other)])
+    written = json.loads((run.folder / "evaluation/other-00000100.json").read_text())
+    assert written["metrics"]["other/colours/top1"] == 1
     run.suite.write_text(SUITE)
     with pytest.raises(ValueError, match="nowhere/pictures does not exist"):
         command.main([str(run.folder), "--data_root", str(tmp_path / "nowhere")])
@@ -143,8 +150,99 @@ def test_a_run_without_a_suite_asks_for_one(run):
 )
 def test_towers_run_in_the_runs_precision(run, precision, expected):
     run.config["trainer"]["precision"] = precision
-    command.evaluate_run(run.folder)
+    command.main([str(run.folder)])
     assert set(run.model.types) == {expected}
+
+
+def test_prompts_are_encoded_once_for_the_same_weights(run, tmp_path):
+    def texts_of(*words):
+        run.model.num_texts = 0
+        command.main([str(run.folder), *words])
+        return run.model.num_texts
+
+    assert texts_of() == 3 and texts_of() == 0
+    written = json.loads((run.folder / "evaluation/mine-00000100.json").read_text())
+    assert written["metrics"]["mine/colours/top1"] == 1
+    assert texts_of("--batch_size", "2") == 3, "which decides the last digits"
+    # Other prompts, weights, another precision: none finds what is stored.
+    run.suite.write_text(SUITE.replace('"{c}"', '["{c}", "{c}"]'))
+    assert texts_of() == 6 and texts_of() == 0
+    run.suite.write_text(SUITE)
+    run.model.weight.data[0, 0] = 0.5
+    assert texts_of() == 3
+    run.config["trainer"]["precision"] = "32-true"
+    assert texts_of() == 3
+    run.config["model"] = {"text": {"activation": "quick_gelu"}}
+    assert texts_of() == 3
+    elsewhere = tmp_path / "elsewhere"
+    assert texts_of("--prompts", str(elsewhere)) == 3
+    (file,) = elsewhere.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
+    assert texts_of("--prompts", str(elsewhere)) == 3, "a damaged file is written anew"
+    assert texts_of("--prompts", str(elsewhere)) == 0
+
+
+def test_the_average_has_results_of_its_own(run):
+    command.main([str(run.folder), "--weights", "ema"])
+    assert run.asked == ["ema"]
+    written = json.loads((run.folder / "evaluation/mine-00000100-ema.json").read_text())
+    assert written["weights"] == "ema"
+
+
+def test_a_checkpoint_may_be_named_by_its_file(run):
+    command.main([str(run.folder / "checkpoints/step-00000020.ckpt")])
+    assert (run.folder / "evaluation/mine-00000020.json").exists()
+
+
+def test_a_run_is_watched_until_it_ends(run, monkeypatch, capsys):
+    """Between two looks the run saves, deletes, is stopped and resumed, and ends."""
+    folder = run.folder / "checkpoints"
+
+    def save(step):
+        torch.save({"x": torch.ones(100)}, folder / f"step-{step:08d}.ckpt")
+
+    def vanish():
+        # Seen by the watch, and deleted before it is read.
+        save(130)
+        monkeypatch.setattr(sources, "load_run", deleted)
+
+    def deleted(run_dir, step, weights):
+        (folder / f"step-{step:08d}.ckpt").unlink()
+        monkeypatch.setattr(sources, "load_run", loading)
+        raise ValueError("there is no weights file")
+
+    def resume():
+        os.utime(run.folder / "config.yaml", ns=(later, later))
+        save(140)
+
+    def end():
+        save(150)
+        os.utime(summary, ns=(later + 1, later + 1))
+
+    loading, summary = sources.load_run, run.folder / "summary.json"
+    summary.touch()  # of a shorter run, which has been resumed
+    later = summary.stat().st_mtime_ns + 10**9
+    os.utime(run.folder / "config.yaml", ns=(later, later))
+    events = [lambda: save(120), lambda: None, vanish, resume, end]
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: events.pop(0)())
+    (run.folder / "evaluation").mkdir()
+    done = run.folder / "evaluation/mine-00000020.json"
+    done.write_text("{}")
+    command.main([str(run.folder), "--watch"])
+    assert run.asked == [100, 120, 140, 150] and not events
+    assert done.read_text() == "{}", "what is evaluated already is left alone"
+    assert "step-00000130.ckpt was deleted before it was evaluated" in capsys.readouterr().out
+    command.main([str(run.folder), "--watch"])
+    assert run.asked == [100, 120, 140, 150]
+    with pytest.raises(ValueError, match="leave --checkpoint and --out away"):
+        command.main([str(run.folder), "--watch", "--checkpoint", "100"])
+    with pytest.raises(ValueError, match="evaluation is no run folder"):
+        command.main([str(run.folder / "evaluation"), "--watch"])
+
+
+def test_a_model_that_is_no_runs_asks_for_a_suite():
+    with pytest.raises(ValueError, match="theirs has no suite of its own; name one with --suite"):
+        suite_of({}, "theirs")
 
 
 def test_a_checkpoints_scalars_are_those_that_rank():
