@@ -22,7 +22,7 @@ from .text import Ids, Lengths, TextTower
 
 MAX_LOGIT_SCALE = 100.0
 # From a tower's width to the shared space: one layer, with a bias, two layers with GELU, nothing.
-Projection = Literal["linear", "affine", "mlp", "none"]
+Projection = Literal["linear", "affine", "mlp", "wide_mlp", "none"]
 
 
 class TwoTower(nn.Module):
@@ -43,8 +43,9 @@ class TwoTower(nn.Module):
             that are padding in all of it; at least `chunks` are made. 0: with all padding. Towers
             that look at padding take captions as they come, in `chunks` parts.
         image_projection: from the image tower's vector to the embedding: `linear` without a bias,
-            `affine` with one, `mlp` (open_clip's: two bias-free layers with GELU between, the inner
-            width halfway), `none`.
+            `affine` with one; two layers with GELU between, of which `mlp` has no biases and an
+            inner width halfway, and `wide_mlp` a bias in the first and twice the embedding's width
+            (both are open_clip's); `none`.
         text_projection: from the text tower's vector, likewise.
 
     Raises:
@@ -225,6 +226,9 @@ def _projection(tower: ImageTower | TextTower, embed_dim: int, kind: Projection)
     if kind == "mlp":
         inner = (width + embed_dim) // 2
         return nn.Sequential(_linear(width, inner), nn.GELU(), _linear(inner, embed_dim))
+    if kind == "wide_mlp":
+        inner = 2 * embed_dim
+        return nn.Sequential(_linear(width, inner, True), nn.GELU(), _linear(inner, embed_dim))
     return _linear(width, embed_dim, bias=kind == "affine")
 
 

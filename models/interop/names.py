@@ -36,20 +36,20 @@ class Rule:
 
 
 def to_ours(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames all of `tensors` that a rule names; see `unnamed` for the others."""
+    """Renames each of `tensors` by the first rule that names it; see `unnamed` for the others."""
     flipped = {"+1": "-1", "+2": "-2"}
-    renamed = {}
+    renamed, rest = {}, dict(tensors)
     for rule in rules:
         change = flipped.get(rule.change, rule.change)
-        renamed |= _renamed(tensors, _many(rule.theirs), _many(rule.ours), change, rule.parts)
+        renamed |= _renamed(rest, _many(rule.theirs), _many(rule.ours), change, rule.parts)
     return renamed
 
 
 def to_theirs(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The way back."""
-    renamed = {}
+    renamed, rest = {}, dict(tensors)
     for rule in rules:
-        renamed |= _renamed(tensors, _many(rule.ours), _many(rule.theirs), rule.change, rule.parts)
+        renamed |= _renamed(rest, _many(rule.ours), _many(rule.theirs), rule.change, rule.parts)
     return renamed
 
 
@@ -60,20 +60,22 @@ def unnamed(rules: Sequence[Rule], theirs: Iterable[str]) -> list[str]:
 
 
 def _renamed(
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     source: tuple[str, ...],
     target: tuple[str, ...],
     change: str,
     parts: tuple[int, ...],
 ) -> dict[str, Tensor]:
+    """Takes what the first pattern of `source` names out of `tensors`."""
     pattern, renamed = _pattern(source[0]), {}
-    for name in tensors:
+    for name in list(tensors):
         if (match := pattern.fullmatch(name)) is None:
             continue
         names = [_filled(template, match.groups()) for template in source]
         if missing := [name for name in names if name not in tensors]:
             raise ValueError(f"the weights hold {name} and no {missing[0]}: the file is incomplete")
-        tensor = torch.cat([tensors[n] for n in names]) if len(names) > 1 else tensors[name]
+        joined = [tensors.pop(name) for name in names]
+        tensor = torch.cat(joined) if len(names) > 1 else joined[0]
         pieces = [_changed(tensor, change)]
         if len(target) > 1:
             unit = len(tensor) // sum(parts)

@@ -15,6 +15,7 @@ from ..image import TimmTower
 from ..two_tower import TwoTower
 from .base import TIMM_TOWER, Pixels
 from .names import Rule, ratio
+from .resnet_names import resnet_rules
 from .vit_facts import VitFacts, plain_vit, without_patch_bias
 from .vit_names import TRUNK, clip_vit, open_clip_vit
 
@@ -22,6 +23,14 @@ from .vit_names import TRUNK, clip_vit, open_clip_vit
 READ = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value"}
 READ |= {"no_ln_pre", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}
 READ |= {"patch_dropout", "output_tokens", "pos_embed_type", "block_type"}
+# timm's names of OpenAI's ResNets by the layers of their stages and their width.
+RESNETS = {
+    (3, 4, 6, 3, 64): "resnet50_clip",
+    (3, 4, 23, 3, 64): "resnet101_clip",
+    (4, 6, 10, 6, 80): "resnet50x4_clip",
+    (6, 8, 18, 8, 96): "resnet50x16_clip",
+    (3, 15, 36, 10, 128): "resnet50x64_clip",
+}
 PROJECTION = Rule("image_projection.weight", "visual.proj", "transposed")
 
 
@@ -108,13 +117,50 @@ def _vit(config: Mapping[str, Any], quick_gelu: bool, size: dict[str, Any]) -> I
 
 
 def _resnet(config: Mapping[str, Any], size: dict[str, Any]) -> ImagePart:
-    raise ValueError("not yet")
+    sizes = (*config["layers"], config.get("width", 64))
+    if sizes not in RESNETS:
+        raise ValueError(f"timm has no CLIP ResNet of {sizes[:4]} layers and width {sizes[4]}")
+    return ImagePart(
+        _tower({"name": RESNETS[sizes], "model_args": {}}, size), "affine", resnet_rules(sizes[:4])
+    )
 
 
 def _timm(
     config: Mapping[str, Any], state: Mapping[str, Tensor], size: dict[str, Any]
 ) -> ImagePart:
-    raise ValueError("not yet")
+    pool, projection = config.get("timm_pool", "avg"), config.get("timm_proj", "linear")
+    if pool in ("abs_attn", "rot_attn"):
+        raise ValueError(
+            f"an image tower of open_clip with timm_pool {pool} has no counterpart here"
+        )
+    args = {"global_pool": pool} if pool else {}
+    kind = {"none": "none", "mlp": "wide_mlp", "linear": "linear"}.get(projection or "", "affine")
+    if projection == "linear" and config.get("timm_proj_bias"):
+        kind = "affine"
+    tower = {"name": config["timm_model_name"], "model_args": args}
+    return ImagePart(_tower(tower, size), kind, timm_rules(kind, head=not projection))
+
+
+def timm_rules(projection: str, head: bool) -> list[Rule]:
+    """Rules of a model of timm behind open_clip's adapter.
+
+    Args:
+        projection: value of `model.image_projection`.
+        head: whether the projection is timm's own classifier.
+    """
+    rules = {
+        "linear": [Rule("image_projection.weight", "visual.head.proj.weight")],
+        "affine": [Rule("image_projection.{}", "visual.head.proj.{}")],
+        "wide_mlp": [
+            Rule("image_projection.0.{}", "visual.head.mlp.fc1.{}"),
+            Rule("image_projection.2.weight", "visual.head.mlp.fc2.weight"),
+        ],
+        "none": [],
+    }[projection]
+    if head:
+        names = ("visual.trunk.head.{}", "visual.trunk.head.fc.{}")
+        rules = [Rule("image_projection.{}", name) for name in names]
+    return [*rules, Rule(f"{TRUNK}{{*}}", "visual.trunk.{*}")]
 
 
 def _tower(tower: dict[str, Any], size: dict[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,52 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..siglip_text import SiglipTextTower
 from ..text import ClipTextTower
 from ..two_tower import TwoTower
-from .base import CLIP_TEXT, CLIP_TOKENIZER, HF_TOKENIZER
+from .base import CLIP_TEXT, CLIP_TOKENIZER, HF_TEXT, HF_TOKENIZER, SIGLIP_TEXT
 from .names import Rule, ratio
 from .open_clip_image import check_defaults
 from .text_names import open_clip_text
 
 READ = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pad_id", "eos_id"}
 READ |= {"hf_tokenizer_name", "tokenizer_kwargs", "no_causal_mask", "pool_type", "proj_bias"}
+READ |= {"hf_model_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"}
 READ |= {"proj_type", "act_kwargs", "norm_kwargs", "output_tokens", "block_type"}
+# Of the pooled state; open_clip's `cls_pooler` takes the encoder's own pooler if it has one.
+POOLERS = {
+    "mean_pooler": "mean",
+    "cls_pooler": "pooler",
+    "cls_last_hidden_state_pooler": "first",
+}
+NO_POOLER = ("m2m_100", "t5", "mt5")
+# What the published encoders' config.json say.
+ROBERTA = {
+    "model_type": "xlm-roberta",
+    "vocab_size": 250002,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+}
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "roberta-base": {"model_type": "roberta", "vocab_size": 50265},
+    "roberta-large": LARGE | {"model_type": "roberta", "vocab_size": 50265},
+    "xlm-roberta-base": {},
+    "xlm-roberta-large": LARGE,
+}
 
 
 @dataclass(frozen=True)
@@ -66,18 +102,87 @@ def part(
 
     check_defaults(config, open_clip.CLIPTextCfg(), READ, "a text tower")
     c = open_clip.CLIPTextCfg(**config)
+    if c.hf_model_name:
+        return _hf(c, prefix, embed_dim, folder)
     tanh = (c.act_kwargs or {}).get("approximate") == "tanh"
     activation = "quick_gelu" if quick_gelu else "gelu_pytorch_tanh" if tanh else "gelu"
+    epsilon = (c.norm_kwargs or {}).get("eps", 1e-5)
     arguments = {"width": c.width, "depth": c.layers, "num_heads": c.heads}
     arguments |= {"context_length": c.context_length, "vocab_size": c.vocab_size}
-    optional = {"mlp_ratio": (c.mlp_ratio, 4.0), "activation": (activation, "gelu")}
-    arguments |= {name: value for name, (value, usual) in optional.items() if value != usual}
-    if c.no_causal_mask or c.pool_type not in ("argmax", "eos"):
-        raise ValueError("not yet")
+    if c.mlp_ratio != 4.0:
+        arguments["mlp_ratio"] = c.mlp_ratio
+    arguments["activation"] = activation
+    ends = c.pool_type in ("argmax", "eos")
+    if c.no_causal_mask and (ends or c.pool_type == "last"):
+        arguments |= {"eps": epsilon, "pad_id": pad_of(c), "pooling": "end" if ends else "last"}
+        path, kind = SIGLIP_TEXT, SiglipTextTower
+    elif ends and epsilon == 1e-5:
+        path, kind = CLIP_TEXT, ClipTextTower
+    else:
+        raise ValueError(
+            f"a text tower of open_clip with no_causal_mask {c.no_causal_mask}, pool_type "
+            f"{c.pool_type} and norms of eps {epsilon} has no counterpart here"
+        )
     projection = "none" if c.proj_type == "none" else "affine" if c.proj_bias else "linear"
-    rules = [*open_clip_text(prefix), *projection_rules(projection, prefix)]
-    tower = {"class_path": CLIP_TEXT, "init_args": arguments}
+    rules = [*open_clip_text(prefix, kind), *projection_rules(projection, prefix)]
+    tower = {"class_path": path, "init_args": arguments}
     return TextPart(tower, projection, rules, tokenizer(c, folder), c.context_length)
+
+
+def pad_of(config: Any) -> int:
+    """Returns what captions are filled with; open_clip's `pad_id` is of masks and stays at 0."""
+    # SigLIP's tokenizer pads with its end of text; that of SigLIP 2, and BERT's, with 0.
+    return (
+        1 if "SigLIP" in (name := config.hf_tokenizer_name or "") and "SigLIP2" not in name else 0
+    )
+
+
+def _hf(config: Any, prefix: str, embed_dim: int, folder: str | None) -> TextPart:
+    pooling = POOLERS.get(config.hf_pooler_type)
+    if pooling is None:
+        raise ValueError(
+            f"a text tower of open_clip with hf_pooler_type {config.hf_pooler_type} has no "
+            f"counterpart here; known are {', '.join(POOLERS)}"
+        )
+    encoder = encoder_config(config.hf_model_name)
+    if pooling == "pooler" and encoder["model_type"] in NO_POOLER:
+        pooling = "first"
+    width = encoder.get("d_model") or encoder["hidden_size"]
+    kind = config.hf_proj_type or ("none" if width == embed_dim else "")
+    theirs = f"{prefix}proj."
+    rules = {
+        "none": [],
+        "linear": [Rule("text_projection.weight", f"{theirs}weight")],
+        "mlp": [Rule("text_projection.{}.weight", f"{theirs}{{}}.weight")],
+    }[kind]
+    arguments = {"config": encoder, "context_length": config.context_length, "pooling": pooling}
+    return TextPart(
+        {"class_path": HF_TEXT, "init_args": arguments},
+        kind,
+        [*rules, Rule("text.trunk.{*}", f"{prefix}transformer.{{*}}")],
+        tokenizer(config, folder),
+        config.context_length,
+    )
+
+
+def encoder_config(name: str) -> dict[str, Any]:
+    """Returns the configuration of an encoder that open_clip names; nothing is downloaded.
+
+    Raises:
+        ValueError: it is neither known here, nor a folder, nor in transformers' cache.
+    """
+    if name in ENCODERS:
+        return ROBERTA | ENCODERS[name] | {"_name_or_path": name}
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the text tower is transformers' {name}, whose configuration is not here; fetch it "
+            "into transformers' cache, or name a folder with its config.json as hf_model_name"
+        ) from error
+    return config.to_diff_dict() | {"model_type": config.model_type, "_name_or_path": name}
 
 
 def projection_rules(projection: str, prefix: str) -> list[Rule]:

@@ -6,7 +6,7 @@ words of open_clip (`ViT-B-32`) or timm (`timm/vit_base_patch16_224`). Out: a `F
 
 from pathlib import Path
 
-from . import open_clip
+from . import open_clip, transformers
 from .base import ForeignModel
 
 FORMS = (
@@ -31,4 +31,6 @@ def read_foreign(source: str) -> ForeignModel:
     path = Path(source)
     if (path / open_clip.CONFIG).is_file():
         return open_clip.read_folder(path)
+    if (path / transformers.CONFIG).is_file():
+        return transformers.read_folder(path)
     raise ValueError(f"{source} is no model that can be read; {FORMS}")

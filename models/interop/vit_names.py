@@ -13,6 +13,11 @@ CLIP_VITS = {
     (14, 1280, 32, 16, 5120): "vit_huge_patch14_clip",
     (14, 1664, 48, 16, 8192): "vit_gigantic_patch14_clip",
 }
+SIGLIP_VITS = {
+    (16, 768, 12, 12, 3072): "vit_base_patch16_siglip_224",
+    (16, 1024, 24, 16, 4096): "vit_large_patch16_siglip_256",
+    (14, 1152, 27, 16, 4304): "vit_so400m_patch14_siglip_224",
+}
 
 
 def clip_vit(
@@ -33,6 +38,19 @@ def clip_vit(
         "name": "vit_base_patch32_clip" + ending,
         "model_args": args | {"mlp_ratio": ratio(mlp_width, width)},
     }
+
+
+def siglip_vit(
+    patch_size: int, width: int, depth: int, num_heads: int, mlp_width: int, activation: str
+) -> dict[str, Any]:
+    """Returns `name` and `model_args` of SigLIP's ViT of these sizes; see `clip_vit`."""
+    sizes = (patch_size, width, depth, num_heads, mlp_width)
+    args: dict[str, Any] = {} if activation == "gelu" else {"act_layer": activation}
+    if sizes in SIGLIP_VITS:
+        return {"name": SIGLIP_VITS[sizes], "model_args": args}
+    args |= {"patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": num_heads}
+    args["mlp_ratio"] = ratio(mlp_width, width)
+    return {"name": "vit_base_patch16_siglip_224", "model_args": args}
 
 
 def open_clip_vit(final_norm: str = "norm") -> list[Rule]:

@@ -1,0 +1,78 @@
+"""Text towers of transformers' encoders by configuration: BERT, RoBERTa, XLM-RoBERTa and others."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import nn
+
+from .layers import repeated_layers
+from .text import Ids, Lengths, TextTower
+
+Pooling = Literal["mean", "first", "pooler"]
+
+
+class HFTextTower(TextTower):
+    """An encoder of transformers, built from a configuration (nothing is downloaded).
+
+    Padding is masked, so that it changes nothing. Weights come with `init_from`: from models of
+    open_clip and transformers with such a tower.
+
+    Args:
+        config: the encoder's configuration, as in its `config.json`, with `model_type`.
+        context_length: longest caption in tokens.
+        pooling: of the last states: their `mean` over the caption's tokens, the `first` one,
+            or what the encoder's own `pooler` makes.
+
+    Raises:
+        ValueError: transformers has no encoder of this type, or it takes fewer tokens.
+    """
+
+    ignores_padding = True
+
+    def __init__(self, config: dict[str, Any], context_length: int = 77, pooling: Pooling = "mean"):
+        super().__init__()
+        settings = {name: value for name, value in config.items() if name != "model_type"}
+        try:
+            self.config = transformers.AutoConfig.for_model(config["model_type"], **settings)
+            self.trunk = _encoder(self.config, pooling)
+        except (KeyError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"transformers has no text encoder of model_type {config.get('model_type')!r} "
+                f"with this configuration: {error}"
+            ) from error
+        self.context_length, self.pooling = context_length, pooling
+        self.pad_id = int(self.config.pad_token_id or 0)
+        self.width: int = getattr(self.config, "project_dim", None) or self.config.hidden_size
+
+    def layers(self) -> Sequence[nn.Module]:
+        return repeated_layers(self.trunk)
+
+    def forward(self, text: Ids, text_length: Lengths) -> Float[torch.Tensor, "n width"]:
+        """Returns the pooled state of each caption."""
+        is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
+        # RoBERTa counts its positions by which tokens are padding.
+        text = text.where(is_token, self.pad_id)
+        output = self.trunk(input_ids=text, attention_mask=is_token.long())
+        states = output.last_hidden_state
+        match self.pooling:
+            case "mean":
+                return (states * is_token[:, :, None]).sum(1) / text_length[:, None]
+            case "first":
+                return states[:, 0]
+            case "pooler":
+                return output.pooler_output
+
+
+def _encoder(config: Any, pooling: Pooling) -> nn.Module:
+    """The encoder of a configuration, with a pooler only where that is read."""
+    kind = transformers.AutoModel._model_mapping.get(type(config), None)
+    if kind is None:  # a part of a larger model, which the automatic classes do not know
+        kind = getattr(transformers, type(config).__name__.replace("Config", "Model"))
+    if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
+        return kind(config, add_pooling_layer=pooling == "pooler")
+    model = kind(config)
+    return model.encoder if getattr(config, "is_encoder_decoder", False) else model

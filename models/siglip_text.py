@@ -1,0 +1,91 @@
+"""SigLIP's text tower, whose tokens all attend to one another, padding included."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import nn
+from torch.nn import functional as F
+from transformers import SiglipTextConfig, SiglipTextModel
+
+from .layers import repeated_layers
+from .text import Ids, Lengths, TextTower
+
+
+class SiglipTextTower(TextTower):
+    """A bidirectional text transformer, built from a configuration (nothing is downloaded).
+
+    Rows have one length: what is missing is filled with the padding token, which is attended to
+    like any other. Zhai et al. (SigLIP, 2023); SigLIP 2 (Tschannen et al. 2025) is the same with a
+    larger vocabulary. The projection in SigLIP has a bias: `text_projection: affine` in the model.
+
+    Args:
+        width, depth, num_heads: of the transformer.
+        context_length: tokens of each row.
+        vocab_size: number of token ids (32,000 in SigLIP, 256,000 in SigLIP 2).
+        mlp_ratio: hidden width of the MLPs as a multiple of `width`.
+        activation: transformers' name, `gelu_pytorch_tanh` or `gelu`.
+        eps: of the norms.
+        pad_id: the token that rows are filled with: the tokenizer's.
+        pooling: state of the `last` position of the row, or at the `end` of the caption.
+        dropout: on the attention weights, in training.
+    """
+
+    def __init__(
+        self,
+        width: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        context_length: int = 64,
+        vocab_size: int = 32000,
+        mlp_ratio: float = 4.0,
+        activation: str = "gelu_pytorch_tanh",
+        eps: float = 1e-6,
+        pad_id: int = 1,
+        pooling: Literal["last", "end"] = "last",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(
+                f"text width {width} does not divide by num_heads {num_heads}: "
+                f"use {width // num_heads * num_heads} or other heads"
+            )
+        config = SiglipTextConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            intermediate_size=int(width * mlp_ratio),
+            num_hidden_layers=depth,
+            num_attention_heads=num_heads,
+            max_position_embeddings=context_length,
+            hidden_act=activation,
+            layer_norm_eps=eps,
+            attention_dropout=dropout,
+            projection_size=width,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=pad_id,
+        )
+        self.trunk = SiglipTextModel(config)
+        # The projection is the model's. Releases of transformers differ in where this one is.
+        holder = next(
+            m for m in self.trunk.modules() if isinstance(getattr(m, "head", 0), nn.Linear)
+        )
+        holder.head = nn.Identity()
+        self.context_length, self.width = context_length, width
+        self.pad_id, self.pooling = pad_id, pooling
+
+    def layers(self) -> Sequence[nn.Module]:
+        return repeated_layers(self.trunk)
+
+    def forward(self, text: Ids, text_length: Lengths) -> Float[torch.Tensor, "n width"]:
+        """Returns the pooled state of each caption, of a row of `context_length` tokens."""
+        is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
+        text = text.where(is_token, self.pad_id)
+        missing = self.context_length - text.shape[1]
+        states = self.trunk(input_ids=F.pad(text, (0, missing), value=self.pad_id))
+        states = states.last_hidden_state
+        if self.pooling == "last":
+            return states[:, -1]
+        return states[torch.arange(len(text), device=text.device), text_length - 1]
