@@ -58,18 +58,14 @@ class HFTextTower(TextTower):
         text = text.where(is_token, self.pad_id)
         output = self.trunk(input_ids=text, attention_mask=is_token.long())
         states = output.last_hidden_state
-        match self.pooling:
-            case "mean":
-                return (states * is_token[:, :, None]).sum(1) / text_length[:, None]
-            case "first":
-                return states[:, 0]
-            case "pooler":
-                return output.pooler_output
+        if self.pooling == "mean":
+            return (states * is_token[:, :, None]).sum(1) / text_length[:, None]
+        return states[:, 0] if self.pooling == "first" else output.pooler_output
 
 
 def _encoder(config: Any, pooling: Pooling) -> nn.Module:
     """The encoder of a configuration, with a pooler only where that is read."""
-    kind = transformers.AutoModel._model_mapping.get(type(config), None)
+    kind: Any = transformers.AutoModel._model_mapping.get(type(config), None)
     if kind is None:  # a part of a larger model, which the automatic classes do not know
         kind = getattr(transformers, type(config).__name__.replace("Config", "Model"))
     if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:

@@ -120,7 +120,7 @@ class TimmTower(ImageTower):
         self.trunk = _trunk(name, image_size, model_args)
         self.has_class_token = bool(getattr(self.trunk, "has_class_token", False))
         self.pretrained = pretrained
-        self._made = name, image_size, model_args
+        self.name, self.model_args = name, model_args
         self.stem = PixelStem(mean, std)
         self.image_size = image_size
         # Of what comes out: some convolutional networks have a wider layer behind the pooling.
@@ -138,7 +138,7 @@ class TimmTower(ImageTower):
         """
         if self.pretrained is False:
             return ""
-        name, size, model_args = self._made
+        name, size, model_args = self.name, self.image_size, self.model_args
         # A file is one of tensors, whatever format timm's own weights of this name have.
         overlay = {"file": self.pretrained, "custom_load": False}
         source = {} if self.pretrained is True else {"pretrained_cfg_overlay": overlay}

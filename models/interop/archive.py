@@ -6,6 +6,7 @@ name.
 
 import collections
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -40,14 +41,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is missing or holds something else.
     """
-    if path.suffix != ".safetensors" and is_torchscript(path):
+    if is_torchscript(path):
         return read_torchscript(path)
     return read_weights(path)
 
 
+def read_shards(folder: Path) -> dict[str, Tensor]:
+    """Reads all tensors of a folder, from one file or as many as its index names.
+
+    Raises:
+        ValueError: there are none.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (index := folder / f"{name}.index.json").is_file():
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return {n: v for file in files for n, v in read_tensors(folder / file).items()}
+        if (folder / name).is_file():
+            return read_tensors(folder / name)
+    raise ValueError(f"{folder} has no model.safetensors or pytorch_model.bin")
+
+
 def is_torchscript(path: Path) -> bool:
     """Whether the file is a TorchScript archive, which holds code beside its data."""
-    if not zipfile.is_zipfile(path):
+    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())

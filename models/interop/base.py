@@ -82,8 +82,8 @@ class ForeignModel:
         """
         if len(self.towers) < 2:
             raise ValueError(
-                f"the {self.family} weights hold the {self.towers[0]} tower alone, and a two-tower "
-                "model is wanted; use them as the start of that tower in a run, with init_from"
+                f"the {self.family} weights hold the {''.join(self.towers)} tower alone, and a "
+                "two-tower model is wanted; start that tower of a run from them, with init_from"
             )
         model = TwoTower(**made(self.config), logit_bias_init=self._bias).eval()
         report = load_weights(model, self.weights, f"the {self.family} model")

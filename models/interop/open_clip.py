@@ -50,8 +50,8 @@ def read_folder(folder: Path) -> ForeignModel:
     return convert(config, read_tensors(file), content.get("preprocess_cfg") or {}, str(folder))
 
 
-def read_named(name: str, file: Path) -> ForeignModel:
-    """Reads a file of weights of an architecture that open_clip knows by name.
+def convert_named(name: str, tensors: Mapping[str, Tensor]) -> ForeignModel:
+    """Translates weights of an architecture that open_clip knows by name.
 
     Raises:
         ValueError: open_clip has no such architecture, or see `read_folder`.
@@ -65,7 +65,7 @@ def read_named(name: str, file: Path) -> ForeignModel:
             f"open_clip has no architecture '{name}'"
             + (f"; did you mean {' or '.join(close[:3])}?" if close else "")
         )
-    return convert(config, read_tensors(file))
+    return convert(config, tensors)
 
 
 def convert(
@@ -155,7 +155,8 @@ def to_open_clip(
             "open_clip has one activation for both towers, and one of ours has quick_gelu: export "
             "to another layout"
         )
-    config = {"embed_dim": state_dim(model), "vision_cfg": image.config, "text_cfg": text.config}
+    dim = open_clip_image.state_dim(model.image_projection, model.image.width)
+    config = {"embed_dim": dim, "vision_cfg": image.config, "text_cfg": text.config}
     if text.quick_gelu:
         config["quick_gelu"] = True
     if text.prefix:
@@ -165,10 +166,3 @@ def to_open_clip(
     tensors = to_theirs(image.rules, image.tensors) | to_theirs(text.rules, text.tensors)
     state = model.state_dict()
     return config, tensors | {n: state[n].reshape(()) for n in SCALARS if n in state}
-
-
-def state_dim(model: TwoTower) -> int:
-    """Returns the length of the embedding."""
-    linear = model.image_projection
-    weights = [p for p in linear.parameters() if p.ndim == 2]
-    return len(weights[-1]) if weights else model.image.width

@@ -15,6 +15,7 @@ from ..image import TimmTower
 from ..two_tower import TwoTower
 from .base import TIMM_TOWER, Pixels
 from .names import Rule, ratio
+from .names import to_theirs as rename
 from .resnet_names import resnet_rules
 from .vit_facts import VitFacts, plain_vit, without_patch_bias
 from .vit_names import TRUNK, clip_vit, open_clip_vit
@@ -23,6 +24,8 @@ from .vit_names import TRUNK, clip_vit, open_clip_vit
 READ = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value"}
 READ |= {"no_ln_pre", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}
 READ |= {"patch_dropout", "output_tokens", "pos_embed_type", "block_type"}
+# Where timm's classifiers are.
+HEADS = ("trunk.head.", "trunk.head.fc.")
 # timm's names of OpenAI's ResNets by the layers of their stages and their width.
 RESNETS = {
     (3, 4, 6, 3, 64): "resnet50_clip",
@@ -89,7 +92,7 @@ def _vit(config: Mapping[str, Any], quick_gelu: bool, size: dict[str, Any]) -> I
 
     defaults = open_clip.CLIPVisionCfg()
     check_defaults(config, defaults, READ, "an image tower")
-    c = open_clip.CLIPVisionCfg(**config)
+    c: Any = open_clip.CLIPVisionCfg(**config)
     epsilon = (c.norm_kwargs or {}).get("eps", 1e-5)
     if epsilon != 1e-5:
         raise ValueError(
@@ -138,28 +141,26 @@ def _timm(
     if projection == "linear" and config.get("timm_proj_bias"):
         kind = "affine"
     tower = {"name": config["timm_model_name"], "model_args": args}
-    return ImagePart(_tower(tower, size), kind, timm_rules(kind, head=not projection))
+    head = next((h for h in HEADS if f"visual.{h}weight" in state), "") if not projection else ""
+    return ImagePart(_tower(tower, size), kind, timm_rules(kind, head))
 
 
-def timm_rules(projection: str, head: bool) -> list[Rule]:
+def timm_rules(projection: str, head: str = "") -> list[Rule]:
     """Rules of a model of timm behind open_clip's adapter.
 
     Args:
         projection: value of `model.image_projection`.
-        head: whether the projection is timm's own classifier.
+        head: timm's name of its classifier, where that is the projection.
     """
     rules = {
         "linear": [Rule("image_projection.weight", "visual.head.proj.weight")],
-        "affine": [Rule("image_projection.{}", "visual.head.proj.{}")],
+        "affine": [Rule("image_projection.{}", f"visual.{head or 'head.proj.'}{{}}")],
         "wide_mlp": [
             Rule("image_projection.0.{}", "visual.head.mlp.fc1.{}"),
             Rule("image_projection.2.weight", "visual.head.mlp.fc2.weight"),
         ],
         "none": [],
     }[projection]
-    if head:
-        names = ("visual.trunk.head.{}", "visual.trunk.head.fc.{}")
-        rules = [Rule("image_projection.{}", name) for name in names]
     return [*rules, Rule(f"{TRUNK}{{*}}", "visual.trunk.{*}")]
 
 
@@ -188,7 +189,7 @@ class TheirImage:
 
 
 def to_theirs(model: TwoTower) -> TheirImage:
-    """Translates the image tower of a model.
+    """Translates the image tower of a model: to open_clip's own ViT, or to timm's behind it.
 
     Raises:
         ValueError: open_clip cannot build it.
@@ -199,7 +200,64 @@ def to_theirs(model: TwoTower) -> TheirImage:
     if not reason:
         assert isinstance(facts, VitFacts) and isinstance(model.image, TimmTower)
         return _to_vit(facts, model.image, state)
+    if isinstance(model.image, TimmTower) and model.image.mask_token is None:
+        found = _to_timm(model.image, model.image_projection, state)
+        if isinstance(found, TheirImage):
+            return found
+        reason += f"; and of timm's models {found}"
     raise ValueError(f"open_clip has no image tower like this one: {reason}")
+
+
+def _to_timm(tower: TimmTower, projection: nn.Module, state: dict[str, Tensor]) -> TheirImage | str:
+    """The tower behind open_clip's adapter, or why it cannot be there."""
+    from open_clip.timm_model import TimmModel
+
+    kind, dim = projection_of(projection), state_dim(projection, tower.width)
+    if kind == "mlp":
+        return "none has a projection of two layers without biases"
+    if changed := sorted(tower.model_args.keys() - {"global_pool"}):
+        return f"it builds those as they are, and this one was changed ({', '.join(changed)})"
+    usual = getattr(tower.trunk, "global_pool", "avg")
+    config: dict[str, Any] = {
+        "timm_model_name": tower.name,
+        "timm_model_pretrained": False,
+        "timm_pool": tower.model_args.get("global_pool", usual if kind == "none" else ""),
+        "timm_proj": {"none": "none", "wide_mlp": "mlp"}.get(kind, "linear"),
+        "timm_proj_bias": kind == "affine",
+        "image_size": tower.image_size,
+    }
+    choices = [(config, timm_rules(kind))]
+    if kind == "affine":  # timm's classifier, which is built with the pooling that it is for
+        choices += [(config | {"timm_proj": None}, timm_rules(kind, head)) for head in HEADS]
+    for theirs, rules in choices:
+        with torch.device("meta"):
+            built = TimmModel(
+                tower.name,
+                dim,
+                tower.image_size,
+                pool=theirs["timm_pool"],
+                proj=theirs["timm_proj"],
+                proj_bias=theirs["timm_proj_bias"],
+            ).state_dict()
+        ours = {n.removeprefix("visual."): v.shape for n, v in rename(rules, state).items()}
+        if ours == {n: v.shape for n, v in built.items()}:
+            return TheirImage(theirs, rules, state, None)
+    return f"{tower.name} is built otherwise there, or for images of another size"
+
+
+def projection_of(projection: nn.Module) -> str:
+    """Which kind of projection a module is; see `two_tower.Projection`."""
+    if isinstance(projection, nn.Linear):
+        return "linear" if projection.bias is None else "affine"
+    if isinstance(projection, nn.Sequential):
+        return "mlp" if projection[0].bias is None else "wide_mlp"
+    return "none"
+
+
+def state_dim(projection: nn.Module, width: int) -> int:
+    """Length of the embedding of a tower of this width."""
+    weights = [p for p in projection.parameters() if p.ndim == 2]
+    return len(weights[-1]) if weights else width
 
 
 def _lacking(facts: VitFacts, model: TwoTower) -> str:

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..hf_text import HFTextTower
 from ..siglip_text import SiglipTextTower
 from ..text import ClipTextTower
 from ..two_tower import TwoTower
 from .base import CLIP_TEXT, CLIP_TOKENIZER, HF_TEXT, HF_TOKENIZER, SIGLIP_TEXT
 from .names import Rule, ratio
-from .open_clip_image import check_defaults
+from .open_clip_image import check_defaults, projection_of
 from .text_names import open_clip_text
 
 READ = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pad_id", "eos_id"}
@@ -107,7 +108,7 @@ def part(
     tanh = (c.act_kwargs or {}).get("approximate") == "tanh"
     activation = "quick_gelu" if quick_gelu else "gelu_pytorch_tanh" if tanh else "gelu"
     epsilon = (c.norm_kwargs or {}).get("eps", 1e-5)
-    arguments = {"width": c.width, "depth": c.layers, "num_heads": c.heads}
+    arguments: dict[str, Any] = {"width": c.width, "depth": c.layers, "num_heads": c.heads}
     arguments |= {"context_length": c.context_length, "vocab_size": c.vocab_size}
     if c.mlp_ratio != 4.0:
         arguments["mlp_ratio"] = c.mlp_ratio
@@ -149,20 +150,25 @@ def _hf(config: Any, prefix: str, embed_dim: int, folder: str | None) -> TextPar
         pooling = "first"
     width = encoder.get("d_model") or encoder["hidden_size"]
     kind = config.hf_proj_type or ("none" if width == embed_dim else "")
+    arguments = {"config": encoder, "context_length": config.context_length, "pooling": pooling}
+    return TextPart(
+        {"class_path": HF_TEXT, "init_args": arguments},
+        kind,
+        hf_rules(kind, prefix),
+        tokenizer(config, folder),
+        config.context_length,
+    )
+
+
+def hf_rules(projection: str, prefix: str) -> list[Rule]:
+    """Rules of an encoder of transformers behind open_clip's adapter."""
     theirs = f"{prefix}proj."
     rules = {
         "none": [],
         "linear": [Rule("text_projection.weight", f"{theirs}weight")],
         "mlp": [Rule("text_projection.{}.weight", f"{theirs}{{}}.weight")],
-    }[kind]
-    arguments = {"config": encoder, "context_length": config.context_length, "pooling": pooling}
-    return TextPart(
-        {"class_path": HF_TEXT, "init_args": arguments},
-        kind,
-        [*rules, Rule("text.trunk.{*}", f"{prefix}transformer.{{*}}")],
-        tokenizer(config, folder),
-        config.context_length,
-    )
+    }[projection]
+    return [*rules, Rule("text.trunk.{*}", f"{prefix}transformer.{{*}}")]
 
 
 def encoder_config(name: str) -> dict[str, Any]:
@@ -231,34 +237,35 @@ def to_theirs(model: TwoTower, end_id: int | None) -> TheirText:
         ValueError: open_clip cannot build it.
     """
     state = {n: v for n, v in model.state_dict().items() if n.startswith(("text.", "text_"))}
-    if isinstance(model.text, ClipTextTower):
-        config, activation = _clip(model.text, end_id)
-    else:
+    projection, tower = projection_of(model.text_projection), model.text
+    if isinstance(tower, HFTextTower):
+        return _to_hf(tower, projection, state)
+    if not isinstance(tower, ClipTextTower | SiglipTextTower):
         raise ValueError(
-            f"open_clip has no text tower like a {type(model.text).__name__}; its texts would be "
+            f"open_clip has no text tower like a {type(tower).__name__}; its texts would be "
             "encoded by nothing"
         )
-    projection = projection_of(model.text_projection, "text")
+    if "mlp" in projection:
+        raise ValueError("open_clip's text transformer has no projection of two layers")
+    config, activation = _settings(tower), tower.trunk.config.hidden_act
+    pooled_last = isinstance(tower, SiglipTextTower) and tower.pooling == "last"
+    if pooled_last:
+        config["pool_type"] = "last"
+    elif end_id is not None:
+        config |= {"pool_type": "eos", "eos_id": end_id}
     if projection == "affine":
         config["proj_bias"] = True
     elif projection == "none":
         config["proj_type"] = "none"
-    rules = [*open_clip_text(), *projection_rules(projection, "")]
-    return TheirText(config, rules, state, activation == "quick_gelu")
+    # Without a matrix of its own, or with a layer, it is what open_clip calls custom.
+    prefix = "" if projection == "linear" else "text."
+    rules = [*open_clip_text(prefix, type(tower)), *projection_rules(projection, prefix)]
+    return TheirText(config, rules, state, activation == "quick_gelu", prefix)
 
 
-def projection_of(projection: nn.Module, tower: str) -> str:
-    """What kind of projection it is, of those that open_clip's transformers have."""
-    if isinstance(projection, nn.Linear):
-        return "linear" if projection.bias is None else "affine"
-    if isinstance(projection, nn.Identity):
-        return "none"
-    raise ValueError(f"open_clip's {tower} tower has no projection with two layers")
-
-
-def _clip(tower: ClipTextTower, end_id: int | None) -> tuple[dict[str, Any], str]:
+def _settings(tower: ClipTextTower | SiglipTextTower) -> dict[str, Any]:
     c: Any = tower.trunk.config
-    config = {
+    config: dict[str, Any] = {
         "context_length": tower.context_length,
         "vocab_size": c.vocab_size,
         "width": c.hidden_size,
@@ -268,6 +275,29 @@ def _clip(tower: ClipTextTower, end_id: int | None) -> tuple[dict[str, Any], str
     }
     if c.hidden_act == "gelu_pytorch_tanh":
         config["act_kwargs"] = {"approximate": "tanh"}
-    if end_id is not None:
-        config |= {"pool_type": "eos", "eos_id": end_id}
-    return config, c.hidden_act
+    if c.layer_norm_eps != 1e-5:
+        config["norm_kwargs"] = {"eps": c.layer_norm_eps}
+    if isinstance(tower, SiglipTextTower):
+        config["no_causal_mask"] = True
+    return config
+
+
+def _to_hf(tower: HFTextTower, projection: str, state: dict[str, Tensor]) -> TheirText:
+    name = getattr(tower.config, "_name_or_path", "")
+    kinds = {"linear": "linear", "mlp": "mlp", "none": None}
+    if not name or projection not in kinds:
+        raise ValueError(
+            "open_clip finds the configuration of such a text tower by transformers' name for it, "
+            "with a projection without biases, and this one has neither"
+            if not name
+            else "open_clip's text tower of this kind has no projection with biases"
+        )
+    config = {
+        "hf_model_name": name,
+        "hf_model_pretrained": False,
+        "hf_tokenizer_name": name,
+        "hf_pooler_type": {ours: theirs for theirs, ours in POOLERS.items()}[tower.pooling],
+        "hf_proj_type": kinds[projection],
+        "context_length": tower.context_length,
+    }
+    return TheirText(config, hf_rules(projection, "text."), state, False, "text.")

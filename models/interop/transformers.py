@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..two_tower import TwoTower
 from . import transformers_text
-from .archive import read_tensors
+from .archive import read_shards
 from .base import CLIP_TOKENIZER, HF_TOKENIZER, SCALARS, TIMM_TOWER, ForeignModel, Pixels
 from .names import Rule, to_ours, to_theirs, unnamed
 from .vit_facts import VitFacts, plain_vit, without_patch_bias
@@ -53,21 +53,6 @@ def read_folder(folder: Path) -> ForeignModel:
         )
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     return convert(config, read_shards(folder), folder)
-
-
-def read_shards(folder: Path) -> dict[str, Tensor]:
-    """Reads all tensors of a folder, from one file or as many as its index names.
-
-    Raises:
-        ValueError: there are none.
-    """
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (index := folder / f"{name}.index.json").is_file():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return {n: v for file in files for n, v in read_tensors(folder / file).items()}
-        if (folder / name).is_file():
-            return read_tensors(folder / name)
-    raise ValueError(f"{folder} has {CONFIG} and no model.safetensors or pytorch_model.bin")
 
 
 def convert(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> ForeignModel:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import LayerScale
 from timm.layers.attention import Attention
+from timm.layers.layer_scale import LayerScale
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
