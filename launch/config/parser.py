@@ -60,6 +60,7 @@ PRECISIONS = Literal["auto"] | typing.get_type_hints(Trainer.__init__)["precisio
 LOGGER_NAMES = Literal["wandb", "tensorboard", "mlflow", "csv"]
 LOGGER = Union[LOGGER_NAMES, Logger, dict[str, Any]]  # noqa: UP007 - jsonargparse names members
 LOGGERS = Optional[Union[bool, LOGGER, list[LOGGER]]]  # noqa: UP007, UP045
+PAIRS = class_from_function(make_pairs)  # once: it reads the source of every caller
 # Defaults of Lightning's that are enums of strings (Timer's interval) go into files as such.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, item: dumper.represent_data(item.value))
 
@@ -136,7 +137,7 @@ def make_parser() -> ArgumentParser:
         type=Optional[PositiveFloat],  # noqa: UP045 - it is no class
         help="of one device in this precision, for mfu; none: what a matrix product reaches",
     )
-    parser.add_class_arguments(class_from_function(make_pairs), "data")
+    parser.add_class_arguments(PAIRS, "data")
     add_model(parser)
     # No default: arguments of another class of the same names would begin with AdamW's defaults.
     parser.add_subclass_arguments(AdamW, "optim", required=False)
