@@ -230,9 +230,10 @@ def test_workers_outlive_a_stop_signal_but_not_their_loader(manifest_file):
     # From another process, as a scheduler's signal comes; the loader's own must end them.
     os.system(f"kill -TERM {' '.join(map(str, workers))}")
     until(lambda: not any(map(pending, workers)))
-    assert len([*first, *batches]) == 8
     processes = list(batches._workers)
-    assert all(process.is_alive() for process in processes)
+    assert [process.exitcode for process in processes] == [None, None]
+    assert len([*first, *batches]) == 8
+    assert [process.exitcode for process in processes] == [None, None]
     for process in processes:
         process.terminate()
         process.join(PATIENCE)
