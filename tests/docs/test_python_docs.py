@@ -33,7 +33,7 @@ def run_file(folder):
     """A run file in it."""
     values = tiny.config(folder / "train.parquet", steps=2)
     values["data"]["num_workers"] = 0
-    values["trainer"] |= {"logger": False, "peak_tflops": 1.0}
+    values["trainer"] |= {"logger": False}
     return tiny.write_config(folder, values).rename(folder / "mine.yaml")
 
 

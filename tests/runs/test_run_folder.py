@@ -24,7 +24,7 @@ def run_dir(tmp_path_factory):
     index_shards([str(p) for p in write_shards(folder)], str(manifest))
     values = config(manifest, steps=4)
     values["data"]["num_workers"] = 0
-    values["trainer"] |= {"logger": False, "log_every_n_steps": 2}
+    values["trainer"] |= {"logger": False, "log_every_n_steps": 2, "peak_tflops": None}
     values["phases"]["train"]["batch_size"] = BATCH
     values["phases"]["train"]["samples"] = 4 * BATCH
     run = folder / "run"

@@ -32,7 +32,7 @@ def run(manifest, tmp_path, monkeypatch):
     def start(logger):
         values = tiny.config(manifest, steps=STEPS)
         values["data"]["num_workers"] = 0
-        values["trainer"] |= {"logger": logger, "peak_tflops": 1.0}
+        values["trainer"] |= {"logger": logger}
         values["checkpoint"] = {"every_n_steps": 2, "keep": 0}
         path = tiny.write_config(tmp_path, values)
         assert main(["--config", str(path), "--run_dir", "run"]) == 0
