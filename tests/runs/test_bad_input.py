@@ -259,7 +259,8 @@ def test_corrupt_images_are_counted_and_stop_the_run_past_the_budget(tmp_path):
             tiny.add(tar, f"bad{i}.txt", b"bad")
     manifest = tmp_path / "train.parquet"
     index_shards([str(p) for p in shards], str(manifest))
-    values = tiny.config(manifest, steps=100)
+    values = tiny.config(manifest)
+    values["phases"]["train"] |= {"samples": 1200, "batch_size": 60}
     values["data"]["max_error_rate"] = 0.5
     path = tiny.write_config(tmp_path, values)
     fit(["--config", str(path), "--run_dir", str(tmp_path / "fine")], 1, tmp_path / "log")

@@ -48,7 +48,7 @@ def run(world, tmp_path):
     def start(*callbacks, steps=6, evaluate=2, ranks=1, status=0, **trainer):
         values = tiny.config(world / "m.parquet", steps=steps)
         values["data"]["num_workers"] = 0
-        values["trainer"] |= {"logger": False, "peak_tflops": 1.0, "callbacks": list(callbacks)}
+        values["trainer"] |= {"logger": False, "callbacks": list(callbacks)}
         values["trainer"] |= trainer
         values["checkpoint"] = {"every_n_steps": 100}
         if evaluate:
@@ -91,6 +91,8 @@ def test_early_stopping_acts_on_a_training_value(run, capsys, at_epoch_end):
     assert summary["steps"] == 4 and summary["samples"] == 48
     assert summary["stopped_by"].startswith("EarlyStopping (Monitored metric loss did not improve")
     assert "stopped by EarlyStopping (Monitored metric loss" in capsys.readouterr().out
+    if at_epoch_end is not None:
+        return
     # A later start may go on from there.
     main(["--resume", str(run_dir), "--trainer.callbacks=null"])
     assert rows(run_dir)[-1]["step"] == 6
