@@ -9,11 +9,11 @@ which a size promises only where it divides every rank's rows.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -54,14 +54,14 @@ def split(rows: Sequence[Tensor | None], num_parts: int) -> list[tuple[Tensor | 
 
 
 def encode(
-    tower: Callable[..., Float[Tensor, "n d"]],
+    tower: Callable[..., dict[str, Tensor]],
     parts: Sequence[tuple[Tensor | None, ...]],
     recompute: bool,
-) -> Float[Tensor, "rows d"]:
+) -> dict[str, Tensor]:
     """Runs the tower over each part and joins the results.
 
     Args:
-        tower: called with the tensors of a part.
+        tower: called with the tensors of a part; returns tensors by name, a row an input.
         parts: what `split` returns.
         recompute: remember nothing of a part but its tensors, and run it again in the backward
             pass, with the same dropout and under the same autocast (gradient caching; Gao et al.
@@ -71,7 +71,9 @@ def encode(
         results = [checkpoint(tower, *part, use_reentrant=False) for part in parts]
     else:
         results = [tower(*part) for part in parts]
-    return results[0] if len(results) == 1 else torch.cat(results)
+    if len(results) == 1:
+        return results[0]
+    return {name: torch.cat([result[name] for result in results]) for name in results[0]}
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ class Captions:
     index: Int64[Tensor, "n"] | None
     computed: int
 
-    def restored(self, results: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def restored(self, results: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Puts results back into the captions' order."""
-        return results if self.index is None else results[self.index]
+        index = slice(None) if self.index is None else self.index
+        return {name: result[index] for name, result in results.items()}
 
 
 def whole(text: Int64[Tensor, "n t"], length: Int64[Tensor, "n"], num_parts: int) -> Captions:

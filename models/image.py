@@ -220,6 +220,30 @@ class TimmTower(ImageTower):
         # Every step has a gradient for every parameter, if only zero: data-parallel training waits.
         return pooled if self.mask_token is None else pooled + 0.0 * self.mask_token.sum()
 
+    def states(  # type: ignore[override] - the tower's own inputs
+        self,
+        image: UInt8[Tensor, "n 3 h w"],
+        keep: Int64[Tensor, "n k"] | None = None,
+        hidden: Bool[Tensor, "n k"] | None = None,
+    ) -> tuple[Float[Tensor, "n tokens d"], Float[Tensor, "n width"]]:
+        """Returns the last states, class and register tokens first, and the pooled vectors.
+
+        Of a convolutional network, the places of its last map, row by row.
+        """
+        usual = image.shape[-2:] == (self.image_size, self.image_size)
+        if keep is None and (usual or self._vit() is None):
+            states = self.trunk.forward_features(self.stem(image))
+        else:
+            tokens, trunk = self.tokens(image, keep, hidden)
+            states = trunk.norm(trunk.blocks(tokens))
+        pooled = self.trunk.forward_head(states)
+        if self.mask_token is not None:
+            pooled = pooled + 0.0 * self.mask_token.sum()
+        if states.ndim == 4:
+            is_channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            states = states.flatten(1, 2) if is_channels_last else states.flatten(2).mT
+        return states, pooled
+
     def tokens(
         self,
         image: UInt8[Tensor, "n 3 h w"],

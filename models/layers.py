@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Tower(nn.Module):
@@ -22,6 +22,19 @@ class Tower(nn.Module):
         any (the default) the tower is sharded as a whole, and what needs layers is refused.
         """
         return ()
+
+    def states(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the last states [n, tokens, d], normalised as they are pooled, and `forward`'s.
+
+        Takes what `forward` takes. Of captions the rows behind a caption's end mean nothing.
+
+        Raises:
+            ValueError: the tower does not show its tokens.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not show its tokens, so there are no features `.tokens`: "
+            "give it a method `states`, or use pooled features"
+        )
 
 
 def repeated_layers(network: nn.Module) -> list[nn.Module]:

@@ -91,6 +91,11 @@ class SharedImageTower(ImageTower):
             image: pixels.
             keep: rising indices of the patches to encode; None: all.
         """
+        return self.states(image, keep)[1]
+
+    def states(  # type: ignore[override] - the tower's own inputs
+        self, image: UInt8[Tensor, "n 3 h w"], keep: Int64[Tensor, "n k"] | None = None
+    ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
         self.grid(image)
         x = F.unfold(self.stem(image), self.patch_size, stride=self.patch_size).mT
         positions = self.positions[1:].expand(len(x), -1, -1)
@@ -99,7 +104,8 @@ class SharedImageTower(ImageTower):
             x, positions = x[samples, keep], positions[samples, keep]
         first = (self.class_token + self.positions[0]).expand(len(x), -1, -1)
         x = torch.cat([first, self.patches(x) + positions], dim=1)
-        return self.encoded(x, is_causal=False)[:, 0]
+        states = self.encoded(x, is_causal=False)
+        return states, states[:, 0]
 
     def encoded(
         self, x: Float[Tensor, "n tokens width"], is_causal: bool
@@ -152,7 +158,12 @@ class SharedTextTower(TextTower):
 
     def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
         """Returns the state at position `text_length - 1` (the end of text) of each caption."""
+        return self.states(text, text_length)[1]
+
+    def states(  # type: ignore[override] - the tower's own inputs
+        self, text: Ids, text_length: Lengths
+    ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
         assert self._lender, "TwoTower lets the text tower borrow"
         x = self.tokens(text) + self.positions[: text.shape[1]]
         states = self._lender[0].encoded(x, is_causal=True)
-        return states[torch.arange(len(text), device=text.device), text_length - 1]
+        return states, states[torch.arange(len(text), device=text.device), text_length - 1]

@@ -87,5 +87,10 @@ class ClipTextTower(TextTower):
 
     def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
         """Returns the state at position `text_length - 1` (the end of text) of each caption."""
+        return self.states(text, text_length)[1]
+
+    def states(  # type: ignore[override] - the tower's own inputs
+        self, text: Ids, text_length: Lengths
+    ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
         states = self.trunk(input_ids=text).last_hidden_state
-        return states[torch.arange(len(text), device=text.device), text_length - 1]
+        return states, states[torch.arange(len(text), device=text.device), text_length - 1]

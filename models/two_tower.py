@@ -1,13 +1,16 @@
 """The two-tower model: a batch in, named features out.
 
 Features are `image` and `text` (normalised), `image.raw` and `text.raw` (after projection, before
-normalisation), `logit_scale` (multiplicative) and `logit_bias`. Further views (`image.strong_1`,
-`text.negative`) are batch entries of the same name, encoded by the tower of their first word.
+normalisation), `image.pooled` and `text.pooled` (the towers' output, before projection),
+`image.tokens` and `text.tokens` (the towers' last states, [n, tokens, width], those of captions
+padded to the context length), `logit_scale` (multiplicative) and `logit_bias`. Further views
+(`image.strong_1`, `text.negative`) are batch entries of the same name, encoded by the tower of
+their first word.
 `tokens/computed` and `tokens/real` are positions a caption, with and without padding.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, cast
 
 import torch
@@ -23,6 +26,9 @@ from .text import Ids, Lengths, TextTower
 MAX_LOGIT_SCALE = 100.0
 # From a tower's width to the shared space: one layer, with a bias, two layers with GELU, nothing.
 Projection = Literal["linear", "affine", "mlp", "wide_mlp", "none"]
+# Of a view, what its tower makes on the way to the normalised embedding.
+FORMS = (".raw", ".pooled", ".tokens")
+Form = Literal["", ".raw", ".pooled", ".tokens"]
 
 
 class TwoTower(nn.Module):
@@ -123,26 +129,39 @@ class TwoTower(nn.Module):
         features = {"logit_scale": self.logit_scale.exp()}
         if self.logit_bias is not None:
             features["logit_bias"] = self.logit_bias
-        views = dict.fromkeys(name.removesuffix(".raw") for name in sorted(needs))
+        needs = set(needs)
+        views = dict.fromkeys(view_of(name) for name in sorted(needs))
         tokens: list[tuple[int, Tensor]] = []
         for view in views:
             tower = view.split(".")[0]
+            has_tokens = f"{view}.tokens" in needs
             if tower == "image":
-                raw = self._encode_images(view, batch, reduction, chunks)
+                encode = self._image_states if has_tokens else self._image_vectors
+                made = self._encode_images(encode, view, batch, reduction, chunks)
             elif tower == "text":
                 captions, length = self._captions(view, batch, reduction, chunks)
-                raw = parts.encode(self.project_text, captions.parts, chunks > 1)
-                raw = captions.restored(raw)
+                encode = self._text_states if has_tokens else self._text_vectors
+                made = captions.restored(parts.encode(encode, captions.parts, chunks > 1))
                 tokens.append((captions.computed, length))
             else:
                 continue
-            features[f"{view}.raw"] = raw
+            raw = made[".raw"]
+            features |= {
+                view + form: value
+                for form, value in made.items()
+                if form == ".raw" or view + form in needs
+            }
             features[view] = F.normalize(raw.float() if raw.dtype.itemsize < 4 else raw, dim=-1)
         return features | _per_caption(tokens)
 
     def _encode_images(
-        self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None, chunks: int
-    ) -> Float[Tensor, "n d"]:
+        self,
+        encode: Callable[..., dict[str, Tensor]],
+        view: str,
+        batch: Mapping[str, Tensor],
+        reduction: Reduction | None,
+        chunks: int,
+    ) -> dict[str, Tensor]:
         image, patches = batch[view], None
         # Drawn for the whole batch: what is kept does not depend on the parts.
         if reduction is not None and reduction.image is not None:
@@ -150,7 +169,7 @@ class TwoTower(nn.Module):
             grid = self.image.grid(image)  # type: ignore[operator] - see ImageTower
             patches = reduction.image.keep(grid, batch["key"], view, reduction)
         pieces = parts.split((image, *(patches or ())), chunks)
-        return parts.encode(self.project_image, pieces, chunks > 1)
+        return parts.encode(encode, pieces, chunks > 1)
 
     def _captions(
         self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None, chunks: int
@@ -172,31 +191,59 @@ class TwoTower(nn.Module):
         hidden: Bool[Tensor, "n k"] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Image embeddings before normalisation; see `reducers.base.Patches`."""
-        # Not every tower knows patches, and not every one that does has a mask token.
-        patches = [indices for indices in (kept, hidden) if indices is not None]
-        return self.image_projection(_pooled(self.image, self.image(image, *patches), len(image)))
+        return self._image_vectors(image, kept, hidden)[".raw"]
 
     def project_text(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n d"]:
         """Text embeddings before normalisation."""
-        return self.text_projection(_pooled(self.text, self.text(text, text_length), len(text)))
+        return self._text_vectors(text, text_length)[".raw"]
+
+    def _image_vectors(self, image: Tensor, *patches: Tensor | None) -> dict[str, Tensor]:
+        # Not every tower knows patches, and not every one that does has a mask token.
+        pooled = self.image(image, *(indices for indices in patches if indices is not None))
+        pooled = _pooled(self.image, pooled, len(image))
+        return {".pooled": pooled, ".raw": self.image_projection(pooled)}
+
+    def _image_states(self, image: Tensor, *patches: Tensor | None) -> dict[str, Tensor]:
+        given = (indices for indices in patches if indices is not None)
+        states, pooled = self.image.states(image, *given)
+        pooled = _pooled(self.image, pooled, len(image))
+        return {".tokens": states, ".pooled": pooled, ".raw": self.image_projection(pooled)}
+
+    def _text_vectors(self, text: Ids, text_length: Lengths) -> dict[str, Tensor]:
+        pooled = _pooled(self.text, self.text(text, text_length), len(text))
+        return {".pooled": pooled, ".raw": self.text_projection(pooled)}
+
+    def _text_states(self, text: Ids, text_length: Lengths) -> dict[str, Tensor]:
+        states, pooled = self.text.states(text, text_length)
+        pooled = _pooled(self.text, pooled, len(text))
+        # Parts of a batch are trimmed to lengths of their own.
+        states = F.pad(states, (0, 0, 0, self.context_length - states.shape[1]))
+        return {".tokens": states, ".pooled": pooled, ".raw": self.text_projection(pooled)}
 
     def encode_image(
-        self, image: UInt8[Tensor, "n 3 h w"], form: Literal["", ".raw"] = ""
-    ) -> Float[Tensor, "n d"]:
-        """Image embeddings: normalised in float32 (or float64), or raw as the tower gives them."""
+        self, image: UInt8[Tensor, "n 3 h w"], form: Form = ""
+    ) -> Float[Tensor, "n *d"]:
+        """Image embeddings: normalised in float32 (or float64), or in another form as it is."""
         name = f"image{form}"
         return self({"image": image}, (name,))[name]
 
     def encode_text(
-        self, text: Ids, text_length: Lengths, form: Literal["", ".raw"] = ""
-    ) -> Float[Tensor, "n d"]:
-        """Text embeddings: normalised in float32 (or float64), or raw as the tower gives them."""
+        self, text: Ids, text_length: Lengths, form: Form = ""
+    ) -> Float[Tensor, "n *d"]:
+        """Text embeddings: normalised in float32 (or float64), or in another form as it is."""
         name = f"text{form}"
         return self({"text": text, "text_length": text_length}, (name,))[name]
 
     def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
         """The stored scale's lowest and highest value: the multiplicative one is in [1, 100]."""
         return [(self.logit_scale, 0.0, math.log(MAX_LOGIT_SCALE))]
+
+
+def view_of(feature: str) -> str:
+    """Returns the view that a feature is made of: `image.strong_1` of `image.strong_1.pooled`."""
+    for form in FORMS:
+        feature = feature.removesuffix(form)
+    return feature
 
 
 def _per_caption(tokens: list[tuple[int, Int64[Tensor, " n"]]]) -> dict[str, Tensor]:

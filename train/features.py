@@ -17,6 +17,7 @@ from ..losses.components.features import MODEL_SCALARS
 from ..models.image import ImageTower
 from ..models.reducers.base import ImageView, Reduction
 from ..models.teachers.frozen import FrozenTowers, view_of
+from ..models.two_tower import view_of as view_of_student
 from .phases import Phases
 
 
@@ -72,7 +73,7 @@ def score_patches(
 
 def image_views(needs: Iterable[str]) -> list[str]:
     """Returns the image views that the student encodes."""
-    names = {name.removesuffix(".raw") for name in needs if name.split(".")[0] == "image"}
+    names = {view_of_student(name) for name in needs if name.split(".")[0] == "image"}
     return sorted(names)
 
 
@@ -115,7 +116,7 @@ def check_needs(
         model = ".".join(words[:2]) if words[0] == "teacher" else words[0]
         if not is_student and model not in frozen:
             raise ValueError(f"{reader} needs '{name}', which the run does not have: {_fix(words)}")
-        view = name.removesuffix(".raw") if is_student else view_of(name.removeprefix(f"{model}."))
+        view = view_of_student(name) if is_student else view_of(name.removeprefix(f"{model}."))
         if view not in views and (is_student or view not in MODEL_SCALARS):
             raise ValueError(
                 f"{reader} needs '{name}', but batches have no '{view}': name one of "

@@ -190,7 +190,7 @@ def _check_text(need: str, teacher: Teacher, data: Pairs, view: str, towers: Two
 def _check_own_texts(needs: Iterable[str], data: Pairs, context_length: int) -> None:
     """The student, and so its average, reads neither ids of another tokenizer nor longer texts."""
     for need in sorted(needs):
-        entry = need.removeprefix("ema.").removesuffix(".raw")
+        entry = view_of(need.removeprefix("ema."))
         if not entry.startswith("text."):
             continue
         tokenizer, length = data.reads(entry)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..attention import run_with_attention
 from ..image import ImageTower
 from ..two_tower import TwoTower
+from ..two_tower import view_of as student_view_of
 
 # Where weights are: whole on the device; layers cut over ranks; layers in the host's memory.
 Placement = Literal["device", "sharded", "host"]
@@ -63,7 +64,7 @@ class FrozenTowers(nn.Module):
 
 def view_of(feature: str) -> str:
     """Returns the view that a frozen model makes a feature of: `image` of `image.raw`."""
-    return feature.removesuffix(".raw").removesuffix(ATTENTION)
+    return student_view_of(feature).removesuffix(ATTENTION)
 
 
 def lowered(model: TwoTower, dtype: torch.dtype) -> TwoTower:

@@ -183,3 +183,62 @@ def test_vectors_of_another_shape_than_declared_are_refused(width, pooled, words
     model = TwoTower(tiny_vit(1), Bag(width, pooled), embed_dim=8)
     with pytest.raises(ValueError, match=words):
         model(batch(), ("text",))
+
+
+class Mean(TextTower):
+    """A tower that does not show its tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.context_length = 4, 12
+        self.embedding = torch.nn.Embedding(50, 4)
+
+    def forward(self, text, text_length):
+        return self.embedding(text).mean(1)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_what_stands_before_the_projection_is_a_feature(chunks):
+    model, data = tiny(), batch()
+    needs = {"image.pooled", "text.pooled", "image.tokens", "text.tokens", "text"}
+    features = model(data, needs, chunks=chunks)
+    trunk = model.image.trunk
+    tokens = trunk.forward_features(model.image.stem(data["image"]))
+    states = model.text.trunk(input_ids=data["text"]).last_hidden_state
+    torch.testing.assert_close(features["image.tokens"], tokens)
+    torch.testing.assert_close(features["image.pooled"], trunk.forward_head(tokens))
+    for row, length in enumerate(data["text_length"]):  # behind the end there is only padding
+        got, want = features["text.tokens"][row, :length], states[row, :length]
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(features["text.pooled"][row], want[-1])
+    assert features["text.tokens"].shape == (3, 12, 16)
+    for tower, project in (("image", model.image_projection), ("text", model.text_projection)):
+        raw = project(features[f"{tower}.pooled"])
+        torch.testing.assert_close(features[f"{tower}.raw"], raw)
+    assert "image.pooled" not in model(data, {"image", "text.pooled"})
+    encoded = model.encode_image(data["image"], form=".pooled")
+    torch.testing.assert_close(encoded, features["image.pooled"])
+    encoded = model.encode_text(data["text"], data["text_length"], form=".pooled")
+    torch.testing.assert_close(encoded, features["text.pooled"])
+
+
+def test_tokens_are_those_of_kept_patches_and_of_maps():
+    tower, data = tiny_vit(2).eval(), batch()
+    keep = torch.tensor([[0, 2], [1, 3], [0, 3]])
+    states, pooled = tower.states(data["image"], keep)
+    torch.testing.assert_close(pooled, tower(data["image"], keep))
+    torch.testing.assert_close(states[:, 0], pooled)  # the class token
+    assert states.shape == (3, 1 + 2, 16)
+    network = TimmTower("resnet10t", image_size=64).eval()
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    states, pooled = network.states(image)
+    assert states.shape == (2, 4, 512)
+    torch.testing.assert_close(states.mean(1), pooled)
+    torch.testing.assert_close(pooled, network(image))
+
+
+def test_a_tower_without_tokens_says_so():
+    model, data = TwoTower(tiny_vit(1), Mean(), embed_dim=8), batch()
+    assert model(data, {"text.pooled"})["text.pooled"].shape == (3, 4)
+    with pytest.raises(ValueError, match="Mean does not show its tokens"):
+        model(data, {"text.tokens"})

@@ -160,7 +160,7 @@ def test_what_nobody_provides_is_refused_with_the_fix():
     check("teacher.image", stored=["teacher.image"])
     check("image.a.raw")
     check("large.image.raw", stored=["large.image.raw"])
-    for need in ("image.strong_1", "text.other.raw", "image.tokens", "image.logit_scale"):
+    for need in ("image.strong_1", "text.other.raw", "image.patches", "image.logit_scale"):
         with pytest.raises(ValueError, match=f"needs '{need}', but batches have no .*data.views"):
             check(need)
     with pytest.raises(ValueError, match=r"'large.image.raw', .*sidecars.large a column image.raw"):
