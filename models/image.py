@@ -230,17 +230,18 @@ class TimmTower(ImageTower):
 
         Of a convolutional network, the places of its last map, row by row.
         """
+        network: Any = self.trunk
         usual = image.shape[-2:] == (self.image_size, self.image_size)
         if keep is None and (usual or self._vit() is None):
-            states = self.trunk.forward_features(self.stem(image))
+            states = network.forward_features(self.stem(image))
         else:
             tokens, trunk = self.tokens(image, keep, hidden)
             states = trunk.norm(trunk.blocks(tokens))
-        pooled = self.trunk.forward_head(states)
+        pooled = network.forward_head(states)
         if self.mask_token is not None:
             pooled = pooled + 0.0 * self.mask_token.sum()
         if states.ndim == 4:
-            is_channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            is_channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
             states = states.flatten(1, 2) if is_channels_last else states.flatten(2).mT
         return states, pooled
 

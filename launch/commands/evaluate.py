@@ -16,6 +16,7 @@ import torch.distributed as dist
 import yaml
 
 from ...train.distributed import gather_objects
+from ...train.evaluation.measures import base_of, show
 from ...train.evaluation.suite import Suite
 from .. import arguments
 from ..api.evaluation import (
@@ -99,7 +100,8 @@ def report(loaded: Loaded, suite: Suite, options: Any, device: torch.device) -> 
         return
     out = options.out or folder / results_file(suite.name, loaded.step, loaded.weights)
     write_results(out, loaded, suite.name, results)
-    notes = dict.fromkeys(task.data.note for task in suite.tasks.values())
+    sets = [images for task in suite.tasks.values() for images in task.image_sets()]
+    notes = dict.fromkeys(images.note for images in sets)
     print(*filter(None, notes), table(results), sep="\n")
     step = "" if loaded.step is None else f", step {loaded.step}"
     print(f"{loaded.run_dir or loaded.name}{step}: written to {out}", flush=True)
@@ -123,10 +125,10 @@ def process_group() -> Iterator[torch.device]:
 
 
 def table(results: dict[str, float]) -> str:
-    """One line a task and group, one column a measure; fractions are shown in percent."""
+    """One line a task and group, one column a measure; shares are shown in percent."""
     rows: dict[str, list[str]] = {}
     for name, value in results.items():
         task, _, measure = name.rpartition("/")
-        rows.setdefault(task, []).append(f"{measure} {100 * value:.1f}%")
+        rows.setdefault(task, []).append(f"{base_of(measure)} {show(measure, value)}")
     width = max(map(len, rows))
     return "\n".join(f"{task:<{width}}  {'   '.join(cells)}" for task, cells in rows.items())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...train.evaluation.measures import unit_of
 from .ablation_sections import BETTER, WORSE, mark, sections, summary
 from .figures import INK, MUTED, SERIES, brief, drawing, dress, svg_of
 from .page import template
@@ -41,7 +42,7 @@ def draw_figures(table: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             height = 0.75 + ROW_INCHES * len(rows)
             frame = (0.3, 0.5 / height, 0.66, 1 - 0.6 / height)
             with drawing((5.4, height), frame, name) as (figure, axes):
-                _differences(axes, rows)
+                _differences(axes, rows, metric)
                 drawn.append((title, note, svg_of(figure, name, title)))
         title, name = f"Size: {title_of(metric)}", f"sizes{number}"
         note = "by the size of the subset; bars are the standard deviation between seeds"
@@ -64,30 +65,31 @@ def _control(table: Mapping[str, Any], run: str) -> str | None:
     return next(row["control"] for row in table["rows"] if row["name"] == run)
 
 
-def _differences(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _differences(axes: Any, rows: Sequence[Mapping[str, Any]], metric: str) -> None:
+    unit, scale = unit_of(metric), _scale(metric)
     axes.axvline(0, color=MUTED, linewidth=1)
     ordered = sorted(rows, key=lambda row: row["value"])
     for place, row in enumerate(ordered):
-        colour = MARKED[mark(row)]
+        colour = MARKED[mark(row, metric)]
         bounds = row["t"] or row["bootstrap"]
         if bounds:
-            axes.plot([100 * b for b in bounds], [place, place], color=colour, linewidth=2)
-        axes.plot([100 * row["value"]], [place], "o", color=colour, markersize=6)
+            axes.plot([scale * b for b in bounds], [place, place], color=colour, linewidth=2)
+        axes.plot([scale * row["value"]], [place], "o", color=colour, markersize=6)
     axes.set_yticks(range(len(ordered)), [row["run"] for row in ordered])
     axes.set_ylim(-0.6, len(ordered) - 0.4)
-    axes.set_xlabel("points", color=MUTED, labelpad=2)
+    axes.set_xlabel(unit or "points", color=MUTED, labelpad=2)
     dress(axes, "x")
 
 
 def _sizes(axes: Any, table: Mapping[str, Any], metric: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    places = []
+    places, percent = [], "" if unit_of(metric) else "%"
     for row in table["rows"]:
         if metric in row["evaluations"]:
             found = row["evaluations"][metric]
-            colour, y = COLOURS[row["kind"]], 100 * found["mean"]
-            spread = 100 * (found["std"] or 0.0)
+            colour, y = COLOURS[row["kind"]], _scale(metric) * found["mean"]
+            spread = _scale(metric) * (found["std"] or 0.0)
             axes.errorbar(
                 row["size"], y, spread, fmt="o", color=colour, markersize=5, elinewidth=1.4
             )
@@ -95,9 +97,13 @@ def _sizes(axes: Any, table: Mapping[str, Any], metric: str) -> None:
     axes.set_xlim(0, 1.04 * max(x for x, _, _ in places))
     _name(axes, places)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}%"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}{percent}"))
     axes.set_xlabel("samples in the subset", color=MUTED, labelpad=2)
     dress(axes, "both")
+
+
+def _scale(metric: str) -> float:
+    return 1.0 if unit_of(metric) else 100.0
 
 
 def _robustness(axes: Any, table: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...train.evaluation.measures import lower_is_better, show, show_difference
 from .panels import title_of
 from .tables import duration, short_title
 
@@ -96,14 +97,14 @@ def _in_short(table: Mapping[str, Any]) -> Section:
     for row in table["rows"]:
         cells = [row["name"], f"{row['size']:,}", row["control"] or "-"]
         for metric in shown:
-            cells.append(_spread(row["evaluations"].get(metric)))
+            cells.append(_spread(row["evaluations"].get(metric), metric))
             pairs = [(each["run"], each["against"]) for each in table["comparisons"][metric]]
             pair = (row["name"], row["control"])
             found = table["comparisons"][metric][pairs.index(pair)] if pair in pairs else None
-            cells.append("-" if found is None else _difference(found))
+            cells.append("-" if found is None else _difference(found, metric))
         if has_line:
             value = effective.get(row["name"])
-            cells.append("-" if value is None else points(value))
+            cells.append("-" if value is None else points(value, table["shift"]))
         rows.append(cells)
     head = ["Subset", "Samples", "Control"]
     head += [title for metric in shown for title in (short_title(metric), "Difference")]
@@ -114,9 +115,9 @@ def _in_short(table: Mapping[str, Any]) -> Section:
     return Section("In short", notes, [*head, *["Effective robustness"] * has_line], rows)
 
 
-def _difference(row: Mapping[str, Any]) -> str:
-    p = _p(row["p_holm"])
-    return f"{points(row['value'])} ({p})" if p != "-" else points(row["value"])
+def _difference(row: Mapping[str, Any], metric: str) -> str:
+    p, value = _p(row["p_holm"]), points(row["value"], metric)
+    return f"{value} ({p})" if p != "-" else value
 
 
 def _subsets(table: Mapping[str, Any]) -> Section:
@@ -127,7 +128,7 @@ def _subsets(table: Mapping[str, Any]) -> Section:
         cells = [row["name"], f"{row['size']:,}", f"{row['share']:.1%}"]
         cells.append("-" if row["epochs"] is None else f"{row['epochs']:.1f}")
         cells += [_time(row["device_seconds"]), str(len(row["seeds"]))]
-        cells += [_spread(row["evaluations"].get(metric)) for metric in metrics]
+        cells += [_spread(row["evaluations"].get(metric), metric) for metric in metrics]
         rows.append(cells)
     head = ["Subset", "Samples", "Share", "Epochs", unit, "Seeds"]
     notes = [
@@ -167,23 +168,27 @@ def _comparison(title: str, metric: str, found: Sequence[Mapping[str, Any]]) -> 
     head += ["Seeds", "Items"]
     rows = []
     for row in found:
-        cells = [row["run"], row["against"], points(row["value"]), _interval(row["t"])]
-        cells += [_p(row["p"]), _p(row["p_holm"]), _interval(row["own_t"])]
+        cells = [row["run"], row["against"], points(row["value"], metric)]
+        cells += [_interval(row["t"], metric), _p(row["p"]), _p(row["p_holm"])]
+        cells += [_interval(row["own_t"], metric)]
         if has_items:
-            cells += [_interval(row["bootstrap"]), _interval(row["over_items"])]
+            cells += [_interval(row[key], metric) for key in ("bootstrap", "over_items")]
         cells += [str(row["num_seeds"]), f"{row['num_items']:,}" if row["num_items"] else "-"]
         rows.append(cells)
     notes = [f"`{metric}`"]
     if not has_items:
         notes.append("Outcomes of single items are not known, so intervals cover seeds alone.")
-    return Section(title, notes, head, rows, [mark(row) for row in found])
+    return Section(title, notes, head, rows, [mark(row, metric) for row in found])
 
 
-def mark(row: Mapping[str, Any]) -> str:
-    """Returns `better` or `worse` where a difference between trainings is significant."""
+def mark(row: Mapping[str, Any], metric: str) -> str:
+    """Returns `better` or `worse` where a difference between trainings is significant.
+
+    Of a measure with a unit, where neither is known, `better` is more.
+    """
     if row["num_seeds"] < 2 or row["p_holm"] is None or row["p_holm"] >= LEVEL:
         return ""
-    return BETTER if row["value"] > 0 else WORSE
+    return BETTER if (row["value"] > 0) != lower_is_better(metric) else WORSE
 
 
 def _robustness(table: Mapping[str, Any]) -> Section:
@@ -210,11 +215,13 @@ def _robustness(table: Mapping[str, Any]) -> Section:
     rows = []
     for row in found["rows"]:
         star = "*" if row["extrapolated"] else ""
-        effective = "-" if row["effective"] is None else points(row["effective"]) + star
-        drop = points(row["drop"])
+        effective = "-"
+        if row["effective"] is not None:
+            effective = points(row["effective"], table["shift"]) + star
+        drop = points(row["drop"], table["shift"])
         if row["drop_std"] is not None:
             drop += f" ± {100 * row['drop_std']:.1f}"
-        rows.append([row["run"], effective, _interval(row["interval"]), drop])
+        rows.append([row["run"], effective, _interval(row["interval"], table["shift"]), drop])
     head = ["Subset", "Effective robustness", "Bootstrap", "Drop"]
     return Section("Effective robustness", notes, head, rows)
 
@@ -231,20 +238,22 @@ def _overlap(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Section:
     return Section("Overlap of curations", notes, ["Subset", *found], rows)
 
 
-def points(value: float) -> str:
-    """Returns a difference of accuracies in points, with its sign."""
-    return f"{100 * value:+.1f}"
+def points(value: float, metric: str) -> str:
+    """Returns a difference with its sign, of shares in points."""
+    return show_difference(metric, value)
 
 
-def _spread(found: Mapping[str, Any] | None) -> str:
+def _spread(found: Mapping[str, Any] | None, metric: str) -> str:
     if found is None:
         return "-"
-    mean = f"{100 * found['mean']:.1f}%"
-    return mean if found["std"] is None else f"{mean} ± {100 * found['std']:.1f}"
+    mean = show(metric, found["mean"])
+    if found["std"] is None:
+        return mean
+    return f"{mean} ± {points(found['std'], metric).removeprefix('+')}"
 
 
-def _interval(found: Sequence[float] | None) -> str:
-    return "-" if found is None else f"{points(found[0])} to {points(found[1])}"
+def _interval(found: Sequence[float] | None, metric: str) -> str:
+    return "-" if found is None else f"{points(found[0], metric)} to {points(found[1], metric)}"
 
 
 def _p(value: float | None) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from ..config.identity import flatten
 from .about import origin
 from .panels import distinct_metrics, title_of
-from .runs import Run, is_share, show
-from .tables import INCOMPARABLE, LOWER_IS_BETTER, duration, text_of
+from .runs import Run, is_ranked, is_share, lower_is_better, show
+from .tables import INCOMPARABLE, duration, text_of
 
 # These differ in every run.
 OWN = ("name", "run_dir")
@@ -65,8 +65,8 @@ def _results(runs: Sequence[Run]) -> Iterator[Column]:
         values = [_finite(run.means.get(name, run.final.get(name))) for run in runs]
         finite = [value for value in values if value is not None]
         best: frozenset[int] = frozenset()
-        if finite and name not in (*INCOMPARABLE, "peak_memory_gib"):
-            target = min(finite) if name in LOWER_IS_BETTER else max(finite)
+        if finite and name not in (*INCOMPARABLE, "peak_memory_gib") and is_ranked(name):
+            target = min(finite) if lower_is_better(name) else max(finite)
             best = frozenset(i for i, value in enumerate(values) if value == target)
         cells = [show(name, value) for value in values]
         yield Column(title, "result", cells, list(values), best, is_share(name))

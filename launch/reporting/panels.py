@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...train.evaluation.measures import base_of, unit_of
 from ..run.means import WEIGHTED_BY
 from .repeats import constants, repeated
-from .runs import Run, is_evaluation, show
+from .runs import Run, is_evaluation, is_share, show
 
 MANY = 5  # more runs than these are rows of a table, not columns
 NUM_DRAWN = 8  # of many runs; more colours are not distinguishable
@@ -95,7 +96,7 @@ def evaluation_panels(runs: list[Run]) -> list[Panel]:
     """Returns panels of zero-shot and retrieval results, equal ones once."""
     metrics = distinct_metrics(runs)
     if len(runs) > 1:
-        return [_by_run(runs, name, title_of(name), name, "share", "sparse") for name in metrics]
+        return [_by_run(runs, n, title_of(n), n, _scale(n), "sparse") for n in metrics]
     groups: dict[tuple[str, str], list[str]] = {}
     for name in metrics:
         groups.setdefault(_group_of(name), []).append(name)
@@ -172,7 +173,8 @@ def title_of(metric: str) -> str:
 
 def _measure(leaf: str) -> str:
     """Returns `Zero-shot top-1`; of a measure that is not `ZeroShot`'s, its name in words."""
-    words = re.sub(r"^top(\d+)$", r"top-\1", leaf).replace("_", " ")
+    words = re.sub(r"^top(\d+)$", r"top-\1", base_of(leaf)).replace("_", " ")
+    words += f" ({unit})" if (unit := unit_of(leaf)) else ""
     if leaf.startswith(("top", "mean_per_class")):
         return f"Zero-shot {words}"
     return words[:1].upper() + words[1:]
@@ -199,6 +201,10 @@ def _short(metric: str) -> str:
     if recall:
         return f"R@{recall['rank']}"
     return "/".join(metric.split("/")[1:-1]).replace("_", " ") or metric.rsplit("/", 1)[-1]
+
+
+def _scale(metric: str) -> str:
+    return "share" if is_share(metric) else "linear"
 
 
 def _sort_key(metric: str) -> list[tuple[int, int, str]]:
@@ -229,7 +235,7 @@ def _final(run: Run, metric: str) -> tuple[str, str]:
 
 def _by_metric(run: Run, metrics: list[str], title: str, note: str) -> Panel:
     x_label, axis = _axis([run])
-    panel = Panel(title, note, x_label, "share", "sparse")
+    panel = Panel(title, note, x_label, _scale(metrics[0]), "sparse")
     for colour, metric in enumerate(metrics):
         steps, values = run.series(metric)
         line = (axis(run, steps), values, colour, steps, 0)

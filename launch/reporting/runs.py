@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ...train.evaluation import measures
 from ..run.means import WEIGHTED_BY, means, short_steps
 
 # What training logs under names of several parts; other such names are results of evaluations.
@@ -28,7 +29,21 @@ def is_evaluation(metric: str) -> bool:
 
 def is_share(metric: str) -> bool:
     """Whether `metric` is a fraction from 0 to 1 that is shown as a percentage."""
-    return is_evaluation(metric) or metric in ("data_wait", "mfu")
+    if is_evaluation(metric):
+        return not measures.unit_of(metric)
+    return metric in ("data_wait", "mfu")
+
+
+def is_ranked(metric: str) -> bool:
+    """Whether a value of `metric` can be better than another: not where it has a unit."""
+    return not (is_evaluation(metric) and measures.unit_of(metric))
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether the smallest value of `metric` is the best."""
+    if is_evaluation(metric):
+        return measures.lower_is_better(metric)
+    return metric in ("data_wait", "flops_per_pair")
 
 
 def show(metric: str, value: float | None) -> str:
@@ -37,6 +52,8 @@ def show(metric: str, value: float | None) -> str:
         return "-"
     if not math.isfinite(value):
         return "not finite"
+    if is_evaluation(metric):
+        return measures.show(metric, value)
     if is_share(metric):
         return f"{100 * value:.1f}%"
     if metric.endswith("flops_per_pair"):

@@ -6,9 +6,8 @@ from typing import Any
 from ..config.identity import flatten
 from .panels import MANY, evaluation_metrics, title_of
 from .repeats import repeated
-from .runs import Run, show
+from .runs import Run, is_ranked, lower_is_better, show
 
-LOWER_IS_BETTER = ("data_wait", "flops_per_pair")
 # Their meaning differs between objectives.
 INCOMPARABLE = ("loss", "logit_scale")
 
@@ -155,8 +154,8 @@ def _last_row(runs: list[Run], metric: str, title: str) -> Row:
 def _compared(metric: str, title: str, values: list[float | None], note: str = "") -> Row:
     comparable = [value for value in values if value is not None and value == value]
     best: frozenset[int] = frozenset()
-    if len(set(comparable)) > 1 and metric not in INCOMPARABLE:
-        target = min(comparable) if metric in LOWER_IS_BETTER else max(comparable)
+    if len(set(comparable)) > 1 and metric not in INCOMPARABLE and is_ranked(metric):
+        target = min(comparable) if lower_is_better(metric) else max(comparable)
         best = frozenset(i for i, value in enumerate(values) if value == target)
     return Row(metric, title, [show(metric, value) for value in values], best, note)
 

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from ...data.validation import ValidationPairs
 from ..checks import at_least
 from ..evaluation.evaluate import evaluate, prepare
+from ..evaluation.measures import base_of, show
 from ..evaluation.outcomes import FILE, Outcomes, write_outcomes
 from ..evaluation.suite import Suite
 from ..module import ContrastiveModule
@@ -145,7 +146,7 @@ def screen_line(values: dict[str, float]) -> str:
     short = {name for name in values if name.endswith(("top1", "@1"))}
     tasks = {name.rpartition("/")[0] for name in short}
     return "  ".join(
-        f"{name} {value:.1%}"
+        f"{base_of(name)} {show(name, value)}"
         for name, value in values.items()
         if name in short or name.rpartition("/")[0] not in tasks
     )

@@ -52,5 +52,8 @@ class ClipBenchmark(Task):
         self._chosen = self._task.prepare()
         return self._chosen
 
+    def image_sets(self) -> dict[ImageSet, np.ndarray]:
+        return self._task.image_sets()
+
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         return self._task.measure(encoder, chosen)

@@ -1,10 +1,12 @@
 """Features of whole sets, computed by all ranks together.
 
 In: a model's towers, an image set or texts. Out: float32 features [n, d] in the set's order, on
-every rank; inner products of those of images with those of texts rank as the objective's similarity
-does. Batches are cut from the global order with one fixed size; batch k belongs to rank
-k % world_size. So a batch has the same rows, and its features the same bits, for any number of
-processes. Every rank makes the same number of tower calls (a rank without a batch encodes a spare
+every rank: lifted, so that inner products of images' with texts' rank as the objective's similarity
+does, or in a form of their own (`image_features`, `text_features`).
+
+Batches are cut from the global order with one fixed size; batch k belongs to rank k % world_size.
+So a batch has the same rows, and its features the same bits, for any number of processes.
+Every rank makes the same number of tower calls (a rank without a batch encodes a spare
 one): under sharded strategies an unequal number is a deadlock.
 """
 
@@ -24,6 +26,7 @@ from torch.nn import functional as F
 from ...data.errors import SampleError
 from ...data.image_sets import ImageSet
 from ...losses.components.similarity import Metric
+from ...models.two_tower import Form
 from ..distributed import gather_objects
 from .prompts import PromptCache, Prompts, chunks, prompts_digest
 
@@ -73,7 +76,7 @@ class Encoder:
 
     Attributes:
         model: has `encode_image(uint8 [n,3,H,W])`, `encode_text(ids, lengths)`, `image_size`,
-            `context_length`. Where the metric reads raw features, the two take `form=".raw"`.
+            `context_length`. For other than normalised features the two take `form=`.
         tokenizer: `(texts, context_length) -> (ids [n, L], lengths [n])`.
         transform: `(uint8 [3,H,W], size, None) -> uint8 [3,size,size]`.
         device: where the towers run and the features are kept.
@@ -100,6 +103,7 @@ class Encoder:
     num_threads: int = 2
     metric: Metric = field(default_factory=Metric)
     prompts: PromptCache | None = None
+    _encoded: dict[tuple[ImageSet, Form], Tensor] = field(default_factory=dict, init=False)
     _images: dict[ImageSet, Tensor] = field(default_factory=dict, init=False)
 
     def images(self, images: ImageSet, chosen: Sequence[int] | np.ndarray) -> Tensor:
@@ -108,14 +112,44 @@ class Encoder:
         Raises:
             ValueError: images cannot be decoded; raised on every rank.
         """
+        rows = self._rows(images, chosen)
+        if images not in self._images:
+            self._images[images] = self.metric.images(self._all_images(images, self.metric.form))
+        return self._images[images][rows]
+
+    def image_features(
+        self, images: ImageSet, chosen: Sequence[int] | np.ndarray, form: Form = ""
+    ) -> Tensor:
+        """Returns features of the chosen items, whatever the objective's similarity is.
+
+        Args:
+            images: the set.
+            chosen: its items.
+            form: ``: of length one; `.raw`: before normalisation; `.pooled`: before projection.
+
+        Returns:
+            float32 [n, d].
+
+        Raises:
+            ValueError: images cannot be decoded; raised on every rank.
+        """
+        rows = self._rows(images, chosen)
+        return self._all_images(images, form)[rows]
+
+    def _rows(self, images: ImageSet, chosen: Sequence[int] | np.ndarray) -> Tensor:
+        """Returns the places of items among those that are encoded."""
         if images not in self.wanted:
             self.wanted[images] = np.unique(np.asarray(chosen))
         wanted = self.wanted[images]
-        if images not in self._images:
-            self._images[images] = self.metric.images(self._encode_images(images, wanted))
         rows = np.searchsorted(wanted, chosen)
         assert np.array_equal(wanted[rows], chosen), "a task asks for items it did not announce"
-        return self._images[images][torch.from_numpy(rows).to(self.device)]
+        return torch.from_numpy(rows).to(self.device)
+
+    def _all_images(self, images: ImageSet, form: Form) -> Tensor:
+        if (images, form) not in self._encoded:
+            features = self._encode_images(images, self.wanted[images], form)
+            self._encoded[images, form] = features
+        return self._encoded[images, form]
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Returns the features of the texts by which they are ranked, float32 [n, k]."""
@@ -144,18 +178,22 @@ class Encoder:
 
     def plain_texts(self, texts: Sequence[str]) -> Tensor:
         """Returns features of texts that may be averaged, float32 [n, d]."""
+        return self.text_features(texts, self.metric.form)
+
+    def text_features(self, texts: Sequence[str], form: Form = "") -> Tensor:
+        """Returns features of texts, float32 [n, d], in a form as of `image_features`."""
         texts = list(texts)
 
         def load(start: int) -> tuple[Tensor, ...]:
             return self._tokenize(texts[start : start + self.batch_size])
 
         batches = map(load, self._starts(len(texts)))
-        return self._run(len(texts), batches, self.model.encode_text)
+        return self._run(len(texts), batches, self.model.encode_text, form)
 
     def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(list(texts), self.model.context_length)
 
-    def _encode_images(self, images: ImageSet, wanted: np.ndarray) -> Tensor:
+    def _encode_images(self, images: ImageSet, wanted: np.ndarray, form: Form) -> Tensor:
         size = self.model.image_size
         # Decoded images may only be used again for the same items, size and transform.
         self.cache.enter(self.transform, size, self.batch_size, self.rank, self.world_size)
@@ -181,7 +219,7 @@ class Encoder:
 
         with ThreadPoolExecutor(self.num_threads) as pool, ThreadPoolExecutor(1) as ahead:
             batches = _one_ahead(ahead, load, self._starts(len(wanted)))
-            features = self._run(len(wanted), batches, self.model.encode_image)
+            features = self._run(len(wanted), batches, self.model.encode_image, form)
         # All ranks continue, or all stop.
         messages = [text for texts in gather_objects(failures) for text in texts]
         if messages:
@@ -198,10 +236,11 @@ class Encoder:
         mine = [r * self.world_size + self.rank for r in range(rounds)]
         return [min(k, num_batches - 1) * self.batch_size for k in mine]
 
-    def _run(self, num_rows: int, batches: Iterator[tuple[Tensor, ...]], encode: Encode) -> Tensor:
+    def _run(
+        self, num_rows: int, batches: Iterator[tuple[Tensor, ...]], encode: Encode, form: Form
+    ) -> Tensor:
         """Encodes this rank's batches and gathers the features of all, round by round."""
         features = None
-        form = self.metric.form
         encode = partial(encode, form=form) if form else encode
         for r, batch in enumerate(batches):
             with self.precision():

@@ -102,12 +102,13 @@ def prepare(suite: Suite) -> dict[ImageSet, np.ndarray]:
     try:
         for name, task in suite.tasks.items():
             try:
-                chosen = task.prepare()
+                task.prepare()
             except ValueError as error:
                 raise ValueError(f"task '{name}' of suite '{suite.name}': {error}") from error
-            wanted[task.data] = np.union1d(wanted.get(task.data, chosen[:0]), chosen)
-            keys = [task.data.items[i].get("key") for i in chosen.tolist()]
-            digest.update(repr(keys).encode())
+            for images, items in task.image_sets().items():
+                wanted[images] = np.union1d(wanted.get(images, items[:0]), items)
+                keys = [images.items[i].get("key") for i in items.tolist()]
+                digest.update(repr(keys).encode())
     except ValueError as error:
         if world()[1] == 1:
             raise

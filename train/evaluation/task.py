@@ -50,9 +50,16 @@ class Task(ABC):
         self._chosen = np.asarray(self.data.select(self.where), dtype=np.int64)
         return self._chosen
 
+    def image_sets(self) -> dict[ImageSet, np.ndarray]:
+        """Returns the items, sorted, of each image set that `measure` reads; after `prepare`."""
+        return {self.data: self._chosen}
+
     @abstractmethod
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
-        """Returns measures on the chosen items by name, each between 0 and 1.
+        """Returns measures on the chosen items by name.
+
+        Shares (from 0 to 1) are shown in percent. The name of any other number ends with a dot and
+        its unit, as `uniformity.nats` does.
 
         A measure that is a mean over items is better returned as `Outcomes`, with what it is the
         mean of: then runs can be compared item for item.

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from ...data.image_sets import ImageSet
+from .accuracy import accuracies
 from .encode import Encoder
 from .outcomes import Outcomes
-from .ranks import ranks, recall_at
+from .ranks import ranks
 from .task import Task
 
 
@@ -59,7 +60,8 @@ class ZeroShot(Task):
     def prepare(self) -> np.ndarray:
         chosen = super().prepare()
         labels = self.data.values(self.label, chosen)
-        self._names, index = self._class_index(labels)
+        self._names, index = self._class_index([*labels, *self.further_labels()])
+        self._index = index
         unknown = sorted(set(labels) - set(index))
         if unknown:
             raise ValueError(
@@ -75,16 +77,11 @@ class ZeroShot(Task):
         targets = [self._targets[i] for i in chosen.tolist()]
         classifier = encoder.mean_texts(encoder.prompt_means(self._prompts))
         image_ranks = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])
-        keys, found = self.keys(chosen), image_ranks.numpy()
-        values = {"top1": Outcomes(recall_at(image_ranks, 1), found < 1, keys)}
-        if len(self._names) > 5:
-            values["top5"] = Outcomes(recall_at(image_ranks, 5), found < 5, keys)
-        label = torch.tensor(targets)
-        recalls = [recall_at(image_ranks[label == c], 1) for c in label.unique()]
-        _, inverse, counts = np.unique(label.numpy(), return_inverse=True, return_counts=True)
-        mean = sum(recalls) / len(recalls)
-        by_class = Outcomes(mean, found < 1, keys, 1.0 / counts[inverse])
-        return values | {"mean_per_class_recall": by_class}
+        return accuracies(image_ranks, targets, self.keys(chosen), len(self._names))
+
+    def further_labels(self) -> list[str]:
+        """Returns labels of images beside the ones that are measured, such as training images."""
+        return []
 
     def _class_index(self, labels: list[str]) -> tuple[list[str], dict[str, int]]:
         """Returns the class names and the class of every label."""

@@ -1,0 +1,49 @@
+"""Every task gives the same values, to the last digit, for any number of processes."""
+
+import pytest
+from toy_evaluation import tokenizer, transform
+from vector_model import NAMES, Classes, Vectors
+
+from counterpoint.launch.config.packaged import packaged_files
+from counterpoint.launch.config.suites import load_suite
+from counterpoint.train.evaluation.evaluate import evaluate
+from counterpoint.train.evaluation.probes.gaussian import GaussianDiscriminant
+from counterpoint.train.evaluation.probes.knn import NearestNeighbours
+from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
+from counterpoint.train.evaluation.probes.logit_bias import LogitBias
+from counterpoint.train.evaluation.probes.tip_adapter import TipAdapter
+from counterpoint.train.evaluation.suite import Suite
+
+
+@pytest.mark.soak
+def test_the_packaged_suites_can_be_read(tmp_path):
+    for name in packaged_files("suite"):
+        assert load_suite(name, tmp_path).tasks
+
+
+def every_task():
+    train, test = Classes(45, seed=1, name="train"), Classes(37, seed=2, name="test")
+    split = {"data": test, "train": train}
+    few_shot = {**split, "shots": 2, "templates": "a {c}"}
+    return {
+        "knn": NearestNeighbours(k=5, **split),
+        "linear_probe": LinearProbe(penalty=0.1, **split),
+        "gaussian": GaussianDiscriminant(**few_shot),
+        "tip_adapter": TipAdapter(**few_shot),
+        "logit_bias": LogitBias(steps=5, **few_shot),
+    }
+
+
+def measured(rank, world_size):
+    outcomes = {}
+    suite = Suite("s", every_task())
+    values = evaluate(Vectors(), suite, tokenizer, transform, batch_size=8, outcomes=outcomes)
+    rows = {name: (list(each.values), list(each.keys)) for name, each in outcomes.items()}
+    return values, rows
+
+
+def test_the_same_digits_for_any_number_of_processes(gloo):
+    [expected] = gloo(1, measured)
+    assert len(NAMES) > 5 and {name.split("/")[1] for name in expected[0]} == set(every_task())
+    for world_size in (2, 3):
+        assert gloo(world_size, measured) == [expected] * world_size
