@@ -111,6 +111,7 @@ class Evaluate(pl.Callback):
             precision=trainer.precision_plugin.forward_context,
             batch_size=self.config.batch_size,
             metric=pl_module.objective.metric(pl_module.tensors.value),
+            logit_scale=float(pl_module.tensors.value(pl_module.model.logit_scale).exp()),
             outcomes=outcomes,
         )
 

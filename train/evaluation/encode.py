@@ -29,6 +29,7 @@ from ...losses.components.similarity import Metric
 from ...models.two_tower import Form
 from ..distributed import gather_objects
 from .prompts import PromptCache, Prompts, chunks, prompts_digest
+from .ranks import full_precision
 
 Encode = Callable[..., Tensor]
 
@@ -88,6 +89,7 @@ class Encoder:
         num_threads: threads that decode images.
         metric: the similarity that ranks.
         prompts: embeddings of class prompts on the disk; None: computed each time.
+        logit_scale: what the model multiplies similarities with to make logits.
     """
 
     model: Any
@@ -103,6 +105,7 @@ class Encoder:
     num_threads: int = 2
     metric: Metric = field(default_factory=Metric)
     prompts: PromptCache | None = None
+    logit_scale: float = 100.0
     _encoded: dict[tuple[ImageSet, Form], Tensor] = field(default_factory=dict, init=False)
     _images: dict[ImageSet, Tensor] = field(default_factory=dict, init=False)
 
@@ -154,6 +157,22 @@ class Encoder:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Returns the features of the texts by which they are ranked, float32 [n, k]."""
         return self.metric.texts(self.plain_texts(texts))
+
+    def logits(self, image: Tensor, text: Tensor, scale: float | None = None) -> Tensor:
+        """Returns the objective's logits, float32 [n, m], without its bias.
+
+        Args:
+            image: what `images` returns, [n, k].
+            text: what `texts` or `mean_texts` return, [m, k].
+            scale: in the place of the model's own.
+        """
+        similarity = self.metric.similarity
+        with full_precision(image.device):
+            scores = image @ text.T
+        if similarity.point is not None:
+            scores = similarity.point.value(scores)
+        factor = image.new_tensor([self.logit_scale if scale is None else scale])
+        return similarity.scale(factor, self.metric.scalars) * scores
 
     def mean_texts(self, means: Tensor) -> Tensor:
         """Returns what `texts` does, from means of `plain_texts`."""

@@ -35,6 +35,7 @@ def evaluate(
     batch_size: int = 256,
     num_threads: int = 2,
     metric: Metric | None = None,
+    logit_scale: float | None = None,
     outcomes: dict[str, Outcomes] | None = None,
     prompts: PromptCache | None = None,
 ) -> dict[str, float]:
@@ -54,6 +55,8 @@ def evaluate(
         batch_size: images or texts per tower call; part of the result's last digits.
         num_threads: threads that decode images.
         metric: the similarity that ranks (`Objective.metric()`); None: the cosine.
+        logit_scale: what multiplies similarities in logits; None: the model's `logit_scale`, 100 if
+            it has none.
         outcomes: takes those measures that are means over items, with the outcome of each item.
         prompts: embeddings of class prompts on the disk, of these weights.
 
@@ -83,6 +86,7 @@ def evaluate(
         num_threads=num_threads,
         metric=metric or Metric(),
         prompts=prompts,
+        logit_scale=logit_scale or learned_scale(model),
     )
     results: dict[str, float] = {}
     with untouched(model, device):
@@ -93,6 +97,12 @@ def evaluate(
                 if outcomes is not None and isinstance(value, Outcomes):
                     outcomes[name] = value
     return results
+
+
+def learned_scale(model: nn.Module) -> float:
+    """Returns the scale that the model stores as a logarithm; CLIP's 100 if it has none."""
+    stored = getattr(model, "logit_scale", None)
+    return float(stored.detach().exp()) if isinstance(stored, Tensor) else 100.0
 
 
 def prepare(suite: Suite) -> dict[ImageSet, np.ndarray]:

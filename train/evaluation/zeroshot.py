@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...data.image_sets import ImageSet
 from .accuracy import accuracies
@@ -75,13 +74,17 @@ class ZeroShot(Task):
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         targets = [self._targets[i] for i in chosen.tolist()]
-        classifier = encoder.mean_texts(encoder.prompt_means(self._prompts))
+        classifier = self.classifier(encoder)
         image_ranks = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])
         return accuracies(image_ranks, targets, self.keys(chosen), len(self._names))
 
     def further_labels(self) -> list[str]:
         """Returns labels of images beside the ones that are measured, such as training images."""
         return []
+
+    def classifier(self, encoder: Encoder) -> Tensor:
+        """Returns one feature for each class, float32 [classes, k]."""
+        return encoder.mean_texts(encoder.prompt_means(self._prompts))
 
     def _class_index(self, labels: list[str]) -> tuple[list[str], dict[str, int]]:
         """Returns the class names and the class of every label."""

@@ -6,7 +6,14 @@ from vector_model import NAMES, Classes, Vectors
 
 from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.config.suites import load_suite
+from counterpoint.train.evaluation.attributes import AttributePrompts
+from counterpoint.train.evaluation.confidence.calibration import Calibration
+from counterpoint.train.evaluation.confidence.label_free import MatrixNorm
+from counterpoint.train.evaluation.confidence.out_of_distribution import ConceptMatching
+from counterpoint.train.evaluation.confidence.vim import VirtualLogit
+from counterpoint.train.evaluation.descriptions import DescribedZeroShot
 from counterpoint.train.evaluation.evaluate import evaluate
+from counterpoint.train.evaluation.groups import GroupAccuracy
 from counterpoint.train.evaluation.probes.gaussian import GaussianDiscriminant
 from counterpoint.train.evaluation.probes.knn import NearestNeighbours
 from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
@@ -25,11 +32,20 @@ def every_task():
     train, test = Classes(45, seed=1, name="train"), Classes(37, seed=2, name="test")
     split = {"data": test, "train": train}
     few_shot = {**split, "shots": 2, "templates": "a {c}"}
+    others = Classes(12, seed=3, name="others")
+    prompts = {"data": test, "templates": "a {c}"}
     return {
         "knn": NearestNeighbours(k=5, **split),
         "linear_probe": LinearProbe(penalty=0.1, **split),
         "gaussian": GaussianDiscriminant(**few_shot),
         "tip_adapter": TipAdapter(**few_shot),
+        "descriptions": DescribedZeroShot({n: ["a tail", "fur"] for n in NAMES}, data=test),
+        "attributes": AttributePrompts(["", " in snow"], data=test, templates="a {c}{a}"),
+        "groups": GroupAccuracy("cls", **prompts),
+        "calibration": Calibration(**prompts),
+        "matching": ConceptMatching(others, **prompts),
+        "vim": VirtualLogit(others, penalty=0.1, **split),
+        "mano": MatrixNorm(**prompts),
         "logit_bias": LogitBias(steps=5, **few_shot),
     }
 

@@ -137,7 +137,7 @@ class FewShot(ZeroShot):
         plain = encoder
         if encoder.metric.form:  # heads are defined on embeddings of length one
             plain = replace(encoder, metric=Metric())
-        classifier = self._classifier(plain)
+        classifier = self.classifier(plain)
 
         def read(images: ImageSet, items: np.ndarray, targets: Sequence[int] | np.ndarray) -> Shots:
             features = encoder.image_features(images, items)

@@ -1,0 +1,1 @@
+"""What probabilities are worth: calibration, images of other classes, accuracy without labels."""
