@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ...data.image_sets import ImageSet
 from .accuracy import accuracies
