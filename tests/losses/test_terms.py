@@ -208,10 +208,11 @@ def test_autocast_changes_nothing_but_heads(name):
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_several_ranks(gloo, world_size):
-    # The uneven split of each: the even one is in the matrix.
     jobs = jobs_of(world_size, CASES, [torch.float64], TILES[1:2])
-    uneven = tuple(SPLITS[world_size][-1])
-    compare(gloo, [job for job in jobs if job.splits == uneven or world_size == 2])
+    if world_size > 2:  # what the rest of the matrix adds to two ranks
+        uneven = tuple(SPLITS[world_size][-1])
+        jobs = [j for j in jobs if j.splits == uneven and j.exchange in ("all_gather", "ring")]
+    compare(gloo, jobs)
 
 
 @pytest.mark.soak
