@@ -17,7 +17,7 @@ from waiting import until
 from counterpoint.data.shards.index import index_shards
 from counterpoint.train.checkpointing.checkpoint import load, newest
 
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path, manifest):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fit(run_file(whole, manifest, "32-true"), 2, whole / "log")
     arguments = run_file(stopped, manifest, "32-true")
-    fence(stopped / "at", 20)
+    fence(stopped / "at", 16)
     run = Run(["fit", *arguments], 2, stopped / "log")
     begun(run, stopped, 10)
     run.signal(signal.SIGTERM, ranks=[1])

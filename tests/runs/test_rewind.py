@@ -119,7 +119,8 @@ def test_goes_back_and_on_behind_the_window(tmp_path, manifest, capfd):
     same_end(run_dir, again)
 
 
-def test_a_stop_anywhere_changes_nothing(tmp_path, manifest, monkeypatch):
+@pytest.mark.parametrize("step", [pytest.param(10, marks=pytest.mark.soak), 14])
+def test_a_stop_anywhere_changes_nothing(tmp_path, manifest, monkeypatch, step):
     """Where a checkpoint then lies nearer to the row, and between the row and the look at it."""
     stops = []
     received = StopOnSignal.on_train_batch_end
@@ -136,15 +137,14 @@ def test_a_stop_anywhere_changes_nothing(tmp_path, manifest, monkeypatch):
     whole = tmp_path / "whole"
     assert main(["fit", *arguments(whole, manifest, **changes)]) == 0
     assert load(newest(whole / "run"))["PairsDataModule"]["left_out"] == [(8, 6 * BATCH)]
-    for step in (10, 14):
-        stops.append(step)
-        stopped = tmp_path / f"stopped-{step}"
-        assert main(["fit", *arguments(stopped, manifest, **changes)]) == 128 + signal.SIGTERM
-        assert step_of(newest(stopped / "run")) == step
-        assert main(["fit", "--resume", str(stopped / "run")]) == 0
-        same_end(whole / "run", stopped / "run")
-        files = [{path.name for path in checkpoints_in(d / "run")} for d in (whole, stopped)]
-        assert files[0] == files[1]
+    stops.append(step)
+    stopped = tmp_path / f"stopped-{step}"
+    assert main(["fit", *arguments(stopped, manifest, **changes)]) == 128 + signal.SIGTERM
+    assert step_of(newest(stopped / "run")) == step
+    assert main(["fit", "--resume", str(stopped / "run")]) == 0
+    same_end(whole / "run", stopped / "run")
+    files = [{path.name for path in checkpoints_in(d / "run")} for d in (whole, stopped)]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(

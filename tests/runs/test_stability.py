@@ -24,6 +24,8 @@ from counterpoint.train.optim.adamw import AdamW
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CLIPS = sorted((CONFIGS / "grad_clip").glob("*.yaml"))
 OPTIMS = sorted((CONFIGS / "optim").glob("*.yaml"))
+# AdamW with other numbers only.
+ALIKE = {f"adamw_{name}" for name in ("dynamics", "flip", "open_clip", "siglip", "slip", "small")}
 LIMITS = {
     "norm": {"grad_clip/limit", "grad_clip/clipped"},
     "autoclip": {"grad_clip/limit", "grad_clip/clipped"},
@@ -110,7 +112,13 @@ def test_every_clipper_trains_and_says_its_limit(base, tmp_path, path):
     assert rows(run_dir)[-1]["update_rms"] > 0
 
 
-@pytest.mark.parametrize("path", OPTIMS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=[pytest.mark.soak] if p.stem in ALIKE else [], id=p.stem)
+        for p in OPTIMS
+    ],
+)
 def test_every_optimiser_trains(base, tmp_path, path):
     run_dir = train_with(base, tmp_path / "run", path, AdamW)
     first, _, last = sorted((run_dir / "checkpoints").iterdir())
