@@ -47,13 +47,21 @@ def evaluate() -> Arguments:
     made = Arguments(
         prog="counterpoint evaluate", description="Evaluate a model on a suite of tasks."
     )
-    made.add_argument("model", metavar="MODEL", help="a run folder, or a checkpoint in one")
+    made.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run folder or a checkpoint in one; a folder of open_clip, transformers; NAME:FILE",
+    )
     made.add_argument("--suite", help="a packaged suite or a .yaml file (the run's own)")
     made.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")
     made.add_argument("--weights", choices=("trained", "ema"), default="trained", help="of a run")
     made.add_argument("--batch_size", type=int, help="per tower call (the run's own)")
     made.add_argument("--data_root", help="where relative paths in the suite start")
-    made.add_argument("--out", type=Path, help="(RUN_DIR/evaluation/SUITE-STEP.json)")
+    made.add_argument(
+        "--out",
+        type=Path,
+        help="(RUN_DIR/evaluation/SUITE-STEP.json, else evaluation/NAME/SUITE.json)",
+    )
     made.add_argument(
         "--prompts",
         type=Path,

@@ -5,12 +5,14 @@ In: pixels [3, h, w] and plain numbers. Out: new pixels; nothing is random here.
 
 import math
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Interpolation = Literal["bicubic", "bilinear"]
 # Luma of ITU-R BT.601, as Pillow and torchvision turn colour to grey.
 LUMA = np.array([0.299, 0.587, 0.114])
 GREY = np.tile(LUMA, (3, 1))
@@ -18,8 +20,10 @@ _TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resizes uint8 [3, h, w] with antialiased bicubic filtering, without leaving uint8."""
+def resize(
+    image: Tensor, height: int, width: int, interpolation: Interpolation = "bicubic"
+) -> Tensor:
+    """Resizes uint8 [3, h, w] with antialiased filtering, without leaving uint8."""
     if image.shape[-2:] == (height, width):
         return image
     # numpy copies a crop row by row, torch pixel by pixel.
@@ -27,7 +31,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     # The fast kernel is the one for channels-last memory, as images are decoded. The batch axis
     # has to come first: torch recognises the memory format by its stride.
     batch = pixels[None].permute(0, 3, 1, 2)
-    return F.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
+    return F.interpolate(batch, size=(height, width), mode=interpolation, antialias=True)[0]
 
 
 def move(

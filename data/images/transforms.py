@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .decode import EncodedImage, Pixels
-from .pixels import GREY, LUMA, hue_rotation, map_colours, move, resize
+from .pixels import GREY, LUMA, Interpolation, hue_rotation, map_colours, move, resize
 
 CROP_TRIES = 10
 # Brightness, contrast, saturation, hue and greyness that change nothing.
@@ -278,17 +278,25 @@ class EvalTransform(Transform):
             side and pads with `fill`, `squash` scales both sides.
         crop: with `shortest`, the side of the cut as a fraction of the scaled shorter side.
         fill: grey level of the padding.
+        interpolation: of the resizing, antialiased.
 
     Raises:
         ValueError: an unknown `resize`, or `crop` outside 0..1.
     """
 
-    def __init__(self, resize: str = "shortest", crop: float = 1.0, fill: int = 255):
+    def __init__(
+        self,
+        resize: str = "shortest",
+        crop: float = 1.0,
+        fill: int = 255,
+        interpolation: Interpolation = "bicubic",
+    ):
         if resize not in ("shortest", "longest", "squash"):
             raise ValueError(f"resize={resize!r} must be 'shortest', 'longest' or 'squash'")
         if not 0 < crop <= 1:
             raise ValueError(f"crop={crop} must be above 0 and at most 1")
         self.resize, self.crop, self.fill = resize, crop, fill
+        self.interpolation: Interpolation = interpolation
 
     def draw(
         self, height: int, width: int, rng: Rng = None, others: Sequence[np.ndarray] = ()
@@ -298,20 +306,22 @@ class EvalTransform(Transform):
     def apply(self, image: EncodedImage, size: int, params: np.ndarray) -> Tensor:
         pixels, height, width = image.pixels(), image.height, image.width
         if self.resize == "squash":
-            return resize(pixels, size, size)
+            return resize(pixels, size, size, self.interpolation)
         if self.resize == "longest":
             rows, columns = (
                 max(1, round(size * side / max(height, width))) for side in (height, width)
             )
             canvas = torch.full((3, size, size), self.fill, dtype=torch.uint8)
             top, left = (size - rows) // 2, (size - columns) // 2
-            canvas[:, top : top + rows, left : left + columns] = resize(pixels, rows, columns)
+            scaled = resize(pixels, rows, columns, self.interpolation)
+            canvas[:, top : top + rows, left : left + columns] = scaled
             return canvas
         side = round(size / self.crop)
         # The longer side is rounded down, as torchvision does.
         rows, columns = (int(side * s / min(height, width)) for s in (height, width))
         top, left = round((rows - size) / 2), round((columns - size) / 2)
-        return resize(pixels, rows, columns)[:, top : top + size, left : left + size]
+        scaled = resize(pixels, rows, columns, self.interpolation)
+        return scaled[:, top : top + size, left : left + size]
 
 
 def crop_box(height: int, width: int, scale: Range, ratio: Range, draws: np.ndarray) -> Box:

@@ -1,7 +1,7 @@
 """A trained model as an object: images and texts in, features and similarities out.
 
-In: a run folder of `counterpoint fit`. Out: an `Embedder`, whose features are those that
-`counterpoint evaluate` ranks and `counterpoint embed` stores.
+In: a run folder of `counterpoint fit`, or a model of another library. Out: an `Embedder`, whose
+features are those that `counterpoint evaluate` ranks and `counterpoint embed` stores.
 """
 
 import os
@@ -178,7 +178,9 @@ def load_model(
     """Loads a trained model.
 
     Args:
-        source: folder of a run, or a checkpoint in one.
+        source: folder of a run, or a checkpoint in one; a folder of open_clip's or transformers'
+            layout, a file of OpenAI's, or `NAME:FILE` with the architecture's name in open_clip or
+            timm (see `models.interop.read`). Nothing is downloaded or executed.
         step: which checkpoint of a run; None: the newest whole one.
         weights: `trained`, or `ema`: the run's moving average.
         device: where it runs; None: on a GPU, if there is one.

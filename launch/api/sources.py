@@ -1,16 +1,18 @@
 """What a model may be loaded from, and what evaluation and the API need of it.
 
-In: a run folder, or a checkpoint in one. Out: towers, what reads images and texts for them, and the
-measure by which features are compared.
+In: a run folder or a checkpoint in one; what open_clip, transformers and others wrote. Out: towers,
+what reads images and texts for them, and the measure by which features are compared.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.images.transforms import Transform
+from ...data.images.transforms import EvalTransform, Transform
 from ...data.text.tokenize import Tokenizer
 from ...losses.components.similarity import Metric
+from ...models.interop.base import made
+from ...models.interop.read import read_foreign
 from ...models.two_tower import TwoTower
 from ...train.checkpointing.checkpoint import PATTERN, step_of
 from ..run.load import CONFIG, Weights, checkpoint_of, load_run
@@ -49,7 +51,8 @@ def load_source(
     """Loads a model from wherever it lies.
 
     Args:
-        source: a run folder or a checkpoint in one.
+        source: a run folder or a checkpoint in one; a folder, a file or `NAME:FILE` of another
+            library, see `models.interop.read`.
         step: which checkpoint of a run; None: the newest whole one.
         weights: of a run.
 
@@ -68,7 +71,25 @@ def load_source(
         return Loaded(
             run.model, *read, run.objective.metric(), name, run.config, path, step, weights
         )
-    raise ValueError(
-        f"{source} is no run folder (it has no {CONFIG}) and no checkpoint in one: name what "
-        "counterpoint fit wrote"
+    if step is not None or weights != "trained":
+        raise ValueError(f"{source} is no run folder, so that it has neither steps nor an average")
+    return load_foreign(str(source))
+
+
+def load_foreign(source: str) -> Loaded:
+    """Loads a model in another library's layout, with its own preprocessing.
+
+    Raises:
+        ValueError: nothing lies there that can be read, or it has one tower only.
+    """
+    foreign = read_foreign(source)
+    model = foreign.build()
+    pixels = foreign.pixels
+    assert pixels is not None and foreign.tokenizer is not None, "both towers are there"
+    transform = EvalTransform(pixels.resize, pixels.crop, pixels.fill, pixels.interpolation)
+    tokenizer = made({"tokenizer": foreign.tokenizer})["tokenizer"]
+    name = Path(source.rpartition(":")[2]).expanduser().resolve()
+    config = {"family": foreign.family, "model": foreign.config}
+    return Loaded(
+        model, tokenizer, transform, Metric(), name.stem if name.is_file() else name.name, config
     )

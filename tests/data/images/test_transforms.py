@@ -70,6 +70,10 @@ def test_eval_crop_and_padding():
     padded = EvalTransform("longest")(image, 40)
     assert torch.equal(padded[:, 10:30], V.resize(image, [20, 40], BICUBIC))
     assert (padded[:, :10] == 255).all() and (padded[:, 30:] == 255).all()
+    bilinear = EvalTransform(interpolation="bilinear")(image, 20)
+    reference = V.resize(image, [20], V.InterpolationMode.BILINEAR, antialias=True)
+    assert torch.equal(bilinear, V.center_crop(reference, [20]))
+    assert not torch.equal(bilinear, EvalTransform()(image, 20))
 
 
 def test_train_crop_equals_torchvisions_resized_crop(monkeypatch):
