@@ -55,6 +55,7 @@ PACKAGES = {
     "train.callbacks": "Metrics, evaluation, errors of samples, stops, the hang watchdog.",
     "train.evaluation": "Evaluation suites and tasks.",
     "train.evaluation.confidence": "Calibration, images of other classes, accuracy without labels.",
+    "train.evaluation.geometry": "Where embeddings lie.",
     "train.evaluation.probes": "Classifiers on features of a training split.",
     "launch": "The command line.",
     "launch.api": "What Python code of one's own calls.",

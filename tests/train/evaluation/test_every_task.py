@@ -13,6 +13,9 @@ from counterpoint.train.evaluation.confidence.out_of_distribution import Concept
 from counterpoint.train.evaluation.confidence.vim import VirtualLogit
 from counterpoint.train.evaluation.descriptions import DescribedZeroShot
 from counterpoint.train.evaluation.evaluate import evaluate
+from counterpoint.train.evaluation.geometry.clip_score import ClipScore
+from counterpoint.train.evaluation.geometry.conditional import ConditionalDiversity
+from counterpoint.train.evaluation.geometry.modality import ModalityGeometry
 from counterpoint.train.evaluation.groups import GroupAccuracy
 from counterpoint.train.evaluation.probes.gaussian import GaussianDiscriminant
 from counterpoint.train.evaluation.probes.knn import NearestNeighbours
@@ -46,6 +49,9 @@ def every_task():
         "matching": ConceptMatching(others, **prompts),
         "vim": VirtualLogit(others, penalty=0.1, **split),
         "mano": MatrixNorm(**prompts),
+        "geometry": ModalityGeometry(data=test, captions="caption"),
+        "clip_score": ClipScore(test, "caption", "cls"),
+        "diversity": ConditionalDiversity(data=test, captions="caption"),
         "logit_bias": LogitBias(steps=5, **few_shot),
     }
 

@@ -1,0 +1,1 @@
+"""Where embeddings lie: between the two modalities, and within each."""
