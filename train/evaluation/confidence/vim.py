@@ -69,9 +69,12 @@ class VirtualLogit(LinearProbe):
             for energy, x in zip(energies, (test.features, outside), strict=True)
         ]
         names = self.keys(chosen), keys
+        (inside, other), (inside_energy, other_energy) = (
+            [each.cpu().numpy() for each in pair] for pair in (scores, energies)
+        )
         return {
-            **detection(*(score.cpu().numpy() for score in scores), *names),
-            **detection(*(each.cpu().numpy() for each in energies), *names, prefix="energy_"),
+            **detection(inside, other, *names),
+            **detection(inside_energy, other_energy, *names, prefix="energy_"),
         }
 
 

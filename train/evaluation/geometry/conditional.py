@@ -1,7 +1,7 @@
 """What images hold that their captions do not say: the Schur complement of the covariance.
 
 Ospanov et al., "Scendi Score: Prompt-Aware Diversity Evaluation via Schur Complement of CLIP
-Embeddings" (2025), section 4, with the cosine kernel: C_uu = mean of u u^T over images u, and likewise
+Embeddings" (2025), section 4, with the cosine kernel: C_uu = mean of u u^T over images u, and so
 with captions v. C_uv pinv(C_vv) C_vu is the part of C_uu that captions explain linearly, and what
 is left is the Schur complement. The score of a part with eigenvalues l is
 exp(-sum l log(l / sum l)): a number of modes, less the smaller the part is.
