@@ -63,6 +63,12 @@ def evaluate() -> Arguments:
         help="(RUN_DIR/evaluation/SUITE-STEP.json, else evaluation/NAME/SUITE.json)",
     )
     made.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="RUN",
+        help="compare with this run's newest results on the suite, item for item",
+    )
+    made.add_argument(
         "--prompts",
         type=Path,
         metavar="FOLDER",

@@ -15,9 +15,12 @@ import torch
 
 from ...data.files import write_whole
 from ...train.evaluation.evaluate import evaluate
+from ...train.evaluation.outcomes import Outcomes, Stored, read_outcomes, write_outcomes
 from ...train.evaluation.prompts import PromptCache
 from ...train.evaluation.suite import Suite
 from ..config.suites import load_suite
+from ..experiments.ablation.statistics import Interval
+from ..experiments.compare import Comparison, compare, intervals
 from ..run.env import choose_attention, is_first_process, num_threads
 from ..run.load import Weights
 from ..run.precision import slow_bf16
@@ -62,6 +65,7 @@ def evaluate_loaded(
     batch_size: int | None = None,
     device: torch.device | None = None,
     prompts: Path | None = None,
+    outcomes: dict[str, Outcomes] | None = None,
 ) -> dict[str, float]:
     """Evaluates a model, a run's in its own precision; called by every process that takes part.
 
@@ -71,6 +75,7 @@ def evaluate_loaded(
         batch_size: images or texts per tower call; None: as in the run, else 256.
         device: where the towers run; None: the CPU.
         prompts: folder for embeddings of class prompts; None: they are not kept.
+        outcomes: takes what each item contributed to a measure.
     """
     device = device or torch.device("cpu")
     name = (loaded.config.get("trainer") or {}).get("precision")
@@ -92,6 +97,7 @@ def evaluate_loaded(
         num_threads=min(8, num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
         metric=loaded.metric.to(device, weights_type(name)),
         prompts=None if prompts is None else PromptCache(prompts, model, about),
+        outcomes=outcomes,
     )
 
 
@@ -106,15 +112,46 @@ def results_file(suite: str, step: int | None, weights: Weights) -> str:
     return f"{suite}.json" if step is None else f"{suite}-{step:08d}{average}.json"
 
 
-def write_results(path: Path, loaded: Loaded, suite: str, results: dict[str, float]) -> None:
-    """Writes measures, and of which model they are."""
+def write_results(
+    path: Path,
+    loaded: Loaded,
+    suite: str,
+    results: Mapping[str, float],
+    outcomes: Mapping[str, Outcomes],
+    baseline: tuple[Path, Mapping[str, Stored]] | None = None,
+) -> tuple[dict[str, Interval], dict[str, Comparison]]:
+    """Writes measures, and of which model they are, and beside them the outcomes of items (.npz).
+
+    Args:
+        path: the file (.json).
+        loaded: the model.
+        suite: name of the suite.
+        results: measures by name.
+        outcomes: of those that are means over items.
+        baseline: outcomes to compare with, and their file.
+
+    Returns:
+        Intervals of measures, and their comparison with the baseline.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = path.with_suffix(".npz")
+    write_outcomes(stored, outcomes)
+    ours = read_outcomes(stored)
+    bounds, compared = intervals(ours), {} if baseline is None else compare(ours, baseline[1])
     record: dict[str, Any] = {"suite": suite}
     if loaded.run_dir is None:
         record |= {"model": loaded.name}
     else:
         record |= {"step": loaded.step, "run": str(loaded.run_dir), "weights": loaded.weights}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record | {"metrics": results}, indent=1) + "\n")
+    record |= {"metrics": results, "intervals": bounds}
+    if baseline is not None:
+        differences = {
+            name: {"difference": each.difference, "interval": each.interval, "p": each.p}
+            for name, each in compared.items()
+        }
+        record |= {"baseline": {"outcomes": str(baseline[0]), "differences": differences}}
+    write_whole(path, json.dumps(record, indent=1) + "\n")
+    return bounds, compared
 
 
 def weights_type(precision: str | int | None) -> torch.dtype | None:

@@ -1,12 +1,12 @@
 """`counterpoint evaluate`: a model on a suite.
 
 In: a run folder (or a checkpoint in one) and a suite. Out: a table on the terminal and
-`RUN/evaluation/SUITE-STEP.json`. Alone or under torchrun, with the same values. With `--watch` it
-follows a run that another process trains.
+`RUN/evaluation/SUITE-STEP.json`, with intervals; beside it the outcomes of items (`.npz`). Alone or
+under torchrun, with the same values. With `--watch` it follows a run that another process trains.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import torch.distributed as dist
 import yaml
 
 from ...train.distributed import gather_objects
-from ...train.evaluation.measures import base_of, show
+from ...train.evaluation.measures import base_of, number, show, show_difference
+from ...train.evaluation.outcomes import Outcomes
 from ...train.evaluation.suite import Suite
 from .. import arguments
 from ..api.evaluation import (
@@ -28,6 +29,8 @@ from ..api.evaluation import (
 )
 from ..api.sources import Loaded, load_source
 from ..api.watch import new_checkpoints
+from ..experiments.ablation.statistics import Interval
+from ..experiments.compare import Comparison, baseline_outcomes
 from ..run.env import is_first_process, prepare, under_torchrun
 from ..run.load import CONFIG, Weights
 
@@ -89,20 +92,26 @@ def load_if_there(path: Path, weights: Weights) -> Loaded | None:
 def report(loaded: Loaded, suite: Suite, options: Any, device: torch.device) -> None:
     """Evaluates; the first process prints and writes the results."""
     folder = results_folder(loaded.run_dir, loaded.name)
+    # Read first: a baseline that is not there should not be noticed after hours.
+    baseline = options.baseline and baseline_outcomes(options.baseline, suite.name)
+    outcomes: dict[str, Outcomes] = {}
     results = evaluate_loaded(
         loaded,
         suite,
         batch_size=options.batch_size,
         device=device,
         prompts=options.prompts or folder / "prompts",
+        outcomes=outcomes,
     )
     if not is_first_process():
         return
     out = options.out or folder / results_file(suite.name, loaded.step, loaded.weights)
-    write_results(out, loaded, suite.name, results)
+    bounds, compared = write_results(out, loaded, suite.name, results, outcomes, baseline)
     sets = [images for task in suite.tasks.values() for images in task.image_sets()]
     notes = dict.fromkeys(images.note for images in sets)
-    print(*filter(None, notes), table(results), sep="\n")
+    print(*filter(None, notes), table(results, bounds), sep="\n")
+    if baseline is not None:
+        print(comparison_table(compared, str(baseline[0])))
     step = "" if loaded.step is None else f", step {loaded.step}"
     print(f"{loaded.run_dir or loaded.name}{step}: written to {out}", flush=True)
 
@@ -124,11 +133,37 @@ def process_group() -> Iterator[torch.device]:
             dist.destroy_process_group()
 
 
-def table(results: dict[str, float]) -> str:
-    """One line a task and group, one column a measure; shares are shown in percent."""
+def table(results: Mapping[str, float], bounds: Mapping[str, Interval] | None = None) -> str:
+    """One line a task and group, one column a measure; shares are shown in percent.
+
+    Args:
+        results: measures by name.
+        bounds: 95% intervals of some of them, over test items.
+    """
+    bounds = bounds or {}
     rows: dict[str, list[str]] = {}
     for name, value in results.items():
         task, _, measure = name.rpartition("/")
-        rows.setdefault(task, []).append(f"{base_of(measure)} {show(measure, value)}")
+        text = f"{base_of(measure)} {show(measure, value)}"
+        if name in bounds:
+            text += f" [{', '.join(number(measure, bound) for bound in bounds[name])}]"
+        rows.setdefault(task, []).append(text)
     width = max(map(len, rows))
     return "\n".join(f"{task:<{width}}  {'   '.join(cells)}" for task, cells in rows.items())
+
+
+def comparison_table(compared: Mapping[str, Comparison], baseline: str) -> str:
+    """One line a measure: both values, their difference with its interval, and p."""
+    if not compared:
+        return f"no measure was taken on the same items as those of {baseline}"
+    width = max(map(len, compared))
+    lines = [f"less {baseline}, on the same items; p corrected for {len(compared)} measures:"]
+    for name, each in compared.items():
+        low, high = (show_difference(name, bound) for bound in each.interval)
+        p = "< 0.001" if each.p < 0.001 else f"{each.p:.3f}"
+        values = f"{show(name, each.ours)} - {show(name, each.theirs)}"
+        lines.append(
+            f"{name:<{width}}  {values} = {show_difference(name, each.difference)} "
+            f"[{low}, {high}]  p {p}"
+        )
+    return "\n".join(lines)

@@ -30,7 +30,12 @@ def show(name: str, value: float) -> str:
     ('12.5%', '-3.142 nats')
     """
     unit = unit_of(name)
-    return f"{value:.4g} {unit}" if unit else f"{100 * value:.1f}%"
+    return f"{number(name, value)} {unit}" if unit else f"{number(name, value)}%"
+
+
+def number(name: str, value: float) -> str:
+    """Returns a value as `show` does, without its unit or percent sign."""
+    return f"{value:.4g}" if unit_of(name) else f"{100 * value:.1f}"
 
 
 def show_difference(name: str, value: float) -> str:

@@ -100,7 +100,8 @@ def test_the_runs_own_suite_is_the_default(run, capsys):
     printed = capsys.readouterr().out
     assert "mine/colours  top1 100.0%" in printed and "mine-00000100.json" in printed
     names = sorted(path.name for path in (run.folder / "evaluation").iterdir())
-    assert names == ["mine-00000100.json", "prompts"]
+    assert names == ["mine-00000100.json", "mine-00000100.npz", "prompts"]
+    assert written["intervals"]["mine/colours/top1"] == [1, 1] and "[100.0, 100.0]" in printed
 
 
 def test_step_batch_size_and_file_may_be_chosen(run, tmp_path):
@@ -109,6 +110,26 @@ def test_step_batch_size_and_file_may_be_chosen(run, tmp_path):
     command.main(words)
     assert json.loads(out.read_text())["step"] == 20
     assert run.asked == [20] and len(run.model.types) == 1
+
+
+def test_a_baseline_is_compared_item_for_item(run, capsys):
+    command.main([str(run.folder), "--checkpoint", "20"])
+    run.model.weight.data[0] = run.model.weight.data[1]  # red looks like green, and is missed
+    command.main([str(run.folder), "--baseline", str(run.folder)])
+    written = json.loads((run.folder / "evaluation/mine-00000100.json").read_text())
+    assert written["metrics"]["mine/colours/top1"] == pytest.approx(2 / 3)
+    baseline = written["baseline"]
+    assert baseline["outcomes"].endswith("mine-00000020.npz")
+    difference = baseline["differences"]["mine/colours/top1"]
+    assert difference["difference"] == pytest.approx(-1 / 3)
+    assert difference["interval"][0] < -1 / 3 < difference["interval"][1]
+    assert "66.7% - 100.0% = -33.3 [" in capsys.readouterr().out
+
+
+def test_a_baseline_without_results_is_noticed_before_the_evaluation(run, tmp_path):
+    with pytest.raises(ValueError, match="evaluate it first, with counterpoint evaluate"):
+        command.main([str(run.folder), "--baseline", str(tmp_path)])
+    assert not run.model.types
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(run, capsys):
