@@ -54,6 +54,7 @@ PACKAGES = {
     "train.checkpointing": "Checkpoints, resume, rewind.",
     "train.callbacks": "Metrics, evaluation, errors of samples, stops, the hang watchdog.",
     "train.evaluation": "Evaluation suites and tasks.",
+    "train.evaluation.choices": "Which of several captions an image shows.",
     "train.evaluation.confidence": "Calibration, images of other classes, accuracy without labels.",
     "train.evaluation.geometry": "Where embeddings lie.",
     "train.evaluation.probes": "Classifiers on features of a training split.",

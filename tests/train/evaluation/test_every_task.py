@@ -7,6 +7,8 @@ from vector_model import NAMES, Classes, Vectors
 from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.config.suites import load_suite
 from counterpoint.train.evaluation.attributes import AttributePrompts
+from counterpoint.train.evaluation.choices.caption_choice import CaptionChoice
+from counterpoint.train.evaluation.choices.linear_map import MappedCaptionChoice
 from counterpoint.train.evaluation.confidence.calibration import Calibration
 from counterpoint.train.evaluation.confidence.label_free import MatrixNorm
 from counterpoint.train.evaluation.confidence.out_of_distribution import ConceptMatching
@@ -49,6 +51,10 @@ def every_task():
         "matching": ConceptMatching(others, **prompts),
         "vim": VirtualLogit(others, penalty=0.1, **split),
         "mano": MatrixNorm(**prompts),
+        "choices": CaptionChoice(test, right="caption", wrong="cls"),
+        "mapped": MappedCaptionChoice(
+            train=train, steps=3, right="caption", wrong="cls", data=test
+        ),
         "geometry": ModalityGeometry(data=test, captions="caption"),
         "clip_score": ClipScore(test, "caption", "cls"),
         "diversity": ConditionalDiversity(data=test, captions="caption"),
