@@ -45,6 +45,7 @@ SETTINGS = {
     "where": {"column": "source", "values": ["web"]},
     "image_based": {"hits": "stores/clusters"},
     "text_rules": {"max_digits": 0.5},
+    "moment_matching": {"mean": 0.3},  # a fifth are women: half of 0.5 they cannot be
 }
 BEFORE = {"balance_concepts": ["match_concepts"]}
 NAMES = "".join(f"word{n}\n" for n in range(VOCABULARY)) + "".join(
@@ -164,7 +165,7 @@ def run(folder: Path, name: str, out: Path, workers: int) -> None:
     names = [*BEFORE.get(name, []), name]
     filters = {each: {"config": each, **SETTINGS.get(each, {})} for each in names}
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"filters": filters}))
+    path.write_text(yaml.safe_dump({"filters": filters}, sort_keys=False))
     stores = {store: Store(folder / "stores" / store) for store in STORES}
     with Processes(workers) as engine:
         Curation(Table(folder / "table"), load_curation(path), stores, out, engine).run()
