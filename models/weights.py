@@ -9,7 +9,7 @@ trained from scratch under the name of these weights.
 import re
 import zipfile
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -22,17 +22,20 @@ OURS = "counterpoint"  # a key of checkpoints, whose checksums are always writte
 # another vocabulary would not; by tensors, one of which most layers are missing may not either.
 ENOUGH = 0.5
 TOWERS = ("image", "text")
-# Names that only one layout has: the layout, and the class that uses such a file as a teacher.
+# Names that only one layout has: the layout, and how such a file is named as a source.
+NAMED = "name its architecture, as in ViT-B-32:FILE or openai:FILE"
+WITH_CONFIG = "name its folder, with config.json"
+TRUNK = "name its architecture, as in timm/vit_base_patch16_224:FILE"
 FOREIGN = {
-    "vision_model.": ("a CLIP or SigLIP of transformers", "Transformers"),
-    "text_model.": ("a CLIP or SigLIP of transformers", "Transformers"),
-    "visual.": ("a model of open_clip or OpenAI", "OpenClip"),
-    "module.visual.": ("a training checkpoint of open_clip", "OpenClip"),
-    "transformer.resblocks.": ("a text tower of open_clip or OpenAI", None),
-    "patch_embed.": ("an image tower of timm", None),
-    "blocks.": ("an image tower of timm", None),
-    "bert.": ("a text tower of transformers", None),
-    "encoder.layer.": ("a tower of transformers", None),
+    "vision_model.": ("a CLIP or SigLIP of transformers", WITH_CONFIG),
+    "text_model.": ("a CLIP or SigLIP of transformers", WITH_CONFIG),
+    "visual.": ("a model of open_clip or OpenAI", NAMED),
+    "module.visual.": ("a training checkpoint of open_clip", NAMED),
+    "transformer.resblocks.": ("a text tower of open_clip or OpenAI", "alone it cannot be read"),
+    "patch_embed.": ("an image tower of timm", TRUNK),
+    "blocks.": ("an image tower of timm", TRUNK),
+    "bert.": ("a text tower of transformers", "alone it cannot be read"),
+    "encoder.layer.": ("a tower of transformers", "alone it cannot be read"),
 }
 
 
@@ -42,6 +45,7 @@ class LoadReport:
 
     Attributes:
         share: of the model's parameters that matched.
+        resized: names of those that matched after their positions or vocabulary were resized.
         towers: the same by tower (`image`, `text`), each with its projection.
     """
 
@@ -51,13 +55,14 @@ class LoadReport:
     unused: list[str]
     share: float
     towers: dict[str, float]
+    resized: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """One line; lists the first few names of each kind that did not match."""
         towers = ", ".join(f"{name} tower {percent(x)}" for name, x in self.towers.items())
         towers = f" ({towers})" if towers else ""
         parts = [f"{percent(self.share)} of the model's parameters matched{towers}"]
-        for kind in ("missing", "reshaped", "unused"):
+        for kind in ("resized", "missing", "reshaped", "unused"):
             names = getattr(self, kind)
             if names:
                 more = ", ..." if len(names) > 3 else ""
@@ -105,11 +110,13 @@ def damage(path: Path) -> str | None:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> LoadReport:
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, resized: Iterable[str] = ()
+) -> LoadReport:
     """Copies every tensor of equal name and shape into `model`.
 
     One tower alone may match (the other one, or a projection, starts afresh), and tensors of other
-    shapes (another resolution, another vocabulary) are left as they are.
+    shapes are left as they are; those of `resized` have been given theirs.
 
     Raises:
         ValueError: neither tower matches by half (`source` is named in the message).
@@ -125,6 +132,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
         unused=[n for n in weights if n not in own],
         share=_share(own, own, same),
         towers={tower: _share(own, names, same) for tower, names in by_tower.items()},
+        resized=[n for n in resized if n in same],
     )
     filled = (
         max(report.towers[tower], sum(n in same for n in names) / len(names)) >= ENOUGH
@@ -147,12 +155,8 @@ def advice(weights: Iterable[str]) -> str:
             "at least half of one tower has to match: use the model configuration that it was "
             "trained with"
         )
-    layout, teacher = FOREIGN[found]
-    use = f" (as a teacher it can be used: counterpoint.models.teachers.foreign.{teacher})"
-    return (
-        f"by its names ({found}...) it is {layout}, and only weights of counterpoint's own names, "
-        "from its runs and from `counterpoint export`, can be loaded here" + use * bool(teacher)
-    )
+    layout, how = FOREIGN[found]
+    return f"by its names ({found}...) it is {layout}: {how}"
 
 
 def percent(share: float) -> str:

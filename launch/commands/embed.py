@@ -34,7 +34,7 @@ from ..config.identity import OF_A_STORE, differences, leaves_of
 from ..experiments.claims import claimed
 from ..run.build import build_parts
 from ..run.load import checkpoint_of
-from ..run.teachers import load_teacher
+from ..run.start.teachers import load_teacher
 
 ABOUT = "store.json"
 # The teacher that a run of one's own is.

@@ -108,7 +108,11 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--run_dir", type=str | None, help="where results go (runs/NAME)")
     parser.add_argument("--name", type=str, default="run", help="name in reports")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation")
-    parser.add_argument("--init_from", type=str | None, help="run folder or file: weights only")
+    parser.add_argument(
+        "--init_from",
+        type=Optional[Union[dict[str, str], str]],  # noqa: UP007, UP045
+        help="weights only: a run folder, a file, another library's model, or a source a tower",
+    )
     parser.add_argument(
         "--inherit_from", type=str | None, help="run folder of a larger model: layers and slices"
     )

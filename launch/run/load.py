@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -19,9 +19,7 @@ from ...data.images.transforms import EvalTransform, Transform
 from ...data.module import PairsDataModule
 from ...data.text.tokenize import ClipTokenizer, Tokenizer
 from ...losses.objective import Objective
-from ...models.image import ImageTower
 from ...models.two_tower import TwoTower
-from ...models.weight_inheritance import inherit
 from ...models.weights import load_weights, read_weights
 from ...train.checkpointing import checkpoint as checkpoints
 from ..config import parser as run_config
@@ -130,26 +128,6 @@ def checkpoint_of(run_dir: Path, step: int | None = None) -> Path:
     if not path.exists():
         raise ValueError(f"{run_dir} holds no checkpoint of step {step}")
     return path
-
-
-def weights_file(source: str) -> Path:
-    """Returns the file of weights that is meant by a run folder, or by its own name."""
-    path = Path(source)
-    return checkpoint_of(path) if path.is_dir() else path
-
-
-def load_initial_weights(model: TwoTower, config: Any) -> None:
-    """Gives a model that is not resumed the weights that its configuration names, and logs them."""
-    if config.init_from and config.inherit_from:
-        raise ValueError("give init_from (equal shapes) or inherit_from (slices), not both")
-    if config.init_from:
-        path = weights_file(config.init_from)
-        log(f"init_from {path}: {load_weights(model, read_weights(path), str(path))}")
-    elif config.inherit_from:
-        larger = load_run(config.inherit_from).model
-        log(f"inherit_from {config.inherit_from}: {inherit(model, larger)}")
-    elif loaded := cast(ImageTower, model.image).load_pretrained():
-        log(loaded)
 
 
 def load_scalars(objective: Objective, state: Mapping[str, Tensor]) -> None:

@@ -36,12 +36,12 @@ from .env import (
 )
 from .facts import facts
 from .folder import freeze, is_finished, prepare_folder, run_dir_of, write_summary
-from .load import load_initial_weights
 from .loggers import Loggers
 from .precision import settle_precision
 from .resume import find_checkpoint
 from .run_log import keep_screen
-from .teachers import load_teachers
+from .start.initial import load_initial_weights
+from .start.teachers import load_teachers
 from .trainer import make_trainer, saves, trainer_arguments
 
 
@@ -188,7 +188,7 @@ class Run:
         if parts.data.caveat:
             log(parts.data.caveat)
         if self.resume is None:
-            load_initial_weights(parts.model, config)
+            load_initial_weights(parts.model, config, parts.data.tokenizer)
         info = RunInfo(self.resolved, parts.data.fingerprint, parts.data.source_names)
         module = build_module(parts, load_teachers(parts), info)
         checkpoint = None

@@ -93,17 +93,11 @@ def _vit(config: Mapping[str, Any], quick_gelu: bool, size: dict[str, Any]) -> I
     defaults = open_clip.CLIPVisionCfg()
     check_defaults(config, defaults, READ, "an image tower")
     c: Any = open_clip.CLIPVisionCfg(**config)
-    epsilon = (c.norm_kwargs or {}).get("eps", 1e-5)
-    if epsilon != 1e-5:
-        raise ValueError(
-            f"an image tower of open_clip with norms of eps {epsilon}: only 1e-5 is made"
-        )
     tanh = (c.act_kwargs or {}).get("approximate") == "tanh"
     activation = "quick_gelu" if quick_gelu else "gelu_tanh" if tanh else "gelu"
     mlp_width = int(c.width * c.mlp_ratio)
-    tower = clip_vit(
-        c.patch_size, c.width, c.layers, c.width // c.head_width, mlp_width, activation
-    )
+    sizes = (c.patch_size, c.width, c.layers, c.width // c.head_width, mlp_width)
+    tower = clip_vit(*sizes, activation, (c.norm_kwargs or {}).get("eps", 1e-5))
     args, final_norm, constants = tower["model_args"], "norm", {}
     if c.ls_init_value is not None:
         args["init_values"] = c.ls_init_value

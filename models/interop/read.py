@@ -51,7 +51,7 @@ def is_foreign(source: str) -> bool:
     path = Path(source.removeprefix("local-dir:"))
     if path.is_dir():
         return any((path / name).is_file() for name in (open_clip.CONFIG, transformers.CONFIG))
-    return not path.exists() and Path(source.partition(":")[2]).is_file()
+    return not path.exists() and ":" in source
 
 
 def _read_named(name: str, file: Path) -> ForeignModel:

@@ -104,20 +104,15 @@ def convert(config: Any, tensors: Mapping[str, Tensor], folder: Path) -> Foreign
 
 def _vit(vision: Any, siglip: bool) -> dict[str, Any]:
     activation = ACTIVATIONS.get(vision.hidden_act)
-    epsilon = 1e-6 if siglip else 1e-5
-    if activation is None or vision.layer_norm_eps != epsilon:
+    epsilon = vision.layer_norm_eps
+    if activation is None or (siglip and epsilon != 1e-6):
         raise ValueError(
-            f"an image tower with activation {vision.hidden_act} and norms of eps "
-            f"{vision.layer_norm_eps} has no counterpart here"
+            f"an image tower with activation {vision.hidden_act} and norms of eps {epsilon} has no "
+            "counterpart here"
         )
-    return (siglip_vit if siglip else clip_vit)(
-        vision.patch_size,
-        vision.hidden_size,
-        vision.num_hidden_layers,
-        vision.num_attention_heads,
-        vision.intermediate_size,
-        activation,
-    )
+    sizes = (vision.patch_size, vision.hidden_size, vision.num_hidden_layers)
+    sizes += (vision.num_attention_heads, vision.intermediate_size)
+    return siglip_vit(*sizes, activation) if siglip else clip_vit(*sizes, activation, epsilon)
 
 
 def image_rules(siglip: bool) -> list[Rule]:

@@ -21,23 +21,36 @@ SIGLIP_VITS = {
 
 
 def clip_vit(
-    patch_size: int, width: int, depth: int, num_heads: int, mlp_width: int, activation: str
+    patch_size: int,
+    width: int,
+    depth: int,
+    num_heads: int,
+    mlp_width: int,
+    activation: str,
+    epsilon: float = 1e-5,
 ) -> dict[str, Any]:
     """Returns `name` and `model_args` of timm's ViT of these sizes, with a norm before its blocks.
 
     Args:
+        patch_size, width, depth, num_heads, mlp_width: the sizes.
         activation: timm's name: `gelu`, `quick_gelu`, `gelu_tanh`.
+        epsilon: of the norms.
+
+    Raises:
+        ValueError: no ViT of timm has norms of this epsilon.
     """
     sizes, quick = (patch_size, width, depth, num_heads, mlp_width), activation == "quick_gelu"
-    ending = "_quickgelu_224" if quick else "_224"
-    args: dict[str, Any] = {} if quick or activation == "gelu" else {"act_layer": activation}
+    args: dict[str, Any] = {"patch_size": patch_size, "embed_dim": width, "depth": depth}
+    args |= {"num_heads": num_heads, "mlp_ratio": ratio(mlp_width, width)}
+    usual = {} if activation == "gelu" else {"act_layer": activation}
+    if epsilon == 1e-6:
+        return {"name": "vit_base_patch16_224", "model_args": args | usual | {"pre_norm": True}}
+    if epsilon != 1e-5:
+        raise ValueError(f"an image tower with norms of eps {epsilon} has no counterpart here")
+    ending, usual = ("_quickgelu_224", {}) if quick else ("_224", usual)
     if sizes in CLIP_VITS:
-        return {"name": CLIP_VITS[sizes] + ending, "model_args": args}
-    args |= {"patch_size": patch_size, "embed_dim": width, "depth": depth, "num_heads": num_heads}
-    return {
-        "name": "vit_base_patch32_clip" + ending,
-        "model_args": args | {"mlp_ratio": ratio(mlp_width, width)},
-    }
+        return {"name": CLIP_VITS[sizes] + ending, "model_args": usual}
+    return {"name": "vit_base_patch32_clip" + ending, "model_args": args | usual}
 
 
 def siglip_vit(

@@ -101,12 +101,13 @@ class Teacher(ABC):
 
 
 class Frozen(Teacher):
-    """A model of Counterpoint's own, frozen.
+    """A model of Counterpoint's own, or one that it can read, frozen.
 
     Args:
-        source: run folder (its newest checkpoint), checkpoint in one, or a file of weights of the
-            run's own architecture. None: what `init_from` names, so that the teacher is the student
-            as it was before the first step.
+        source: run folder (its newest checkpoint), checkpoint in one, a file of weights of the
+            run's own architecture, or a model of another library (`models.interop.read`: a folder
+            of open_clip or transformers, `ViT-B-32:FILE`, `openai:FILE`). None: what `init_from`
+            names, so that the teacher is the student as it was before the first step.
         precision: of the weights and, without autocast, of the computation.
         placement: where the weights of its layers are: `device`, `sharded` over the ranks, or in
             the memory of the `host`; from the latter two a layer is fetched each time that it runs.

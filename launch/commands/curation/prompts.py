@@ -18,7 +18,7 @@ from ... import arguments
 from ...config import parser as run_config
 from ...run.build import build_parts
 from ...run.load import checkpoint_of
-from ...run.teachers import load_teacher
+from ...run.start.teachers import load_teacher
 
 TEMPLATES = ("a photo of a {c}.",)
 CHUNK = 256  # prompts at a time

@@ -1,11 +1,12 @@
-"""Which file of weights a run folder or a name stands for."""
+"""Which checkpoint a run folder stands for."""
 
 import re
 
 import pytest
 import torch
 
-from counterpoint.launch.run.load import checkpoint_of, weights_file
+from counterpoint.launch.run.load import checkpoint_of
+from counterpoint.launch.run.start.initial import read_source
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def change(path):
 
 
 def test_the_newest_whole_checkpoint_is_taken(run_dir, capsys):
-    assert weights_file(str(run_dir)) == checkpoint_of(run_dir) == file_of(run_dir, 12)
+    assert checkpoint_of(run_dir) == file_of(run_dir, 12)
     assert checkpoint_of(run_dir, 3) == file_of(run_dir, 3)
     assert capsys.readouterr().out == ""
     change(file_of(run_dir, 12))
-    assert weights_file(str(run_dir)) == file_of(run_dir, 3)
+    assert checkpoint_of(run_dir) == file_of(run_dir, 3)
     out = capsys.readouterr().out
     assert "step-00000012.ckpt is damaged (bytes of" in out
     assert "; step-00000003.ckpt is used instead" in out
@@ -42,7 +43,10 @@ def test_the_newest_whole_checkpoint_is_taken(run_dir, capsys):
 
 
 def test_a_file_is_itself(run_dir):
-    assert weights_file(str(file_of(run_dir, 12))) == file_of(run_dir, 12)
+    (run_dir / "config.yaml").write_text("data: {}")
+    for source in (run_dir, file_of(run_dir, 12)):
+        assert read_source(str(source)).name == str(file_of(run_dir, 12))
+    assert read_source(str(run_dir)).tokenizer == {}
 
 
 def test_what_is_not_there_is_said(run_dir):

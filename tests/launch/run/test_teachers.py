@@ -19,8 +19,8 @@ from counterpoint.data.recipe import Text, View
 from counterpoint.data.text import tokenize
 from counterpoint.launch.config import parser as run_config
 from counterpoint.launch.run.build import build_module, build_parts
-from counterpoint.launch.run.load import load_initial_weights
-from counterpoint.launch.run.teachers import load_teachers
+from counterpoint.launch.run.start.initial import load_initial_weights
+from counterpoint.launch.run.start.teachers import load_teachers
 from counterpoint.losses.distillation.feature_regression import FeatureRegression
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective

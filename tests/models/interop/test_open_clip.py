@@ -24,6 +24,7 @@ NATIVE = {
     "clip": CLIP,
     "quickgelu": CLIP | {"quick_gelu": True},
     "mean pooling": CLIP | {"vision_cfg": VISION | CLIPA},
+    "small epsilon": CLIP | {"vision_cfg": VISION | {"norm_kwargs": {"eps": 1e-6}}},
     "layer scale": CLIP | {"vision_cfg": VISION | {"ls_init_value": 0.1}},
     "wide MLPs": CLIP | {"vision_cfg": VISION | {"mlp_ratio": 4.3637}},
     "end of text": CLIP | {"text_cfg": TEXT | {"pool_type": "eos", "eos_id": 49}},

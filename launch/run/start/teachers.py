@@ -11,23 +11,22 @@ from typing import Any, cast
 
 import torch
 
-from ...data.pairs import Pairs
-from ...data.recipe import View
-from ...data.text.tokenize import Tokenizer
-from ...losses.components.features import MODEL_SCALARS
-from ...models.attention import class_token_blocks
-from ...models.image import ImageTower
-from ...models.reducers.base import ImageView
-from ...models.teachers.frozen import ATTENTION, FrozenTowers, Teacher, view_of
-from ...models.two_tower import TwoTower
-from ...models.weights import load_weights, read_weights
-from ...train.checkpointing import checkpoint as checkpoints
-from ...train.features import check_needs, check_scores
-from .load import load_run, weights_file
-
-# What two tokenizers must agree on to be taken for the same.
-PROBE = ["A photo of 3 red squares, a fish & the moon's house."]
-PROBE_TOKENS = 64
+from ....data.pairs import Pairs
+from ....data.recipe import View
+from ....data.text.tokenize import ClipTokenizer, Tokenizer
+from ....losses.components.features import MODEL_SCALARS
+from ....models.attention import class_token_blocks
+from ....models.image import ImageTower
+from ....models.interop.read import is_foreign, read_foreign
+from ....models.reducers.base import ImageView
+from ....models.teachers.frozen import ATTENTION, FrozenTowers, Teacher, view_of
+from ....models.two_tower import TwoTower
+from ....models.weights import load_weights, read_weights
+from ....train.checkpointing import checkpoint as checkpoints
+from ....train.features import check_needs, check_scores
+from ..load import load_run
+from .initial import start_from
+from .tokenizers import PROBE, PROBE_TOKENS, read_alike, tokenizer_of
 
 
 def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
@@ -126,10 +125,14 @@ def load_model(parts: Any, tokenizers: Sequence[Tokenizer], source: str | None) 
                 "weights with init_from, or give the teacher a source"
             )
         # As in a new run: a checkpoint that is resumed does not hold the weights of the start.
-        path = weights_file(source)
         model = copy.deepcopy(parts.model)
-        load_weights(model, read_weights(path), str(path))
+        start_from(model, source, parts.data.tokenizer or ClipTokenizer())
         return model
+    if is_foreign(source):
+        foreign = read_foreign(source)
+        for tokenizer in tokenizers:
+            _check_tokenizer(source, tokenizer, tokenizer_of(foreign.tokenizer or {}))
+        return foreign.build()
     path = Path(source)
     in_run = checkpoints.PATTERN.fullmatch(path.name) and (path.parents[1] / "config.yaml").exists()
     if path.is_dir() or in_run:
@@ -150,9 +153,7 @@ def load_model(parts: Any, tokenizers: Sequence[Tokenizer], source: str | None) 
 
 
 def _check_tokenizer(source: str, ours: Tokenizer, theirs: Tokenizer) -> None:
-    ids, length = ours(PROBE, PROBE_TOKENS)
-    their_ids, their_length = theirs(PROBE, PROBE_TOKENS)
-    if not torch.equal(ids[0, : length[0]], their_ids[0, : their_length[0]]):
+    if not read_alike(ours, theirs):
         raise ValueError(
             f"the teacher {source} was trained with another tokenizer, so that it cannot read this "
             "text: use its data.tokenizer, only its image features, or a text of its own "
