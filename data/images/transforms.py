@@ -276,12 +276,14 @@ class EvalTransform(Transform):
     Args:
         resize: `shortest` scales the shorter side and cuts the middle, `longest` scales the longer
             side and pads with `fill`, `squash` scales both sides.
-        crop: with `shortest`, the side of the cut as a fraction of the scaled shorter side.
+        crop: but with `longest`, the side of the cut as a fraction of the scaled (shorter) side.
         fill: grey level of the padding.
-        interpolation: of the resizing, antialiased.
+        interpolation: `bicubic` or `bilinear`, antialiased.
+        centre: where a cut lies half a pixel beside the middle: at the `even` place, as in
+            torchvision, or `up` and left, as in transformers.
 
     Raises:
-        ValueError: an unknown `resize`, or `crop` outside 0..1.
+        ValueError: an unknown `resize`, `interpolation` or `centre`, or `crop` outside 0..1.
     """
 
     def __init__(
@@ -290,13 +292,19 @@ class EvalTransform(Transform):
         crop: float = 1.0,
         fill: int = 255,
         interpolation: Interpolation = "bicubic",
+        centre: str = "even",
     ):
         if resize not in ("shortest", "longest", "squash"):
             raise ValueError(f"resize={resize!r} must be 'shortest', 'longest' or 'squash'")
         if not 0 < crop <= 1:
             raise ValueError(f"crop={crop} must be above 0 and at most 1")
+        if interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"interpolation={interpolation!r} must be 'bicubic' or 'bilinear'")
         self.resize, self.crop, self.fill = resize, crop, fill
+        if centre not in ("even", "up"):
+            raise ValueError(f"centre={centre!r} must be 'even' or 'up'")
         self.interpolation: Interpolation = interpolation
+        self.centre = centre
 
     def draw(
         self, height: int, width: int, rng: Rng = None, others: Sequence[np.ndarray] = ()
@@ -305,21 +313,23 @@ class EvalTransform(Transform):
 
     def apply(self, image: EncodedImage, size: int, params: np.ndarray) -> Tensor:
         pixels, height, width = image.pixels(), image.height, image.width
-        if self.resize == "squash":
-            return resize(pixels, size, size, self.interpolation)
         if self.resize == "longest":
             rows, columns = (
                 max(1, round(size * side / max(height, width))) for side in (height, width)
             )
             canvas = torch.full((3, size, size), self.fill, dtype=torch.uint8)
             top, left = (size - rows) // 2, (size - columns) // 2
-            scaled = resize(pixels, rows, columns, self.interpolation)
-            canvas[:, top : top + rows, left : left + columns] = scaled
+            canvas[:, top : top + rows, left : left + columns] = resize(
+                pixels, rows, columns, self.interpolation
+            )
             return canvas
         side = round(size / self.crop)
-        # The longer side is rounded down, as torchvision does.
-        rows, columns = (int(side * s / min(height, width)) for s in (height, width))
-        top, left = round((rows - size) / 2), round((columns - size) / 2)
+        if self.resize == "squash":
+            rows = columns = side
+        else:  # The longer side is rounded down, as torchvision does.
+            rows, columns = (int(side * s / min(height, width)) for s in (height, width))
+        place = round if self.centre == "even" else int
+        top, left = place((rows - size) / 2), place((columns - size) / 2)
         scaled = resize(pixels, rows, columns, self.interpolation)
         return scaled[:, top : top + size, left : left + size]
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.images.transforms import EvalTransform, Transform
+from ...data.images.transforms import Transform
 from ...data.text.tokenize import Tokenizer
 from ...losses.components.similarity import Metric
-from ...models.interop.base import made
 from ...models.interop.read import read_foreign
 from ...models.two_tower import TwoTower
 from ...train.checkpointing.checkpoint import PATTERN, step_of
 from ..run.load import CONFIG, Weights, checkpoint_of, load_run
+from ..run.start.pixels import eval_transform_of
+from ..run.start.tokenizers import tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,9 @@ def load_foreign(source: str) -> Loaded:
     """
     foreign = read_foreign(source)
     model = foreign.build()
-    pixels = foreign.pixels
-    assert pixels is not None and foreign.tokenizer is not None, "both towers are there"
-    transform = EvalTransform(pixels.resize, pixels.crop, pixels.fill, pixels.interpolation)
-    tokenizer = made({"tokenizer": foreign.tokenizer})["tokenizer"]
+    assert foreign.pixels is not None and foreign.tokenizer is not None, "both towers are there"
+    transform = eval_transform_of(foreign.pixels)
+    tokenizer = tokenizer_of(foreign.tokenizer)
     name = Path(source.rpartition(":")[2]).expanduser().resolve()
     config = {"family": foreign.family, "model": foreign.config}
     return Loaded(

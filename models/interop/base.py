@@ -34,8 +34,9 @@ class Pixels:
         interpolation: of the resizing, antialiased.
         resize: `shortest` scales the shorter side and cuts the middle, `squash` scales both sides,
             `longest` scales the longer side and pads.
-        crop: with `shortest`, the side of the cut as a fraction of the scaled shorter side.
+        crop: but with `longest`, the side of the cut as a fraction of the scaled (shorter) side.
         fill: with `longest`, the grey level of the padding.
+        centre: of a cut half a pixel beside the middle: at the `even` place, or `up` and left.
     """
 
     image_size: int
@@ -45,6 +46,7 @@ class Pixels:
     resize: Literal["shortest", "squash", "longest"] = "shortest"
     crop: float = 1.0
     fill: int = 0
+    centre: Literal["even", "up"] = "even"
 
 
 @dataclass(frozen=True)

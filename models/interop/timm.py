@@ -62,7 +62,8 @@ def convert(
         raise ValueError(
             f"the weights are not those of timm's {name}: they have no {', '.join(missing[:3])}"
         )
-    settings = dict(trunk.pretrained_cfg) | dict(preprocess or {})  # type: ignore[call-overload]
+    usual: Any = trunk.pretrained_cfg
+    settings: dict[str, Any] = dict(usual) | dict(preprocess or {})
     pixels = pixels_of(settings)
     statistics = {"mean": [*pixels.mean], "std": [*pixels.std]}
     arguments = {"name": name, "image_size": pixels.image_size, **statistics}
@@ -86,7 +87,7 @@ def pixels_of(settings: Mapping[str, Any]) -> Pixels:
         tuple(settings["std"]),
         "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic",
         "squash" if squash else "shortest",
-        1.0 if squash else size / side,
+        size / side,
     )
 
 

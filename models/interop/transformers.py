@@ -168,6 +168,7 @@ def pixels_of(folder: Path, config: Any) -> Pixels:
         RESAMPLE.get(found.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
         "shortest" if crops else "squash",
         cut / shortest if crops and shortest and cut else 1.0,
+        centre="up",
     )
 
 

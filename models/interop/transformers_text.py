@@ -114,10 +114,11 @@ def to_theirs(model: TwoTower) -> tuple[dict[str, Any], list[Rule]]:
     if not linear or not pooled:
         kind = "with a bias, at the last position" if siglip else "without a bias"
         raise ValueError(f"transformers' text tower of this kind has a projection {kind}")
-    c: Any = model.text.trunk.config
+    trunk: Any = model.text.trunk
+    c, width = trunk.config, projection.out_features  # type: ignore[union-attr]
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     names += ("num_attention_heads", "max_position_embeddings", "hidden_act", "layer_norm_eps")
     names += ("bos_token_id", "eos_token_id", "pad_token_id")
     text = {name: getattr(c, name) for name in names}
-    text["projection_size" if siglip else "projection_dim"] = len(projection.weight)
+    text["projection_size" if siglip else "projection_dim"] = width
     return text, rules_of(siglip)

@@ -152,7 +152,6 @@ def check_tokenizer(
         ValueError: they read a text differently, or the vocabularies differ and nothing is known.
     """
     sizes = vocabularies(weights, model)
-    same_size = sizes is None or sizes[0] == sizes[1]
     theirs, reason = None, "what it was trained with is not known"
     if source.tokenizer is not None:
         try:
@@ -160,7 +159,7 @@ def check_tokenizer(
         except ValueError as error:
             reason = str(error)
     if theirs is None:
-        if same_size:
+        if sizes is None or sizes[0] == sizes[1]:
             return ["its tokenizer was not compared"]
         raise ValueError(
             f"{source.name} has {sizes[0]} token ids, and the text tower {sizes[1]}; its tokenizer "
