@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from .layers import repeated_layers
 from .text import Ids, Lengths, TextTower
@@ -51,16 +51,21 @@ class HFTextTower(TextTower):
     def layers(self) -> Sequence[nn.Module]:
         return repeated_layers(self.trunk)
 
-    def forward(self, text: Ids, text_length: Lengths) -> Float[torch.Tensor, "n width"]:
+    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
         """Returns the pooled state of each caption."""
+        return self.states(text, text_length)[1]
+
+    def states(  # type: ignore[override] - the tower's own inputs
+        self, text: Ids, text_length: Lengths
+    ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
         is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
         # RoBERTa counts its positions by which tokens are padding.
         text = text.where(is_token, self.pad_id)
         output = self.trunk(input_ids=text, attention_mask=is_token.long())
         states = output.last_hidden_state
         if self.pooling == "mean":
-            return (states * is_token[:, :, None]).sum(1) / text_length[:, None]
-        return states[:, 0] if self.pooling == "first" else output.pooler_output
+            return states, (states * is_token[:, :, None]).sum(1) / text_length[:, None]
+        return states, states[:, 0] if self.pooling == "first" else output.pooler_output
 
 
 def _encoder(config: Any, pooling: Pooling) -> nn.Module:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipTextConfig, SiglipTextModel
 
@@ -79,13 +79,18 @@ class SiglipTextTower(TextTower):
     def layers(self) -> Sequence[nn.Module]:
         return repeated_layers(self.trunk)
 
-    def forward(self, text: Ids, text_length: Lengths) -> Float[torch.Tensor, "n width"]:
+    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
         """Returns the pooled state of each caption, of a row of `context_length` tokens."""
+        return self.states(text, text_length)[1]
+
+    def states(  # type: ignore[override] - the tower's own inputs
+        self, text: Ids, text_length: Lengths
+    ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
         is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
         text = text.where(is_token, self.pad_id)
         missing = self.context_length - text.shape[1]
         states = self.trunk(input_ids=F.pad(text, (0, missing), value=self.pad_id))
         states = states.last_hidden_state
         if self.pooling == "last":
-            return states[:, -1]
-        return states[torch.arange(len(text), device=text.device), text_length - 1]
+            return states, states[:, -1]
+        return states, states[torch.arange(len(text), device=text.device), text_length - 1]

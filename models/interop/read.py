@@ -37,6 +37,8 @@ def read_foreign(source: str) -> ForeignModel:
         if (path / transformers.CONFIG).is_file():
             return transformers.read_folder(path)
         raise ValueError(f"{source} holds no model that can be read; {FORMS}")
+    if not path.is_file():
+        raise ValueError(f"{source} is not there; {FORMS}")
     tensors = read_tensors(path)
     if is_openai(tensors) or is_torchscript(path):
         return convert_openai(tensors)
