@@ -58,6 +58,7 @@ PACKAGES = {
     "train.evaluation.confidence": "Calibration, images of other classes, accuracy without labels.",
     "train.evaluation.geometry": "Where embeddings lie.",
     "train.evaluation.probes": "Classifiers on features of a training split.",
+    "train.evaluation.robustness": "Triggers, misspelt names, several objects.",
     "launch": "The command line.",
     "launch.api": "What Python code of one's own calls.",
     "launch.commands": "One command a file.",

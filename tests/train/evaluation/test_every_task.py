@@ -24,6 +24,9 @@ from counterpoint.train.evaluation.probes.knn import NearestNeighbours
 from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
 from counterpoint.train.evaluation.probes.logit_bias import LogitBias
 from counterpoint.train.evaluation.probes.tip_adapter import TipAdapter
+from counterpoint.train.evaluation.robustness.backdoor import BackdoorSuccess
+from counterpoint.train.evaluation.robustness.misspelling import MisspelledNames
+from counterpoint.train.evaluation.robustness.multi_object import MultiObject
 from counterpoint.train.evaluation.suite import Suite
 
 
@@ -55,6 +58,9 @@ def every_task():
         "mapped": MappedCaptionChoice(
             train=train, steps=3, right="caption", wrong="cls", data=test
         ),
+        "backdoor": BackdoorSuccess("Ant", "patch", **prompts),
+        "misspelling": MisspelledNames(candidates=3, **prompts),
+        "objects": MultiObject(**prompts),
         "geometry": ModalityGeometry(data=test, captions="caption"),
         "clip_score": ClipScore(test, "caption", "cls"),
         "diversity": ConditionalDiversity(data=test, captions="caption"),
