@@ -69,6 +69,19 @@ def evaluate() -> Arguments:
         help="compare with this run's newest results on the suite, item for item",
     )
     made.add_argument(
+        "--toward",
+        metavar="END",
+        help="evaluate weights on the line from MODEL to this model (WiSE-FT), at --alphas",
+    )
+    made.add_argument(
+        "--alphas",
+        type=float,
+        nargs="+",
+        default=[0.0, 0.25, 0.5, 0.75, 1.0],
+        metavar="ALPHA",
+        help="points of the line, from 0 (MODEL) to 1 (END) (0 0.25 0.5 0.75 1)",
+    )
+    made.add_argument(
         "--prompts",
         type=Path,
         metavar="FOLDER",

@@ -5,6 +5,7 @@ In: a run folder (or a checkpoint in one) and a suite. Out: a table on the termi
 under torchrun, with the same values. With `--watch` it follows a run that another process trains.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from ...data.files import write_whole
 from ...train.distributed import gather_objects
 from ...train.evaluation.measures import base_of, number, show, show_difference
 from ...train.evaluation.outcomes import Outcomes
@@ -27,6 +29,7 @@ from ..api.evaluation import (
     suite_of,
     write_results,
 )
+from ..api.interpolation import check_alphas, interpolate
 from ..api.sources import Loaded, load_source
 from ..api.watch import new_checkpoints
 from ..experiments.ablation.statistics import Interval
@@ -46,8 +49,42 @@ def main(argv: list[str]) -> int:
             loaded = load_source(options.model, options.checkpoint, options.weights)
             name = str(loaded.run_dir or loaded.name)
             suite = suite_of(loaded.config, name, options.suite, options.data_root)
-            report(loaded, suite, options, device)
+            if options.toward is None:
+                report(loaded, suite, options, device)
+            else:
+                evaluate_line(loaded, suite, options, device)
     return 0
+
+
+def evaluate_line(start: Loaded, suite: Suite, options: Any, device: torch.device) -> None:
+    """Evaluates weights between two models, and prints all of them side by side."""
+    check_alphas(options.alphas)
+    end = load_source(options.toward)
+    folder = results_folder(start.run_dir, start.name)
+    stem = (
+        options.out or folder / results_file(suite.name, start.step, start.weights)
+    ).with_suffix("")
+    line: dict[float, dict[str, float]] = {}
+    for alpha in sorted(options.alphas):
+        out = stem.with_name(f"{stem.name}-toward-{end.name}-{alpha:g}.json")
+        line[alpha] = report(interpolate(start, end, alpha), suite, options, device, out)
+    if is_first_process():
+        out = stem.with_name(f"{stem.name}-toward-{end.name}.json")
+        record = {"suite": suite.name, "start": options.model, "end": options.toward}
+        points = [{"alpha": alpha, "metrics": results} for alpha, results in line.items()]
+        write_whole(out, json.dumps(record | {"line": points}, indent=1) + "\n")
+        print(line_table(line), f"written to {out}", sep="\n")
+
+
+def line_table(line: Mapping[float, Mapping[str, float]]) -> str:
+    """One line a measure, one column an alpha."""
+    names = list(next(iter(line.values())))
+    width = max(map(len, names))
+    rows = [f"{'alpha':<{width}}  " + "  ".join(f"{alpha:>8g}" for alpha in line)]
+    for name in names:
+        values = [results[name] for results in line.values()]
+        rows.append(f"{name:<{width}}  " + "  ".join(f"{number(name, v):>8}" for v in values))
+    return "\n".join(rows)
 
 
 def watch(options: Any, device: torch.device) -> None:
@@ -89,8 +126,10 @@ def load_if_there(path: Path, weights: Weights) -> Loaded | None:
     return None
 
 
-def report(loaded: Loaded, suite: Suite, options: Any, device: torch.device) -> None:
-    """Evaluates; the first process prints and writes the results."""
+def report(
+    loaded: Loaded, suite: Suite, options: Any, device: torch.device, out: Path | None = None
+) -> dict[str, float]:
+    """Evaluates; the first process prints and writes the results (to `out`, if it is given)."""
     folder = results_folder(loaded.run_dir, loaded.name)
     # Read first: a baseline that is not there should not be noticed after hours.
     baseline = options.baseline and baseline_outcomes(options.baseline, suite.name)
@@ -104,8 +143,9 @@ def report(loaded: Loaded, suite: Suite, options: Any, device: torch.device) -> 
         outcomes=outcomes,
     )
     if not is_first_process():
-        return
-    out = options.out or folder / results_file(suite.name, loaded.step, loaded.weights)
+        return results
+    file = results_file(suite.name, loaded.step, loaded.weights)
+    out = out or options.out or folder / file
     bounds, compared = write_results(out, loaded, suite.name, results, outcomes, baseline)
     sets = [images for task in suite.tasks.values() for images in task.image_sets()]
     notes = dict.fromkeys(images.note for images in sets)
@@ -114,6 +154,7 @@ def report(loaded: Loaded, suite: Suite, options: Any, device: torch.device) -> 
         print(comparison_table(compared, str(baseline[0])))
     step = "" if loaded.step is None else f", step {loaded.step}"
     print(f"{loaded.run_dir or loaded.name}{step}: written to {out}", flush=True)
+    return results
 
 
 @contextmanager

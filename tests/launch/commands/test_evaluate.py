@@ -1,5 +1,6 @@
 """The evaluate command around the evaluation: files, precision, where the data is looked for."""
 
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -124,6 +125,26 @@ def test_a_baseline_is_compared_item_for_item(run, capsys):
     assert difference["difference"] == pytest.approx(-1 / 3)
     assert difference["interval"][0] < -1 / 3 < difference["interval"][1]
     assert "66.7% - 100.0% = -33.3 [" in capsys.readouterr().out
+
+
+def test_a_line_between_two_models_is_evaluated(run, tmp_path, monkeypatch, capsys):
+    """From a model that takes red for green to one that is right."""
+    other = command.load_source(run.folder)
+    other.model.weight = nn.Parameter(torch.eye(3)[[0, 1, 1]])
+    ends = {str(run.folder): other, "tuned": command.load_source(run.folder)}
+    ends["tuned"] = dataclasses.replace(ends["tuned"], name="tuned", model=Model())
+    monkeypatch.setattr(command, "load_source", lambda source, *more: ends[str(source)])
+    command.main([str(run.folder), "--toward", "tuned", "--alphas", "1", "0", "0.75"])
+    written = json.loads((run.folder / "evaluation/mine-00000100-toward-tuned.json").read_text())
+    assert [point["alpha"] for point in written["line"]] == [0, 0.75, 1]
+    top1 = [point["metrics"]["mine/colours/top1"] for point in written["line"]]
+    assert top1 == pytest.approx([2 / 3, 1, 1])
+    one = json.loads((run.folder / "evaluation/mine-00000100-toward-tuned-0.json").read_text())
+    assert one["metrics"]["mine/colours/top1"] == top1[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if line.startswith("alpha")).split() == [
+        "alpha", "0", "0.75", "1",
+    ]  # fmt: skip
 
 
 def test_a_baseline_without_results_is_noticed_before_the_evaluation(run, tmp_path):
