@@ -10,6 +10,7 @@ on the disk.
 """
 
 import glob
+import io
 import json
 import os
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from .images.decode import decode_image
@@ -28,6 +30,7 @@ from .shards.members import open_index
 from .urls import expand_all
 
 TEXTS = ("txt", "cls", "text", "caption")
+MEMBERS = (*TEXTS, "json")
 _ABSENT = object()
 
 
@@ -74,6 +77,11 @@ class ImageSet(ABC):
 
     default_label: str
     root: Path = Path()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything at all; False: a suite may go on without it."""
+        return True
 
     @property
     def note(self) -> str:
@@ -202,7 +210,7 @@ class FolderSet(ImageSet):
                 parts = image.relative_to(top).parts
                 texts = {
                     ext: image.with_name(f"{stem}.{ext}").read_bytes()
-                    for ext in (*TEXTS, "json")
+                    for ext in MEMBERS
                     if f"{stem}.{ext}" in present
                 }
                 fields = _fields(texts, "/".join(parts), str(image))
@@ -230,9 +238,13 @@ class ShardSet(ImageSet):
     Args:
         urls: tar files, patterns (`*`, `{000..041}`), folders of tars, or a manifest (`.parquet`);
             one or a list.
+
+    Attributes:
+        members: extensions of the members of a sample that become fields.
     """
 
     default_label = "cls"
+    members: tuple[str, ...] = MEMBERS
 
     def __init__(self, urls: str | list[str]):
         self.urls = [str(url) for url in _as_list(urls)]
@@ -267,7 +279,7 @@ class ShardSet(ImageSet):
 
     def walk(self) -> Iterator[Item]:
         for path in self.paths():
-            yield from _walk_tar(path)
+            yield from _walk_tar(path, self.members)
 
 
 def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
@@ -284,8 +296,8 @@ def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
         yield folder, names
 
 
-def _walk_tar(path: str) -> Iterator[Item]:
-    """Yields the samples of a tar that have an image; reads their text members."""
+def _walk_tar(path: str, members: Sequence[str]) -> Iterator[Item]:
+    """Yields the samples of a tar that have an image; reads those members of them."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
@@ -305,7 +317,7 @@ def _walk_tar(path: str) -> Iterator[Item]:
                 span = int(index.offsets[member]), int(index.sizes[member])
                 if extension in IMAGE_EXTENSIONS:
                     images[extension] = span
-                elif extension in TEXTS or extension == "json":
+                elif extension in members:
                     texts[extension] = os.pread(descriptor, span[1], span[0])
             if images:
                 # Of several images the first kind in this order, as in training.
@@ -322,10 +334,13 @@ def _fields(texts: Mapping[str, bytes], key: str, path: str) -> dict[str, Any]:
         if "json" in texts:
             loaded = json.loads(texts["json"])
             fields.update(loaded if isinstance(loaded, dict) else {"json": loaded})
-        fields.update({ext: data.decode().strip() for ext, data in texts.items() if ext != "json"})
+        if "npy" in texts:
+            fields["npy"] = np.load(io.BytesIO(texts["npy"]), allow_pickle=False).tolist()
+        fields.update({e: data.decode().strip() for e, data in texts.items() if e in TEXTS})
     except ValueError as error:
         raise ValueError(
-            f"the text beside image {key} in {path} is not UTF-8 or not JSON ({error}); repair it"
+            f"what lies beside image {key} in {path} is not UTF-8, JSON or an array ({error}); "
+            "repair it"
         ) from error
     return fields | {"key": key}
 

@@ -1,6 +1,8 @@
 """Suites of evaluation tasks, read from YAML.
 
     root: data            # where relative paths start; the caller's data_root replaces it
+    average: top1         # a measure; its mean over the tasks is one more result
+    absent: skip          # leave out, and name, tasks whose data are not there
     tasks:
       pets:
         class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
@@ -28,7 +30,7 @@ from .diagnosis import Fault, build, listed
 from .packaged import find
 from .run_files import load
 
-KEYS = ["name", "root", "tasks"]
+KEYS = ["name", "root", "tasks", "average", "absent"]
 
 
 def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
@@ -60,7 +62,10 @@ def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
         str(key): build(parser, Task, suite, f"tasks.{key}", written, _values)
         for key, written in tasks.items()
     }
-    return Suite(name, built)
+    absent = content.get("absent")
+    if absent not in (None, "skip"):
+        raise ValueError(f"{suite}: absent is {absent!r}; it takes skip, or is left out")
+    return Suite(name, built, content.get("average"), absent is not None)
 
 
 def _parser(root: Path) -> ArgumentParser:

@@ -12,11 +12,13 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import f1_score
 
 from counterpoint.launch.config.suites import load_suite
-from counterpoint.train.evaluation.evaluate import evaluate
+from counterpoint.train.evaluation.evaluate import evaluate, prepare
 
 NUMBERS = 1100
+WAYS = ("image_to_text", "text_to_image")
 TABLE = torch.nn.functional.normalize(
     torch.randn(NUMBERS, 48, generator=torch.Generator().manual_seed(0)), dim=-1
 )
@@ -174,6 +176,86 @@ def test_retrieval_of_several_captions_an_image(tmp_path, suite):
     first = "coco_retrieval/retrieval" if suite == "coco_retrieval" else "wds_pairs/test"
     assert found == {f"{first}/{name}": pytest.approx(value) for name, value in expected.items()}
     assert 0 < found[f"{first}/text_to_image_recall@1"] < 1
+
+
+def datacomp_set(root, name, images, labels, classes, npy=None):
+    """One folder of DataComp's evaluation: an image a number, prompts of classes numbered 0 on."""
+    folder = root / f"wds_{name}_test"
+    samples = []
+    for i, (number, label) in enumerate(zip(images, labels, strict=True)):
+        members = {"jpg": encoded_image(number), "cls": str(label).encode()}
+        if npy is not None:
+            array = io.BytesIO()
+            np.save(array, np.array(npy[i]))
+            members["npy"] = array.getvalue()
+        samples.append((f"s{i:07d}", members))
+    write_tar(folder / "test" / "0.tar", samples[:3])
+    write_tar(folder / "test" / "1.tar", samples[3:])
+    write_tar(folder / "test" / "2.tar", [("of an older version", {"jpg": encoded_image(0)})])
+    (folder / "test" / "nshards.txt").write_text("2\n")
+    (folder / "classnames.txt").write_text("\n".join(classes))
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}")
+    return {f"a {name}": i for i, name in enumerate(classes)}
+
+
+def test_datacomp(tmp_path):
+    rng = np.random.default_rng(0)
+    eight = [f"class {i}" for i in range(8)]
+    # Seven images, of which some look like other classes than their own.
+    labels, images = [0, 0, 1, 1, 2, 7, 7], [0, 3, 1, 1, 4, 7, 0]
+    right = np.array(labels) == np.array(images)
+    numbers = datacomp_set(tmp_path, "cars", images, labels, eight)
+    # Names that are digits, in another order than that of the labels.
+    digits = ["3", "2", "1", "0", "4", "5", "6", "7"]
+    numbers |= datacomp_set(tmp_path, "vtab-caltech101", images, labels, digits)
+    numbers |= datacomp_set(tmp_path, "wilds-iwildcam", images, labels, eight)
+    region = [[g, year] for g, year in zip([0, 0, 1, 1, 5, 5, 5], rng.permutation(7), strict=True)]
+    numbers |= datacomp_set(tmp_path, "wilds-fmow", images, labels, eight, region)
+    numbers |= datacomp_set(tmp_path, "dollar_street", images, labels, eight, region)
+    captions, recalls = captioned(tmp_path / "wds_flickr30k_test")
+    (tmp_path / "wds_flickr30k_test/dataset_type.txt").write_text("retrieval")
+    found = run("datacomp", tmp_path, numbers | captions)
+    groups = np.array(region)[:, 0]
+    top5 = np.array(
+        [
+            sum(SCORES[n, j] >= SCORES[n, t] for j in range(8) if j != t) < 5
+            for n, t in zip(images, labels, strict=True)
+        ]
+    )
+    main = {
+        "cars": right.mean(),
+        "caltech101": np.mean([1 / 2, 1, 0, 1 / 2]),
+        "iwildcam": f1_score(labels, images, labels=np.unique(labels), average="macro"),
+        "fmow": min(right[groups == g].mean() for g in (0, 1, 5)),
+        "dollar_street": min(top5[groups == g].mean() for g in (0, 1, 5)),
+        "flickr30k": np.mean([recalls[f"{way}_recall@1"] for way in WAYS]),
+    }
+    measured = {n.split("/")[1]: v for n, v in found.items() if n.endswith("/main")}
+    assert measured == pytest.approx(main | {"average_of_6": np.mean(list(main.values()))})
+    assert found["datacomp/fmow/top1"] == pytest.approx(right.mean()) != main["fmow"]
+    assert 0 < main["dollar_street"] < 1 and main["fmow"] > 0
+
+
+def test_datacomp_in_parts(tmp_path):
+    with pytest.raises(ValueError, match=r"no task of suite 'datacomp' are there, .*data_root"):
+        run("datacomp", tmp_path, {})
+    names = ["a", "b"]
+    numbers = datacomp_set(tmp_path, "wilds-fmow", [0, 1], [0, 1], names, [[0], [1]])
+    suite = load_suite("datacomp", tmp_path)
+    assert suite.note == ""
+    run("datacomp", tmp_path, numbers)
+    prepare(suite)
+    assert suite.note.startswith(
+        "36 of 37 tasks are left out, whose data are not there: caltech101,"
+    )
+    datacomp_set(tmp_path, "geode", [0, 1], [0, 1], names)
+    with pytest.raises(
+        ValueError, match=r"'geode' .* has no number 0 in its \.npy \(it has None\)"
+    ):
+        run("datacomp", tmp_path, numbers)
+    (tmp_path / "wds_geode_test/test/1.tar").unlink()
+    with pytest.raises(ValueError, match=r"says 2 shards, and 1 are missing, such as 1\.tar"):
+        run("datacomp", tmp_path, numbers)
 
 
 def test_folders_that_hold_no_such_data(tmp_path):

@@ -65,6 +65,8 @@ class Evaluate(pl.Callback):
         """Checks the data before hours of training depend on it."""
         if self.suite is not None:
             image_sets = prepare(self.suite)
+            if self.suite.note and trainer.is_global_zero:
+                log_line(f"{self.suite.name}: {self.suite.note}")
             for images in image_sets if trainer.is_global_zero else ():
                 if images.note:
                     log_line(f"{self.suite.name}: {images.note}")

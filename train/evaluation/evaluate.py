@@ -96,7 +96,7 @@ def evaluate(
                 results[name] = float(value)
                 if outcomes is not None and isinstance(value, Outcomes):
                     outcomes[name] = value
-    return results
+    return results | suite.averages(results)
 
 
 def learned_scale(model: nn.Module) -> float:
@@ -110,6 +110,7 @@ def prepare(suite: Suite) -> dict[ImageSet, np.ndarray]:
     wanted: dict[ImageSet, np.ndarray] = {}
     digest, message = hashlib.sha256(), None
     try:
+        suite.leave_out_absent()
         for name, task in suite.tasks.items():
             try:
                 task.prepare()

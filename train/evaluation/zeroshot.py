@@ -74,7 +74,7 @@ class ZeroShot(Task):
         return chosen
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
-        targets = [self._targets[i] for i in chosen.tolist()]
+        targets = [self.target(i) for i in chosen.tolist()]
         classifier = self.classifier(encoder)
         image_ranks = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])
         return accuracies(image_ranks, targets, self.keys(chosen), len(self._names))
@@ -82,6 +82,10 @@ class ZeroShot(Task):
     def further_labels(self) -> list[str]:
         """Returns labels of images beside the ones that are measured, such as training images."""
         return []
+
+    def target(self, index: int) -> int:
+        """Returns the class of an image; after `prepare`."""
+        return self._targets[index]
 
     def classifier(self, encoder: Encoder) -> Tensor:
         """Returns one feature for each class, float32 [classes, k]."""

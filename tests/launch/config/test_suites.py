@@ -25,7 +25,14 @@ ZERO = f"{TASKS}.zeroshot.ZeroShot"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"task": {}}, "mine.yaml: task: there is no such key; there are name, root, tasks"),
+        ({"task": {}}, "mine.yaml: task: there is no such key; there are name, root, tasks, avera"),
+        (
+            {
+                "tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA}}},
+                "absent": "ignore",
+            },
+            "absent is 'ignore'; it takes skip",
+        ),
         ({"tasks": {}}, r"tasks is \{\}; it takes names, each with a class_path"),
         ([1], "mine.yaml holds no keys"),
         ({"tasks": {"t": {"init_args": {}}}}, "tasks.t: names no class: .*, such as .*ZeroShot"),
@@ -39,7 +46,7 @@ ZERO = f"{TASKS}.zeroshot.ZeroShot"
         ),
         (
             {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": "photos"}}}},
-            "data: there is no class 'photos'; there are FolderSet, ShardSet",
+            "data: there is no class 'photos'; there are .*FolderSet, ShardSet",
         ),
         (
             {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA | {"args": 1}}}}},
