@@ -16,6 +16,9 @@ from .config.run_files import read
 NOT_OF_A_POOL = ("keep_weights", "temperature", "same_as", "caption_same_as")
 # As in models.teachers.frozen.DTYPES (a test compares them).
 STORED = ("float32", "bfloat16", "float16")
+# As in export.write.TARGETS, and those that are one file (a test compares them).
+TARGETS = ("safetensors", "transformers", "sentence-transformers", "onnx")
+SUFFIXES = {"safetensors": ".safetensors"}
 
 
 class Arguments(argparse.ArgumentParser):
@@ -250,13 +253,33 @@ def engine(made: Arguments) -> None:
 def export() -> Arguments:
     """The options of `counterpoint export`."""
     made = Arguments(
-        prog="counterpoint export", description="Write a run's weights as one safetensors file."
+        prog="counterpoint export",
+        description="Write a run's model for other libraries, compare it with the run as they load "
+        "it, and write a model card.",
     )
     made.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
-    made.add_argument("file", type=_safetensors, help="ends in .safetensors")
+    made.add_argument(
+        "out", type=Path, help="folder to write; safetensors: a file that ends in .safetensors"
+    )
+    made.add_argument("--to", choices=TARGETS, default="safetensors", help="(safetensors)")
     made.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")
     made.add_argument("--weights", choices=("trained", "ema"), default="trained")
+    made.add_argument("--license", default="", metavar="ID", help="of the weights, for the card")
     return made
+
+
+def check_export(options: Any) -> None:
+    """Refuses a place that does not fit what is written there."""
+    suffix = SUFFIXES.get(options.to, "")
+    if suffix and options.out.suffix != suffix:
+        raise ValueError(f"{options.out} must end in {suffix}: --to {options.to} writes one file")
+    if not suffix and options.out.suffix in SUFFIXES.values():
+        raise ValueError(
+            f"--to {options.to} writes a folder: name one, without the {options.out.suffix} of "
+            f"{options.out}"
+        )
+    if options.out.exists():
+        raise ValueError(f"{options.out} exists already; remove it, or export to another place")
 
 
 def slurm() -> Arguments:
@@ -321,7 +344,9 @@ def check(command: str, argv: list[str]) -> None:
     """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
     whole = {each.__name__: each for each in (evaluate, cluster, probe, curate, export)}
     if command in whole:
-        whole[command]().parse_args(argv)
+        options = whole[command]().parse_args(argv)
+        if command == "export":
+            check_export(options)
     elif command == "fit":
         fit_arguments.parse(argv)
     elif command == "embed":

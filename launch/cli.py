@@ -23,7 +23,7 @@ COMMANDS = {
     "card": ("curation.card", "write one HTML page about a pool and its curation"),
     "curate": ("curation.curate", "choose samples of a pool by filters over its score table"),
     "keep": ("curation.keep", "combine, draw, move and repack keep-lists"),
-    "export": ("export", "write a run's weights as one safetensors file"),
+    "export": ("export", "write a run's model for other libraries, with a model card"),
     "report": ("report", "write one HTML page about one or more runs"),
     "sweep": ("sweep", "run (config, seed) pairs and render the results"),
     "ablate": ("ablate", "compare subsets of a pool: train, test, one table"),

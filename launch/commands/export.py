@@ -1,43 +1,23 @@
-"""`counterpoint export RUN_DIR FILE`: a run's weights as one safetensors file.
+"""`counterpoint export RUN_DIR OUT --to TARGET`: a run's model for other libraries.
 
-In: a checkpoint, which is the same file whatever strategy wrote it. Out: the model's tensors, whole
-and in float32, under their own names; `--init_from FILE` and `models.weights` read them.
+In: a checkpoint, which is the same file whatever strategy wrote it. Out: the model in float32, in a
+file under Counterpoint's own names (`--init_from` reads it) or in another library's layout, with a
+model card.
 """
 
-from pathlib import Path
-
-import safetensors.torch
-
-from ...data.files import whole_file
-from ...models.weights import read_weights
-from ...train.checkpointing import checkpoint as checkpoints
 from .. import arguments
-from ..run.load import checkpoint_of
-
-AVERAGE = "ema.model."
+from ..export.source import load_source
+from ..export.write import export
 
 
 def main(argv: list[str]) -> int:
-    """Parses the command line and writes the file."""
+    """Parses the command line and exports."""
     options = arguments.export().parse_args(argv)
-    path = checkpoint_of(options.run_dir, options.checkpoint)
-    count = export(path, options.file, options.weights)
-    print(f"{options.file}: {count} tensors of step {checkpoints.step_of(path)}")
+    arguments.check_export(options)
+    source = load_source(options.run_dir, options.checkpoint, options.weights)
+    done = export(source, options.out, options.to, options.license)
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"{options.out}: step {source.step}, {done.parity}")
+    print(f"model card: {done.card}")
     return 0
-
-
-def export(checkpoint: Path, file: Path, weights: str = "trained") -> int:
-    """Writes the weights of a checkpoint; returns the number of tensors."""
-    found = read_weights(checkpoint)
-    if weights != "trained":
-        state = checkpoints.load(checkpoint)["state_dict"]
-        found = {n.removeprefix(AVERAGE): v for n, v in state.items() if n.startswith(AVERAGE)}
-    if not found:
-        raise ValueError(f"{checkpoint} holds no average; leave --weights=ema out")
-    # Tensors that share memory (towers with common layers) cannot be told apart in such a file.
-    whole = {name: value.contiguous().clone() for name, value in found.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    step = str(checkpoints.step_of(checkpoint))
-    with whole_file(file) as part:
-        safetensors.torch.save_file(whole, part, {"format": "pt", "step": step})
-    return len(whole)

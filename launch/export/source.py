@@ -1,0 +1,120 @@
+"""What is exported: a run's checkpoint, with its trained or averaged weights."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...data.images.transforms import EvalTransform
+from ...losses.components.similarity import Similarity
+from ...models.two_tower import TwoTower
+from ...models.weights import load_weights
+from ...train.checkpointing import checkpoint as checkpoints
+from ..run.load import LoadedRun, checkpoint_of, load_run
+
+AVERAGE = "ema.model."
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run and the weights of it that are exported.
+
+    Attributes:
+        run: rebuilt, its model in float32 on the CPU and in evaluation mode.
+        folder: of the run.
+        step: of the checkpoint.
+        weights: `trained` or `ema`.
+    """
+
+    run: LoadedRun
+    folder: Path
+    step: int
+    weights: str
+
+    @property
+    def model(self) -> TwoTower:
+        return self.run.model
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.run.config.get("name") or self.folder.resolve().name)
+
+    @property
+    def eval_transform(self) -> EvalTransform:
+        """How images are prepared.
+
+        Raises:
+            ValueError: by a transform of the user's own, which no other library can repeat.
+        """
+        transform = self.run.eval_transform
+        if type(transform) is not EvalTransform:
+            raise ValueError(
+                f"images of {self.folder} are prepared by a {type(transform).__name__}, which other "
+                "libraries cannot repeat; export --to safetensors, or train with EvalTransform"
+            )
+        return transform
+
+    def check_cosine(self, target: str) -> None:
+        """Refuses models whose embeddings are not compared by their cosine."""
+        similarity = self.run.objective.metric().similarity
+        if similarity.form or type(similarity).lift_image is not Similarity.lift_image:
+            raise ValueError(
+                f"{self.folder} compares embeddings by {type(similarity).__name__}, and {target} "
+                "compares them by their cosine: its results would be those of another model; "
+                "export --to safetensors"
+            )
+
+
+def load_source(folder: Path, step: int | None = None, weights: str = "trained") -> Source:
+    """Loads what is exported.
+
+    Args:
+        folder: of the run.
+        step: which checkpoint; None: the newest whole one.
+        weights: `trained`, or `ema`: their moving average.
+
+    Raises:
+        ValueError: there is no such run or checkpoint, or it holds no average.
+    """
+    path = checkpoint_of(folder, step)
+    step = checkpoints.step_of(path)
+    run = load_run(folder, step)
+    model = run.model.float().requires_grad_(False)
+    if weights != "trained":
+        average = averaged(path)
+        report = load_weights(model, average, f"the average of {path}")
+        if report.missing or report.reshaped:
+            raise ValueError(f"the average of {path} does not fit the run's model: {report}")
+    return Source(replace(run, model=model), folder, step, weights)
+
+
+def averaged(checkpoint: Path) -> dict[str, Tensor]:
+    """Returns the moving average of the weights.
+
+    Raises:
+        ValueError: the run kept none.
+    """
+    state = checkpoints.load(checkpoint)["state_dict"]
+    found = {n.removeprefix(AVERAGE): v for n, v in state.items() if n.startswith(AVERAGE)}
+    if not found:
+        raise ValueError(f"{checkpoint} holds no average; leave --weights=ema out")
+    return found
+
+
+def end_of_text(source: Source) -> int:
+    """Returns the id of the token that ends every caption.
+
+    Raises:
+        ValueError: captions end with different tokens, so that their ends cannot be found by one.
+    """
+    texts = ["a", "a cat", "two red houses"]
+    ids, lengths = source.run.tokenizer(texts, source.model.context_length)
+    ends = set(ids[torch.arange(len(texts)), lengths - 1].tolist())
+    if len(ends) > 1:
+        raise ValueError(
+            f"the tokenizer of {source.folder} ends captions with different tokens ({ends}): other "
+            "libraries would not find the ends; export --to onnx or safetensors"
+        )
+    return ends.pop()

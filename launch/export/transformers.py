@@ -1,0 +1,187 @@
+"""`--to transformers`: a folder for `AutoModel` and `AutoProcessor`.
+
+Towers that transformers' `CLIPModel` has become one; all others its two-tower model
+`VisionTextDualEncoderModel`, which holds any network of timm beside CLIP's text transformer.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...models.image import TimmTower
+from ...models.text import ClipTextTower
+from .source import Source, end_of_text
+from .target import Reloaded, Target, quiet
+from .tokenizer_files import make_hf_tokenizer
+
+
+class Transformers(Target):
+    name = "transformers"
+    packages: Mapping[str, str] = {"transformers": "transformers"}
+    needs = ("transformers", "timm", "pillow")
+    library = "transformers"
+    snippet = """\
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{path}").eval()
+processor = AutoProcessor.from_pretrained("{path}")
+image = Image.new("RGB", (300, 200), "red")  # or Image.open("photo.jpg")
+texts = ["a red flag", "a blue flag"]
+inputs = processor(text=texts, images=[image], padding=True, truncation=True, return_tensors="pt")
+with torch.inference_mode():
+    outputs = model(**inputs)
+print(outputs.logits_per_image.softmax(dim=1))
+"""
+
+    def write(self, source: Source, path: Path) -> list[str]:
+        source.check_cosine("transformers")
+        processor = make_processor(source)
+        with quiet():
+            make_model(source).save_pretrained(path)
+            processor.save_pretrained(path)
+        return left_out(source)
+
+    def reload(self, source: Source, path: Path) -> Reloaded:
+        return _Reloaded(source, path)
+
+
+class _Reloaded(Reloaded):
+    def __init__(self, source: Source, path: Path):
+        from transformers import AutoModel, AutoProcessor
+
+        with quiet():
+            self.model: Any = AutoModel.from_pretrained(path).eval()
+            self.processor: Any = AutoProcessor.from_pretrained(path)
+        stem = source.model.image.stem
+        self.mean, self.std = stem.mean, stem.std
+
+    def grey_levels(self, images: Sequence[Image.Image]) -> Tensor:
+        inputs = self.processor(images=list(images), return_tensors="pt")
+        return inputs["pixel_values"] * self.std + self.mean
+
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        inputs = self.processor(images=list(images), return_tensors="pt")
+        return F.normalize(pooled(self.model.get_image_features(**inputs)), dim=-1)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        inputs = self.processor(
+            text=list(texts), padding=True, truncation=True, return_tensors="pt"
+        )
+        return F.normalize(pooled(self.model.get_text_features(**inputs)), dim=-1)
+
+
+def make_model(source: Source) -> Any:
+    """Returns the model in transformers' classes, with its weights.
+
+    Raises:
+        ValueError: transformers has no such model.
+    """
+    from transformers import (
+        TimmWrapperConfig,
+        VisionTextDualEncoderConfig,
+        VisionTextDualEncoderModel,
+    )
+
+    model = source.model
+    image, text = model.image, model.text
+    if type(image) is not TimmTower or type(text) is not ClipTextTower:
+        raise ValueError(
+            f"transformers has no model with a {type(image).__name__} and a {type(text).__name__}, "
+            "so one of the towers would be lost; export --to onnx or safetensors"
+        )
+    architecture, arguments = timm_arguments(image)
+    vision = TimmWrapperConfig(
+        architecture=architecture, model_args=arguments, hidden_size=image.width, num_labels=0
+    )
+    words = text.trunk.config.to_dict() | {"eos_token_id": end_of_text(source)}
+    config = VisionTextDualEncoderConfig(
+        vision_config=vision.to_dict(),
+        text_config=words,
+        projection_dim=model.image_projection.out_features,
+        **scalars(source),
+    )
+    with torch.random.fork_rng(devices=[]):
+        made = VisionTextDualEncoderModel(config)
+    towers = {"vision_model.timm_model": image.trunk, "text_model": text.trunk}
+    towers |= {"visual_projection": model.image_projection, "text_projection": model.text_projection}
+    state = {
+        f"{prefix}.{name}": value
+        for prefix, module in towers.items()
+        for name, value in module.state_dict().items()
+    }
+    made.load_state_dict(state | {"logit_scale": model.logit_scale.reshape(())})
+    return made.eval()
+
+
+def scalars(source: Source) -> dict[str, float]:
+    """Returns what the configuration says about scale and bias; no class reads the bias."""
+    bias = source.model.logit_bias
+    return {} if bias is None else {"logit_bias": float(bias)}
+
+
+def left_out(source: Source) -> list[str]:
+    """Returns sentences about what transformers' model does not hold."""
+    notes = []
+    if (bias := source.model.logit_bias) is not None:
+        notes.append(
+            f"transformers' model has no bias of the logits; add {float(bias):.4f} to its logits "
+            "before the sigmoid (`logit_bias` in config.json)"
+        )
+    if getattr(source.model.image, "mask_token", None) is not None:
+        notes.append("the mask token, which only training uses, is left out")
+    return notes
+
+
+def timm_arguments(image: TimmTower) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the arguments that timm makes the image tower's network with."""
+    import timm
+
+    name, size, arguments = image._made
+    sized = {"img_size": size, **arguments}
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, num_classes=0, **sized)
+    except TypeError:  # convolutional networks take images of any size
+        return name, dict(arguments)
+    return name, sized
+
+
+def make_processor(source: Source) -> Any:
+    """Returns the processor of images and texts.
+
+    Raises:
+        ValueError: the run prepares images in a way that transformers' processor does not know.
+    """
+    from transformers import CLIPImageProcessor, VisionTextDualEncoderProcessor
+
+    transform, size = source.eval_transform, source.model.image_size
+    square = {"height": size, "width": size}
+    if transform.resize == "longest":
+        raise ValueError(
+            f"{source.folder} pads images to squares (eval_transform resize: longest), and "
+            "transformers' processor of CLIP cannot; export --to onnx or open_clip"
+        )
+    if transform.resize == "squash":
+        sizes: dict[str, Any] = {"size": square, "do_center_crop": False}
+    else:
+        sizes = {"size": {"shortest_edge": round(size / transform.crop)}, "crop_size": square}
+    stem = source.model.image.stem
+    images = CLIPImageProcessor(
+        resample=Image.Resampling.BICUBIC,
+        image_mean=(stem.mean.flatten() / 255).tolist(),
+        image_std=(stem.std.flatten() / 255).tolist(),
+        **sizes,
+    )
+    return VisionTextDualEncoderProcessor(images, make_hf_tokenizer(source))
+
+
+def pooled(features: Any) -> Tensor:
+    """Returns the tensor; transformers 5 gives it in a record."""
+    return features if isinstance(features, Tensor) else features.pooler_output

@@ -1,0 +1,175 @@
+"""Exports, loaded by other libraries without the code that wrote them: equal embeddings."""
+
+import contextlib
+import io
+import re
+
+import export_run
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from counterpoint.launch.commands.export import main
+from counterpoint.launch.export.parity import texture
+from counterpoint.launch.run.load import load_run
+from counterpoint.models.weights import read_weights
+
+TEXTS = ["a red house", "two DOGS, 3 cats; isn't it?", "caf\u00e9", "long words " * 20, ""]
+EVAL = {"class_path": "counterpoint.data.images.transforms.EvalTransform"}
+SQUASH = EVAL | {"init_args": {"resize": "squash"}}
+CROP = EVAL | {"init_args": {"crop": 0.8}}
+RESNET = {
+    "class_path": "counterpoint.models.image.TimmTower",
+    "init_args": {
+        "name": "resnet18",
+        "image_size": 32,
+        "model_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    },
+}
+CLASS_TOKEN = {"init_args": export_run.IMAGE["init_args"] | {"model_args": export_run.SIZES}}
+RUNS = {
+    "plain": export_run.config(),
+    "class_token": export_run.config(export_run.IMAGE | CLASS_TOKEN, eval_transform=SQUASH),
+    "convolutions": export_run.config(RESNET, eval_transform=CROP),
+}
+
+
+def own_features(run_dir, images, texts):
+    """Embeddings of a run's own model, computed here from its parts."""
+    run = load_run(run_dir)
+    size = run.model.image_size
+    pixels = [torch.tensor(list(image.getdata())).view(image.height, -1, 3) for image in images]
+    tensors = [p.permute(2, 0, 1).to(torch.uint8) for p in pixels]
+    batch = torch.stack([run.eval_transform(tensor, size, None) for tensor in tensors])
+    ids, lengths = run.tokenizer(texts, run.model.context_length)
+    with torch.inference_mode():
+        return run.model.encode_image(batch), run.model.encode_text(ids, lengths)
+
+
+def hf_features(folder, images, texts):
+    from transformers import AutoModel, AutoProcessor
+
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    inputs = processor(
+        text=texts, images=images, padding=True, truncation=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    return outputs.image_embeds, outputs.text_embeds
+
+
+def st_features(folder, images, texts):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    return tuple(torch.tensor(model.encode(items)) for items in (images, texts))
+
+
+READERS = {"transformers": hf_features, "sentence-transformers": st_features}
+
+
+@pytest.fixture(scope="module")
+def run_dirs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: export_run.write_run(folder / name, run) for name, run in RUNS.items()}
+
+
+@pytest.fixture(autouse=True)
+def installed(request):
+    """Skips what needs a package that is not there."""
+    if "target" in request.fixturenames:
+        target = request.getfixturevalue("target")
+        pytest.importorskip(target.replace("-", "_"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [*((name, "transformers") for name in RUNS), ("plain", "sentence-transformers")],
+)
+def test_embeddings_are_the_runs_own(run_dirs, tmp_path, target, name):
+    run_dir, out = run_dirs[name], tmp_path / "out"
+    assert main([str(run_dir), str(out), "--to", target]) == 0
+    size = load_run(run_dir).model.image_size
+    images = [texture(size, size, seed) for seed in range(20, 25)]
+    for ours, theirs in zip(
+        own_features(run_dir, images, TEXTS), READERS[target](out, images, TEXTS), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    # Images that are resized: the same to within a grey level, so about the same embeddings.
+    images = [texture(size + 9, 2 * size, 30), texture(3 * size, size, 31)]
+    ours, theirs = own_features(run_dir, images, TEXTS)[0], READERS[target](out, images, TEXTS)[0]
+    assert F.cosine_similarity(ours, theirs).min() > 0.999
+
+
+def test_the_flat_file_holds_the_weights_under_our_names(run_dirs, tmp_path, capsys):
+    file = tmp_path / "deep" / "weights.safetensors"
+    assert main([str(run_dirs["plain"]), str(file)]) == 0
+    want = load_run(run_dirs["plain"]).model.state_dict()
+    weights = read_weights(file)
+    assert weights.keys() == want.keys()
+    assert all(torch.equal(weights[name], want[name]) for name in want)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["weights.md", file.name]
+    assert "image embeddings 0.0e+00" in capsys.readouterr().out
+
+
+def test_the_average_is_exported(tmp_path):
+    run_dir = export_run.write_run(tmp_path / "run", export_run.config(), average=0.5)
+    file = tmp_path / "ema.safetensors"
+    assert main([str(run_dir), str(file), "--weights", "ema"]) == 0
+    want = load_run(run_dir).model.state_dict()
+    weights = read_weights(file)
+    assert all(torch.equal(weights[name], 0.5 * want[name]) for name in want)
+    assert "moving average of step 3" in (tmp_path / "ema.md").read_text()
+
+
+def test_a_bias_of_the_logits_is_said_to_be_missing(tmp_path, capsys):
+    values = export_run.config(objective={"logit_bias_init": -10.0})
+    run_dir, out = export_run.write_run(tmp_path / "run", values), tmp_path / "out"
+    assert main([str(run_dir), str(out), "--to", "transformers"]) == 0
+    sentence = "add -10.0000 to its logits"
+    assert sentence in capsys.readouterr().out and sentence in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("target", ["safetensors", *READERS])
+def test_the_cards_program_runs(run_dirs, tmp_path, monkeypatch, target):
+    out = "out.safetensors" if target == "safetensors" else "out"
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run_dirs["plain"]), out, "--to", target]) == 0
+    card = (tmp_path / ("out.md" if target == "safetensors" else "out/README.md")).read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(program, {})
+    values = torch.tensor([float(x) for x in re.findall(r"-?\d+\.?\d*", printed.getvalue())])
+    assert len(values) and values.isfinite().all()
+
+
+def test_a_tokenizer_of_transformers_travels(tmp_path):
+    text = export_run.TEXT["init_args"] | {"vocab_size": 200}
+    hf = "counterpoint.data.text.tokenize.HFTokenizer"
+    name = {"name": str(small_tokenizer(tmp_path / "tokenizer"))}
+    values = export_run.config(
+        text=export_run.TEXT | {"init_args": text},
+        tokenizer={"class_path": hf, "init_args": name},
+    )
+    run_dir, out = export_run.write_run(tmp_path / "run", values), tmp_path / "out"
+    assert main([str(run_dir), str(out), "--to", "transformers"]) == 0
+    image = [Image.new("RGB", (24, 24), "red")]
+    ours, theirs = (f(d, image, TEXTS)[1] for f, d in ((own_features, run_dir), (hf_features, out)))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def small_tokenizer(folder):
+    """Words of letters; the token that ends a text is not the one with the largest id."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[UNK]", "[PAD]", "[X]", "[EOS]", *"a red house two dogs cats long words it".split()]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="$A [EOS]", special_tokens=[("[EOS]", 3)]
+    )
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "[EOS]"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
+    return folder
