@@ -67,6 +67,7 @@ PACKAGES = {
     "launch.run": "What a run consists of.",
     "launch.experiments": "Sweeps and the catalogue.",
     "launch.experiments.ablation": "Ablations: plan, statistics, table.",
+    "launch.export": "A run's model in other libraries' layouts, compared and described.",
     "launch.reporting": "The report page.",
 }
 INTRODUCTION = """Every key of a run file, by slot, with its type and default, and every class of

@@ -17,8 +17,8 @@ NOT_OF_A_POOL = ("keep_weights", "temperature", "same_as", "caption_same_as")
 # As in models.teachers.frozen.DTYPES (a test compares them).
 STORED = ("float32", "bfloat16", "float16")
 # As in export.write.TARGETS, and those that are one file (a test compares them).
-TARGETS = ("safetensors", "transformers", "sentence-transformers", "onnx")
-SUFFIXES = {"safetensors": ".safetensors"}
+TARGETS = ("safetensors", "open_clip", "transformers", "sentence-transformers", "onnx", "datacomp")
+SUFFIXES = {"safetensors": ".safetensors", "datacomp": ".pt"}
 
 
 class Arguments(argparse.ArgumentParser):
@@ -259,7 +259,7 @@ def export() -> Arguments:
     )
     made.add_argument("run_dir", type=Path, help="folder written by `counterpoint fit`")
     made.add_argument(
-        "out", type=Path, help="folder to write; safetensors: a file that ends in .safetensors"
+        "out", type=Path, help="folder; with safetensors and datacomp a file, .safetensors or .pt"
     )
     made.add_argument("--to", choices=TARGETS, default="safetensors", help="(safetensors)")
     made.add_argument("--checkpoint", type=int, metavar="STEP", help="(the newest whole one)")

@@ -58,7 +58,7 @@ def render(
         metadata=_metadata(target, licence),
         title=source.name,
         command=_command(source, target, path),
-        embed_dim=source.model.image_projection.out_features,
+        embed_dim=source.embed_dim,
         model=_model(source),
         notes=notes,
         install=" ".join(target.needs),
@@ -103,7 +103,7 @@ def _model(source: Source) -> Rows:
     return [
         ("Image tower", f"{image}, {counts['image']:,} parameters"),
         ("Text tower", f"{text}, {counts['text']:,} parameters"),
-        ("Embedding", f"{model.image_projection.out_features} numbers"),
+        ("Embedding", f"{source.embed_dim} numbers"),
         ("Images", f"{model.image_size} x {model.image_size} pixels ({how})"),
         ("Texts", f"up to {model.context_length} tokens of {_tokenizer(source)}"),
         ("Logit scale", scale),
@@ -249,9 +249,7 @@ def _results_note(source: Source, run: Run) -> str:
     if source.weights != "trained":
         return "The moving average was not evaluated in the run's folder."
     if not any(_results(source, run)):
-        return (
-            "There are none in the run's folder for this step (`counterpoint evaluate` writes some)."
-        )
+        return "The run's folder has none of this step; `counterpoint evaluate` writes some."
     return "Intervals are over test items alone: another seed may differ by more."
 
 
@@ -265,7 +263,14 @@ def normal_interval(outcomes: Stored) -> tuple[float, float]:
 
 
 def _versions(target: Target) -> str:
-    names = ["counterpoint", "torch", "timm", "transformers", *target.packages.values(), *target.needs]
+    names = [
+        "counterpoint",
+        "torch",
+        "timm",
+        "transformers",
+        *target.packages.values(),
+        *target.needs,
+    ]
     installed = {}
     for name in dict.fromkeys(names):
         try:

@@ -1,14 +1,13 @@
 """`--to onnx`: each tower as an ONNX file, in fp32 and fp16, for onnxruntime.
 
 Files: `image.onnx`, `text.onnx`, the same with `.fp16`; `tokenizer.json` for `tokenizers`;
-`model.json`: inputs, outputs, how images are prepared, how similarities become probabilities;
+`towers.json`: inputs, outputs, how images are prepared, how similarities become probabilities;
 `answer.py`: all of it in thirty lines. Images go in as they are decoded, uint8 [n, height, width,
 3]: normalisation is in the file, and numpy and Pillow are enough outside of it.
 """
 
 import copy
 import importlib.util
-import json
 import logging
 import shutil
 import time
@@ -81,7 +80,7 @@ class Onnx(Target):
     def write(self, source: Source, path: Path) -> list[str]:
         source.check_cosine("answer.py")
         tokenizer = make_tokenizer(source)
-        write_json(path / "model.json", describe(source))
+        write_json(path / "towers.json", describe(source))
         tokenizer.save(str(path / "tokenizer.json"))
         shutil.copyfile(SCRIPT, path / "answer.py")
         for suffix, dtype in (("", torch.float32), (".fp16", torch.float16)):
@@ -106,8 +105,9 @@ class Onnx(Target):
             difference = largest(ours, theirs)
             if not difference <= HALF_LIMIT:
                 raise ValueError(
-                    f"the {tower} tower gives other embeddings in fp16 (by up to {difference:.1e}): "
-                    "its numbers leave the range of fp16, and the model cannot be exported to it"
+                    f"the {tower} tower gives other embeddings in fp16, by up to "
+                    f"{difference:.1e}: its numbers leave the range of fp16; export --to another "
+                    "layout"
                 )
             rows.append((f"Largest difference of fp16, {tower} embeddings", f"{difference:.1e}"))
         cpu = machine()["cpu"]
@@ -251,7 +251,7 @@ def describe(source: Source) -> dict[str, Any]:
             "tokenizer": "tokenizer.json",
             "context_length": model.context_length,
         },
-        "embed_dim": model.image_projection.out_features,
+        "embed_dim": source.embed_dim,
         "similarity": type(similarity).__name__.lower(),
         "logit_scale": float(model.logit_scale.exp()),
         "logit_bias": None if model.logit_bias is None else float(model.logit_bias),

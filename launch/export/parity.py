@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...data.images.transforms import EvalTransform
 from .source import Source
 from .target import Reloaded
 
 # Of embeddings of length one.
 LIMIT = 1e-4
-# Resizing rounds to whole grey levels, and libraries round at different places: twice, in few pixels
-# by two or three levels.
+# Resizing rounds to whole grey levels twice, and libraries do it at different places: a few pixels
+# are two or three levels apart.
 GREY_LIMIT, GREY_SHARE = 1.0, 0.99
 NUM_IMAGES = 8
 TEXTS = (
@@ -59,8 +60,7 @@ def measure(source: Source, exported: Reloaded) -> Parity:
     """Measures the differences between a run and its export."""
     size = source.model.image_size
     squares = [texture(size, size, seed) for seed in range(NUM_IMAGES)]
-    shapes = [(size * 3 // 2, size * 2), (size * 2, size + 7), (size + 1, size * 3)]
-    others = [texture(*shape, seed) for seed, shape in enumerate(shapes)]
+    others = [texture(*shape, seed) for seed, shape in enumerate(shapes(source))]
     with torch.inference_mode():
         image = source.model.encode_image(pixels(source, squares))
         text = source.model.encode_text(*source.run.tokenizer(TEXTS, source.model.context_length))
@@ -81,15 +81,31 @@ def check(parity: Parity, target: str) -> None:
     """
     if not parity.most_grey <= GREY_LIMIT + 0.01:
         raise ValueError(
-            f"{target} prepares images in another way than the run: {parity}, and of "
-            f"{GREY_SHARE:.0%} of the pixels at most {GREY_LIMIT:.0f} grey level is allowed; nothing "
+            f"{target} prepares images in another way than the run: {parity}, and at most "
+            f"{GREY_LIMIT:.0f} grey level is allowed for {GREY_SHARE:.0%} of the pixels; nothing "
             "was written"
         )
     if not max(parity.image, parity.text) <= LIMIT:  # NaN is refused, too
         raise ValueError(
-            f"{target} computes other embeddings than the run: {parity}, and at most {LIMIT:.0e} is "
-            "allowed; nothing was written"
+            f"{target} computes other embeddings than the run: {parity}, and at most {LIMIT:.0e} "
+            "is allowed; nothing was written"
         )
+
+
+def shapes(source: Source) -> list[tuple[int, int]]:
+    """Returns heights and widths of images whose middle is cut at whole pixels.
+
+    Where half of what is cut off is no whole number, libraries round differently, and the same
+    square is one pixel further on.
+    """
+    size, transform = source.model.image_size, source.run.eval_transform
+    side = round(size / transform.crop) if isinstance(transform, EvalTransform) else size
+    sizes = []
+    for short, long in ((size * 3 // 2, size * 2), (size + 7, size * 2), (size + 1, size * 3)):
+        while (side * long // short - size) % 2:
+            long += 1
+        sizes.append((short, long))
+    return [sizes[0], sizes[1][::-1], sizes[2]]
 
 
 def pixels(source: Source, images: list[Image.Image]) -> Tensor:
@@ -113,5 +129,3 @@ def largest(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     return float((ours.double() - theirs.double()).abs().max())
-
-

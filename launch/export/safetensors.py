@@ -1,4 +1,4 @@
-"""`--to safetensors`: one file of tensors under Counterpoint's own names; `--init_from` reads it."""
+"""`--to safetensors`: tensors under Counterpoint's own names, which `--init_from` reads."""
 
 import copy
 from collections.abc import Sequence

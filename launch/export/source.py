@@ -42,6 +42,12 @@ class Source:
         return str(self.run.config.get("name") or self.folder.resolve().name)
 
     @property
+    def embed_dim(self) -> int:
+        """Length of the embeddings."""
+        matrices = [p for p in self.model.image_projection.parameters() if p.ndim == 2]
+        return len(matrices[-1]) if matrices else self.model.image.width
+
+    @property
     def eval_transform(self) -> EvalTransform:
         """How images are prepared.
 
@@ -51,8 +57,8 @@ class Source:
         transform = self.run.eval_transform
         if type(transform) is not EvalTransform:
             raise ValueError(
-                f"images of {self.folder} are prepared by a {type(transform).__name__}, which other "
-                "libraries cannot repeat; export --to safetensors, or train with EvalTransform"
+                f"images of {self.folder} are prepared by a {type(transform).__name__}, which "
+                "other libraries cannot repeat; export --to safetensors, or use EvalTransform"
             )
         return transform
 

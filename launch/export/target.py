@@ -17,7 +17,7 @@ class Reloaded(ABC):
 
     @abstractmethod
     def grey_levels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Prepares images of any size: [n, 3, size, size], before they are normalised, in 0..255."""
+        """Prepares images of any size: [n, 3, size, size], in 0..255, not yet normalised."""
 
     @abstractmethod
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
@@ -69,11 +69,13 @@ class Target(ABC):
 
 def check_packages(target: Target) -> None:
     """Refuses a target whose packages are not installed."""
-    missing = [pip for name, pip in target.packages.items() if importlib.util.find_spec(name) is None]
+    missing = [
+        pip for name, pip in target.packages.items() if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise ValueError(
-            f"--to {target.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}, or "
-            "pip install -e '.[export]' in Counterpoint's folder"
+            f"--to {target.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}, "
+            "or pip install -e '.[export]' in Counterpoint's folder"
         )
 
 

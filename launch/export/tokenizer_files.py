@@ -59,7 +59,10 @@ def make_hf_tokenizer(source: Source) -> Any:
     ours, length = source.run.tokenizer, source.model.context_length
     if isinstance(ours, ClipTokenizer):
         model = json.loads(_clip(ours).to_str())["model"]
-        vocabulary = model["vocab"] | {"<|startoftext|>": ours.start_id, "<|endoftext|>": ours.end_id}
+        vocabulary = model["vocab"] | {
+            "<|startoftext|>": ours.start_id,
+            "<|endoftext|>": ours.end_id,
+        }
         merges = [tuple(pair) for pair in model["merges"]]
         return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
     if isinstance(ours, HFTokenizer):

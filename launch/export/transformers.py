@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.image import TimmTower
@@ -104,20 +104,37 @@ def make_model(source: Source) -> Any:
     config = VisionTextDualEncoderConfig(
         vision_config=vision.to_dict(),
         text_config=words,
-        projection_dim=model.image_projection.out_features,
+        projection_dim=source.embed_dim,
         **scalars(source),
     )
     with torch.random.fork_rng(devices=[]):
         made = VisionTextDualEncoderModel(config)
     towers = {"vision_model.timm_model": image.trunk, "text_model": text.trunk}
-    towers |= {"visual_projection": model.image_projection, "text_projection": model.text_projection}
     state = {
         f"{prefix}.{name}": value
         for prefix, module in towers.items()
         for name, value in module.state_dict().items()
     }
+    state["visual_projection.weight"] = matrix(model.image_projection, source.embed_dim)
+    state["text_projection.weight"] = matrix(model.text_projection, source.embed_dim)
     made.load_state_dict(state | {"logit_scale": model.logit_scale.reshape(())})
     return made.eval()
+
+
+def matrix(projection: nn.Module, embed_dim: int) -> Tensor:
+    """Returns a projection as a matrix.
+
+    Raises:
+        ValueError: it has a bias or several layers, which transformers' model has not.
+    """
+    if isinstance(projection, nn.Identity):
+        return torch.eye(embed_dim)
+    if not isinstance(projection, nn.Linear) or projection.bias is not None:
+        raise ValueError(
+            "transformers' two-tower model projects by one matrix, and a projection of this run "
+            "has a bias or two layers, which would be lost; export --to onnx or safetensors"
+        )
+    return projection.weight
 
 
 def scalars(source: Source) -> dict[str, float]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ...data.files import whole_folder
 from . import card, parity
+from .datacomp import DataComp
 from .onnx import Onnx
+from .open_clip import OpenClip
 from .safetensors import Safetensors
 from .sentence_transformers import SentenceTransformers
 from .source import Source
@@ -16,7 +18,7 @@ from .transformers import Transformers
 
 TARGETS: dict[str, Callable[[], Target]] = {
     target.name: target
-    for target in (Safetensors, Transformers, SentenceTransformers, Onnx)
+    for target in (Safetensors, OpenClip, Transformers, SentenceTransformers, Onnx, DataComp)
 }
 
 

@@ -26,6 +26,7 @@ PURPOSES = {
     "cluster",
     "ocr",
     "curate",
+    "export",
     "syntax",
 }
 EXTRAS = PURPOSES | {"demo", "docs", "dev"}

@@ -64,7 +64,7 @@ def test_the_program_prepares_images_to_within_a_grey_level(run_dir, tmp_path, h
     make_tokenizer(source).save(str(tmp_path / "tokenizer.json"))
     described = target.describe(source)
     described["image"] |= {key: vars(transform)[key] for key in ("resize", "crop", "fill")}
-    (tmp_path / "model.json").write_text(json.dumps(described))
+    (tmp_path / "towers.json").write_text(json.dumps(described))
     (tmp_path / "answer.py").write_text(target.SCRIPT.read_text())
     spec = importlib.util.spec_from_file_location("answer", tmp_path / "answer.py")
     program = importlib.util.module_from_spec(spec)

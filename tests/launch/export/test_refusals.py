@@ -21,6 +21,16 @@ SHARED = (
         "init_args": {"width": 16, "context_length": 12},
     },
 )
+CLASS_TOKEN = export_run.IMAGE | {
+    "init_args": export_run.IMAGE["init_args"] | {"model_args": export_run.SIZES}
+}
+OPENAI = export_run.IMAGE | {
+    "init_args": {
+        key: CLASS_TOKEN["init_args"][key] for key in ("name", "image_size", "model_args")
+    }
+}
+EVAL = {"class_path": "counterpoint.data.images.transforms.EvalTransform"}
+CROP, LONGEST = (EVAL | {"init_args": how} for how in ({"crop": 0.8}, {"resize": "longest"}))
 DISTANCE = {
     "class_path": "counterpoint.losses.infonce.InfoNCE",
     "init_args": {
@@ -62,27 +72,28 @@ def test_wrong_input_is_one_sentence(run_dir, tmp_path, monkeypatch, capsys, wor
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("target", ["transformers", "sentence-transformers"])
 @pytest.mark.parametrize(
-    ("values", "sentence"),
+    ("target", "values", "sentence"),
     [
-        (export_run.config(*SHARED), "would be lost"),
-        (export_run.config(objective={"terms": {"distance": DISTANCE}}), "by SquaredDistance"),
-        (
-            export_run.config(
-                eval_transform={
-                    "class_path": "counterpoint.data.images.transforms.EvalTransform",
-                    "init_args": {"resize": "longest"},
-                }
-            ),
-            "pads images to squares",
+        ("transformers", export_run.config(*SHARED), "would be lost"),
+        ("open_clip", export_run.config(*SHARED), "SharedImageTower"),
+        ("open_clip", export_run.config(), "its own ViT always has a class token"),
+        ("datacomp", export_run.config(), "its own ViT always has a class token"),
+        ("open_clip", export_run.config(CLASS_TOKEN, eval_transform=CROP), "cuts the middle 0.8"),
+        ("datacomp", export_run.config(CLASS_TOKEN), "prepares images as OpenAI's CLIP does"),
+        ("datacomp", export_run.config(OPENAI), "none has these sizes"),
+        *(
+            (target, export_run.config(objective={"terms": {"distance": DISTANCE}}), "by SquaredD")
+            for target in ("open_clip", "transformers", "sentence-transformers", "onnx")
         ),
+        ("transformers", export_run.config(eval_transform=LONGEST), "pads images to squares"),
     ],
 )
 def test_what_a_target_cannot_hold_is_refused(tmp_path, capsys, target, values, sentence):
-    if importlib.util.find_spec(target.replace("-", "_")) is None:
+    if target.startswith("sentence") and not importlib.util.find_spec("sentence_transformers"):
         pytest.skip(f"{target} is not installed")
-    run_dir, out = export_run.write_run(tmp_path / "run", values), tmp_path / "out"
+    run_dir = export_run.write_run(tmp_path / "run", values)
+    out = tmp_path / ("out.pt" if target == "datacomp" else "out")
     assert main(["export", str(run_dir), str(out), "--to", target]) == 2
     error = capsys.readouterr().err
     assert sentence in error and "Traceback" not in error
@@ -123,4 +134,6 @@ def test_another_model_than_the_runs_is_not_left_there(run_dir, tmp_path, monkey
 
 def test_the_command_line_knows_every_target():
     assert set(arguments.TARGETS) == set(TARGETS)
-    assert {name: made.suffix for name, made in TARGETS.items() if made.suffix} == arguments.SUFFIXES
+    assert {
+        name: made.suffix for name, made in TARGETS.items() if made.suffix
+    } == arguments.SUFFIXES

@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import json
 import re
 
 import export_run
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +17,7 @@ from counterpoint.launch.export.parity import texture
 from counterpoint.launch.run.load import load_run
 from counterpoint.models.weights import read_weights
 
+PATHS = open_clip.factory._MODEL_CONFIG_PATHS
 TEXTS = ["a red house", "two DOGS, 3 cats; isn't it?", "caf\u00e9", "long words " * 20, ""]
 EVAL = {"class_path": "counterpoint.data.images.transforms.EvalTransform"}
 SQUASH = EVAL | {"init_args": {"resize": "squash"}}
@@ -28,9 +31,18 @@ RESNET = {
     },
 }
 CLASS_TOKEN = {"init_args": export_run.IMAGE["init_args"] | {"model_args": export_run.SIZES}}
+NORMED_FIRST = {
+    "init_args": {
+        "name": "vit_base_patch32_clip_quickgelu_224",
+        "image_size": 64,
+        "model_args": {"embed_dim": 16, "depth": 1, "num_heads": 2},
+    },
+}
+QUICK = {"init_args": export_run.TEXT["init_args"] | {"activation": "quick_gelu"}}
 RUNS = {
     "plain": export_run.config(),
     "class_token": export_run.config(export_run.IMAGE | CLASS_TOKEN, eval_transform=SQUASH),
+    "normed_first": export_run.config(export_run.IMAGE | NORMED_FIRST, export_run.TEXT | QUICK),
     "convolutions": export_run.config(RESNET, eval_transform=CROP),
 }
 
@@ -66,7 +78,22 @@ def st_features(folder, images, texts):
     return tuple(torch.tensor(model.encode(items)) for items in (images, texts))
 
 
-READERS = {"transformers": hf_features, "sentence-transformers": st_features}
+def open_clip_features(folder, images, texts, pretrained=None):
+    name = str(folder) if pretrained else f"local-dir:{folder}"
+    model, _, prepare = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+    model.eval()
+    with torch.inference_mode():
+        return (
+            model.encode_image(torch.stack([prepare(image) for image in images]), normalize=True),
+            model.encode_text(open_clip.get_tokenizer(name)(texts), normalize=True),
+        )
+
+
+READERS = {
+    "open_clip": open_clip_features,
+    "transformers": hf_features,
+    "sentence-transformers": st_features,
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +112,11 @@ def installed(request):
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    [*((name, "transformers") for name in RUNS), ("plain", "sentence-transformers")],
+    [
+        *((name, "transformers") for name in RUNS),
+        *((name, "open_clip") for name in ("class_token", "normed_first")),
+        ("plain", "sentence-transformers"),
+    ],
 )
 def test_embeddings_are_the_runs_own(run_dirs, tmp_path, target, name):
     run_dir, out = run_dirs[name], tmp_path / "out"
@@ -131,11 +162,32 @@ def test_a_bias_of_the_logits_is_said_to_be_missing(tmp_path, capsys):
     assert sentence in capsys.readouterr().out and sentence in (out / "README.md").read_text()
 
 
+def test_datacomps_file_loads_by_the_name_of_an_architecture(run_dirs, tmp_path, monkeypatch):
+    run_dir = run_dirs["normed_first"]
+    sizes = {"layers": 1, "width": 16, "head_width": 8, "patch_size": 32, "image_size": 64}
+    text = {"context_length": 12, "width": 16, "heads": 2, "layers": 1}
+    known = {"embed_dim": 8, "quick_gelu": True, "vision_cfg": sizes, "text_cfg": text}
+    (tmp_path / "Mini.json").write_text(json.dumps(known))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*PATHS])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {})
+    open_clip.add_model_config(tmp_path / "Mini.json")
+    file = tmp_path / "mini.pt"
+    assert main([str(run_dir), str(file), "--to", "datacomp"]) == 0
+    assert '"Mini", pretrained=' in (tmp_path / "mini.md").read_text()
+    images = [texture(64, 64, seed) for seed in range(3)]
+    for ours, theirs in zip(
+        own_features(run_dir, images, TEXTS),
+        open_clip_features("Mini", images, TEXTS, str(file)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("target", ["safetensors", *READERS])
 def test_the_cards_program_runs(run_dirs, tmp_path, monkeypatch, target):
     out = "out.safetensors" if target == "safetensors" else "out"
     monkeypatch.chdir(tmp_path)
-    assert main([str(run_dirs["plain"]), out, "--to", target]) == 0
+    assert main([str(run_dirs["class_token"]), out, "--to", target]) == 0
     card = (tmp_path / ("out.md" if target == "safetensors" else "out/README.md")).read_text()
     (program,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -164,7 +216,7 @@ def small_tokenizer(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["[UNK]", "[PAD]", "[X]", "[EOS]", *"a red house two dogs cats long words it".split()]
+    words = ["[UNK]", "[PAD]", "[X]", "[EOS]", "a", "red", "house", "two", "dogs", "cats"]
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(
