@@ -62,7 +62,7 @@ def render(
         model=_model(source),
         notes=notes,
         install=" ".join(target.needs),
-        snippet=target.snippet.replace("{path}", path).rstrip(),
+        program=target.program(source, path).rstrip(),
         data=_data(source, run),
         recipe=_recipe(source, run),
         phases=_phases(source),

@@ -17,6 +17,15 @@ from .open_clip import ReloadedOpenClip, preparation, translate
 from .source import Source
 from .target import Reloaded, Target
 
+PROGRAM = """\
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms(
+    "{architecture}", pretrained="{path}"
+)
+tokenizer = open_clip.get_tokenizer("{architecture}")
+"""
+
 
 class DataComp(Target):
     name = "datacomp"
@@ -28,17 +37,6 @@ class DataComp(Target):
     def __init__(self) -> None:
         self.architecture = ""
 
-    @property
-    def snippet(self) -> str:  # type: ignore[override] - names the architecture
-        return f"""\
-import open_clip
-
-model, _, preprocess = open_clip.create_model_and_transforms(
-    "{self.architecture}", pretrained="{{path}}"
-)
-tokenizer = open_clip.get_tokenizer("{self.architecture}")
-"""
-
     def write(self, source: Source, path: Path) -> list[str]:
         model, tensors = translate(source)
         check_preparation(source)
@@ -49,6 +47,9 @@ tokenizer = open_clip.get_tokenizer("{self.architecture}")
 
     def reload(self, source: Source, path: Path) -> Reloaded:
         return ReloadedOpenClip(source, self.architecture, str(path))
+
+    def program(self, source: Source, path: str) -> str:
+        return PROGRAM.replace("{path}", path).replace("{architecture}", self.architecture)
 
 
 def architecture(config: Mapping[str, Any]) -> str:

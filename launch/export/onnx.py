@@ -73,10 +73,6 @@ class Onnx(Target):
     needs = ("onnxruntime", "tokenizers", "pillow")
     library = "onnx"
 
-    @property
-    def snippet(self) -> str:  # type: ignore[override] - the program that lies beside the files
-        return SCRIPT.read_text(encoding="utf-8")
-
     def write(self, source: Source, path: Path) -> list[str]:
         source.check_cosine("answer.py")
         tokenizer = make_tokenizer(source)
@@ -91,6 +87,9 @@ class Onnx(Target):
 
     def reload(self, source: Source, path: Path) -> Reloaded:
         return _Reloaded(path)
+
+    def program(self, source: Source, path: str) -> str:
+        return SCRIPT.read_text(encoding="utf-8")
 
     def facts(self, source: Source, path: Path) -> list[tuple[str, str]]:
         """Compares fp16 with fp32, and times both on one thread."""

@@ -19,13 +19,7 @@ from .source import Source, end_of_text
 from .target import Reloaded, Target
 from .tokenizer_files import make_hf_tokenizer
 
-
-class OpenClip(Target):
-    name = "open_clip"
-    packages: Mapping[str, str] = {"open_clip": "open_clip_torch"}
-    needs = ("open_clip_torch",)
-    library = "open_clip"
-    snippet = """\
+PROGRAM = """\
 import open_clip
 import torch
 from PIL import Image
@@ -40,6 +34,13 @@ with torch.inference_mode():
     vectors = model.encode_text(texts, normalize=True)
     print((model.logit_scale.exp() * images @ vectors.T).softmax(dim=1))
 """
+
+
+class OpenClip(Target):
+    name = "open_clip"
+    packages: Mapping[str, str] = {"open_clip": "open_clip_torch"}
+    needs = ("open_clip_torch",)
+    library = "open_clip"
 
     def write(self, source: Source, path: Path) -> list[str]:
         model, tensors = translate(source)
@@ -56,6 +57,9 @@ with torch.inference_mode():
     def reload(self, source: Source, path: Path) -> Reloaded:
         return ReloadedOpenClip(source, f"local-dir:{path}")
 
+    def program(self, source: Source, path: str) -> str:
+        return PROGRAM.replace("{path}", path)
+
 
 class ReloadedOpenClip(Reloaded):
     """A model that open_clip loads, by its name and source."""
@@ -63,17 +67,14 @@ class ReloadedOpenClip(Reloaded):
     def __init__(self, source: Source, name: str, pretrained: str | None = None):
         import open_clip
 
-        self.model: Any
-        self.model, _, self.prepare = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained
-        )
+        self.source = source
+        made: Any = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+        self.model, _, self.prepare = made
         self.model.eval()
         self.tokenizer = open_clip.get_tokenizer(name)
-        stem = source.model.image.stem
-        self.mean, self.std = stem.mean, stem.std
 
     def grey_levels(self, images: Sequence[Image.Image]) -> Tensor:
-        return self._prepared(images) * self.std + self.mean
+        return self.source.denormalised(self._prepared(images))
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         return self.model.encode_image(self._prepared(images), normalize=True)
@@ -82,8 +83,7 @@ class ReloadedOpenClip(Reloaded):
         return self.model.encode_text(self.tokenizer(list(texts)), normalize=True)
 
     def _prepared(self, images: Sequence[Image.Image]) -> Tensor:
-        prepared: list[Any] = [self.prepare(image) for image in images]
-        return torch.stack(prepared)
+        return torch.stack([self.prepare(image) for image in images])
 
 
 def translate(source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -106,7 +106,7 @@ def preparation(source: Source) -> dict[str, Any]:
     Raises:
         ValueError: open_clip does not prepare images like this.
     """
-    transform, stem = source.eval_transform, source.model.image.stem
+    transform, (mean, std) = source.eval_transform, source.statistics
     if transform.crop != 1:
         raise ValueError(
             f"{source.folder} cuts the middle {transform.crop:g} of an image (eval_transform "
@@ -115,8 +115,8 @@ def preparation(source: Source) -> dict[str, Any]:
     return {
         "size": [source.model.image_size] * 2,
         "mode": "RGB",
-        "mean": (stem.mean.flatten() / 255).tolist(),
-        "std": (stem.std.flatten() / 255).tolist(),
+        "mean": mean,
+        "std": std,
         "interpolation": "bicubic",
         "resize_mode": transform.resize,
         "fill_color": transform.fill,

@@ -15,17 +15,18 @@ from .parity import pixels
 from .source import Source
 from .target import Reloaded, Target
 
-
-class Safetensors(Target):
-    name = "safetensors"
-    suffix = ".safetensors"
-    library = "counterpoint"
-    snippet = """\
+PROGRAM = """\
 from counterpoint.models.weights import read_weights
 
 weights = read_weights("{path}")  # or counterpoint fit ... --init_from {path}
 print(sum(tensor.numel() for tensor in weights.values()))
 """
+
+
+class Safetensors(Target):
+    name = "safetensors"
+    suffix = ".safetensors"
+    library = "counterpoint"
 
     def write(self, source: Source, path: Path) -> list[str]:
         # Tensors that share memory (towers with common layers) cannot be told apart in such a file.
@@ -42,6 +43,9 @@ print(sum(tensor.numel() for tensor in weights.values()))
                 parameter.fill_(float("nan"))  # what the file lacks shows
         load_weights(model, read_weights(path), str(path))
         return _Reloaded(source, model)
+
+    def program(self, source: Source, path: str) -> str:
+        return PROGRAM.replace("{path}", path)
 
 
 class _Reloaded(Reloaded):

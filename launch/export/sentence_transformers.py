@@ -17,13 +17,7 @@ from .source import Source
 from .target import Reloaded, Target, quiet
 from .transformers import Transformers
 
-
-class SentenceTransformers(Target):
-    name = "sentence-transformers"
-    packages: Mapping[str, str] = {"sentence_transformers": "sentence-transformers"}
-    needs = ("sentence-transformers", "timm", "pillow")
-    library = "sentence-transformers"
-    snippet = """\
+PROGRAM = """\
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
@@ -32,6 +26,13 @@ images = model.encode([Image.new("RGB", (300, 200), "red")])  # or Image.open("p
 texts = model.encode(["a red flag", "a blue flag"])
 print(model.similarity(images, texts))
 """
+
+
+class SentenceTransformers(Target):
+    name = "sentence-transformers"
+    packages: Mapping[str, str] = {"sentence_transformers": "sentence-transformers"}
+    needs = ("sentence-transformers", "timm", "pillow")
+    library = "sentence-transformers"
 
     def write(self, source: Source, path: Path) -> list[str]:
         from sentence_transformers import SentenceTransformer
@@ -48,6 +49,9 @@ print(model.similarity(images, texts))
     def reload(self, source: Source, path: Path) -> Reloaded:
         return _Reloaded(source, path)
 
+    def program(self, source: Source, path: str) -> str:
+        return PROGRAM.replace("{path}", path)
+
 
 class _Reloaded(Reloaded):
     def __init__(self, source: Source, path: Path):
@@ -55,11 +59,10 @@ class _Reloaded(Reloaded):
 
         with quiet():
             self.model: Any = SentenceTransformer(str(path), device="cpu")
-        stem = source.model.image.stem
-        self.mean, self.std = stem.mean, stem.std
+        self.source = source
 
     def grey_levels(self, images: Sequence[Image.Image]) -> Tensor:
-        return self.model.preprocess(list(images))["pixel_values"] * self.std + self.mean
+        return self.source.denormalised(self.model.preprocess(list(images))["pixel_values"])
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         return self._encode(images)

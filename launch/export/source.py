@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...data.images.transforms import EvalTransform
 from ...losses.components.similarity import Similarity
+from ...models.image import PixelStem
 from ...models.two_tower import TwoTower
 from ...models.weights import load_weights
 from ...train.checkpointing import checkpoint as checkpoints
@@ -46,6 +47,30 @@ class Source:
         """Length of the embeddings."""
         matrices = [p for p in self.model.image_projection.parameters() if p.ndim == 2]
         return len(matrices[-1]) if matrices else self.model.image.width
+
+    @property
+    def stem(self) -> PixelStem:
+        """What normalises pixels.
+
+        Raises:
+            ValueError: the image tower normalises in a way of its own.
+        """
+        stem = getattr(self.model.image, "stem", None)
+        if not isinstance(stem, PixelStem):
+            raise ValueError(
+                f"a {type(self.model.image).__name__} normalises images in a way of its own, which "
+                "other libraries cannot repeat; export --to onnx or safetensors"
+            )
+        return stem
+
+    @property
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation that images are normalised with, in units of [0, 1]."""
+        return (self.stem.mean.flatten() / 255).tolist(), (self.stem.std.flatten() / 255).tolist()
+
+    def denormalised(self, pixels: Tensor) -> Tensor:
+        """Returns normalised images in grey levels, 0 to 255."""
+        return pixels * self.stem.std + self.stem.mean
 
     @property
     def eval_transform(self) -> EvalTransform:

@@ -37,7 +37,6 @@ class Target(ABC):
         needs: packages that pip has to install where it is used.
         suffix: of the one file that it is; "" where it is a folder.
         library: name in the card's metadata.
-        snippet: a program for the card; `{path}` is the export.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Target(ABC):
     needs: tuple[str, ...] = ()
     suffix: str = ""
     library: str
-    snippet: str
 
     @abstractmethod
     def write(self, source: Source, path: Path) -> list[str]:
@@ -61,6 +59,10 @@ class Target(ABC):
     @abstractmethod
     def reload(self, source: Source, path: Path) -> Reloaded:
         """Loads what was written, with the target's own library."""
+
+    @abstractmethod
+    def program(self, source: Source, path: str) -> str:
+        """Returns a program for the card that loads the export and uses it."""
 
     def facts(self, source: Source, path: Path) -> list[tuple[str, str]]:
         """Returns rows about this export for the card: what, how much."""

@@ -5,6 +5,7 @@ Both repeat lower-casing, splitting into words and byte pairs. What CLIP's clean
 (HTML's references, text in broken encodings) stays with the caller.
 """
 
+import copy
 import json
 from typing import Any
 
@@ -63,11 +64,15 @@ def make_hf_tokenizer(source: Source) -> Any:
             "<|startoftext|>": ours.start_id,
             "<|endoftext|>": ours.end_id,
         }
-        merges = [tuple(pair) for pair in model["merges"]]
+        merges: Any = [tuple(pair) for pair in model["merges"]]
         return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
     if isinstance(ours, HFTokenizer):
-        ours.tokenizer.model_max_length = length
-        return ours.tokenizer
+        tokenizer = copy.deepcopy(ours.tokenizer)
+        tokenizer.model_max_length = length
+        if not source.model.text.ignores_padding:
+            # No mask, since padding is attended to; saved are the arguments that it was made with.
+            tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
+        return tokenizer
     raise _unknown(source)
 
 

@@ -1,6 +1,6 @@
 """`--to transformers`: a folder for `AutoModel` and `AutoProcessor`.
 
-Towers that transformers' `CLIPModel` has become one; all others its two-tower model
+Towers that its `CLIPModel` or `SiglipModel` has become one; others its two-tower model
 `VisionTextDualEncoderModel`, which holds any network of timm beside CLIP's text transformer.
 """
 
@@ -14,18 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.image import TimmTower
+from ...models.interop.transformers import to_transformers
 from ...models.text import ClipTextTower
 from .source import Source, end_of_text
 from .target import Reloaded, Target, quiet
 from .tokenizer_files import make_hf_tokenizer
 
-
-class Transformers(Target):
-    name = "transformers"
-    packages: Mapping[str, str] = {"transformers": "transformers"}
-    needs = ("transformers", "timm", "pillow")
-    library = "transformers"
-    snippet = """\
+PROGRAM = """\
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -34,22 +29,35 @@ model = AutoModel.from_pretrained("{path}").eval()
 processor = AutoProcessor.from_pretrained("{path}")
 image = Image.new("RGB", (300, 200), "red")  # or Image.open("photo.jpg")
 texts = ["a red flag", "a blue flag"]
-inputs = processor(text=texts, images=[image], padding=True, truncation=True, return_tensors="pt")
+inputs = processor(
+    text=texts, images=[image], padding={padding}, truncation=True, return_tensors="pt"
+)
 with torch.inference_mode():
     outputs = model(**inputs)
 print(outputs.logits_per_image.softmax(dim=1))
 """
 
+
+class Transformers(Target):
+    name = "transformers"
+    packages: Mapping[str, str] = {"transformers": "transformers"}
+    needs = ("transformers", "timm", "pillow")
+    library = "transformers"
+
     def write(self, source: Source, path: Path) -> list[str]:
         source.check_cosine("transformers")
-        processor = make_processor(source)
         with quiet():
-            make_model(source).save_pretrained(path)
+            made = make_model(source)
+            processor = make_processor(source, made.config.model_type)
+            made.save_pretrained(path)
             processor.save_pretrained(path)
-        return left_out(source)
+        return left_out(source, made)
 
     def reload(self, source: Source, path: Path) -> Reloaded:
         return _Reloaded(source, path)
+
+    def program(self, source: Source, path: str) -> str:
+        return PROGRAM.replace("{path}", path).replace("{padding}", padding(source))
 
 
 class _Reloaded(Reloaded):
@@ -59,12 +67,12 @@ class _Reloaded(Reloaded):
         with quiet():
             self.model: Any = AutoModel.from_pretrained(path).eval()
             self.processor: Any = AutoProcessor.from_pretrained(path)
-        stem = source.model.image.stem
-        self.mean, self.std = stem.mean, stem.std
+        self.source = source
+        self.padding = True if source.model.text.ignores_padding else "max_length"
 
     def grey_levels(self, images: Sequence[Image.Image]) -> Tensor:
         inputs = self.processor(images=list(images), return_tensors="pt")
-        return inputs["pixel_values"] * self.std + self.mean
+        return self.source.denormalised(inputs["pixel_values"])
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         inputs = self.processor(images=list(images), return_tensors="pt")
@@ -72,7 +80,7 @@ class _Reloaded(Reloaded):
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         inputs = self.processor(
-            text=list(texts), padding=True, truncation=True, return_tensors="pt"
+            text=list(texts), padding=self.padding, truncation=True, return_tensors="pt"
         )
         return F.normalize(pooled(self.model.get_text_features(**inputs)), dim=-1)
 
@@ -83,6 +91,30 @@ def make_model(source: Source) -> Any:
     Raises:
         ValueError: transformers has no such model.
     """
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config, state = to_transformers(source.model)
+    except ValueError as error:
+        if (
+            type(source.model.image) is not TimmTower
+            or type(source.model.text) is not ClipTextTower
+        ):
+            raise ValueError(f"{error}; --to onnx and safetensors may hold it") from error
+        return make_dual_encoder(source)
+    config["text_config"]["eos_token_id"] = end_of_text(source)
+    with torch.random.fork_rng(devices=[]):
+        made: Any = AutoModel.from_config(AutoConfig.for_model(**config))
+    made.load_state_dict(state)
+    return made.eval()
+
+
+def make_dual_encoder(source: Source) -> Any:
+    """Returns a `VisionTextDualEncoderModel` of any network of timm and CLIP's text transformer.
+
+    Raises:
+        ValueError: see `matrix`.
+    """
     from transformers import (
         TimmWrapperConfig,
         VisionTextDualEncoderConfig,
@@ -91,22 +123,17 @@ def make_model(source: Source) -> Any:
 
     model = source.model
     image, text = model.image, model.text
-    if type(image) is not TimmTower or type(text) is not ClipTextTower:
-        raise ValueError(
-            f"transformers has no model with a {type(image).__name__} and a {type(text).__name__}, "
-            "so one of the towers would be lost; export --to onnx or safetensors"
-        )
+    assert isinstance(image, TimmTower) and isinstance(text, ClipTextTower)
     architecture, arguments = timm_arguments(image)
-    vision = TimmWrapperConfig(
-        architecture=architecture, model_args=arguments, hidden_size=image.width, num_labels=0
-    )
-    words = text.trunk.config.to_dict() | {"eos_token_id": end_of_text(source)}
-    config = VisionTextDualEncoderConfig(
-        vision_config=vision.to_dict(),
-        text_config=words,
+    vision = TimmWrapperConfig(architecture=architecture, model_args=arguments).to_dict()
+    vision |= {"hidden_size": image.width, "num_classes": 0, "label_names": []}
+    config: Any = VisionTextDualEncoderConfig(
+        vision_config=vision,
+        text_config=text.trunk.config.to_dict() | {"eos_token_id": end_of_text(source)},
         projection_dim=source.embed_dim,
-        **scalars(source),
     )
+    if model.logit_bias is not None:
+        config.logit_bias = float(model.logit_bias)  # no class reads it
     with torch.random.fork_rng(devices=[]):
         made = VisionTextDualEncoderModel(config)
     towers = {"vision_model.timm_model": image.trunk, "text_model": text.trunk}
@@ -137,31 +164,30 @@ def matrix(projection: nn.Module, embed_dim: int) -> Tensor:
     return projection.weight
 
 
-def scalars(source: Source) -> dict[str, float]:
-    """Returns what the configuration says about scale and bias; no class reads the bias."""
-    bias = source.model.logit_bias
-    return {} if bias is None else {"logit_bias": float(bias)}
-
-
-def left_out(source: Source) -> list[str]:
+def left_out(source: Source, made: Any) -> list[str]:
     """Returns sentences about what transformers' model does not hold."""
-    notes = []
-    if (bias := source.model.logit_bias) is not None:
+    notes, bias = [], source.model.logit_bias
+    if bias is not None and "logit_bias" not in made.state_dict():
         notes.append(
             f"transformers' model has no bias of the logits; add {float(bias):.4f} to its logits "
             "before the sigmoid (`logit_bias` in config.json)"
         )
-    if getattr(source.model.image, "mask_token", None) is not None:
+    if "image.mask_token" in source.model.state_dict():
         notes.append("the mask token, which only training uses, is left out")
     return notes
+
+
+def padding(source: Source) -> str:
+    """Returns how texts are padded: to the longest, or always to the whole length."""
+    return "True" if source.model.text.ignores_padding else '"max_length"'
 
 
 def timm_arguments(image: TimmTower) -> tuple[str, dict[str, Any]]:
     """Returns the name and the arguments that timm makes the image tower's network with."""
     import timm
 
-    name, size, arguments = image._made
-    sized = {"img_size": size, **arguments}
+    name, arguments = image.name, image.model_args
+    sized = {"img_size": image.image_size, **arguments}
     try:
         with torch.device("meta"):
             timm.create_model(name, num_classes=0, **sized)
@@ -170,13 +196,18 @@ def timm_arguments(image: TimmTower) -> tuple[str, dict[str, Any]]:
     return name, sized
 
 
-def make_processor(source: Source) -> Any:
-    """Returns the processor of images and texts.
+def make_processor(source: Source, kind: str) -> Any:
+    """Returns the processor of images and texts, as transformers has it for this kind of model.
 
     Raises:
         ValueError: the run prepares images in a way that transformers' processor does not know.
     """
-    from transformers import CLIPImageProcessor, VisionTextDualEncoderProcessor
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPProcessor,
+        SiglipProcessor,
+        VisionTextDualEncoderProcessor,
+    )
 
     transform, size = source.eval_transform, source.model.image_size
     square = {"height": size, "width": size}
@@ -189,14 +220,15 @@ def make_processor(source: Source) -> Any:
         sizes: dict[str, Any] = {"size": square, "do_center_crop": False}
     else:
         sizes = {"size": {"shortest_edge": round(size / transform.crop)}, "crop_size": square}
-    stem = source.model.image.stem
-    images = CLIPImageProcessor(
+    mean, std = source.statistics
+    images: Any = CLIPImageProcessor(
         resample=Image.Resampling.BICUBIC,
-        image_mean=(stem.mean.flatten() / 255).tolist(),
-        image_std=(stem.std.flatten() / 255).tolist(),
+        image_mean=mean,
+        image_std=std,
         **sizes,
     )
-    return VisionTextDualEncoderProcessor(images, make_hf_tokenizer(source))
+    kinds = {"clip": CLIPProcessor, "siglip": SiglipProcessor}
+    return kinds.get(kind, VisionTextDualEncoderProcessor)(images, make_hf_tokenizer(source))
 
 
 def pooled(features: Any) -> Tensor:

@@ -121,6 +121,8 @@ def installed(request):
 def test_embeddings_are_the_runs_own(run_dirs, tmp_path, target, name):
     run_dir, out = run_dirs[name], tmp_path / "out"
     assert main([str(run_dir), str(out), "--to", target]) == 0
+    if (target, name) == ("transformers", "normed_first"):
+        assert json.loads((out / "config.json").read_text())["model_type"] == "clip"
     size = load_run(run_dir).model.image_size
     images = [texture(size, size, seed) for seed in range(20, 25)]
     for ours, theirs in zip(
@@ -209,6 +211,41 @@ def test_a_tokenizer_of_transformers_travels(tmp_path):
     image = [Image.new("RGB", (24, 24), "red")]
     ours, theirs = (f(d, image, TEXTS)[1] for f, d in ((own_features, run_dir), (hf_features, out)))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_siglips_towers_become_siglip(tmp_path):
+    """Attention pooling, texts that see their padding, a projection with a bias, a logit bias."""
+    tokenizer = small_tokenizer(tmp_path / "tokenizer")
+    sizes = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    image = {"name": "vit_base_patch16_siglip_224", "image_size": 24, "model_args": sizes}
+    text = {"width": 16, "depth": 1, "num_heads": 2, "context_length": 12, "vocab_size": 20}
+    values = export_run.config(
+        image={"class_path": "counterpoint.models.image.TimmTower", "init_args": image},
+        text={"class_path": "counterpoint.models.siglip_text.SiglipTextTower", "init_args": text},
+        objective={"logit_bias_init": -10.0},
+        tokenizer={
+            "class_path": "counterpoint.data.text.tokenize.HFTokenizer",
+            "init_args": {"name": str(tokenizer)},
+        },
+        eval_transform=SQUASH,
+    )
+    projections = {"image_projection": "none", "text_projection": "affine", "embed_dim": 16}
+    values["model"] |= projections
+    run_dir, out = export_run.write_run(tmp_path / "run", values), tmp_path / "out"
+    assert main([str(run_dir), str(out), "--to", "transformers"]) == 0
+    from transformers import AutoModel, AutoProcessor
+
+    model, processor = AutoModel.from_pretrained(out), AutoProcessor.from_pretrained(out)
+    assert type(model).__name__ == "SiglipModel" and float(model.logit_bias) == -10.0
+    images = [texture(24, 24, seed) for seed in range(3)]
+    inputs = processor(
+        text=TEXTS, images=images, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        theirs = model(**inputs)
+    ours = own_features(run_dir, images, TEXTS)
+    torch.testing.assert_close(theirs.image_embeds, ours[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(theirs.text_embeds, ours[1], rtol=0, atol=1e-5)
 
 
 def small_tokenizer(folder):
