@@ -1,6 +1,7 @@
 """Every task gives the same values, to the last digit, for any number of processes."""
 
 import pytest
+import torch
 from toy_evaluation import tokenizer, transform
 from vector_model import NAMES, Classes, Vectors
 
@@ -76,6 +77,24 @@ def measured(rank, world_size):
     values = evaluate(Vectors(), suite, tokenizer, transform, batch_size=8, outcomes=outcomes)
     rows = {name: (list(each.values), list(each.keys)) for name, each in outcomes.items()}
     return values, rows
+
+
+@pytest.mark.parametrize("kind", ["diverged", "collapsed", "zero"])
+def test_a_useless_model_ends_no_evaluation_and_scores_nothing(kind):
+    model = Vectors()
+    if kind == "collapsed":
+        model.image.data.zero_()
+        model.encode_image = lambda image, form="": torch.ones(len(image), 10 if form else 6)
+        model.encode_text = lambda ids, lengths, form="": torch.ones(len(ids), 6)
+    else:
+        for parameter in model.parameters():
+            parameter.data.fill_(torch.nan if kind == "diverged" else 0.0)
+    values = evaluate(model, Suite("s", every_task()), tokenizer, transform)
+    found = {name: value for name, value in values.items() if name.endswith(("top1", "accuracy"))}
+    assert len(found) > 10
+    # Probes of features that say nothing know the most frequent class.
+    probes = () if kind == "diverged" else ("s/knn/top1", "s/linear_probe/top1")
+    assert {name: value for name, value in found.items() if value > 0 and name not in probes} == {}
 
 
 def test_the_same_digits_for_any_number_of_processes(gloo):

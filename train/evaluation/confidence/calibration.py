@@ -69,6 +69,8 @@ def calibration_error(confidence: np.ndarray, is_right: np.ndarray, num_bins: in
         is_right: whether it is right, [n].
         num_bins: of equal width; a bin holds its upper edge.
     """
+    if not np.isfinite(confidence).all():  # of a model that diverged
+        return float("nan")
     bins = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(np.int64)
     gaps = np.bincount(bins, weights=is_right - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(confidence))

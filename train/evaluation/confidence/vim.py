@@ -100,6 +100,8 @@ class Residual:
         dimension = dimension or principal_dimension(width)
         if not 0 < dimension < width:
             raise ValueError(f"dimension is {dimension}; features have {width}, so give 1 to less")
+        if not (features.isfinite().all() and weight.isfinite().all()):  # of a model that diverged
+            return cls(torch.full_like(bias.new_empty(width), torch.nan), weight, torch.nan)
         origin = -torch.linalg.pinv(weight.T) @ bias
         centred = features.to(weight) - origin
         _, vectors = torch.linalg.eigh(centred.T @ centred)  # the smallest eigenvalues first

@@ -42,7 +42,7 @@ class ConditionalDiversity(Retrieval):
             image, text[torch.tensor([position[caption] for caption in captions])]
         )
         return {
-            "text_share": float(explained.trace() / (explained + rest).trace()),
+            "text_share": float(explained.trace() / (explained + rest).trace().clamp_min(1e-300)),
             "scendi.modes": num_modes(rest),
             "text_scendi.modes": num_modes(explained),
         }
@@ -56,6 +56,9 @@ def split_covariance(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         text: that of each image, [n, d].
     """
     num = len(image)
+    if not (image.isfinite().all() and text.isfinite().all()):  # of a model that diverged
+        nothing = image.new_full((image.shape[1], image.shape[1]), torch.nan)
+        return nothing, nothing
     crossed = image.T @ text / num
     explained = crossed @ torch.linalg.pinv(text.T @ text / num, hermitian=True) @ crossed.T
     return image.T @ image / num - explained, explained
@@ -63,6 +66,8 @@ def split_covariance(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
 
 def num_modes(covariance: Tensor) -> float:
     """Returns exp(-sum l log(l / sum l)) of the eigenvalues l."""
+    if not covariance.isfinite().all():
+        return float("nan")
     values = torch.linalg.eigvalsh(covariance).clamp_min(0)  # rounding may leave some below 0
     total = values.sum()
     if total <= 0:

@@ -82,6 +82,8 @@ def uniformity(rows: Tensor) -> float:
 
 def effective_rank(rows: Tensor) -> float:
     """Returns exp of the entropy of the singular values as shares of their sum."""
+    if not rows.isfinite().all():  # of a model that diverged
+        return float("nan")
     values = torch.linalg.svdvals(rows)
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())

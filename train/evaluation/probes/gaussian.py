@@ -47,6 +47,8 @@ def discriminant(features: Tensor, targets: Tensor, num_classes: int) -> tuple[T
     device = features.device if features.device.type != "mps" else torch.device("cpu")
     x, y = features.to(device).double(), targets.to(device)
     num, width = x.shape
+    if not x.isfinite().all():  # of a model that diverged
+        return x.new_full((width, num_classes), torch.nan), x.new_full((num_classes,), torch.nan)
     counts = y.bincount(minlength=num_classes)
     means = x.new_zeros(num_classes, width).index_add_(0, y, x) / counts[:, None]
     centred = x - means[y]

@@ -50,6 +50,7 @@ class MultiObject(ZeroShot):
         self.large = large
         self.both = both
         self.seed = seed
+        self._partners: dict[int, int] = {}
 
     def prepare(self) -> np.ndarray:
         chosen = super().prepare()
@@ -57,8 +58,10 @@ class MultiObject(ZeroShot):
         if len(set(labels.tolist())) < 2:
             raise ValueError(f"{self.data} show one class, '{self._names[labels[0]]}'; give two")
         partners = partners_of(labels, self.keys(chosen), self.seed)
-        self._partners = dict(zip(chosen.tolist(), chosen[partners].tolist(), strict=True))
-        self._pairs = Pairs(self.data, self._partners, self.large)
+        pairs = dict(zip(chosen.tolist(), chosen[partners].tolist(), strict=True))
+        if pairs != self._partners:  # else decoded ones are kept from one evaluation to the next
+            self._partners = pairs
+            self._pairs = Pairs(self.data, pairs, self.large)
         return chosen
 
     def image_sets(self) -> dict[ImageSet, np.ndarray]:
