@@ -34,17 +34,22 @@ class EvaluationConfig:
         every_n_steps: distance between evaluations; there is always one after the last step.
         batch_size: images or captions per tower call and process.
         data_root: folder that relative paths in the suite start from; None: the suite's own.
+        tasks_at_once: of a large suite, the tasks of one evaluation, which take turns; None: all.
+            The one after the last step has all.
     """
 
     suite: str | None = None
     every_n_steps: int = 1_000_000_000
     batch_size: int = 256
     data_root: str | None = None
+    tasks_at_once: int | None = None
 
     def __post_init__(self) -> None:
         off = "evaluation.suite=null turns all off, that after the last step, too"
         at_least("evaluation.every_n_steps", self.every_n_steps, 1, off)
         at_least("evaluation.batch_size", self.batch_size, 1)
+        if self.tasks_at_once is not None:
+            at_least("evaluation.tasks_at_once", self.tasks_at_once, 1, "null evaluates all")
 
 
 class Evaluate(pl.Callback):
@@ -88,12 +93,20 @@ class Evaluate(pl.Callback):
         if step % self.config.every_n_steps == 0 or step == trainer.max_steps:
             with as_validation(trainer, pl_module, self):
                 outcomes: dict[str, Outcomes] = {}
-                values = self._evaluate(trainer, pl_module, self.suite, outcomes)
+                suite = self.part(self.suite, step, is_last=step == trainer.max_steps)
+                values = self._evaluate(trainer, pl_module, suite, outcomes)
                 log_row(trainer, values, step)
             if step == trainer.max_steps and trainer.is_global_zero:
                 write_outcomes(self.run_dir / FILE, outcomes)
             if trainer.is_global_zero:
                 log_beside_bar(trainer, f"step {step}  {screen_line(values)}")
+
+    def part(self, suite: Suite, step: int, is_last: bool) -> Suite:
+        """Returns the tasks of an evaluation: a function of the step, however often a run stops."""
+        count = self.config.tasks_at_once
+        if count is None or is_last:
+            return suite
+        return suite.turn(step // self.config.every_n_steps - 1, count)
 
     def _evaluate(
         self,

@@ -1,7 +1,7 @@
 """Suites: tasks that are evaluated together, and the images that they share."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .encode import ByteCache
 from .task import Task
@@ -43,6 +43,19 @@ class Suite:
             )
         self.absent += absent
         self.tasks = {name: task for name, task in self.tasks.items() if name not in absent}
+
+    def turn(self, number: int, count: int) -> "Suite":
+        """Returns the suite with those `count` tasks whose turn it is; decoded images are shared.
+
+        Turn `number`, from 0, has the tasks from number * count on in the order of the file, which
+        begins again at its end. A part has no average.
+        """
+        names = list(self.tasks)
+        if count >= len(names):
+            return self
+        chosen = {(number * count + i) % len(names) for i in range(count)}
+        tasks = {name: self.tasks[name] for i, name in enumerate(names) if i in chosen}
+        return replace(self, tasks=tasks, average=None)
 
     @property
     def note(self) -> str:
