@@ -12,10 +12,11 @@ import html
 import importlib.util
 import os
 import re
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ftfy
 import numpy as np
@@ -41,6 +42,9 @@ WORDS = regex.compile(
 
 # Python reads no number of over 4,300 digits; 8 are more than any character has.
 LONG_REFERENCE = re.compile("&#([0-9]{8,})")
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+Clean = Literal["none", "whitespace", "lower", "canonicalize"]
 
 MAX_CACHED_WORDS = 1 << 17  # about 30 MB a process
 MAX_CACHED_LENGTH = 32
@@ -140,11 +144,15 @@ class HFTokenizer(Tokenizer):
     `lengths` counts the tokens that are not padding.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, clean: Clean = "none", left_out: Sequence[str] = ()) -> None:
         """Loads the tokenizer.
 
         Args:
             name: a model name, or a folder written by `save_pretrained`.
+            clean: what is done to captions before: repaired and with white space joined
+                (`whitespace`), and lower-cased (`lower`), and without punctuation (`canonicalize`);
+                models of open_clip were trained with one of these.
+            left_out: tokens that padding takes the place of, such as `[SEP]`.
 
         Raises:
             ValueError: it cannot be loaded, or has no token to pad with.
@@ -165,6 +173,8 @@ class HFTokenizer(Tokenizer):
                     "one (`tokenizer.pad_token = ...`) and save it to a folder"
                 )
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.clean: Clean = clean
+        self.left_out = self.tokenizer.convert_tokens_to_ids(list(left_out))
         self.tokenizer.padding_side = "right"
         self.tokenizer.truncation_side = "right"
         self.vocab_size = len(self.tokenizer)
@@ -177,14 +187,17 @@ class HFTokenizer(Tokenizer):
             empty = torch.zeros(0, context_length, dtype=torch.int64)
             return empty, torch.zeros(0, dtype=torch.int64)
         batch = self.tokenizer(
-            list(texts),
+            [cleaned(text, self.clean) for text in texts],
             padding="max_length",
             truncation=True,
             max_length=context_length,
             return_attention_mask=True,
             return_tensors="pt",
         )
-        return batch["input_ids"].long(), batch["attention_mask"].sum(dim=1).long()
+        ids, is_token = batch["input_ids"].long(), batch["attention_mask"].bool()
+        for token in self.left_out:
+            is_token &= ids != token
+        return ids.where(is_token, self.pad_id), is_token.sum(dim=1)
 
 
 def check_arguments(texts: Sequence[str], context_length: int) -> None:
@@ -206,6 +219,16 @@ def clean(text: str) -> str:
     """Repairs encodings and HTML entities, joins white space, lower-cases: CLIP's cleaning."""
     text = unescaped(unescaped(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+def cleaned(text: str, how: Clean) -> str:
+    """Returns a caption as open_clip's cleaning of this name leaves it."""
+    if how == "none":
+        return text
+    text = " ".join(unescaped(unescaped(ftfy.fix_text(text))).split())
+    if how == "canonicalize":
+        text = " ".join(text.replace("_", " ").translate(PUNCTUATION).split())
+    return text if how == "whitespace" else text.lower()
 
 
 def unescaped(text: str) -> str:

@@ -19,7 +19,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("name", "run", "name in reports"),
         ("run_dir", "null", "folder for results; null: runs/NAME"),
         ("seed", "0", "of weights, order, augmentation"),
-        ("init_from", "null", "weights to start from: a run folder or a file"),
+        ("init_from", "null", "weights to start from: a run, a file, another library's model"),
     ],
     "Length and rates: phases, in their order, each with a name (here: train)": [
         ("phases.train.samples", REQUIRED, "length in image-text pairs"),

@@ -131,7 +131,9 @@ def part(
 
 
 def pad_of(config: Any) -> int:
-    """Returns what captions are filled with; open_clip's `pad_id` is of masks and stays at 0."""
+    """Returns what captions are filled with; open_clip mostly leaves that to the tokenizer."""
+    if config.pad_id:
+        return config.pad_id
     # SigLIP's tokenizer pads with its end of text; that of SigLIP 2, and BERT's, with 0.
     return (
         1 if "SigLIP" in (name := config.hf_tokenizer_name or "") and "SigLIP2" not in name else 0
@@ -202,8 +204,14 @@ def projection_rules(projection: str, prefix: str) -> list[Rule]:
 def tokenizer(config: Any, folder: str | None) -> dict[str, Any]:
     """Returns the value of `data.tokenizer`; a folder's own tokenizer lies in the folder."""
     if config.hf_tokenizer_name:
-        name = folder or config.hf_tokenizer_name
-        return {"class_path": HF_TOKENIZER, "init_args": {"name": name}}
+        settings = dict(config.tokenizer_kwargs or {})
+        arguments: dict[str, Any] = {"name": folder or config.hf_tokenizer_name}
+        arguments["clean"] = settings.pop("clean", "whitespace")
+        if settings.pop("strip_sep_token", False):
+            arguments["left_out"] = ["[SEP]"]
+        if settings:
+            raise ValueError(f"a tokenizer of open_clip with {settings} has no counterpart here")
+        return {"class_path": HF_TOKENIZER, "init_args": arguments}
     return {"class_path": CLIP_TOKENIZER}
 
 
@@ -278,7 +286,7 @@ def _settings(tower: ClipTextTower | SiglipTextTower) -> dict[str, Any]:
     if c.layer_norm_eps != 1e-5:
         config["norm_kwargs"] = {"eps": c.layer_norm_eps}
     if isinstance(tower, SiglipTextTower):
-        config["no_causal_mask"] = True
+        config |= {"no_causal_mask": True, "pad_id": tower.pad_id}
     return config
 
 

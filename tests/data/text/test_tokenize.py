@@ -235,6 +235,15 @@ def test_hf_tokenizer_without_padding_token(local_tokenizer):
         HFTokenizer(folder)
 
 
+def test_hf_tokenizer_cleans_and_leaves_tokens_out(local_tokenizer):
+    folder = local_tokenizer("padded", pad_token="[PAD]")
+    tokenizer = HFTokenizer(folder, clean="canonicalize", left_out=["[SEP]"])
+    for copy in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+        ids, lengths = copy(["A  RED, dog!", "a red cat a red dog"], 6)
+        assert ids.tolist() == [[2, 4, 5, 6, 0, 0], [2, 4, 5, 1, 4, 0]]
+        assert lengths.tolist() == [4, 5]
+
+
 def test_hf_tokenizer_that_is_not_there(tmp_path):
     missing = str(tmp_path / "nothing")
     with pytest.raises(ValueError, match=f"no tokenizer could be loaded from '{missing}'"):

@@ -9,8 +9,9 @@ import transformers
 from foreign_inputs import captions, images, shaken
 from safetensors.torch import save_file
 
+from counterpoint.data.text.tokenize import cleaned
 from counterpoint.models.image import TimmTower
-from counterpoint.models.interop.open_clip import to_open_clip
+from counterpoint.models.interop.open_clip import convert, to_open_clip
 from counterpoint.models.interop.read import read_foreign
 from counterpoint.models.shared import SharedImageTower, SharedTextTower
 from counterpoint.models.text import ClipTextTower
@@ -111,6 +112,23 @@ def test_other_families_and_the_way_back(name, tmp_path):
     again = again(**config).eval()
     again.load_state_dict(tensors)
     check(ours, again, [0.1, 0.2, 0.3], [0.4] * 3)
+
+
+def test_captions_are_cleaned_and_filled_as_open_clip_does_it():
+    texts = ["A  &amp; b_c, D!", "the MOON's house", ""]
+    for how in ("whitespace", "lower", "canonicalize"):
+        want = [open_clip.tokenizer.get_clean_fn(how)(text) for text in texts]
+        assert [cleaned(text, how) for text in texts] == want
+    text = SIGLIP | {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}
+    text |= {"tokenizer_kwargs": {"clean": "canonicalize", "strip_sep_token": True}}
+    state = open_clip.CustomTextCLIP(8, VISION, SIGLIP).state_dict()
+    foreign = convert(CLIP | {"text_cfg": text}, state)
+    assert foreign.config["text"]["init_args"]["pad_id"] == 1
+    arguments = {"name": "timm/ViT-B-16-SigLIP", "clean": "canonicalize", "left_out": ["[SEP]"]}
+    assert foreign.tokenizer["init_args"] == arguments
+    config, tensors = to_open_clip(foreign.build())
+    again = convert(config, tensors)
+    assert again.config["text"]["init_args"]["pad_id"] == 1
 
 
 @pytest.mark.parametrize(("kind", "pooler"), [("roberta", "mean_pooler"), ("bert", "cls_pooler")])
