@@ -26,7 +26,9 @@ from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
 from counterpoint.train.evaluation.probes.logit_bias import LogitBias
 from counterpoint.train.evaluation.probes.tip_adapter import TipAdapter
 from counterpoint.train.evaluation.robustness.backdoor import BackdoorSuccess
+from counterpoint.train.evaluation.robustness.fooling import FoolingImages
 from counterpoint.train.evaluation.robustness.identity import IdentityAudit
+from counterpoint.train.evaluation.robustness.label_design import LabelDesign
 from counterpoint.train.evaluation.robustness.misspelling import MisspelledNames
 from counterpoint.train.evaluation.robustness.multi_object import MultiObject
 from counterpoint.train.evaluation.suite import Suite
@@ -63,6 +65,8 @@ def every_task():
         "backdoor": BackdoorSuccess("Ant", "patch", **prompts),
         "misspelling": MisspelledNames(candidates=3, **prompts),
         "identity": IdentityAudit(data=test, templates=["a {c}", "{c}"]),
+        "labels": LabelDesign(test, "cls", NAMES[:3], NAMES[3:5], NAMES[5:]),
+        "fooling": FoolingImages(others, data=test, captions="cls"),
         "objects": MultiObject(**prompts),
         "geometry": ModalityGeometry(data=test, captions="caption"),
         "clip_score": ClipScore(test, "caption", "cls"),
