@@ -188,7 +188,8 @@ class Run:
         if parts.data.caveat:
             log(parts.data.caveat)
         if self.resume is None:
-            load_initial_weights(parts.model, config, parts.data.tokenizer)
+            read = parts.data.tokenizer, parts.data.eval_transform
+            load_initial_weights(parts.model, config, *read)
         info = RunInfo(self.resolved, parts.data.fingerprint, parts.data.source_names)
         module = build_module(parts, load_teachers(parts), info)
         checkpoint = None

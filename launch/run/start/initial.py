@@ -13,6 +13,7 @@ from typing import Any, cast
 import yaml
 from torch import Tensor
 
+from ....data.images.transforms import Transform
 from ....data.text.tokenize import ClipTokenizer, Tokenizer
 from ....models.image import ImageTower
 from ....models.interop.archive import read_tensors
@@ -26,6 +27,7 @@ from ....models.weight_resizing import resized, vocabularies
 from ....models.weights import TOWERS, load_weights, read_weights
 from ..env import log
 from ..load import CONFIG, checkpoint_of, load_run
+from .pixels import preprocessing_mismatch
 from .tokenizers import read_alike, tokenizer_of
 
 InitFrom = str | Mapping[str, str]
@@ -54,13 +56,19 @@ class Source:
         return f"; model: {json.dumps(self.foreign.config)}" if self.foreign else ""
 
 
-def load_initial_weights(model: TwoTower, config: Any, tokenizer: Tokenizer | None = None) -> None:
+def load_initial_weights(
+    model: TwoTower,
+    config: Any,
+    tokenizer: Tokenizer | None = None,
+    eval_transform: Transform | None = None,
+) -> None:
     """Gives a model that is not resumed the weights that its configuration names, and logs them.
 
     Args:
         model: of the run.
         config: of the run: `init_from` and `inherit_from`.
         tokenizer: of the run's captions; None: CLIP's.
+        eval_transform: of the run's images; None: it is not compared with the source's.
 
     Raises:
         ValueError: a source cannot be read, or is another model's.
@@ -68,7 +76,7 @@ def load_initial_weights(model: TwoTower, config: Any, tokenizer: Tokenizer | No
     if config.init_from and config.inherit_from:
         raise ValueError("give init_from (equal shapes) or inherit_from (slices), not both")
     if config.init_from:
-        start_from(model, config.init_from, tokenizer or ClipTokenizer())
+        start_from(model, config.init_from, tokenizer or ClipTokenizer(), eval_transform)
     elif config.inherit_from:
         larger = load_run(config.inherit_from).model
         log(f"inherit_from {config.inherit_from}: {inherit(model, larger)}")
@@ -76,14 +84,20 @@ def load_initial_weights(model: TwoTower, config: Any, tokenizer: Tokenizer | No
         log(loaded)
 
 
-def start_from(model: TwoTower, init_from: InitFrom, tokenizer: Tokenizer) -> None:
+def start_from(
+    model: TwoTower,
+    init_from: InitFrom,
+    tokenizer: Tokenizer,
+    eval_transform: Transform | None = None,
+) -> None:
     """Loads one source, or one for each tower; the latter leave scale and bias as they are.
 
     Raises:
         ValueError: see `load_initial_weights`.
     """
+    read = tokenizer, eval_transform
     if isinstance(init_from, str):
-        _load(model, read_source(init_from), TOWERS, tokenizer, scalars=True)
+        _load(model, read_source(init_from), TOWERS, *read, scalars=True)
         return
     if unknown := sorted(init_from.keys() - set(TOWERS)):
         raise ValueError(
@@ -91,7 +105,7 @@ def start_from(model: TwoTower, init_from: InitFrom, tokenizer: Tokenizer) -> No
             "{image: SOURCE, text: SOURCE}"
         )
     for tower, name in init_from.items():
-        _load(model, read_source(name), (tower,), tokenizer, scalars=False)
+        _load(model, read_source(name), (tower,), *read, scalars=False)
 
 
 def read_source(source: str) -> Source:
@@ -123,7 +137,12 @@ def _tokenizer_of(run_dir: Path) -> Mapping[str, Any] | None:
 
 
 def _load(
-    model: TwoTower, source: Source, towers: tuple[str, ...], tokenizer: Tokenizer, scalars: bool
+    model: TwoTower,
+    source: Source,
+    towers: tuple[str, ...],
+    tokenizer: Tokenizer,
+    eval_transform: Transform | None,
+    scalars: bool,
 ) -> None:
     others = tuple(f"{t}{mark}" for t in TOWERS if t not in towers for mark in "._")
     weights = {n: v for n, v in source.weights.items() if not n.startswith(others)}
@@ -140,6 +159,9 @@ def _load(
     if source.foreign is not None:
         held = [tower for tower in source.foreign.towers if tower in towers]
         notes += [f"differs: {n}" for n in differences(source.foreign, model, held)]
+        pixels = source.foreign.pixels if "image" in held else None
+        if pixels and eval_transform and (n := preprocessing_mismatch(pixels, eval_transform)):
+            notes.append(f"differs: {n}")
     log("; ".join([f"init_from {source.name}: {report}", *notes]))
 
 

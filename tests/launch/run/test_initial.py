@@ -11,6 +11,7 @@ from foreign_inputs import shaken
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
+from counterpoint.data.images.transforms import EvalTransform
 from counterpoint.data.text.tokenize import ClipTokenizer, Tokenizer
 from counterpoint.launch.run.start.initial import load_initial_weights
 from counterpoint.models.image import TimmTower
@@ -44,10 +45,10 @@ def model(image_size=32, context_length=12, vocab_size=49408, activation="gelu")
     return TwoTower(image, ClipTextTower(16, 2, 2, **sizes, activation=activation), 8)
 
 
-def start(made, init_from, tokenizer=None):
+def start(made, init_from, *read):
     before = {name: value.clone() for name, value in made.state_dict().items()}
     config = types.SimpleNamespace(init_from=init_from, inherit_from=None)
-    load_initial_weights(made, config, tokenizer)
+    load_initial_weights(made, config, *read)
     return before, made.state_dict()
 
 
@@ -62,6 +63,16 @@ def test_positions_are_resized(source, capsys):
     out = capsys.readouterr().out
     assert f"init_from {folder} (open_clip): 100% of the model's parameters matched" in out
     assert "2 resized (image.trunk.pos_embed, text.trunk" in out and "differs" not in out
+
+
+def test_other_preprocessing_is_named(source, capsys):
+    folder, _ = source
+    start(model(), folder, None, EvalTransform())
+    assert "differs" not in capsys.readouterr().out
+    start(model(), folder, None, EvalTransform("squash"))
+    assert "differs: evaluation prepares images otherwise (a test" in capsys.readouterr().out
+    start(model(), {"text": folder}, None, EvalTransform("squash"))
+    assert "differs" not in capsys.readouterr().out
 
 
 def test_a_longer_context_is_that_of_open_clip(source):
