@@ -195,6 +195,12 @@ def to_theirs(model: TwoTower) -> TheirImage:
         assert isinstance(facts, VitFacts) and isinstance(model.image, TimmTower)
         return _to_vit(facts, model.image, state)
     if isinstance(model.image, TimmTower) and model.image.mask_token is None:
+        tower, kind = model.image, projection_of(model.image_projection)
+        sizes = next((s for s, name in RESNETS.items() if name == tower.name), None)
+        if sizes is not None and not tower.model_args and kind == "affine":
+            *layers, width = sizes
+            config = {"image_size": tower.image_size, "layers": layers, "width": width}
+            return TheirImage(config, resnet_rules(layers), state, None)
         found = _to_timm(model.image, model.image_projection, state)
         if isinstance(found, TheirImage):
             return found

@@ -76,7 +76,9 @@ def load_initial_weights(
     if config.init_from and config.inherit_from:
         raise ValueError("give init_from (equal shapes) or inherit_from (slices), not both")
     if config.init_from:
-        start_from(model, config.init_from, tokenizer or ClipTokenizer(), eval_transform)
+        read = tokenizer or ClipTokenizer(), eval_transform
+        for line in start_from(model, config.init_from, *read):
+            log(f"init_from {line}")
     elif config.inherit_from:
         larger = load_run(config.inherit_from).model
         log(f"inherit_from {config.inherit_from}: {inherit(model, larger)}")
@@ -89,23 +91,24 @@ def start_from(
     init_from: InitFrom,
     tokenizer: Tokenizer,
     eval_transform: Transform | None = None,
-) -> None:
+) -> list[str]:
     """Loads one source, or one for each tower; the latter leave scale and bias as they are.
+
+    Returns:
+        What became of each source, a line each.
 
     Raises:
         ValueError: see `load_initial_weights`.
     """
     read = tokenizer, eval_transform
     if isinstance(init_from, str):
-        _load(model, read_source(init_from), TOWERS, *read, scalars=True)
-        return
+        return [_load(model, read_source(init_from), TOWERS, *read)]
     if unknown := sorted(init_from.keys() - set(TOWERS)):
         raise ValueError(
             f"init_from has {', '.join(unknown)}: name one source, or towers, "
             "{image: SOURCE, text: SOURCE}"
         )
-    for tower, name in init_from.items():
-        _load(model, read_source(name), (tower,), *read, scalars=False)
+    return [_load(model, read_source(name), (tower,), *read) for tower, name in init_from.items()]
 
 
 def read_source(source: str) -> Source:
@@ -142,11 +145,10 @@ def _load(
     towers: tuple[str, ...],
     tokenizer: Tokenizer,
     eval_transform: Transform | None,
-    scalars: bool,
-) -> None:
+) -> str:
     others = tuple(f"{t}{mark}" for t in TOWERS if t not in towers for mark in "._")
     weights = {n: v for n, v in source.weights.items() if not n.startswith(others)}
-    if not scalars:
+    if towers != TOWERS:
         weights = {n: v for n, v in weights.items() if n.startswith(TOWERS)}
     changed = resized(weights, model)
     notes = []
@@ -162,7 +164,7 @@ def _load(
         pixels = source.foreign.pixels if "image" in held else None
         if pixels and eval_transform and (n := preprocessing_mismatch(pixels, eval_transform)):
             notes.append(f"differs: {n}")
-    log("; ".join([f"init_from {source.name}: {report}", *notes]))
+    return "; ".join([f"{source.name}: {report}", *notes])
 
 
 def check_tokenizer(

@@ -17,15 +17,14 @@ from ....data.text.tokenize import ClipTokenizer, Tokenizer
 from ....losses.components.features import MODEL_SCALARS
 from ....models.attention import class_token_blocks
 from ....models.image import ImageTower
-from ....models.interop.read import is_foreign, read_foreign
 from ....models.reducers.base import ImageView
 from ....models.teachers.frozen import ATTENTION, FrozenTowers, Teacher, view_of
 from ....models.two_tower import TwoTower
-from ....models.weights import load_weights, read_weights
+from ....models.weights import load_weights
 from ....train.checkpointing import checkpoint as checkpoints
 from ....train.features import check_needs, check_scores
-from ..load import load_run
-from .initial import start_from
+from ..load import CONFIG, load_run
+from .initial import read_source, start_from
 from .tokenizers import PROBE, PROBE_TOKENS, read_alike, tokenizer_of
 
 
@@ -128,22 +127,22 @@ def load_model(parts: Any, tokenizers: Sequence[Tokenizer], source: str | None) 
         model = copy.deepcopy(parts.model)
         start_from(model, source, parts.data.tokenizer or ClipTokenizer())
         return model
-    if is_foreign(source):
-        foreign = read_foreign(source)
-        for tokenizer in tokenizers:
-            _check_tokenizer(source, tokenizer, tokenizer_of(foreign.tokenizer or {}))
-        return foreign.build()
     path = Path(source)
-    in_run = checkpoints.PATTERN.fullmatch(path.name) and (path.parents[1] / "config.yaml").exists()
-    if path.is_dir() or in_run:
+    in_run = checkpoints.PATTERN.fullmatch(path.name) and (path.parents[1] / CONFIG).exists()
+    if in_run or (path / CONFIG).is_file():
         run = (path.parents[1], checkpoints.step_of(path)) if in_run else (path, None)
         with torch.random.fork_rng(devices=[]):
             theirs = load_run(*run)
         for tokenizer in tokenizers:
             _check_tokenizer(source, tokenizer, theirs.tokenizer)
         return theirs.model
+    read = read_source(source)
+    if read.foreign is not None:
+        for tokenizer in tokenizers:
+            _check_tokenizer(source, tokenizer, tokenizer_of(read.tokenizer or {}))
+        return read.foreign.build()
     model = copy.deepcopy(parts.model)
-    report = load_weights(model, read_weights(path), source)
+    report = load_weights(model, read.weights, source)
     if report.missing or report.reshaped:
         raise ValueError(
             f"the teacher {source} is not of the run's own architecture ({report}); name the "

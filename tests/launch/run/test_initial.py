@@ -14,6 +14,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from counterpoint.data.images.transforms import EvalTransform
 from counterpoint.data.text.tokenize import ClipTokenizer, Tokenizer
 from counterpoint.launch.run.start.initial import load_initial_weights
+from counterpoint.launch.run.start.teachers import load_model
 from counterpoint.models.image import TimmTower
 from counterpoint.models.siglip_text import SiglipTextTower
 from counterpoint.models.text import ClipTextTower
@@ -137,6 +138,19 @@ def test_towers_of_two_sources(source, tmp_path, capsys):
     assert "(image tower 100%, text tower 0%)" in out and "(image tower 0%, text tower 100%)" in out
     # OpenAI's activation is the default of transformers.
     assert "differs: text activation GELUActivation, there QuickGELUActivation" in out
+
+
+@torch.no_grad()
+def test_a_frozen_teacher_is_one_of_another_library(source):
+    folder, theirs = source
+    run = types.SimpleNamespace(model=model(48), init_from=None)
+    teacher = load_model(run, [ClipTokenizer()], folder)
+    assert teacher.image_size == 32
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    want = theirs.encode_image(teacher.image.stem(pixels))
+    torch.testing.assert_close(teacher.encode_image(pixels, ".raw"), want, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="was trained with another tokenizer"):
+        load_model(run, [Shifted()], folder)
 
 
 def test_what_cannot_be_a_start(source, tmp_path):
