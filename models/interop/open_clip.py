@@ -65,7 +65,22 @@ def convert_named(name: str, tensors: Mapping[str, Tensor]) -> ForeignModel:
             f"open_clip has no architecture '{name}'"
             + (f"; did you mean {' or '.join(close[:3])}?" if close else "")
         )
-    return convert(config, tensors)
+    return convert(config, tensors, published_preprocess(name))
+
+
+def published_preprocess(name: str) -> dict[str, Any]:
+    """Returns how images are prepared for the published weights of an architecture.
+
+    Where they differ among themselves, and where there are none, it is open_clip's default: a
+    folder with its configuration says more than a file.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    found = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    choices = [{key: each[key] for key in keys if key in each} for each in found]
+    return choices[0] if choices and all(each == choices[0] for each in choices) else {}
 
 
 def convert(

@@ -11,7 +11,13 @@ from safetensors.torch import save_file
 
 from counterpoint.data.text.tokenize import cleaned
 from counterpoint.models.image import TimmTower
-from counterpoint.models.interop.open_clip import convert, to_open_clip
+from counterpoint.models.interop.base import Pixels
+from counterpoint.models.interop.open_clip import (
+    convert,
+    pixels_of,
+    published_preprocess,
+    to_open_clip,
+)
 from counterpoint.models.interop.read import read_foreign
 from counterpoint.models.shared import SharedImageTower, SharedTextTower
 from counterpoint.models.text import ClipTextTower
@@ -110,6 +116,16 @@ def test_other_families_and_the_way_back(name, tmp_path):
     again = again(**config).eval()
     again.load_state_dict(tensors)
     check(ours, again, [0.1, 0.2, 0.3], [0.4] * 3)
+
+
+def test_images_of_a_file_are_prepared_as_for_published_weights():
+    assert pixels_of(published_preprocess("ViT-B-32"), 224) == Pixels(224)
+    siglip = pixels_of(published_preprocess("ViT-B-16-SigLIP"), 224)
+    assert siglip == Pixels(224, (0.5,) * 3, (0.5,) * 3, resize="squash")
+    mobile = pixels_of(published_preprocess("MobileCLIP-S1"), 256)
+    assert mobile == Pixels(256, (0.0,) * 3, (1.0,) * 3, "bilinear")
+    # Some of these were trained with other statistics than the others.
+    assert published_preprocess("ViT-L-14") == {}
 
 
 def test_captions_are_cleaned_and_filled_as_open_clip_does_it():
