@@ -7,7 +7,7 @@ words of open_clip (`ViT-B-32`) or timm (`timm/vit_base_patch16_224`), or `opena
 
 from pathlib import Path
 
-from . import open_clip, timm, transformers
+from . import dual_encoder, open_clip, timm, transformers
 from .archive import is_torchscript, read_tensors
 from .base import ForeignModel
 from .openai import convert_openai, is_openai
@@ -34,6 +34,8 @@ def read_foreign(source: str) -> ForeignModel:
             return open_clip.read_folder(path)
         if timm.is_folder(path):
             return timm.read_folder(path)
+        if dual_encoder.is_folder(path):
+            return dual_encoder.read_folder(path)
         if (path / transformers.CONFIG).is_file():
             return transformers.read_folder(path)
         raise ValueError(f"{source} holds no model that can be read; {FORMS}")
