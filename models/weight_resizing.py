@@ -68,7 +68,8 @@ def _grid(value: Tensor, own: Tensor, tower: ImageTower, name: str) -> Tensor | 
     old, new = (math.isqrt(len(t) - prefix) for t in (flat, target))
     if old**2 != len(flat) - prefix or new**2 != len(target) - prefix:
         return None
-    patches = resampled(flat[prefix:].float(), (old, old), (new, new)).to(value.dtype)
+    flat = flat.float()
+    patches = resampled(flat[prefix:], (old, old), (new, new))
     return torch.cat([flat[:prefix], patches]).view(own.shape)
 
 
@@ -76,4 +77,4 @@ def _positions(value: Tensor, length: int, stretch: bool) -> Tensor:
     if length < len(value) and not stretch:
         return value[:length]
     columns = value.float().T[None]
-    return F.interpolate(columns, size=length, mode="linear")[0].T.to(value.dtype)
+    return F.interpolate(columns, size=length, mode="linear")[0].T

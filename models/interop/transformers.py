@@ -193,6 +193,11 @@ def to_transformers(model: TwoTower) -> tuple[dict[str, Any], dict[str, Tensor]]
     reason = facts if isinstance(facts, str) else _lacking(facts, model, siglip)
     if reason:
         raise ValueError(f"transformers' {family} has no image tower like this one: {reason}")
+    if not siglip and model.logit_bias is not None:
+        raise ValueError(
+            "transformers' CLIPModel has no bias of the logits, with which this model was trained; "
+            "it would be lost (embeddings alone do not need it: export to another layout)"
+        )
     assert isinstance(facts, VitFacts)
     text, rules = transformers_text.to_theirs(model)
     vision = {
@@ -240,6 +245,4 @@ def _lacking(facts: VitFacts, model: TwoTower, siglip: bool) -> str:
         return "it has a class token, which it pools, and a norm before its blocks (vit_*_clip_*)"
     if projection != {"weight"}:
         return "it has a projection without a bias"
-    if model.logit_bias is not None:
-        return "it has no bias of the logits, with which this one was trained"
     return ""

@@ -127,3 +127,21 @@ def test_a_model_of_ours_in_transformers(name, tmp_path):
     torch.testing.assert_close(ours.encode_image(pixels, ".raw"), image, **close)
     text = pooled(model.get_text_features(input_ids=ids))
     torch.testing.assert_close(ours.encode_text(ids, lengths, ".raw"), text, **close)
+
+
+LOST = {
+    "no norm before the blocks": ("vit_tiny_patch16_224", {}, None, "a norm before its blocks"),
+    "layer scale": ("vit_base_patch32_clip_224", {"init_values": 0.1}, None, "have no scales"),
+    "a bias": ("vit_base_patch32_clip_224", {}, -10.0, "no bias of the logits"),
+    "no ViT": ("test_convnext", None, None, "it is a ConvNeXt"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_transformers_cannot_hold(name):
+    trunk, args, bias, sentence = LOST[name]
+    sizes = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    image = TimmTower(trunk, 32, model_args=None if args is None else sizes | args)
+    text = ClipTextTower(16, 1, 2, context_length=12, vocab_size=50)
+    with pytest.raises(ValueError, match=sentence):
+        to_transformers(TwoTower(image, text, 8, logit_bias_init=bias))
