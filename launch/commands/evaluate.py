@@ -145,15 +145,15 @@ def report(
     if not is_first_process():
         return results
     file = results_file(suite.name, loaded.step, loaded.weights)
-    out = out or options.out or folder / file
-    bounds, compared = write_results(out, loaded, suite.name, results, outcomes, baseline)
+    path: Path = out or options.out or folder / file
+    bounds, compared = write_results(path, loaded, suite.name, results, outcomes, baseline)
     sets = [images for task in suite.tasks.values() for images in task.image_sets()]
     notes = dict.fromkeys(images.note for images in sets)
     print(*filter(None, notes), table(results, bounds), sep="\n")
     if baseline is not None:
         print(comparison_table(compared, str(baseline[0])))
     step = "" if loaded.step is None else f", step {loaded.step}"
-    print(f"{loaded.run_dir or loaded.name}{step}: written to {out}", flush=True)
+    print(f"{loaded.run_dir or loaded.name}{step}: written to {path}", flush=True)
     return results
 
 

@@ -39,20 +39,20 @@ class BackdoorSuccess(ZeroShot):
         super().__init__(**zeroshot)
         if trigger not in TRIGGERS:
             raise ValueError(f"trigger '{trigger}' is none of {', '.join(TRIGGERS)}")
-        self.target = target
+        self.target_name = target
         self.trigger = trigger
         self.seed = seed
 
     def prepare(self) -> np.ndarray:
         chosen = super().prepare()
-        if self.target not in self._names:
+        if self.target_name not in self._names:
             raise ValueError(
-                f"target '{self.target}' is not among the {len(self._names)} classes, such as "
+                f"target '{self.target_name}' is not among the {len(self._names)} classes, such as "
                 f"'{self._names[0]}'"
             )
-        self._target = self._names.index(self.target)
+        self._target = self._names.index(self.target_name)
         if all(self._targets[i] == self._target for i in chosen.tolist()):
-            raise ValueError(f"all images of {self.data} are of the target '{self.target}'")
+            raise ValueError(f"all images of {self.data} are of the target '{self.target_name}'")
         return chosen
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
