@@ -4,8 +4,8 @@
     python tests/benchmarks/clip_benchmark_data.py emoji wds
 
 writes wds/skin_tones (five classes, four prompts) and wds/retrieval (one drawing style, so that
-each caption has one image). docs/howto/export.md says what CLIP_benchmark and `counterpoint evaluate`
-measure on them.
+each caption has one image). docs/howto/export.md says what CLIP_benchmark and `counterpoint
+evaluate` measure on them.
 """
 
 import argparse
