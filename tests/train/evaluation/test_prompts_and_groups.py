@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import log_softmax, logsumexp
 from vector_model import NAMES, Classes, features, run, texts
 
-from counterpoint.train.evaluation.attributes import AttributePrompts
+from counterpoint.train.evaluation.attributes import AttributePrompts, class_log_probabilities
 from counterpoint.train.evaluation.descriptions import DescribedZeroShot, connected
 from counterpoint.train.evaluation.groups import GroupAccuracy
 
@@ -59,6 +60,18 @@ def test_attributes_are_inferred_from_the_image():
     assert results["top1"] == pytest.approx(top1(expected).mean())
     plain = top1(scores[:, :, 0]).mean()
     assert results["top1"] != plain
+
+
+@pytest.mark.parametrize("t", [0.2, 1.0, 30.0])
+def test_probabilities_of_classes_are_sums_over_attributes(t):
+    scores = np.random.default_rng(0).normal(size=(9, 4, 3)) * 5
+    exp = np.exp(scores / t)
+    of_z = exp.sum(1) / exp.sum((1, 2))[:, None]
+    given_z = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    expected = (given_z * of_z[:, None]).sum(2)
+    found = class_log_probabilities(torch.from_numpy(scores), t).exp()
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    np.testing.assert_allclose(found.sum(1), 1)
 
 
 def test_groups_the_worst_and_the_drop():

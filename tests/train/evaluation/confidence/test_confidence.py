@@ -48,9 +48,9 @@ def test_calibration_is_torchmetrics(scale):
 
 
 def test_a_bin_holds_its_upper_edge_and_gaps_count_by_images():
-    confidence, is_right = np.array([0.5, 0.5, 0.6, 1.0]), np.array([1, 0, 1, 1])
-    # Two bins: |0.5 - 0.5| of two images, |1 - 0.8| of two.
-    assert calibration_error(confidence, is_right, 2) == pytest.approx(0.1)
+    confidence, is_right = np.array([0.5, 0.5, 0.6, 1.0]), np.array([1, 1, 0, 1])
+    # Two bins: |1 - 0.5| of two images, |0.5 - 0.8| of two.
+    assert calibration_error(confidence, is_right, 2) == pytest.approx(0.4)
 
 
 def test_the_temperature_has_the_lowest_loss():

@@ -104,6 +104,21 @@ def test_tip_adapter_is_its_formula():
     assert results["top1"] > results["zero_shot_top1"]
 
 
+def test_votes_of_the_cache_fall_with_distance():
+    first, second = split(5)
+    x, one_hot = features(TRAIN), np.eye(7)[TRAIN.labels]
+    shots, queries = (
+        Shots(
+            torch.from_numpy(x[items]).float(), torch.empty(0), torch.from_numpy(y), torch.empty(0)
+        )
+        for items, y in ((first, TRAIN.labels[first]), (second, TRAIN.labels[second]))
+    )
+    task = TipAdapter(data=TEST, train=TRAIN)
+    found = task.bias(task.fit(shots, 7), queries, (1.5, 4.0))
+    expected = 1.5 * np.exp(-4.0 * (1 - x[second] @ x[first].T)) @ one_hot[first]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 class Tower(ImageTower):
     """Pixels, halved: auxiliary features that are not the model's."""
 
