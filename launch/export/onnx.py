@@ -205,9 +205,10 @@ def save(
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).partition("Exception summary")[2].split()) or str(error)
         raise ValueError(
-            f"torch cannot translate {file.stem.partition('.')[0]} tower to ONNX: {reason}"
+            f"torch cannot translate the {file.name.partition('.')[0]} tower to ONNX "
+            f"({reason[:200]}); export --to safetensors"
         ) from error
     assert program is not None
     program.save(file, external_data=num_bytes > MAX_BYTES)

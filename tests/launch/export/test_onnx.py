@@ -13,6 +13,7 @@ import torch
 
 from counterpoint.data.images.transforms import EvalTransform
 from counterpoint.data.text.tokenize import ClipTokenizer
+from counterpoint.launch.cli import main as cli
 from counterpoint.launch.commands.export import main
 from counterpoint.launch.export import onnx as target
 from counterpoint.launch.export.parity import texture
@@ -126,7 +127,8 @@ def test_the_whole_folder_answers_alone(run_dir, tmp_path):
 
 
 @pytest.mark.soak
-def test_a_shared_transformer_is_exported_too(tmp_path):
+def test_what_torch_cannot_translate_is_refused(tmp_path, capsys):
+    """Captions through a shared transformer: its batch is fixed while it is traced."""
     image = {
         "class_path": "counterpoint.models.shared.SharedImageTower",
         "init_args": {"image_size": 24, "patch_size": 8, "width": 16, "depth": 1, "num_heads": 2},
@@ -136,4 +138,7 @@ def test_a_shared_transformer_is_exported_too(tmp_path):
         "init_args": {"width": 16, "context_length": 12},
     }
     run_dir = export_run.write_run(tmp_path / "run", export_run.config(image, text))
-    assert main([str(run_dir), str(tmp_path / "onnx"), "--to", "onnx"]) == 0
+    assert cli(["export", str(run_dir), str(tmp_path / "onnx"), "--to", "onnx"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot translate the text tower" in error and "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
