@@ -65,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         announce(argv)
         module = importlib.import_module(f"{__package__}.commands.{COMMANDS[command][0]}")
         return module.main(argv[1:]) or 0
+    except KeyboardInterrupt:
+        print(f"counterpoint {command}: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of `--help | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -106,8 +106,13 @@ class Curation:
         """Runs what is not done; returns what `summary.json` holds.
 
         Raises:
-            ValueError: no sample is left, or another process of this machine works in `out`.
+            ValueError: no sample is left, another process of this machine works in `out`, or that
+                is a file.
         """
+        if self.out.is_file():
+            raise ValueError(
+                f"'{self.out}' is a file, and a curation is a folder; name another --out"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         with tried(self.out / ".lock") as lock:
             if lock is None:

@@ -108,7 +108,13 @@ def file_of(source: str, shard: str) -> Path:
 def write_about(
     folder: Path, shards: Sequence[tuple[str, str, int]], settings: Mapping[str, Any]
 ) -> None:
-    """Writes `table.json`, with which a table begins."""
+    """Writes `table.json`, with which a table begins.
+
+    Raises:
+        ValueError: `folder` is a file.
+    """
+    if folder.is_file():
+        raise ValueError(f"'{folder}' is a file, and a score table is a folder; name another --out")
     folder.mkdir(parents=True, exist_ok=True)
     about = {**settings, "shards": sorted(map(list, shards))}
     with whole_file(folder / ABOUT) as part:

@@ -251,10 +251,8 @@ class EmbeddingStore:
             print(f"{self.out}: {len(missing)} shards are not done; others work on them")
             return 1
         num_samples = int(self.counts.sum())
-        print(
-            f"{self.out}: complete, {num_rows:,} of {num_samples:,} samples have a row (the others "
-            "cannot be read, or repeat a key)"
-        )
+        others = " (the others cannot be read, or repeat a key)" * (num_rows < num_samples)
+        print(f"{self.out}: complete, {num_rows:,} of {num_samples:,} samples have a row{others}")
         return 0
 
 

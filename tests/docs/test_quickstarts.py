@@ -81,21 +81,21 @@ def test_quickstart(page, run):
     run(*commands_of(page))
 
 
-def test_comparison(run, monkeypatch):
+def test_sweep(run, monkeypatch):
     """The sweep starts its runs by itself, so they are shortened in its file."""
     page = DOCS / "howto" / "compare.md"
-    ((keep_list,), (sweep,)) = blocks(page, "python"), blocks(page, "yaml")
+    (sweep,) = (block for block in blocks(page, "yaml") if "runs:" in block.text)
     work = run("counterpoint data emoji emoji")
     monkeypatch.chdir(work)
-    exec(compile(keep_list.text, str(page), "exec"), {})
     content = yaml.safe_load(sweep.text)
     short = {"phases.train.samples": 64, "phases.train.batch_size": 16}
     for one in content["runs"].values():
         one["seeds"] = [0]
         one["set"] = one.get("set", {}) | short | {"phases.train.warmup_samples": 0}
-    (work / "subsets.yaml").write_text(yaml.safe_dump(content))
-    run(*commands_of("howto/compare"))
-    assert {path.name for path in (work / "results" / "subsets").glob("*.json")} == {
-        "all-seed0.json",
-        "subset-seed0.json",
+    (work / "settings.yaml").write_text(yaml.safe_dump(content))
+    run(*(text for text in commands_of("howto/compare") if "settings" in text))
+    assert {path.name for path in (work / "results" / "settings").glob("*.json")} == {
+        "clip-seed0.json",
+        "more_decay-seed0.json",
     }
+    assert (work / "settings.html").is_file()

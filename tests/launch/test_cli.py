@@ -85,8 +85,8 @@ def test_the_probe_sees_what_is_imported():
         ("evaluat run", "did you mean evaluate?"),
         ("launch k8s", "there is no launcher 'k8s'; there is: slurm"),
         ("evaluate run --sute imagenet", "'--sute' is not understood; did you mean --suite?"),
-        ("evaluate", "required: run_dir (counterpoint evaluate --help lists all)"),
-        ("export run weights.pt", "file: weights.pt must end in .safetensors"),
+        ("evaluate", "required: MODEL (counterpoint evaluate --help lists all)"),
+        ("export run weights.pt", "weights.pt must end in .safetensors"),
         ("export run w.safetensors --weights emma", "--weights: invalid choice: 'emma'"),
         ("cluster store --out c --clusters many", "--clusters: invalid int value: 'many'"),
         ("report", "required: RUN_DIR (counterpoint report --help lists all)"),
@@ -106,3 +106,12 @@ def test_a_mistake_is_one_sentence(words, said, capsys):
 
 def test_precisions_of_stores_are_those_of_teachers():
     assert tuple(DTYPES) == arguments.STORED
+
+
+def test_an_interrupted_command_says_so(monkeypatch, capsys):
+    def stopped(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("counterpoint.launch.commands.init.main", stopped)
+    assert main(["init", "mine"]) == 130
+    assert capsys.readouterr().err == "counterpoint init: stopped\n"

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     with engine_of(options.workers, options.ray, options.task_memory) as engine:
         summary = Curation(table, filters, stores, options.out, engine, track()).run()
     print("\n".join(told(summary)))
-    print(f"{options.out / 'keep.parquet'}: use it with --data.keep_lists '[...]'")
+    print(f"use it with --data.keep_lists '[{options.out / 'keep.parquet'}]'")
     return 0
 
 

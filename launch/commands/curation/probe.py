@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         right += int((predicted(rows[~others], weight, bias) == labels[~others]).sum())
     weight, bias = fit_logistic(rows, labels, chosen.l2)
     arrays = {"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias).float()}
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(chosen.out) as written:
         written.write_bytes(save({name: array.contiguous() for name, array in arrays.items()}))
     share, frequent = right / len(labels), np.bincount(labels).max() / len(labels)

@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
         batch = {chosen.view: ids, f"{chosen.view}_length": lengths}
         features.append(F.normalize(towers(batch, views)[chosen.view].float(), dim=-1))
     means = torch.cat(features).reshape(len(names), len(templates), -1).mean(1)
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(chosen.out) as part:
         part.write_bytes(save({"classes": F.normalize(means, dim=-1)}))
     print(f"{chosen.out}: {len(names):,} classes, {len(templates)} prompts each")

@@ -36,7 +36,7 @@ def write(path, keys, labels):
     pq.write_table(pa.table({"key": keys, "label": labels}), path)
 
 
-def fit(folder, *more, labels="labels.parquet", out="probe.safetensors"):
+def fit(folder, *more, labels="labels.parquet", out="new/probe.safetensors"):
     paths = ["--labels", str(folder / labels), "--out", str(folder / out)]
     return main(["probe", str(folder / "store"), *paths, *more])
 
@@ -47,7 +47,7 @@ def test_the_probe_knows_rows_that_it_has_not_seen(world, capsys):
     assert "fitted on 350 samples" in said
     assert float(re.search(r"([\d.]+)% right", said)[1]) > 90
     rows = {"key": np.arange(50), "clip.image": vector_column(IMAGE[:50])}
-    each = Probe(world / "probe.safetensors")
+    each = Probe(world / "new/probe.safetensors")
     probability = each.apply(pa.RecordBatch.from_pydict(rows), {})["probe"]
     clear = np.abs(UNIT[:50, 0] - 0.1) > 0.1
     assert clear.sum() > 20
@@ -59,7 +59,7 @@ def test_the_file_is_the_same_for_any_order_of_labels(world):
     table = pq.read_table(world / "labels.parquet")
     pq.write_table(table.take(pa.array(RNG.permutation(len(table)))), world / "other.parquet")
     assert fit(world, labels="other.parquet", out="other.safetensors") == 0
-    files = [(world / name).read_bytes() for name in ("probe.safetensors", "other.safetensors")]
+    files = [(world / name).read_bytes() for name in ("new/probe.safetensors", "other.safetensors")]
     assert files[0] == files[1]
 
 

@@ -15,6 +15,7 @@ from counterpoint.train.phases import Phase
 # Every key that does not train, by what it does; a new one has to be thought of here.
 KEYS = {
     Role.WHERE: "run_dir name evaluation.suite evaluation.every_n_steps evaluation.batch_size "
+    "evaluation.tasks_at_once "
     "evaluation.data_root checkpoint.every_n_steps checkpoint.keep checkpoint.max_failures "
     "watch.timeout trainer.accelerator trainer.devices trainer.num_nodes trainer.callbacks "
     "trainer.max_time trainer.log_every_n_steps trainer.enable_progress_bar "

@@ -88,7 +88,7 @@ AUDIT = [
     (run("--trainer.accelerator mps"), CLI, "trainer.accelerator", "gpu (CUDA) or cpu"),
     (run("--data.manifest nope.parquet"), "nope.parquet"),
     (run("--data.manifest pairs/{00000..00003}.tar"), "counterpoint data index"),
-    (run("--evaluation.suite imagenet1k"), "imagenet1k", "emoji"),
+    (run("--evaluation.suite imagenet1k"), "imagenet1k", "imagenet or"),
     ("fit --config emoji_clp", "'emoji_clp'", "did you mean emoji_clip", "--help run lists"),
     (run("--phases.train.batch_size 15 --trainer.devices 2"), "batch_size=15", "use 14 or 16"),
     (run("--trainer.strategy fsdp"), "trainer.strategy", "fsdp2"),

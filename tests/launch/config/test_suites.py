@@ -46,7 +46,7 @@ ZERO = f"{TASKS}.zeroshot.ZeroShot"
         ),
         (
             {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": "photos"}}}},
-            "data: there is no class 'photos'; there are .*FolderSet, ShardSet",
+            "data: there is no class 'photos'; there are .*FolderSet, .*ShardSet",
         ),
         (
             {"tasks": {"t": {"class_path": ZERO, "init_args": {"data": DATA | {"args": 1}}}}},
