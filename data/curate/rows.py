@@ -133,7 +133,11 @@ class Rows:
         return pq.read_table(path, columns=[name])[name]
 
     def _joined(self, shard: int, keys: np.ndarray, names: Sequence[str]) -> dict[str, pa.Array]:
-        """Returns the columns that come from stores."""
+        """Returns the columns that come from stores.
+
+        Raises:
+            ValueError: a store has none of the samples.
+        """
         source, _, _ = self.table.shards[shard]
         stem = self.file(shard).stem
         joined: dict[str, pa.Array] = {}
@@ -141,7 +145,15 @@ class Rows:
             own = [each for each in names if each.startswith(f"{name}.")]
             if own:
                 columns = [each.removeprefix(f"{name}.") for each in own]
-                joined |= zip(own, store.read(source, stem, keys, columns), strict=True)
+                arrays = store.read(source, stem, keys, columns)
+                # Some samples may have no row; a whole shard is one that was not written.
+                if len(keys) and all(array.null_count == len(keys) for array in arrays):
+                    raise ValueError(
+                        f"the store '{name}' ({store.folder}) has none of the {len(keys):,} "
+                        f"samples of {self.file(shard)}: start the command that writes it again "
+                        "until it is complete, or give the store of this pool and these key fields"
+                    )
+                joined |= zip(own, arrays, strict=True)
         return joined
 
 

@@ -168,10 +168,20 @@ def test_a_table_that_was_written_again_is_curated_again(table, tmp_path):
     assert Curation(Table(other.folder), filters, {}, tmp_path / "out").run()["kept"] == 5
 
 
+def test_a_store_without_a_shard_is_refused(tmp_path):
+    table = make_table(tmp_path / "table", {"width": WIDTHS}, [2, 3])
+    vectors = {row * 7919 - 10**6: {"image": np.ones(4, np.float16)} for row in range(2)}
+    make_store(tmp_path / "store", table, vectors)
+    stores = {"clip": Store(tmp_path / "store")}
+    curation = Curation(table, {"all": AllVectors()}, stores, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"'clip' .* has none of the 3 samples of web/00001"):
+        curation.run()
+
+
 def test_a_store_that_has_grown_is_read_again_by_the_same_object(tmp_path):
     old = make_table(tmp_path / "old", {"width": WIDTHS}, [2, 3])
     vectors = {row * 7919 - 10**6: {"image": np.ones(4, np.float16)} for row in range(5)}
-    make_store(tmp_path / "store", old, dict(list(vectors.items())[:2]))
+    make_store(tmp_path / "store", old, dict(list(vectors.items())[::4]))
     # In other shards: rows are found by the store's index.
     table = make_table(tmp_path / "table", {"width": WIDTHS}, [4, 1])
     filters, stores = {"all": AllVectors()}, {"clip": Store(tmp_path / "store")}
