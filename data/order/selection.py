@@ -141,6 +141,11 @@ class Selection:
             return indices, np.ones(indices.shape, dtype=np.float32)
         return indices, np.asarray(self._weights[rows])
 
+    def keys(self, shard: int, ordinals: np.ndarray) -> np.ndarray:
+        """Returns the list's keys of kept samples of a shard, int64 [n]; of a policy with keys."""
+        keys = np.load(self.folder / "keys.npy", mmap_mode="r")
+        return np.asarray(keys[self._offsets[shard] + ordinals])
+
     @classmethod
     def compile(
         cls,

@@ -21,16 +21,24 @@ from webdataset.writer import ShardWriter
 from ...errors import SampleError
 from ...files import whole_file, write_json
 from ...order.selection import LossWeights, Selection
-from ...shards.fields import read_value
+from ...shards.fields import read_value, sample_key
 from ...shards.manifest import SCHEMA, Manifest
 from ...shards.reader import RawSample, open_shard
 from ...shards.transport import FetchError, Transport
+from ...urls import base_name
 from ..engine import Engine, Serial
 from ..runner import Progress, silent
 from .keep_list import KeepList, weights_of
 
 ABOUT, MANIFEST = "repack.json", "manifest.parquet"
 NEW = ("unreadable", "no_key")
+
+
+@dataclass(frozen=True)
+class Copied(LossWeights):
+    """Each sample once, with the list's key at hand."""
+
+    keeps_keys = True
 
 
 @dataclass(frozen=True)
@@ -172,11 +180,14 @@ class Repack:
             start = int(ends[at - 1]) if at else 0
             ordinals = np.arange(first - start, end - start)
             indices = self._selection.resolve(np.array(0), np.array(shard), ordinals)[0]
+            keys = self._selection.keys(shard, ordinals)
+            name = base_name(self.manifest.urls[shard])
             try:
                 with open_shard(self.manifest, shard, self.transport) as reader:
-                    for index in indices.tolist():
+                    for index, key in zip(indices.tolist(), keys.tolist(), strict=True):
                         try:
                             sample = reader.read(0, index)
+                            self._check(sample, source, name, index, key)
                         except SampleError:
                             counts["unreadable"] += 1
                             continue
@@ -188,6 +199,15 @@ class Repack:
             first, at = end, at + 1
         return counts
 
+    def _check(self, sample: RawSample, source: str, shard: str, index: int, key: int) -> None:
+        """Refuses a sample that is not the list's: another pool may have a shard of that name."""
+        if sample_key(sample, source, shard, self.key_fields[source]) != key:
+            raise ValueError(
+                f"sample {index} of the shard {shard} ({source}) is not the one of that number in "
+                f"the keep-list '{self.keep}': the list is of another pool with such a shard "
+                "(counterpoint keep locate moves it), or its keys are of another --key_field"
+            )
+
     def _has_key(self, sample: RawSample, source: str) -> bool:
         try:
             return bool(read_value(sample, "json", self.key_fields[source]))
@@ -197,7 +217,7 @@ class Repack:
     @cached_property
     def _selection(self) -> Selection:
         path = KeepList(self.keep).path
-        return Selection.compile([path], self.manifest, self.out / ".list", 0, LossWeights())
+        return Selection.compile([path], self.manifest, self.out / ".list", 0, Copied())
 
     @cached_property
     def _shards(self) -> dict[str, np.ndarray]:

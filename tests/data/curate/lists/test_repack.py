@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
@@ -100,6 +101,15 @@ def test_members_and_keys_stay(pool, tmp_path):
         assert len(list(wds.WebDataset(url, shardshuffle=False))) == count
     indexed = index_shards([str(tmp_path / "out%d" / "one")], tmp_path / "again.parquet")
     assert indexed.num_samples == new.counts[new.source_ids == 0].sum()
+
+
+def test_a_list_of_another_pool_is_refused(pool, tmp_path):
+    _, keep = pool
+    rows = pq.read_table(keep)
+    other = pc.add(rows["key"], pc.if_else(pc.equal(rows["index"], 3), 1, 0))
+    pq.write_table(rows.set_column(rows.schema.get_field_index("key"), "key", other), keep)
+    with pytest.raises(ValueError, match=r"sample 3 of the shard .* is not the one .*keep locate"):
+        repack(pool, tmp_path / "out").run()
 
 
 def test_it_goes_on_where_it_stopped(pool, tmp_path):
