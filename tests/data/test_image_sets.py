@@ -182,7 +182,7 @@ def test_data_that_cannot_be_used_gets_a_sentence(tmp_path):
         "bare": r"bare does not exist or matches nothing",
         "cut.tar": r"the shard .*cut\.tar is damaged: .*; write or copy it again",
         "empty.tar": r"holds no images",
-        "latin.tar": r"the text beside image k in .*latin\.tar is not UTF-8",
+        "latin.tar": r"what lies beside image k in .*latin\.tar is not UTF-8",
     }.items():
         with pytest.raises(ValueError, match=message) as caught:
             shards(tmp_path, urls).items  # noqa: B018
