@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from .caption_check import check_captions
 from .dataset import StepDataset, StepLoader, StepSampler
 from .order.counts import FixedCounts
 from .order.mixed_plan import MixedPlan
@@ -25,6 +24,7 @@ from .shards.manifest import Manifest
 from .shards.prefetch import Prefetcher
 from .shards.reader import ShardReader
 from .sidecar import Sidecar, check_file_names
+from .start_checks import check_captions, check_keys
 from .urls import shown
 
 # Shards that a process keeps open: most systems allow 1,024 files.
@@ -140,7 +140,10 @@ class PairsDataModule(Pairs):
         plan, recipe = self.plan(), self.recipe()
         remote = self.manifest.check_files()
         captions = {name: text for name, text in recipe.texts["text"].items() if plan.reads(name)}
-        check_captions(self.manifest, ShardReader(self.manifest.urls), captions)
+        reader = ShardReader(self.manifest.urls)
+        check_captions(self.manifest, reader, captions)
+        lists = [Path(path) for path in self.keep_lists]
+        check_keys(lists, self.manifest, reader, recipe.key_fields)
         if remote and self.cache is None:
             url = shown(next(iter(remote.values())))
             raise ValueError(

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..caption_check import check_captions
 from ..errors import SampleError
 from ..hashing import bytes_hash, text_hash
 from ..images.decode import EncodedImage
@@ -28,6 +27,7 @@ from ..shards.manifest import Manifest
 from ..shards.reader import RawSample, ShardReader, open_shard
 from ..shards.transport import FetchError, Transport
 from ..sidecar import check_file_names
+from ..start_checks import check_captions
 from ..text.captions import FirstFound
 from ..urls import base_name, shown
 from .table import ABOUT, COLUMNS, file_of, write_about, write_rows

@@ -178,6 +178,22 @@ class KeepLists:
                 totals += np.bincount(rows.shards, minlength=len(totals))
         return np.concatenate([[0], np.cumsum(totals)])
 
+    def some(self, path: Path, number: int) -> list[tuple[int, int, int]]:
+        """Returns shard, index and key of some rows of a file, evenly spread over its first ones.
+
+        None if it has no int64 keys.
+        """
+        schema = _open(path).schema_arrow
+        if "key" not in schema.names or schema.field("key").type != pa.int64():
+            return []
+        rows = next(self._rows(path, with_keys=True), None)
+        if rows is None or not len(rows.indices):
+            return []
+        last = len(rows.indices) - 1
+        at = np.unique(np.linspace(0, last, min(number, last + 1)).astype(np.int64))
+        parts = (rows.shards[at], rows.indices[at], rows.keys[at])
+        return list(zip(*(part.tolist() for part in parts), strict=True))
+
     def place(self, offsets: np.ndarray, arrays: Arrays) -> None:
         """Writes every row among the rows of its shard."""
         free = offsets[:-1].copy()

@@ -13,7 +13,9 @@ from recorder import read
 
 from counterpoint.data.order.mixed_plan import MixedPlan
 from counterpoint.data.order.selection import LossWeights, Redrawn, Selection
+from counterpoint.data.shards.fields import sample_key
 from counterpoint.data.shards.manifest import Manifest
+from counterpoint.data.shards.reader import ShardReader
 from counterpoint.launch.cli import main
 from counterpoint.losses.infonce import InfoNCE
 
@@ -25,15 +27,21 @@ def pool(tmp_path):
     """Manifests, and a list of all but the first sample of each shard, of weights 0.3 to 1.9."""
     manifests = write_sources(tmp_path / "pairs")
     manifest = Manifest.load(manifests)
+    reader = ShardReader(manifest.urls)
     rows = [(s, i) for s, n in enumerate(manifest.counts.tolist()) for i in range(1, n)]
     columns = {
         "shard": ["/".join(manifest.urls[s].split("/")[-2:]) for s, _ in rows],
         "index": [i for _, i in rows],
         "weight": [0.3 + 0.8 * ((s + i) % 3) for s, i in rows],
-        "key": [1000 * s + i for s, i in rows],
+        "key": [key_of(reader, manifest, s, i) for s, i in rows],
     }
     pq.write_table(pa.table(columns), tmp_path / "keep.parquet")
     return manifests, manifest, str(tmp_path / "keep.parquet")
+
+
+def key_of(reader, manifest, shard, index):
+    source, name = manifest.sources[manifest.source_ids[shard]], manifest.urls.names()[shard]
+    return sample_key(reader.read(shard, index), source, name, "key")
 
 
 def located(pool, policy, steps):

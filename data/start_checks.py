@@ -1,19 +1,23 @@
-"""Checks the captions of some samples before training starts.
+"""Checks the captions and the keys of some samples before training starts.
 
-In: the shards, a reader, caption policies. Out: nothing, or a ValueError: with a misspelt caption
-field every sample would be replaced, which the error budget notices only later.
+In: the shards, a reader, caption policies, keep-lists. Out: nothing, or a ValueError: with a
+misspelt caption field every sample would be replaced, which the error budget notices only later;
+a list of another pool with shards of the same names would choose other samples.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from .errors import SampleError
-from .shards.fields import read_json
+from .order.keep_lists import KeepLists
+from .shards.fields import read_json, sample_key
 from .shards.manifest import Manifest, is_remote
 from .shards.reader import RawSample, ShardReader
 from .text.captions import CaptionPolicy
+from .urls import base_name
 
 # Per source, evenly spread; the first one with a caption is enough.
 NUM_SHARDS = 8
@@ -56,6 +60,47 @@ def check_captions(
                 f"the source '{source}' has no caption in {', '.join(policy.fields)}: "
                 f"none of {len(empty)} samples looked at, which have {_contents(empty[0])}; set "
                 "data.caption, or the caption of this source in data.sources, to where it is"
+            )
+
+
+def check_keys(
+    paths: Sequence[Path],
+    manifest: Manifest,
+    reader: ShardReader,
+    key_fields: Mapping[str, str],
+) -> None:
+    """Compares the keys of some samples with those in each keep-list; remote shards are not read.
+
+    Args:
+        paths: the lists; those without int64 keys are passed over.
+        manifest: the shards.
+        reader: reads the shards.
+        key_fields: JSON field that identifies a sample, by source.
+
+    Raises:
+        ValueError: none of a list's samples that were looked at has the key of the list.
+    """
+    for path in paths:
+        different = 0
+        for shard, index, key in KeepLists([path], manifest).some(path, NUM_SAMPLES):
+            url, source = manifest.urls[shard], manifest.sources[manifest.source_ids[shard]]
+            if is_remote(url):
+                continue
+            try:
+                raw = reader.read(shard, index)
+                found = sample_key(raw, source, base_name(url), key_fields[source])
+            except SampleError:
+                continue
+            if found == key:
+                different = 0
+                break
+            different += 1
+        if different:
+            raise ValueError(
+                f"the keep-list '{path}' is of other samples: none of {different} looked at has "
+                "the key of the list; if it is of another pool with shards of the same names, or "
+                "of one that was divided anew, counterpoint keep locate moves it; else set "
+                "data.key_field to the field that its score table was written with"
             )
 
 
