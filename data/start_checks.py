@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from .errors import SampleError
 from .order.keep_lists import KeepLists
@@ -82,7 +84,7 @@ def check_keys(
     """
     for path in paths:
         different = 0
-        for shard, index, key in KeepLists([path], manifest).some(path, NUM_SAMPLES):
+        for shard, index, key in _listed(path, manifest):
             url, source = manifest.urls[shard], manifest.sources[manifest.source_ids[shard]]
             if is_remote(url):
                 continue
@@ -102,6 +104,20 @@ def check_keys(
                 "of one that was divided anew, counterpoint keep locate moves it; else set "
                 "data.key_field to the field that its score table was written with"
             )
+
+
+def _listed(path: Path, manifest: Manifest) -> list[tuple[int, int, int]]:
+    """Returns shard, index and key of some of a list's first rows; none without int64 keys."""
+    schema = pq.read_schema(path)
+    if "key" not in schema.names or schema.field("key").type != pa.int64():
+        return []
+    rows = next(KeepLists([path], manifest).rows(path, with_keys=True), None)
+    if rows is None or not len(rows.indices):
+        return []
+    last = len(rows.indices) - 1
+    at = np.unique(np.linspace(0, last, min(NUM_SAMPLES, last + 1)).astype(np.int64))
+    parts = (rows.shards[at], rows.indices[at], rows.keys[at])
+    return list(zip(*(part.tolist() for part in parts), strict=True))
 
 
 def _spread(shards: np.ndarray, counts: np.ndarray) -> list[tuple[int, int]]:

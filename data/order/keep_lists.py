@@ -173,32 +173,16 @@ class KeepLists:
         totals = np.zeros(len(self.names), dtype=np.int64)
         for path in self.paths:
             # Keys need no check, and reading them takes time.
-            for rows in self._rows(path, with_keys=False):
+            for rows in self.rows(path, with_keys=False):
                 self._check(path, rows.shards, rows.indices, rows.weights)
                 totals += np.bincount(rows.shards, minlength=len(totals))
         return np.concatenate([[0], np.cumsum(totals)])
-
-    def some(self, path: Path, number: int) -> list[tuple[int, int, int]]:
-        """Returns shard, index and key of some rows of a file, evenly spread over its first ones.
-
-        None if it has no int64 keys.
-        """
-        schema = _open(path).schema_arrow
-        if "key" not in schema.names or schema.field("key").type != pa.int64():
-            return []
-        rows = next(self._rows(path, with_keys=True), None)
-        if rows is None or not len(rows.indices):
-            return []
-        last = len(rows.indices) - 1
-        at = np.unique(np.linspace(0, last, min(number, last + 1)).astype(np.int64))
-        parts = (rows.shards[at], rows.indices[at], rows.keys[at])
-        return list(zip(*(part.tolist() for part in parts), strict=True))
 
     def place(self, offsets: np.ndarray, arrays: Arrays) -> None:
         """Writes every row among the rows of its shard."""
         free = offsets[:-1].copy()
         for path in self.paths:
-            for rows in self._rows(path, with_keys=self.has_keys):
+            for rows in self.rows(path, with_keys=self.has_keys):
                 columns = [
                     (arrays.indices, rows.indices),
                     (arrays.weights, rows.weights),
@@ -242,7 +226,7 @@ class KeepLists:
                 "of 2"
             )
 
-    def _rows(self, path: Path, with_keys: bool) -> Iterator[Rows]:
+    def rows(self, path: Path, with_keys: bool) -> Iterator[Rows]:
         """Yields the rows of a file, batch by batch; keys if asked for, or if lists have none."""
         columns = ["shard", "index"] + ["weight"] * self.has_weights + ["key"] * with_keys
         # Without the read-ahead of whole row groups, memory stays at a batch and its pages. Names
