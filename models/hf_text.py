@@ -1,21 +1,18 @@
 """Text towers of transformers' encoders by configuration: BERT, RoBERTa, XLM-RoBERTa and others."""
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 import transformers
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from .layers import repeated_layers
-from .text import Ids, Lengths, TextTower
+from .text import EncoderTower, Ids, Lengths, is_token
 
 Pooling = Literal["mean", "first", "pooler"]
 
 
-class HFTextTower(TextTower):
+class HFTextTower(EncoderTower):
     """An encoder of transformers, built from a configuration (nothing is downloaded).
 
     Padding is masked, so that it changes nothing. Weights come with `init_from`: from models of
@@ -48,27 +45,19 @@ class HFTextTower(TextTower):
         self.pad_id = int(self.config.pad_token_id or 0)
         self.width: int = getattr(self.config, "project_dim", None) or self.config.hidden_size
 
-    def layers(self) -> Sequence[nn.Module]:
-        return repeated_layers(self.trunk)
-
-    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
-        """Returns the pooled state of each caption."""
-        return self.states(text, text_length)[1]
-
     def states(  # type: ignore[override] - the tower's own inputs
         self, text: Ids, text_length: Lengths
     ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
-        is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
+        counts = is_token(text, text_length)
         # RoBERTa counts its positions by which tokens are padding.
-        text = text.where(is_token, self.pad_id)
-        output = self.trunk(input_ids=text, attention_mask=is_token.long())
+        output = self.trunk(input_ids=text.where(counts, self.pad_id), attention_mask=counts.long())
         states = output.last_hidden_state
         if self.pooling == "mean":
-            return states, (states * is_token[:, :, None]).sum(1) / text_length[:, None]
+            return states, (states * counts[:, :, None]).sum(1) / text_length[:, None]
         return states, states[:, 0] if self.pooling == "first" else output.pooler_output
 
 
-def _encoder(config: Any, pooling: Pooling) -> nn.Module:
+def _encoder(config: Any, pooling: Pooling) -> transformers.PreTrainedModel:
     """The encoder of a configuration, with a pooler only where that is read."""
     kind: Any = transformers.AutoModel._model_mapping.get(type(config), None)
     if kind is None:  # a part of a larger model, which the automatic classes do not know

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .image import OPENAI_MEAN, OPENAI_STD, ImageTower, PixelStem
-from .text import Ids, Lengths, TextTower
+from .text import Ids, Lengths, TextTower, at_end
 
 
 class SharedImageTower(ImageTower):
@@ -166,4 +166,4 @@ class SharedTextTower(TextTower):
         assert self._lender, "TwoTower lets the text tower borrow"
         x = self.tokens(text) + self.positions[: text.shape[1]]
         states = self._lender[0].encoded(x, is_causal=True)
-        return states, states[torch.arange(len(text), device=text.device), text_length - 1]
+        return states, at_end(states, text_length)

@@ -1,19 +1,15 @@
 """SigLIP's text tower, whose tokens all attend to one another, padding included."""
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import SiglipTextConfig, SiglipTextModel
 
-from .layers import repeated_layers
-from .text import Ids, Lengths, TextTower
+from .text import EncoderTower, Ids, Lengths, at_end, check_heads, padded
 
 
-class SiglipTextTower(TextTower):
+class SiglipTextTower(EncoderTower):
     """A bidirectional text transformer, built from a configuration (nothing is downloaded).
 
     Rows have one length: what is missing is filled with the padding token, which is attended to
@@ -47,11 +43,7 @@ class SiglipTextTower(TextTower):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if width % num_heads:
-            raise ValueError(
-                f"text width {width} does not divide by num_heads {num_heads}: "
-                f"use {width // num_heads * num_heads} or other heads"
-            )
+        check_heads(width, num_heads)
         config = SiglipTextConfig(
             vocab_size=vocab_size,
             hidden_size=width,
@@ -76,21 +68,9 @@ class SiglipTextTower(TextTower):
         self.context_length, self.width = context_length, width
         self.pad_id, self.pooling = pad_id, pooling
 
-    def layers(self) -> Sequence[nn.Module]:
-        return repeated_layers(self.trunk)
-
-    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
-        """Returns the pooled state of each caption, of a row of `context_length` tokens."""
-        return self.states(text, text_length)[1]
-
     def states(  # type: ignore[override] - the tower's own inputs
         self, text: Ids, text_length: Lengths
     ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
-        is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
-        text = text.where(is_token, self.pad_id)
-        missing = self.context_length - text.shape[1]
-        states = self.trunk(input_ids=F.pad(text, (0, missing), value=self.pad_id))
-        states = states.last_hidden_state
-        if self.pooling == "last":
-            return states, states[:, -1]
-        return states, states[torch.arange(len(text), device=text.device), text_length - 1]
+        rows = padded(text, text_length, self.context_length, self.pad_id)
+        states = self.trunk(input_ids=rows).last_hidden_state
+        return states, states[:, -1] if self.pooling == "last" else at_end(states, text_length)

@@ -1,11 +1,13 @@
 """Text towers: token ids in, one pooled vector a caption out."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from .layers import Tower, repeated_layers
 
@@ -29,7 +31,58 @@ class TextTower(Tower):
         """Called once by the model when both towers exist; most towers borrow nothing."""
 
 
-class ClipTextTower(TextTower):
+class EncoderTower(TextTower):
+    """A text tower around an encoder of transformers.
+
+    Attributes:
+        trunk: the encoder.
+    """
+
+    trunk: PreTrainedModel
+
+    def layers(self) -> Sequence[nn.Module]:
+        """Returns the encoder's layers; releases of transformers differ in where they are."""
+        return repeated_layers(self.trunk)
+
+    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
+        """Returns the pooled state of each caption."""
+        return self.states(text, text_length)[1]
+
+    @abstractmethod
+    def states(  # type: ignore[override] - the tower's own inputs
+        self, text: Ids, text_length: Lengths
+    ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
+        """See `Tower.states`."""
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Refuses a width that heads cannot share."""
+    if width % num_heads:
+        raise ValueError(
+            f"text width {width} does not divide by num_heads {num_heads}: "
+            f"use {width // num_heads * num_heads} or other heads"
+        )
+
+
+def is_token(text: Ids, text_length: Lengths) -> Bool[Tensor, "n tokens"]:
+    """Returns which tokens are no padding."""
+    return torch.arange(text.shape[1], device=text.device) < text_length[:, None]
+
+
+def padded(text: Ids, text_length: Lengths, length: int, pad_id: int) -> Int64[Tensor, "n length"]:
+    """Returns rows of one length, filled with the padding token behind each caption's end."""
+    text = text.where(is_token(text, text_length), pad_id)
+    return F.pad(text, (0, length - text.shape[1]), value=pad_id)
+
+
+def at_end(
+    states: Float[Tensor, "n tokens width"], text_length: Lengths
+) -> Float[Tensor, "n width"]:
+    """Returns the state at position `text_length - 1`, the end of text, of each caption."""
+    return states[torch.arange(len(states), device=states.device), text_length - 1]
+
+
+class ClipTextTower(EncoderTower):
     """CLIP's causal text transformer, built from a configuration (nothing is downloaded).
 
     The pooled vector is the last layer's state at the end-of-text token. Attention is causal, so
@@ -58,11 +111,7 @@ class ClipTextTower(TextTower):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if width % num_heads:
-            raise ValueError(
-                f"text width {width} does not divide by num_heads {num_heads}: "
-                f"use {width // num_heads * num_heads} or other heads"
-            )
+        check_heads(width, num_heads)
         config = CLIPTextConfig(
             vocab_size=vocab_size,
             hidden_size=width,
@@ -81,16 +130,8 @@ class ClipTextTower(TextTower):
         self.context_length = context_length
         self.width = width
 
-    def layers(self) -> Sequence[nn.Module]:
-        """Returns the transformer's layers; releases of transformers differ in where they are."""
-        return repeated_layers(self.trunk)
-
-    def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n width"]:
-        """Returns the state at position `text_length - 1` (the end of text) of each caption."""
-        return self.states(text, text_length)[1]
-
     def states(  # type: ignore[override] - the tower's own inputs
         self, text: Ids, text_length: Lengths
     ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
         states = self.trunk(input_ids=text).last_hidden_state
-        return states, states[torch.arange(len(text), device=text.device), text_length - 1]
+        return states, at_end(states, text_length)

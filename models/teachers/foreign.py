@@ -12,11 +12,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..image import ImageTower, PixelStem
 from ..layers import repeated_layers
-from ..text import Ids, Lengths, TextTower
+from ..text import Ids, Lengths, TextTower, is_token, padded
 from ..two_tower import TwoTower
 from .frozen import DTYPES, FrozenTowers, Placement, Teacher, lowered
 
@@ -196,20 +195,16 @@ class PaddedText(TextTower):
 
     def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n d"]:
         """Returns projected features, before normalisation."""
-        places = torch.arange(text.shape[1], device=text.device)
-        text = text.masked_fill(places >= text_length[:, None], self.pad_id)
-        return self._encode(
-            F.pad(text, (0, self.context_length - text.shape[1]), value=self.pad_id)
-        )
+        return self._encode(padded(text, text_length, self.context_length, self.pad_id))
 
 
 class MaskedText(PaddedText):
     """The text side of a model that takes a padding mask."""
 
     def forward(self, text: Ids, text_length: Lengths) -> Float[Tensor, "n d"]:
-        is_token = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
-        text = text.masked_fill(~is_token, self.pad_id)
-        return self._encode(text, attention_mask=is_token.long())  # type: ignore[call-arg]
+        counts = is_token(text, text_length)
+        text = text.where(counts, self.pad_id)
+        return self._encode(text, attention_mask=counts.long())  # type: ignore[call-arg]
 
 
 def towers(image: ForeignImage, text: PaddedText, model: Any) -> TwoTower:
