@@ -160,7 +160,7 @@ class HFTokenizer(Tokenizer):
         from transformers import AutoTokenizer
 
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"no tokenizer could be loaded from '{name}'; give a folder written by "

@@ -92,11 +92,11 @@ def check_preparation(source: Source) -> None:
     how = preparation(source)
     numbers = [*how["mean"], *how["std"]]
     usual = all(abs(a - b) < 1e-5 for a, b in zip(numbers, OPENAI_MEAN + OPENAI_STD, strict=True))
-    if not usual or how["resize_mode"] != "shortest":
+    if not usual or (how["resize_mode"], how["interpolation"]) != ("shortest", "bicubic"):
         raise ValueError(
             "DataComp's evaluation prepares images as OpenAI's CLIP does (its mean and standard "
-            "deviation, the middle of the shorter side), and the run otherwise; export --to "
-            "open_clip"
+            "deviation, bicubic, the middle of the shorter side), and the run otherwise; export "
+            "--to open_clip"
         )
     if not isinstance(source.run.tokenizer, ClipTokenizer):
         raise ValueError(

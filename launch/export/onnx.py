@@ -239,7 +239,7 @@ def describe(source: Source) -> dict[str, Any]:
             "resize": transform.resize,
             "crop": transform.crop,
             "fill": transform.fill,
-            "interpolation": "bicubic, antialiased",
+            "interpolation": transform.interpolation,
         },
         "text": {
             "files": {"fp32": "text.onnx", "fp16": "text.fp16.onnx"},

@@ -117,7 +117,7 @@ def preparation(source: Source) -> dict[str, Any]:
         "mode": "RGB",
         "mean": mean,
         "std": std,
-        "interpolation": "bicubic",
+        "interpolation": transform.interpolation,
         "resize_mode": transform.resize,
         "fill_color": transform.fill,
     }

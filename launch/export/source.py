@@ -10,11 +10,8 @@ from ...data.images.transforms import EvalTransform
 from ...losses.components.similarity import Similarity
 from ...models.image import PixelStem
 from ...models.two_tower import TwoTower
-from ...models.weights import load_weights
 from ...train.checkpointing import checkpoint as checkpoints
-from ..run.load import LoadedRun, checkpoint_of, load_run
-
-AVERAGE = "ema.model."
+from ..run.load import LoadedRun, Weights, checkpoint_of, load_run
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Source:
     run: LoadedRun
     folder: Path
     step: int
-    weights: str
+    weights: Weights
 
     @property
     def model(self) -> TwoTower:
@@ -98,7 +95,7 @@ class Source:
             )
 
 
-def load_source(folder: Path, step: int | None = None, weights: str = "trained") -> Source:
+def load_source(folder: Path, step: int | None = None, weights: Weights = "trained") -> Source:
     """Loads what is exported.
 
     Args:
@@ -109,29 +106,10 @@ def load_source(folder: Path, step: int | None = None, weights: str = "trained")
     Raises:
         ValueError: there is no such run or checkpoint, or it holds no average.
     """
-    path = checkpoint_of(folder, step)
-    step = checkpoints.step_of(path)
-    run = load_run(folder, step)
+    step = checkpoints.step_of(checkpoint_of(folder, step))
+    run = load_run(folder, step, weights)
     model = run.model.float().requires_grad_(False)
-    if weights != "trained":
-        average = averaged(path)
-        report = load_weights(model, average, f"the average of {path}")
-        if report.missing or report.reshaped:
-            raise ValueError(f"the average of {path} does not fit the run's model: {report}")
     return Source(replace(run, model=model), folder, step, weights)
-
-
-def averaged(checkpoint: Path) -> dict[str, Tensor]:
-    """Returns the moving average of the weights.
-
-    Raises:
-        ValueError: the run kept none.
-    """
-    state = checkpoints.load(checkpoint)["state_dict"]
-    found = {n.removeprefix(AVERAGE): v for n, v in state.items() if n.startswith(AVERAGE)}
-    if not found:
-        raise ValueError(f"{checkpoint} holds no average; leave --weights=ema out")
-    return found
 
 
 def end_of_text(source: Source) -> int:

@@ -1,7 +1,7 @@
-"""Tensors of a file that others wrote: nothing in it is executed or unpickled but tensors.
+"""Files that others wrote: nothing in them is executed or unpickled but tensors.
 
-In: safetensors, a torch file, or a TorchScript archive (as OpenAI published CLIP). Out: tensors by
-name.
+In: safetensors, a torch file, a TorchScript archive (as OpenAI published CLIP), or JSON. Out:
+tensors by name, or settings.
 """
 
 import collections
@@ -46,6 +46,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return read_weights(path)
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of settings by name.
+
+    Raises:
+        ValueError: it is missing, damaged, or holds something else.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, and no settings by name")
+    return settings
+
+
 def read_shards(folder: Path) -> dict[str, Tensor]:
     """Reads all tensors of a folder, from one file or as many as its index names.
 
@@ -54,7 +69,7 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (index := folder / f"{name}.index.json").is_file():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = sorted(set(read_settings(index)["weight_map"].values()))
             return {n: v for file in files for n, v in read_tensors(folder / file).items()}
         if (folder / name).is_file():
             return read_tensors(folder / name)

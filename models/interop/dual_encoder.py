@@ -5,7 +5,6 @@ In: a folder of `save_pretrained` with such a `VisionTextDualEncoderModel`, whic
 `ForeignModel`.
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from . import transformers
-from .archive import read_shards
+from .archive import read_settings, read_shards
 from .base import CLIP_TEXT, TIMM_TOWER, ForeignModel
 from .names import Rule, to_ours, unnamed
 from .text_names import trunk
@@ -26,7 +25,7 @@ IMAGE, TOKENS = "vision_model.timm_model.", "embeddings.token_embedding.weight"
 def is_folder(folder: Path) -> bool:
     """Whether a folder holds a `VisionTextDualEncoderModel`."""
     path = folder / transformers.CONFIG
-    return path.is_file() and json.loads(path.read_text()).get("model_type") == KIND
+    return path.is_file() and read_settings(path).get("model_type") == KIND
 
 
 def read_folder(folder: Path) -> ForeignModel:
@@ -35,7 +34,7 @@ def read_folder(folder: Path) -> ForeignModel:
     Raises:
         ValueError: its towers are others, or a tensor has no counterpart here.
     """
-    config = json.loads((folder / transformers.CONFIG).read_text())
+    config = read_settings(folder / transformers.CONFIG)
     for part, kind in PARTS.items():
         if (found := config[part].get("model_type")) != kind:
             raise ValueError(
@@ -96,11 +95,8 @@ def read_folder(folder: Path) -> ForeignModel:
 
 def _size_of_images(folder: Path) -> int:
     """The side that the image processor cuts to."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            content = json.loads((folder / name).read_text())
-            found = content.get("image_processor", content)
-            size = found.get("crop_size") or found.get("size")
-            if isinstance(size, dict) and "height" in size:
-                return int(size["height"])
+    settings = transformers.image_processor(folder)
+    size = settings.get("crop_size") or settings.get("size")
+    if isinstance(size, dict) and "height" in size:
+        return int(size["height"])
     raise ValueError(f"{folder} does not say how large its images are: add a processor's config")

@@ -5,7 +5,6 @@ In: `model_cfg` as in open_clip's own JSON files (the architecture) with a state
 towers is which of ours is in `open_clip_image` and `open_clip_text`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..two_tower import TwoTower
 from . import open_clip_image, open_clip_text
-from .archive import read_tensors
+from .archive import read_settings, read_tensors
 from .base import SCALARS, ForeignModel, Pixels
 from .names import to_ours, to_theirs, unnamed
 
@@ -34,20 +33,16 @@ def read_folder(folder: Path) -> ForeignModel:
     Raises:
         ValueError: a file is missing or unreadable, or the model has a part that ours has not.
     """
-    try:
-        content = json.loads((folder / CONFIG).read_text())
-        config = content["model_cfg"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{folder / CONFIG} is no configuration of open_clip: {error!r}"
-        ) from error
+    content = read_settings(folder / CONFIG)
     names = [f"{name}{ending}" for name in FILES for ending in (".safetensors", ".bin", ".pth")]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise ValueError(
             f"{folder} has {CONFIG} and no weights: put open_clip_model.safetensors beside it"
         )
-    return convert(config, read_tensors(file), content.get("preprocess_cfg") or {}, str(folder))
+    return convert(
+        content["model_cfg"], read_tensors(file), content.get("preprocess_cfg") or {}, str(folder)
+    )
 
 
 def convert_named(name: str, tensors: Mapping[str, Tensor]) -> ForeignModel:

@@ -184,7 +184,7 @@ def encoder_config(name: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name, local_files_only=True)
+        config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the text tower is transformers' {name}, whose configuration is not here; fetch it "

@@ -30,15 +30,10 @@ def read_foreign(source: str) -> ForeignModel:
     if not path.exists() and colon and name:
         return _read_named(name, Path(file))
     if path.is_dir():
-        if (path / open_clip.CONFIG).is_file():
-            return open_clip.read_folder(path)
-        if timm.is_folder(path):
-            return timm.read_folder(path)
-        if dual_encoder.is_folder(path):
-            return dual_encoder.read_folder(path)
-        if (path / transformers.CONFIG).is_file():
-            return transformers.read_folder(path)
-        raise ValueError(f"{source} holds no model that can be read; {FORMS}")
+        try:
+            return _read_folder(path)
+        except KeyError as error:
+            raise ValueError(f"{source} is incomplete: its settings have no {error}") from error
     if not path.is_file():
         raise ValueError(f"{source} is not there; {FORMS}")
     tensors = read_tensors(path)
@@ -56,6 +51,18 @@ def is_foreign(source: str) -> bool:
     if path.is_dir():
         return any((path / name).is_file() for name in (open_clip.CONFIG, transformers.CONFIG))
     return not path.exists() and ":" in source
+
+
+def _read_folder(path: Path) -> ForeignModel:
+    if (path / open_clip.CONFIG).is_file():
+        return open_clip.read_folder(path)
+    if timm.is_folder(path):
+        return timm.read_folder(path)
+    if dual_encoder.is_folder(path):
+        return dual_encoder.read_folder(path)
+    if (path / transformers.CONFIG).is_file():
+        return transformers.read_folder(path)
+    raise ValueError(f"{path} holds no model that can be read; {FORMS}")
 
 
 def _read_named(name: str, file: Path) -> ForeignModel:

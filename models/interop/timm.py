@@ -4,7 +4,6 @@ In: `config.json` with `architecture` and weights, or a name and tensors. Out: a
 one tower, without the classifier. Older layouts are translated by timm itself.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .archive import read_shards
+from .archive import read_settings, read_shards
 from .base import TIMM_TOWER, ForeignModel, Pixels
 from .vit_names import TRUNK
 
@@ -23,10 +22,8 @@ CONFIG = "config.json"
 
 def is_folder(folder: Path) -> bool:
     """Whether the folder is one of timm's: its configuration names an architecture."""
-    try:
-        return "architecture" in json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
-        return False
+    path = folder / CONFIG
+    return path.is_file() and "architecture" in read_settings(path)
 
 
 def read_folder(folder: Path) -> ForeignModel:
@@ -35,7 +32,7 @@ def read_folder(folder: Path) -> ForeignModel:
     Raises:
         ValueError: weights are missing, or are those of another model.
     """
-    config = json.loads((folder / CONFIG).read_text())
+    config = read_settings(folder / CONFIG)
     # Beside the architecture stands how the images of these weights are prepared.
     preprocess = config.get("pretrained_cfg") or {}
     return convert(config["architecture"], read_shards(folder), preprocess)

@@ -5,7 +5,6 @@ one), `AltCLIPModel`, `ChineseCLIPModel` or `MetaClip2Model`, or a `TwoTower`. O
 `ForeignModel`, or a configuration with a state dict.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..two_tower import TwoTower
 from . import transformers_text
-from .archive import read_shards
+from .archive import read_settings, read_shards
 from .base import CLIP_TOKENIZER, HF_TOKENIZER, SCALARS, TIMM_TOWER, ForeignModel, Pixels
 from .names import Rule, to_ours, to_theirs, unnamed
 from .vit_facts import VitFacts, plain_vit, without_patch_bias
@@ -44,14 +43,14 @@ def read_folder(folder: Path) -> ForeignModel:
     """
     from transformers import AutoConfig
 
-    kind = json.loads((folder / CONFIG).read_text()).get("model_type")
+    kind = read_settings(folder / CONFIG).get("model_type")
     if kind not in FAMILIES:
         raise ValueError(
             f"{folder} holds a transformers model of type {kind}; only {', '.join(FAMILIES)} can "
             "be converted (as a teacher, any with image and text features can be used: "
             "counterpoint.models.teachers.foreign.Transformers)"
         )
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return convert(config, read_shards(folder), folder)
 
 
@@ -150,11 +149,7 @@ def pixels_of(folder: Path, config: Any) -> Pixels:
     """How images are prepared, as the folder's image processor says; else as the family does."""
     siglip, size = config.model_type == "siglip", config.vision_config.image_size
     usual = Pixels(size, (0.5,) * 3, (0.5,) * 3, resize="squash") if siglip else Pixels(size)
-    found: dict[str, Any] = {}
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            content = json.loads((folder / name).read_text())
-            found = found | content.get("image_processor", content)
+    found = image_processor(folder)
     if not found.get("do_normalize", True):
         found |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     scaled, cut = found.get("size", size), found.get("crop_size", size)
@@ -170,6 +165,16 @@ def pixels_of(folder: Path, config: Any) -> Pixels:
         cut / shortest if crops and shortest and cut else 1.0,
         centre="up",
     )
+
+
+def image_processor(folder: Path) -> dict[str, Any]:
+    """Returns the settings of the folder's image processor; {}: it has none."""
+    settings: dict[str, Any] = {}
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            content = read_settings(folder / name)
+            settings |= content.get("image_processor", content)
+    return settings
 
 
 def tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:

@@ -103,8 +103,8 @@ class Transformers(Teacher):
         from transformers import AutoImageProcessor, AutoModel
 
         try:
-            model: Any = AutoModel.from_pretrained(self.source)
-            pixels: Any = AutoImageProcessor.from_pretrained(self.source)
+            model: Any = AutoModel.from_pretrained(self.source, trust_remote_code=False)
+            pixels: Any = AutoImageProcessor.from_pretrained(self.source, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"transformers cannot load the teacher {self.source}: {error}; give a folder to "
@@ -129,7 +129,7 @@ class Transformers(Teacher):
         from transformers import AutoTokenizer
 
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(self.source)
+            tokenizer: Any = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
                 f"the teacher {self.source} has no tokenizer to compare ours with: save it to the "

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -58,13 +59,20 @@ def test_the_tokenizers_file_gives_the_runs_ids(run_dir):
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"crop": 0.8}, {"resize": "squash"}, {"resize": "longest", "fill": 200}]
+    "how",
+    [
+        {"interpolation": "bilinear"},
+        {"crop": 0.8},
+        {"resize": "squash", "crop": 0.8},
+        {"resize": "longest", "fill": 200},
+    ],
 )
 def test_the_program_prepares_images_to_within_a_grey_level(run_dir, tmp_path, how):
     source, transform = load_source(run_dir), EvalTransform(**how)
     make_tokenizer(source).save(str(tmp_path / "tokenizer.json"))
     described = target.describe(source)
-    described["image"] |= {key: vars(transform)[key] for key in ("resize", "crop", "fill")}
+    keys = ("resize", "crop", "fill", "interpolation")
+    described["image"] |= {key: vars(transform)[key] for key in keys}
     (tmp_path / "towers.json").write_text(json.dumps(described))
     (tmp_path / "answer.py").write_text(target.SCRIPT.read_text())
     spec = importlib.util.spec_from_file_location("answer", tmp_path / "answer.py")
@@ -81,15 +89,37 @@ def test_the_program_prepares_images_to_within_a_grey_level(run_dir, tmp_path, h
         assert (abs(ours - theirs) > 1).mean() < 0.01, (height, width)
 
 
-def test_one_tower_in_full_precision(run_dir, tmp_path):
-    model = load_source(run_dir).model
+def test_towers_of_any_batch_and_their_program(run_dir, tmp_path, capsys, monkeypatch):
+    """The images in fp32, the texts in fp32 and of other lengths, and what `answer.py` prints."""
+    source = load_source(run_dir)
+    model = source.model
     target.write_image(model, tmp_path / "image.onnx")
-    session = ort.InferenceSession(tmp_path / "image.onnx", providers=["CPUExecutionProvider"])
+    target.write_text(model, tmp_path / "text.onnx")
+    image, text = (target.session(tmp_path / f"{name}.onnx") for name in ("image", "text"))
     for batch in (1, 5):
         pixels = torch.randint(0, 256, (batch, 24, 24, 3), dtype=torch.uint8)
-        (theirs,) = session.run(None, {"pixels": pixels.numpy()})
+        (theirs,) = image.run(None, {"pixels": pixels.numpy()})
         ours = model.encode_image(pixels.permute(0, 3, 1, 2))
         torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=0, atol=1e-5)
+        lengths = torch.arange(2, 2 + batch)
+        mask = (torch.arange(9) < lengths[:, None]).long()
+        ids = torch.randint(1, 49406, (batch, 9)) * mask
+        ids[range(batch), lengths - 1] = ClipTokenizer.end_id
+        (theirs,) = text.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        ours = model.encode_text(ids, lengths)
+        torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=0, atol=1e-5)
+    make_tokenizer(source).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "towers.json").write_text(json.dumps(target.describe(source)))
+    picture = texture(24, 24, 7)
+    picture.save(tmp_path / "image.png")
+    program = tmp_path / "answer.py"
+    program.write_text(target.SCRIPT.read_text())
+    monkeypatch.setattr(sys, "argv", ["answer.py", str(tmp_path / "image.png"), *TEXTS])
+    runpy.run_path(str(program), run_name="__main__")
+    printed = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    ours = model.encode_image(pixels) @ model.encode_text(*source.run.tokenizer(TEXTS, 12)).T
+    torch.testing.assert_close(torch.tensor([printed]), ours, rtol=0, atol=1e-4)
 
 
 @pytest.mark.soak

@@ -54,7 +54,7 @@ def run_dir(tmp_path_factory):
         (["{run}", "there.safetensors"], "there.safetensors exists already"),
         (["nowhere", "out.safetensors"], "nowhere is no run folder"),
         (["{run}", "out.safetensors", "--checkpoint", "4"], "no checkpoint of step 4"),
-        (["{run}", "out.safetensors", "--weights", "ema"], "leave --weights=ema out"),
+        (["{run}", "out.safetensors", "--weights", "ema"], "take the trained weights"),
         (["{empty}", "out.safetensors"], "checkpoint"),
     ],
 )

@@ -21,6 +21,7 @@ PATHS = open_clip.factory._MODEL_CONFIG_PATHS
 TEXTS = ["a red house", "two DOGS, 3 cats; isn't it?", "caf\u00e9", "long words " * 20, ""]
 EVAL = {"class_path": "counterpoint.data.images.transforms.EvalTransform"}
 SQUASH = EVAL | {"init_args": {"resize": "squash"}}
+BILINEAR = EVAL | {"init_args": {"interpolation": "bilinear"}}
 CROP = EVAL | {"init_args": {"crop": 0.8}}
 RESNET = {
     "class_path": "counterpoint.models.image.TimmTower",
@@ -42,6 +43,7 @@ QUICK = {"init_args": export_run.TEXT["init_args"] | {"activation": "quick_gelu"
 RUNS = {
     "plain": export_run.config(),
     "class_token": export_run.config(export_run.IMAGE | CLASS_TOKEN, eval_transform=SQUASH),
+    "bilinear": export_run.config(export_run.IMAGE | CLASS_TOKEN, eval_transform=BILINEAR),
     "normed_first": export_run.config(export_run.IMAGE | NORMED_FIRST, export_run.TEXT | QUICK),
     "convolutions": export_run.config(RESNET, eval_transform=CROP),
 }
@@ -113,8 +115,8 @@ def installed(request):
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        *((name, "transformers") for name in RUNS),
-        *((name, "open_clip") for name in ("class_token", "normed_first")),
+        *((name, "transformers") for name in RUNS if name != "bilinear"),
+        *((name, "open_clip") for name in ("class_token", "normed_first", "bilinear")),
         ("plain", "sentence-transformers"),
     ],
 )

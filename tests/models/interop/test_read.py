@@ -1,5 +1,7 @@
 """What lies where: OpenAI's files, timm's, and what cannot be read."""
 
+import json
+
 import open_clip
 import pytest
 import timm
@@ -7,6 +9,8 @@ import torch
 from foreign_inputs import captions, images, shaken
 from safetensors.torch import save_file
 
+from counterpoint.data.text.tokenize import HFTokenizer
+from counterpoint.models.interop.open_clip_text import encoder_config
 from counterpoint.models.interop.read import is_foreign, read_foreign
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 64, "patch_size": 16}
@@ -66,6 +70,21 @@ def test_an_archive_that_names_anything_else_is_refused(tmp_path):
         read_foreign(str(tmp_path / "bad.pt"))
 
 
+def test_code_beside_a_tokenizer_or_an_encoder_is_not_run(tmp_path, monkeypatch):
+    """Nor is anybody asked whether it may be."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="whose configuration is not here"):
+        encoder_config(str(tmp_path))
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no tokenizer could be loaded"):
+        HFTokenizer(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
 @torch.no_grad()
 def test_a_trunk_of_timm(name, tmp_path):
@@ -103,7 +122,14 @@ def test_what_cannot_be_read(openai, tmp_path):
     for source, sentence in wrong.items():
         with pytest.raises(ValueError, match=sentence):
             read_foreign(source)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="transformers model of type bert"):
-        read_foreign(str(tmp_path))
+    damaged = {
+        '{"model_type": "bert"}': "transformers model of type bert",
+        "{": r"config\.json cannot be read as JSON",
+        "[]": "holds a list, and no settings by name",
+        '{"model_type": "vision-text-dual-encoder"}': "settings have no 'vision_config'",
+    }
+    for content, sentence in damaged.items():
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=sentence):
+            read_foreign(str(tmp_path))
     assert is_foreign(str(tmp_path)) and is_foreign(f"ViT-B-32:{file}") and not is_foreign("x")
