@@ -5,7 +5,7 @@
     absent: skip          # leave out, and name, tasks whose data are not there
     tasks:
       pets:
-        class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
+        class_path: counterpoint.train.evaluation.zero_shot.classification.ZeroShot
         init_args:
           data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: {path: pets}}
           templates: ["a photo of a {c}.", "a drawing of a {c}."]

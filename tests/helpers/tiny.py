@@ -29,7 +29,7 @@ WORDS = [
 COLOURS = """
 tasks:
   colours:
-    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
+    class_path: counterpoint.train.evaluation.zero_shot.classification.ZeroShot
     init_args:
       data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: {path: images}}
       templates: "{c}"

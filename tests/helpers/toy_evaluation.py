@@ -11,7 +11,7 @@ from counterpoint.data.image_sets import ImageSet, Item
 from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.retrieval import Retrieval
 from counterpoint.train.evaluation.suite import Suite
-from counterpoint.train.evaluation.zeroshot import ZeroShot
+from counterpoint.train.evaluation.zero_shot.classification import ZeroShot
 
 CLASSES = [f"c{i}" for i in range(7)]
 

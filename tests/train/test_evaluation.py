@@ -30,7 +30,7 @@ from counterpoint.train.evaluation.encode import ByteCache, Encoder
 from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.ranks import ranks, recall_at
 from counterpoint.train.evaluation.suite import Suite
-from counterpoint.train.evaluation.zeroshot import ZeroShot
+from counterpoint.train.evaluation.zero_shot.classification import ZeroShot
 
 SUITES = sorted((Path(counterpoint.configs.__path__[0]) / "suite").glob("*.yaml"))
 

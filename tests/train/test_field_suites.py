@@ -271,7 +271,8 @@ def test_folders_that_hold_no_such_data(tmp_path):
 def test_what_a_suite_imports_has_to_exist(tmp_path):
     suite = tmp_path / "mine.yaml"
     suite.write_text(
-        "tasks:\n  t:\n    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot\n"
+        "tasks:\n  t:\n    class_path: "
+        "counterpoint.train.evaluation.zero_shot.classification.ZeroShot\n"
         "    init_args: {data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: "
         "{path: x}}, classes: {import: open_clip.IMAGENET_CLASSES}}\n"
     )

@@ -17,7 +17,7 @@ from counterpoint.train.evaluation.outcomes import (
     write_outcomes,
 )
 from counterpoint.train.evaluation.suite import Suite
-from counterpoint.train.evaluation.zeroshot import ZeroShot
+from counterpoint.train.evaluation.zero_shot.classification import ZeroShot
 
 
 def test_outcomes_are_those_of_each_image_and_their_mean_is_the_measure():

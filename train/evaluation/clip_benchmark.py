@@ -13,7 +13,7 @@ from .encode import Encoder
 from .outcomes import Outcomes
 from .retrieval import Retrieval
 from .task import Task
-from .zeroshot import ZeroShot
+from .zero_shot.classification import ZeroShot
 
 
 class ClipBenchmark(Task):

@@ -16,8 +16,7 @@ from torch import Tensor
 from ...data.benchmark_sets import BenchmarkSet
 from .clip_benchmark import ClipBenchmark
 from .encode import Encoder
-from .groups import part_of
-from .outcomes import Outcomes
+from .outcomes import Outcomes, part_of
 from .ranks import full_precision
 
 Main = Literal[

@@ -51,6 +51,13 @@ def mean_of_groups(groups: Sequence["float | Outcomes"]) -> "float | Outcomes":
     return Outcomes(value, np.concatenate([p.values for p in parts]), keys, np.concatenate(weights))
 
 
+def part_of(outcomes: Outcomes, chosen: np.ndarray) -> Outcomes:
+    """Returns the measure on some of its items, all counted alike."""
+    values = np.asarray(outcomes.values)[chosen]
+    keys = [key for key, is_chosen in zip(outcomes.keys, chosen, strict=True) if is_chosen]
+    return Outcomes(float(values.mean()), values, keys)
+
+
 @dataclass(frozen=True)
 class Stored:
     """Outcomes as they are read from a file.

@@ -4,8 +4,9 @@ In: an `Encoder`. Out: (group, measure, value) triples. With `by: style` a task 
 every value of the field `style`, and once more as the plain mean of these.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,14 @@ class Task(ABC):
 
     def image_sets(self) -> dict[ImageSet, np.ndarray]:
         """Returns the items, sorted, of each image set that `measure` reads; after `prepare`."""
-        return {self.data: self._chosen}
+        sets = {self.data: self._chosen}
+        for images, items in self.further_images():
+            sets[images] = np.union1d(sets.get(images, items[:0]), items)
+        return sets
+
+    def further_images(self) -> list[tuple[ImageSet, np.ndarray]]:
+        """Returns the items of other sets, or further ones of `data`, that `measure` reads."""
+        return []
 
     @abstractmethod
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
@@ -68,9 +76,10 @@ class Task(ABC):
         on each, so the values are equal without further exchange.
         """
 
-    def keys(self, chosen: np.ndarray) -> list[str]:
-        """Returns the names of items, for `Outcomes`."""
-        return [str(self.data.items[i].get("key")) for i in chosen.tolist()]
+    def keys(self, chosen: np.ndarray, images: ImageSet | None = None) -> list[str]:
+        """Returns the names of items, for `Outcomes`; of `data` unless `images` are given."""
+        items = (self.data if images is None else images).items
+        return [str(items[i].get("key")) for i in chosen.tolist()]
 
     def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes]]:
         """Yields (group or "", measure, value), the mean over groups last; after `prepare`."""
@@ -86,3 +95,9 @@ class Task(ABC):
                 yield group, name, value
         for name, parts in groups.items():
             yield "", name, mean_of_groups(parts)
+
+
+def order_by_hash(keys: Sequence[str], seed: int = 0) -> np.ndarray:
+    """Returns a permutation of items that their names and a seed decide, whatever their order."""
+    digests = [hashlib.sha256(f"{seed}/{key}".encode()).digest() for key in keys]
+    return np.array(sorted(range(len(keys)), key=lambda i: (digests[i], keys[i])), dtype=np.int64)

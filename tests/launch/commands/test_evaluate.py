@@ -23,7 +23,7 @@ from counterpoint.losses.scalars import Positive
 SUITE = """
 tasks:
   colours:
-    class_path: counterpoint.train.evaluation.zeroshot.ZeroShot
+    class_path: counterpoint.train.evaluation.zero_shot.classification.ZeroShot
     init_args:
       data: {class_path: counterpoint.data.image_sets.FolderSet, init_args: {path: pictures}}
       templates: "{c}"

@@ -1,5 +1,11 @@
 """Every task gives the same values, to the last digit, for any number of processes."""
 
+import importlib
+import pkgutil
+from inspect import isabstract
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from toy_evaluation import tokenizer, transform
@@ -7,31 +13,38 @@ from vector_model import NAMES, Classes, Vectors
 
 from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.config.suites import load_suite
-from counterpoint.train.evaluation.attributes import AttributePrompts
+from counterpoint.train import evaluation
 from counterpoint.train.evaluation.choices.caption_choice import CaptionChoice
 from counterpoint.train.evaluation.choices.linear_map import MappedCaptionChoice
+from counterpoint.train.evaluation.clip_benchmark import ClipBenchmark
 from counterpoint.train.evaluation.confidence.calibration import Calibration
 from counterpoint.train.evaluation.confidence.label_free import MatrixNorm
 from counterpoint.train.evaluation.confidence.out_of_distribution import ConceptMatching
 from counterpoint.train.evaluation.confidence.vim import VirtualLogit
-from counterpoint.train.evaluation.descriptions import DescribedZeroShot
 from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.geometry.clip_score import ClipScore
 from counterpoint.train.evaluation.geometry.conditional import ConditionalDiversity
 from counterpoint.train.evaluation.geometry.modality import ModalityGeometry
-from counterpoint.train.evaluation.groups import GroupAccuracy
 from counterpoint.train.evaluation.probes.gaussian import GaussianDiscriminant
 from counterpoint.train.evaluation.probes.knn import NearestNeighbours
 from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
 from counterpoint.train.evaluation.probes.logit_bias import LogitBias
 from counterpoint.train.evaluation.probes.tip_adapter import TipAdapter
+from counterpoint.train.evaluation.retrieval import Retrieval
 from counterpoint.train.evaluation.robustness.backdoor import BackdoorSuccess
 from counterpoint.train.evaluation.robustness.fooling import FoolingImages
 from counterpoint.train.evaluation.robustness.identity import IdentityAudit
 from counterpoint.train.evaluation.robustness.label_design import LabelDesign
 from counterpoint.train.evaluation.robustness.misspelling import MisspelledNames
 from counterpoint.train.evaluation.robustness.multi_object import MultiObject
+from counterpoint.train.evaluation.robustness.text_spotting import TextSpotting
 from counterpoint.train.evaluation.suite import Suite
+from counterpoint.train.evaluation.task import Task
+from counterpoint.train.evaluation.zero_shot.attributes import AttributePrompts
+from counterpoint.train.evaluation.zero_shot.classification import ZeroShot
+from counterpoint.train.evaluation.zero_shot.descriptions import DescribedZeroShot
+from counterpoint.train.evaluation.zero_shot.frequency import FrequencyCorrelation
+from counterpoint.train.evaluation.zero_shot.groups import GroupAccuracy
 
 
 @pytest.mark.soak
@@ -40,13 +53,20 @@ def test_the_packaged_suites_can_be_read(tmp_path):
         assert load_suite(name, tmp_path).tasks
 
 
-def every_task():
+def every_task(folder):
     train, test = Classes(45, seed=1, name="train"), Classes(37, seed=2, name="test")
     split = {"data": test, "train": train}
     few_shot = {**split, "shots": 2, "templates": "a {c}"}
     others = Classes(12, seed=3, name="others")
     prompts = {"data": test, "templates": "a {c}"}
+    counts = folder / "counts.parquet"
+    if not counts.exists():
+        pq.write_table(pa.table({"class": NAMES, "count": [5, 4, 9, 2, 3, 8, 1]}), counts)
     return {
+        "zero_shot": ZeroShot(by="cls", **prompts),
+        "retrieval": Retrieval(test, "caption"),
+        "frequency": FrequencyCorrelation(str(counts), **prompts),
+        "text_spotting": TextSpotting(test),
         "knn": NearestNeighbours(k=5, **split),
         "linear_probe": LinearProbe(penalty=0.1, **split),
         "gaussian": GaussianDiscriminant(**few_shot),
@@ -75,16 +95,16 @@ def every_task():
     }
 
 
-def measured(rank, world_size):
+def measured(rank, world_size, folder):
     outcomes = {}
-    suite = Suite("s", every_task())
+    suite = Suite("s", every_task(folder))
     values = evaluate(Vectors(), suite, tokenizer, transform, batch_size=8, outcomes=outcomes)
     rows = {name: (list(each.values), list(each.keys)) for name, each in outcomes.items()}
     return values, rows
 
 
 @pytest.mark.parametrize("kind", ["diverged", "collapsed", "zero"])
-def test_a_useless_model_ends_no_evaluation_and_scores_nothing(kind):
+def test_a_useless_model_ends_no_evaluation_and_scores_nothing(kind, tmp_path):
     model = Vectors()
     if kind == "collapsed":
         model.image.data.zero_()
@@ -93,7 +113,7 @@ def test_a_useless_model_ends_no_evaluation_and_scores_nothing(kind):
     else:
         for parameter in model.parameters():
             parameter.data.fill_(torch.nan if kind == "diverged" else 0.0)
-    values = evaluate(model, Suite("s", every_task()), tokenizer, transform)
+    values = evaluate(model, Suite("s", every_task(tmp_path)), tokenizer, transform)
     found = {name: value for name, value in values.items() if name.endswith(("top1", "accuracy"))}
     assert len(found) > 10
     # Probes of features that say nothing know the most frequent class.
@@ -101,8 +121,25 @@ def test_a_useless_model_ends_no_evaluation_and_scores_nothing(kind):
     assert {name: value for name, value in found.items() if value > 0 and name not in probes} == {}
 
 
-def test_the_same_digits_for_any_number_of_processes(gloo):
-    [expected] = gloo(1, measured)
-    assert len(NAMES) > 5 and {name.split("/")[1] for name in expected[0]} == set(every_task())
+def test_no_task_is_forgotten(tmp_path):
+    tasks = [each for each in packaged_classes() if not isabstract(each)]
+    # Those of a folder's layout measure what `ZeroShot` and `Retrieval` do.
+    wanted = {each for each in tasks if not issubclass(each, ClipBenchmark)}
+    assert {type(task) for task in every_task(tmp_path).values()} == wanted
+
+
+def packaged_classes():
+    """Tasks in `train/evaluation/`, whatever the module."""
+    for module in pkgutil.walk_packages(evaluation.__path__, f"{evaluation.__name__}."):
+        content = vars(importlib.import_module(module.name)).values()
+        for each in content:
+            if isinstance(each, type) and issubclass(each, Task) and each.__module__ == module.name:
+                yield each
+
+
+def test_the_same_digits_for_any_number_of_processes(gloo, tmp_path):
+    [expected] = gloo(1, measured, tmp_path)
+    named = {name.split("/")[1].split("_" + NAMES[0])[0] for name in expected[0]}
+    assert len(NAMES) > 5 and named >= set(every_task(tmp_path))
     for world_size in (2, 3):
-        assert gloo(world_size, measured) == [expected] * world_size
+        assert gloo(world_size, measured, tmp_path) == [expected] * world_size

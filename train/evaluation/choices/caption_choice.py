@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....data.image_sets import ImageSet
 from ..encode import Encoder
-from ..outcomes import Outcomes, mean_of_groups
+from ..outcomes import Outcomes, mean_of_groups, part_of
 from ..ranks import full_precision
 from ..task import Task
 
@@ -136,16 +136,11 @@ class CaptionChoice(Task):
         questions = [question for question in self._questions if question.item in items]
         is_right = self.answers(encoder, questions)
         keys = [question.key for question in questions]
-        values: dict[str, float | Outcomes] = {
-            "accuracy": Outcomes(float(is_right.mean()), is_right, keys)
-        }
+        accuracy = Outcomes(float(is_right.mean()), is_right, keys)
+        values: dict[str, float | Outcomes] = {"accuracy": accuracy}
         if self.category is not None:
             kinds = np.array([question.category for question in questions])
-            parts = []
-            for kind in sorted(set(kinds.tolist())):
-                of_kind = np.flatnonzero(kinds == kind)
-                own = [keys[i] for i in of_kind]
-                parts.append(Outcomes(float(is_right[of_kind].mean()), is_right[of_kind], own))
+            parts = [part_of(accuracy, kinds == kind) for kind in sorted(set(kinds.tolist()))]
             values["mean_category_accuracy"] = mean_of_groups(parts)
         return values
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from ....data.image_sets import ImageSet
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from ..probes.labelled import joined
 from .caption_choice import CaptionChoice, Question, caption_positions, choices
 
 SCALE = 100.0
@@ -68,9 +67,8 @@ class MappedCaptionChoice(CaptionChoice):
                 )
         return chosen
 
-    def image_sets(self) -> dict[ImageSet, np.ndarray]:
-        items = np.unique([question.item for question in self._train])
-        return joined(super().image_sets(), self.train, items)
+    def further_images(self) -> list[tuple[ImageSet, np.ndarray]]:
+        return [(self.train, np.unique([question.item for question in self._train]))]
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         items = set(chosen.tolist())

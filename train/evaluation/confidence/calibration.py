@@ -13,9 +13,9 @@ from torch import Tensor
 from ..accuracy import class_ranks
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from ..probes.labelled import order_by_hash
 from ..ranks import recall_at
-from ..zeroshot import ZeroShot
+from ..task import order_by_hash
+from ..zero_shot.classification import ZeroShot
 
 NUM_BINS = 15
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..accuracy import accuracies, class_ranks
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from ..zeroshot import ZeroShot
+from ..zero_shot.classification import ZeroShot
 
 ORDER = 4
 THRESHOLD = 5.0

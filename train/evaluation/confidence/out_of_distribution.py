@@ -15,8 +15,7 @@ from ....data.image_sets import ImageSet
 from ....losses.components.similarity import Metric
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from ..probes.labelled import joined
-from ..zeroshot import ZeroShot
+from ..zero_shot.classification import ZeroShot
 from .detection import detection
 
 
@@ -52,19 +51,17 @@ class ConceptMatching(ZeroShot):
         self._outside = np.asarray(self.outside.select(self.outside_where), dtype=np.int64)
         return chosen
 
-    def image_sets(self) -> dict[ImageSet, np.ndarray]:
-        return joined(super().image_sets(), self.outside, self._outside)
+    def further_images(self) -> list[tuple[ImageSet, np.ndarray]]:
+        return [(self.outside, self._outside)]
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
-        plain = replace(encoder, metric=Metric()) if encoder.metric.form else encoder
+        plain = replace(encoder, metric=Metric())
         classifier = self.classifier(plain)
         parts = ((self.data, chosen), (self.outside, self._outside))
-        keys = [[str(images.items[i].get("key")) for i in items] for images, items in parts]
+        keys = [self.keys(items, images) for images, items in parts]
         highest, matching = [], []
         for images, items in parts:
-            cosines = replace(plain, metric=Metric()).logits(
-                encoder.image_features(images, items), classifier, 1.0
-            )
+            cosines = plain.logits(encoder.image_features(images, items), classifier, 1.0)
             cosines = cosines.cpu().double()
             highest.append(cosines.amax(1).numpy())
             matching.append((cosines / self.temperature).softmax(1).amax(1).numpy())

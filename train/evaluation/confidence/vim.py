@@ -17,7 +17,6 @@ from torch import Tensor
 from ....data.image_sets import ImageSet
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from ..probes.labelled import joined
 from ..probes.linear_probe import Linear, LinearProbe, fit
 from .detection import detection
 
@@ -53,8 +52,8 @@ class VirtualLogit(LinearProbe):
         self._outside = np.asarray(self.outside.select(self.outside_where), dtype=np.int64)
         return chosen
 
-    def image_sets(self) -> dict[ImageSet, np.ndarray]:
-        return joined(super().image_sets(), self.outside, self._outside)
+    def further_images(self) -> list[tuple[ImageSet, np.ndarray]]:
+        return [*super().further_images(), (self.outside, self._outside)]
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         train, test = self.parts(encoder, chosen)
@@ -62,13 +61,12 @@ class VirtualLogit(LinearProbe):
         linear = fit(train, self.num_classes, penalty)
         residual = Residual.of(train.features, linear, self.dimension)
         outside = encoder.image_features(self.outside, self._outside, self.form)
-        keys = [str(self.outside.items[i].get("key")) for i in self._outside.tolist()]
         energies = [linear(x).logsumexp(1) for x in (test.features, outside)]
         scores = [
             energy - residual(x)
             for energy, x in zip(energies, (test.features, outside), strict=True)
         ]
-        names = self.keys(chosen), keys
+        names = self.keys(chosen), self.keys(self._outside, self.outside)
         (inside, other), (inside_energy, other_energy) = (
             [each.cpu().numpy() for each in pair] for pair in (scores, energies)
         )

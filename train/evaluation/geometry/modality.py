@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from ..probes.labelled import order_by_hash
 from ..retrieval import Retrieval
+from ..task import order_by_hash
 
 # Products held at a time (32 MiB of float64).
 CHUNK_PRODUCTS = 1 << 22

@@ -20,8 +20,9 @@ from ..accuracy import accuracies, class_ranks
 from ..encode import Encoder
 from ..outcomes import Outcomes
 from ..ranks import full_precision
-from ..zeroshot import ZeroShot
-from .labelled import joined, order_by_hash, training_items
+from ..task import order_by_hash
+from ..zero_shot.classification import ZeroShot
+from .labelled import training_items
 from .linear_probe import quality
 
 SCALE = 100.0
@@ -104,8 +105,7 @@ class FewShot(ZeroShot):
         known = [i for i, label in enumerate(self._train_labels) if label in self._index]
         self._train_items = self._train_items[known]
         targets = np.array([self._index[self._train_labels[i]] for i in known])
-        keys = [str(self.train.items[i].get("key")) for i in self._train_items.tolist()]
-        order = order_by_hash(keys, self.seed)
+        order = order_by_hash(self.keys(self._train_items, self.train), self.seed)
         shots: list[int] = []
         validation: list[int] = []
         for position, name in enumerate(self._names):
@@ -125,8 +125,8 @@ class FewShot(ZeroShot):
         self._used = np.sort(self._train_items[np.concatenate(self._parts)])
         return chosen
 
-    def image_sets(self) -> dict[ImageSet, np.ndarray]:
-        return joined(super().image_sets(), self.train, self._used)
+    def further_images(self) -> list[tuple[ImageSet, np.ndarray]]:
+        return [(self.train, self._used)]
 
     def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes]]:
         self._head = None  # of another model
@@ -134,10 +134,8 @@ class FewShot(ZeroShot):
         self._head = None
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
-        plain = encoder
-        if encoder.metric.form:  # heads are defined on embeddings of length one
-            plain = replace(encoder, metric=Metric())
-        classifier = self.classifier(plain)
+        # Heads are defined on embeddings of length one.
+        classifier = self.classifier(replace(encoder, metric=Metric()))
 
         def read(images: ImageSet, items: np.ndarray, targets: Sequence[int] | np.ndarray) -> Shots:
             features = encoder.image_features(images, items)

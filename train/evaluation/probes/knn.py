@@ -1,8 +1,8 @@
 """Nearest neighbours: the class that the most similar training images vote for.
 
 Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (2018),
-section 3.4, with the temperature that Caron et al. (2021, DINO, appendix A) keep: of the k training
-images with the largest cosine, each votes for its class with exp(cosine / 0.07).
+section 3.4, with the temperature that Caron et al. (2021, DINO, appendix F.1) keep: of the k
+training images with the largest cosine, each votes for its class with exp(cosine / 0.07).
 """
 
 from collections.abc import Mapping

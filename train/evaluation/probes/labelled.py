@@ -4,8 +4,6 @@ In: two image sets with a class each. Out: matrices of both, for a classifier. E
 same classifier to the same features, so that nothing has to be exchanged.
 """
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +79,8 @@ class Labelled(Task):
         self._targets = dict(zip(chosen.tolist(), (index[name] for name in labels), strict=True))
         return chosen
 
-    def image_sets(self) -> dict[ImageSet, np.ndarray]:
-        return joined(super().image_sets(), self.train, self._train_chosen)
+    def further_images(self) -> list[tuple[ImageSet, np.ndarray]]:
+        return [(self.train, self._train_chosen)]
 
     def parts(self, encoder: Encoder, chosen: np.ndarray) -> tuple[Part, Part]:
         """Returns the training split and the chosen items of the test split."""
@@ -108,16 +106,3 @@ def training_items(
             "them apart with `where` and `train_where`"
         )
     return items
-
-
-def joined(
-    sets: dict[ImageSet, np.ndarray], more: ImageSet, items: np.ndarray
-) -> dict[ImageSet, np.ndarray]:
-    """Returns items by image set with further items of one of them."""
-    return sets | {more: np.union1d(sets.get(more, items[:0]), items)}
-
-
-def order_by_hash(keys: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Returns a permutation of items that their names and a seed decide, whatever their order."""
-    digests = [hashlib.sha256(f"{seed}/{key}".encode()).digest() for key in keys]
-    return np.array(sorted(range(len(keys)), key=lambda i: (digests[i], keys[i])), dtype=np.int64)

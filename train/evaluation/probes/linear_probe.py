@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from ..accuracy import accuracies, class_ranks
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from .labelled import Labelled, Part, order_by_hash
+from ..task import order_by_hash
+from .labelled import Labelled, Part
 
 MAX_ITERATIONS = 1000
 FIRST, STEPS_PER_DECADE, NUM_STEPS = -6, 8, 96
@@ -58,7 +59,7 @@ class LinearProbe(Labelled):
 
     def prepare(self) -> np.ndarray:
         chosen = super().prepare()
-        keys = [str(self.train.items[i].get("key")) for i in self._train_chosen.tolist()]
+        keys = self.keys(self._train_chosen, self.train)
         self._is_validation = fifth(keys, self._train_targets)
         if self.penalty is None and not self._is_validation.any():
             raise ValueError(

@@ -1,1 +1,1 @@
-"""What altered images and texts do to a model: planted triggers, misspelt names, order and size."""
+"""What altered images and texts do to a model: triggers, misspelt names, order, words."""

@@ -15,7 +15,7 @@ from ..accuracy import class_ranks
 from ..encode import ByteCache, Encoder
 from ..outcomes import Outcomes
 from ..ranks import full_precision, recall_at
-from ..zeroshot import ZeroShot
+from ..zero_shot.classification import ZeroShot
 from .triggers import TRIGGERS, Name
 
 

@@ -14,7 +14,6 @@ import torch
 from ....data.image_sets import ImageSet
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from ..probes.labelled import joined
 from ..ranks import full_precision
 from ..retrieval import Retrieval
 
@@ -42,8 +41,8 @@ class FoolingImages(Retrieval):
         self._fooling = np.asarray(self.fooling.select(self.fooling_where), dtype=np.int64)
         return chosen
 
-    def image_sets(self) -> dict[ImageSet, np.ndarray]:
-        return joined(super().image_sets(), self.fooling, self._fooling)
+    def further_images(self) -> list[tuple[ImageSet, np.ndarray]]:
+        return [(self.fooling, self._fooling)]
 
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         captions = [self._captions[i][0] for i in chosen.tolist()]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..encode import Encoder
-from ..outcomes import Outcomes
+from ..outcomes import Outcomes, part_of
 from ..ranks import full_precision
-from ..zeroshot import ZeroShot
+from ..zero_shot.classification import ZeroShot
 
 
 class IdentityAudit(ZeroShot):
@@ -23,8 +23,7 @@ class IdentityAudit(ZeroShot):
     For an audit of a model of one's own, on people who agree to it. Measures: `inferred_members`,
     the share of persons that are taken for members; with `member` also `true_positive_rate` among
     those who are, and `false_positive_error` among those who are not. The more names, the rarer a
-    hit by
-    chance: the paper takes 1,000, at least 30 images a person and 21 prompts.
+    hit by chance: the paper takes 1,000, at least 30 images a person and 21 prompts.
 
     Args:
         member: the field that says whether a person is in the training data (`true`, `false`, 0
@@ -72,9 +71,8 @@ class IdentityAudit(ZeroShot):
         seen = np.unique(persons)
         is_inferred = found[seen] >= self.min_prompts
         keys = [self._names[person] for person in seen.tolist()]
-        values: dict[str, float | Outcomes] = {
-            "inferred_members": Outcomes(float(is_inferred.mean()), is_inferred, keys)
-        }
+        inferred = Outcomes(float(is_inferred.mean()), is_inferred, keys)
+        values: dict[str, float | Outcomes] = {"inferred_members": inferred}
         if self.member is not None:
             is_member = np.array([self._members[person] for person in seen.tolist()])
             for name, part in (
@@ -82,8 +80,7 @@ class IdentityAudit(ZeroShot):
                 ("false_positive_error", ~is_member),
             ):
                 if part.any():
-                    own = [key for key, is_in in zip(keys, part, strict=True) if is_in]
-                    values[name] = Outcomes(float(is_inferred[part].mean()), is_inferred[part], own)
+                    values[name] = part_of(inferred, part)
         return values
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ....data.image_sets import ImageSet
 from ..encode import Encoder
-from ..outcomes import Outcomes, mean_of_groups
+from ..outcomes import Outcomes, mean_of_groups, part_of
 from ..ranks import full_precision
 from ..task import Task
 
@@ -89,15 +89,11 @@ class LabelDesign(Task):
         # "not below" also counts NaN, which compares to nothing.
         is_harmful = (~(harmful.amax(1) < neutral.amax(1))).cpu().numpy()
         groups = np.array([self._groups[i] for i in chosen.tolist()])
-        keys = np.array(self.keys(chosen))
-
-        def share(part: np.ndarray) -> Outcomes:
-            return Outcomes(float(is_harmful[part].mean()), is_harmful[part], keys[part].tolist())
-
-        by_group = {name: share(groups == name) for name in sorted(set(groups.tolist()))}
+        error = Outcomes(float(is_harmful.mean()), is_harmful, self.keys(chosen))
+        by_group = {name: part_of(error, groups == name) for name in sorted(set(groups.tolist()))}
         shares = list(map(float, by_group.values()))
         return {
-            f"{prefix}harmful_error": share(np.ones(len(keys), dtype=bool)),
+            f"{prefix}harmful_error": error,
             **{f"{prefix}{name}_harmful_error": each for name, each in by_group.items()},
             f"{prefix}mean_group_harmful_error": mean_of_groups(list(by_group.values())),
             f"{prefix}harmful_gap": max(shares) - min(shares),

@@ -19,7 +19,7 @@ from ..accuracy import class_ranks
 from ..encode import Encoder
 from ..outcomes import Outcomes
 from ..ranks import full_precision, recall_at
-from ..zeroshot import ZeroShot
+from ..zero_shot.classification import ZeroShot
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

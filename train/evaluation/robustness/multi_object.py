@@ -17,9 +17,9 @@ from ....data.image_sets import ImageSet, Item
 from ..accuracy import class_ranks
 from ..encode import Encoder
 from ..outcomes import Outcomes
-from ..probes.labelled import order_by_hash
 from ..ranks import full_precision
-from ..zeroshot import ZeroShot
+from ..task import order_by_hash
+from ..zero_shot.classification import ZeroShot
 
 CANVAS, GROUND = 224, 255
 

@@ -45,7 +45,7 @@ def blended(image: Tensor, seed: int = 0) -> Tensor:
 
 
 def warped(image: Tensor, seed: int = 0) -> Tensor:
-    """Moves each pixel by a random step, a pixel long on average (WaNet, Nguyen and Tran 2021)."""
+    """Moves pixels by random steps, half a pixel each way on average (WaNet, Nguyen, Tran 2021)."""
     _, height, width = image.shape
     steps = torch.rand(height, width, 2, generator=_generator(seed)) * 2 - 1
     steps = steps / steps.abs().mean()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.linear_model import LogisticRegression
@@ -16,11 +16,13 @@ from counterpoint.train.evaluation.confidence.calibration import (
     Calibration,
     calibration_error,
     temperature,
+    temperatures,
 )
 from counterpoint.train.evaluation.confidence.detection import detection
 from counterpoint.train.evaluation.confidence.label_free import MatrixNorm, matrix_norm
 from counterpoint.train.evaluation.confidence.out_of_distribution import ConceptMatching
 from counterpoint.train.evaluation.confidence.vim import VirtualLogit, principal_dimension
+from counterpoint.train.evaluation.task import order_by_hash
 
 TEST = Classes(120, noise=80, seed=2, name="test", classes=NAMES[:5])
 OTHERS = Classes(70, noise=80, seed=3, name="others", classes=NAMES[5:])
@@ -71,6 +73,19 @@ def test_the_temperature_of_a_half_comes_from_the_other_half():
     data = Classes(400, noise=80, seed=5, classes=NAMES[:5])
     results = run(Calibration(100.0, data=data, **PROMPTS))
     assert results["scaled_error"] < 0.5 * results["calibration_error"]
+
+
+def test_no_half_is_fitted_to_itself():
+    rng = np.random.default_rng(0)
+    keys = [f"k{i}" for i in range(300)]
+    is_first = np.zeros(300, dtype=bool)
+    is_first[order_by_hash(keys)[:150]] = True
+    logits = rng.normal(size=(300, 5))
+    labels = (logits + rng.gumbel(size=(300, 5))).argmax(1)
+    logits[is_first] *= 6  # these are too sure, so the others are told to be less so
+    found = temperatures(torch.from_numpy(logits), torch.from_numpy(labels), keys).numpy()
+    assert len(set(found[is_first])) == len(set(found[~is_first])) == 1
+    assert 4 < found[~is_first][0] < 9 and 0.7 < found[is_first][0] < 1.5
 
 
 def test_probabilities_are_those_of_the_objectives_own_distance():
@@ -145,17 +160,24 @@ def test_virtual_logit_matching_is_the_published_one():
         run(VirtualLogit(OTHERS, dimension=10, penalty=0.2, data=TEST, train=train))
 
 
-@pytest.mark.parametrize("scale", [1.0, 60.0])
-def test_the_matrix_norm_is_its_formula(scale):
+@pytest.mark.parametrize("divergence", [1.7, 4.8, 5.2])
+def test_the_matrix_norm_is_its_formula(divergence):
+    """Above 5 by the softmax, else by its expansion, as the published code decides it."""
+
+    def excess(scale):
+        return -log_softmax(scale * cosines(TEST), 1).mean() - divergence
+
+    scale = brentq(excess, 0.1, 200)
     results = run(MatrixNorm(scale, data=TEST, **PROMPTS))
     logits = scale * cosines(TEST)
-    divergence = -log_softmax(logits, 1).mean()
     expanded = 1 + logits + logits**2 / 2
     expanded -= expanded.min(1, keepdims=True)
     taylor = expanded / expanded.sum(1, keepdims=True)
-    chosen = softmax(logits, 1) if divergence > 5 else taylor
+    chosen, other = softmax(logits, 1), taylor
+    if divergence < 5:
+        chosen, other = other, chosen
     assert results["mano"] == pytest.approx(((chosen**4).mean()) ** 0.25, rel=1e-5)
-    assert (divergence > 5) == (scale > 50)  # one case of each
+    assert results["mano"] != pytest.approx(((other**4).mean()) ** 0.25, rel=1e-3)
     assert results["top1"] == pytest.approx((logits.argmax(1) == TEST.labels).mean())
 
 

@@ -10,9 +10,9 @@ from vector_model import NAMES, Classes, Vectors, features, run, texts
 from counterpoint.models.image import ImageTower
 from counterpoint.train.evaluation.probes.few_shot import FewShot, Shots
 from counterpoint.train.evaluation.probes.gaussian import GaussianDiscriminant, discriminant
-from counterpoint.train.evaluation.probes.labelled import order_by_hash
-from counterpoint.train.evaluation.probes.logit_bias import LogitBias, certainty
+from counterpoint.train.evaluation.probes.logit_bias import LogitBias, certainty, standardized
 from counterpoint.train.evaluation.probes.tip_adapter import TipAdapter
+from counterpoint.train.evaluation.task import order_by_hash
 
 TRAIN, TEST = Classes(140, noise=90, seed=1, name="train"), Classes(99, 90, seed=2, name="test")
 HEADS = [GaussianDiscriminant, TipAdapter, LogitBias]
@@ -71,6 +71,14 @@ def test_gaussian_discriminant_is_its_formula():
     assert results["top1"] == pytest.approx(expected)
     assert results["zero_shot_top1"] == pytest.approx(quality(zero_shot(TEST), TEST.labels)[0])
     assert results["top1"] != results["zero_shot_top1"]
+
+
+def test_scores_of_few_shots_are_those_of_the_shrunk_covariance():
+    first, second = split(5)
+    x, y = features(TRAIN), TRAIN.labels
+    weight, bias = discriminant(torch.from_numpy(x[first]), torch.from_numpy(y[first]), 7)
+    expected = gaussian(x[first], y[first], x[second])
+    np.testing.assert_allclose(x[second] @ weight.numpy() + bias.numpy(), expected, rtol=1e-8)
 
 
 def test_without_shrinkage_the_discriminant_is_sklearns():
@@ -181,6 +189,13 @@ def test_training_the_logit_bias_lowers_its_loss():
         return float(torch.nn.functional.cross_entropy(logits + bias, targets))
 
     assert loss(100) < 0.9 * loss(0)
+
+
+def test_logits_are_standardized_as_torch_does_it():
+    rows = np.random.default_rng(0).normal(size=(4, 5))
+    np.testing.assert_allclose(standardized(torch.from_numpy(rows)), standard(rows), rtol=1e-12)
+    expected = ((standard(softmax(rows, 1)) ** 4).mean(1, keepdims=True) / 250) ** -0.4
+    np.testing.assert_allclose(certainty(torch.from_numpy(rows)), expected, rtol=1e-12)
 
 
 def test_a_sure_image_listens_less():

@@ -13,7 +13,7 @@ from counterpoint.train.evaluation.robustness.misspelling import MisspelledNames
 from counterpoint.train.evaluation.robustness.multi_object import MultiObject, Pairs, partners_of
 from counterpoint.train.evaluation.robustness.triggers import TRIGGERS, sinusoid, warped
 from counterpoint.train.evaluation.suite import Suite
-from counterpoint.train.evaluation.zeroshot import ZeroShot
+from counterpoint.train.evaluation.zero_shot.classification import ZeroShot
 
 DATA = Classes(90, noise=60, seed=2)
 IMAGE = torch.from_numpy(np.random.default_rng(0).integers(40, 200, (3, 224, 224), np.uint8))

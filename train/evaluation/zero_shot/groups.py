@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .encode import Encoder
-from .outcomes import Outcomes, mean_of_groups
-from .zeroshot import ZeroShot
+from ..encode import Encoder
+from ..outcomes import Outcomes, mean_of_groups, part_of
+from .classification import ZeroShot
 
 
 class GroupAccuracy(ZeroShot):
@@ -64,10 +64,3 @@ class GroupAccuracy(ZeroShot):
         if self.common in by_group and self.counter in by_group:
             values["accuracy_drop"] = float(by_group[self.common]) - float(by_group[self.counter])
         return values
-
-
-def part_of(outcomes: Outcomes, chosen: np.ndarray) -> Outcomes:
-    """Returns the measure on some of its items, all counted alike."""
-    values = np.asarray(outcomes.values)[chosen]
-    keys = [key for key, is_chosen in zip(outcomes.keys, chosen, strict=True) if is_chosen]
-    return Outcomes(float(values.mean()), values, keys)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...data.image_sets import ImageSet
-from .accuracy import accuracies
-from .encode import Encoder
-from .outcomes import Outcomes
-from .ranks import ranks
-from .task import Task
+from ....data.image_sets import ImageSet
+from ..accuracy import accuracies
+from ..encode import Encoder
+from ..outcomes import Outcomes
+from ..ranks import ranks
+from ..task import Task
 
 
 class ZeroShot(Task):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .encode import Encoder
-from .prompts import chunks
-from .zeroshot import ZeroShot
+from ..encode import Encoder
+from ..prompts import chunks
+from .classification import ZeroShot
 
 VERBS = ("has", "have", "often", "typically", "may", "can", "usually")
 STATES = ("a", "an", "the", "used")

@@ -10,13 +10,13 @@ from PIL import ImageFont
 from torch import nn
 from toy_evaluation import ToyImages
 
-import counterpoint.train.evaluation.text_spotting as module
+import counterpoint.train.evaluation.robustness.text_spotting as module
 from counterpoint.data.word_images import WordImages
 from counterpoint.launch.config.suites import load_suite
 from counterpoint.losses.components.similarity import Metric, SquaredDistance
 from counterpoint.train.evaluation.evaluate import evaluate, prepare
+from counterpoint.train.evaluation.robustness.text_spotting import TextSpotting
 from counterpoint.train.evaluation.suite import Suite
-from counterpoint.train.evaluation.text_spotting import TextSpotting
 
 WORDS = ["fish", "Don't!", "new york", "sea", "wi"]
 COLOURS = {"white": 255, "gray": 128, "black": 0}

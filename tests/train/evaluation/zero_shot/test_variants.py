@@ -8,9 +8,12 @@ import torch
 from scipy.special import log_softmax, logsumexp
 from vector_model import NAMES, Classes, features, run, texts
 
-from counterpoint.train.evaluation.attributes import AttributePrompts, class_log_probabilities
-from counterpoint.train.evaluation.descriptions import DescribedZeroShot, connected
-from counterpoint.train.evaluation.groups import GroupAccuracy
+from counterpoint.train.evaluation.zero_shot.attributes import (
+    AttributePrompts,
+    class_log_probabilities,
+)
+from counterpoint.train.evaluation.zero_shot.descriptions import DescribedZeroShot, connected
+from counterpoint.train.evaluation.zero_shot.groups import GroupAccuracy
 
 GROUPS = {0: "snow", 1: "grass", 2: "sand"}
 DATA = Classes(150, noise=80, seed=2, fields=lambda i, name: {"ground": GROUPS[i % 3]})

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .encode import Encoder
-from .outcomes import Outcomes
-from .zeroshot import ZeroShot
+from ..encode import Encoder
+from ..outcomes import Outcomes
+from .classification import ZeroShot
 
 
 class FrequencyCorrelation(ZeroShot):

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from toy_evaluation import CLASSES, ToyImages, run
 
-from counterpoint.train.evaluation.frequency import FrequencyCorrelation, correlate
 from counterpoint.train.evaluation.suite import Suite
-from counterpoint.train.evaluation.zeroshot import ZeroShot
+from counterpoint.train.evaluation.zero_shot.classification import ZeroShot
+from counterpoint.train.evaluation.zero_shot.frequency import FrequencyCorrelation, correlate
 
 
 def pearson(x, y):

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .accuracy import accuracies, class_ranks
-from .encode import Encoder
-from .outcomes import Outcomes
-from .zeroshot import ZeroShot
+from ..accuracy import accuracies, class_ranks
+from ..encode import Encoder
+from ..outcomes import Outcomes
+from .classification import ZeroShot
 
 # Logits held at a time (256 MiB of float64).
 CHUNK_LOGITS = 1 << 25

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data.image_sets import ImageSet
-from ...losses.components.similarity import Metric
-from .encode import Encoder
-from .outcomes import Outcomes
-from .ranks import full_precision, ranks, recall_at
-from .task import Task
+from ....data.image_sets import ImageSet
+from ....losses.components.similarity import Metric
+from ..encode import Encoder
+from ..outcomes import Outcomes
+from ..ranks import full_precision, ranks, recall_at
+from ..task import Task
 
 # Cosines held at a time (32 MiB of float64).
 CHUNK_COSINES = 1 << 22

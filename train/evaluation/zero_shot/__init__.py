@@ -1,0 +1,1 @@
+"""Classification by prompts: plain, by descriptions and attributes, by groups and frequency."""
