@@ -78,6 +78,24 @@ def whole_folder(path: Path, near: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def folder_of_results(path: Path) -> Iterator[None]:
+    """Makes a folder; if the block fails, empty folders in it, itself and new ones above go again.
+
+    A refusal leaves nothing behind, and work that is done stays.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        below = [Path(folder) for folder, _, _ in os.walk(path, topdown=False)]
+        for folder in below[:-1] + made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file atomically; raises OSError."""
     with whole_file(path) as part:

@@ -6,7 +6,7 @@ a list of another pool with shards of the same names would choose other samples.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,14 @@ from .urls import base_name
 NUM_SHARDS = 8
 NUM_SAMPLES = 8
 MAX_LISTED = 12
+OF_A_RUN = "set data.caption, or the caption of this source in data.sources, to where it is"
 
 
 def check_captions(
-    manifest: Manifest, reader: ShardReader, captions: Mapping[str, CaptionPolicy]
+    manifest: Manifest,
+    reader: ShardReader,
+    captions: Mapping[str, CaptionPolicy],
+    fix: str = OF_A_RUN,
 ) -> None:
     """Looks for a caption in every source; remote shards are not fetched.
 
@@ -36,6 +40,7 @@ def check_captions(
         manifest: the shards.
         reader: reads the shards.
         captions: the caption policy of each source in use.
+        fix: what the message advises.
 
     Raises:
         ValueError: a source has samples, and none of those checked has a caption.
@@ -60,9 +65,17 @@ def check_captions(
         if empty:
             raise ValueError(
                 f"the source '{source}' has no caption in {', '.join(policy.fields)}: "
-                f"none of {len(empty)} samples looked at, which have {_contents(empty[0])}; set "
-                "data.caption, or the caption of this source in data.sources, to where it is"
+                f"none of {len(empty)} samples looked at, which have {contents(empty[0])}; {fix}"
             )
+
+
+def some_samples(manifest: Manifest, reader: ShardReader, source: int) -> Iterator[RawSample]:
+    """Yields some readable samples of a source, evenly spread; remote shards are not fetched."""
+    shards = np.flatnonzero((manifest.source_ids == source) & (manifest.counts > 0))
+    for shard, ordinal in _spread(shards, manifest.counts):
+        if not is_remote(manifest.urls[shard]):
+            with contextlib.suppress(SampleError):
+                yield reader.read(shard, ordinal)
 
 
 def check_keys(
@@ -132,7 +145,7 @@ def _spread(shards: np.ndarray, counts: np.ndarray) -> list[tuple[int, int]]:
     ]
 
 
-def _contents(sample: RawSample) -> str:
+def contents(sample: RawSample) -> str:
     """Lists the fields that may hold a sample's texts."""
     names = sorted(sample.keys() - {"__key__"})
     with contextlib.suppress(SampleError):

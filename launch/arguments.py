@@ -350,7 +350,9 @@ def check(command: str, argv: list[str]) -> None:
     elif command == "fit":
         fit_arguments.parse(argv)
     elif command == "embed":
-        check_words(read(embed_words(argv)[1]))
+        written = read(embed_words(argv)[1])
+        check_words(written)
+        fit_arguments.check_keep_lists(written)
     elif command == "prompts":
         prompts().parse_known_args(argv)
     elif command == "launch":

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import whole_file, write_json
+from ..files import folder_of_results, whole_file, write_json
 from ..shards.locks import tried
 from .base import KEEP, WEIGHT, Filter, GroupFilter, State, checked
 from .digest import digest
@@ -31,6 +31,9 @@ from .state import STATE, load, save, state_of
 from .stores import Store
 from .table import Table, write_rows
 
+# What lies in the folder of a curation.
+STEPS, LIST, SUMMARY, TABLES = "steps", "keep.parquet", "summary.json", "tables"
+RESULTS = {STEPS, LIST, SUMMARY, TABLES}
 VERSION = 3  # raise it when the same filters give other results
 ROWS_A_BLOCK = 1 << 20
 NAME = re.compile(r"\w[\w.-]*")
@@ -107,14 +110,20 @@ class Curation:
 
         Raises:
             ValueError: no sample is left, another process of this machine works in `out`, or that
-                is a file.
+                is a file or holds what no curation wrote.
         """
         if self.out.is_file():
             raise ValueError(
                 f"'{self.out}' is a file, and a curation is a folder; name another --out"
             )
-        self.out.mkdir(parents=True, exist_ok=True)
-        with tried(self.out / ".lock") as lock:
+        if not (self.out / STEPS).is_dir():
+            others = {path.name for path in self.out.glob("[!.]*")} - RESULTS
+            if others:
+                raise ValueError(
+                    f"'{self.out}' holds '{min(others)}', which no curation wrote; name a new or "
+                    "an empty folder as --out"
+                )
+        with folder_of_results(self.out), tried(self.out / ".lock") as lock:
             if lock is None:
                 raise ValueError(
                     f"another curation runs in '{self.out}'; wait for it, or choose another --out"
@@ -129,15 +138,15 @@ class Curation:
         steps = []
         for name, each in self.filters.items():
             inputs = digest(inputs, each, stores)
-            step = Step(name, each, rows, self.out / "steps" / f"{name}-{inputs}")
+            step = Step(name, each, rows, self.out / STEPS / f"{name}-{inputs}")
             step.run(self.engine, self.progress)
             steps.append(step)
             rows = step.after()
         summary = self._summary(steps, rows)
         self._write_list(rows)
         self._write_tables(steps)
-        write_json(self.out / "summary.json", summary)
-        for folder in (self.out / "steps").iterdir():
+        write_json(self.out / SUMMARY, summary)
+        for folder in (self.out / STEPS).iterdir():
             old = folder not in {step.folder for step in steps}
             if old and STEP_FOLDER.fullmatch(folder.name):
                 shutil.rmtree(folder)
@@ -156,7 +165,7 @@ class Curation:
         return {"samples": self.table.num_samples, "kept": kept, "filters": told}
 
     def _write_tables(self, steps: "Sequence[Step]") -> None:
-        folder = self.out / "tables"
+        folder = self.out / TABLES
         for path in folder.glob("*.parquet"):
             path.unlink()
         with contextlib.suppress(OSError):  # there is none, or other things are in it
@@ -172,7 +181,7 @@ class Curation:
         fields += [("key", pa.int64())] + [("weight", pa.float32())] * weighted
         schema = pa.schema(fields)
         with (
-            whole_file(self.out / "keep.parquet") as part,
+            whole_file(self.out / LIST) as part,
             pq.ParquetWriter(part, schema, compression="zstd") as file,
         ):
             for shard in range(len(self.table.shards)):

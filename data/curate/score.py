@@ -27,7 +27,7 @@ from ..shards.manifest import Manifest
 from ..shards.reader import RawSample, ShardReader, open_shard
 from ..shards.transport import FetchError, Transport
 from ..sidecar import check_file_names
-from ..start_checks import check_captions
+from ..start_checks import check_captions, contents, some_samples
 from ..text.captions import FirstFound
 from ..urls import base_name, shown
 from .table import ABOUT, COLUMNS, file_of, write_about, write_rows
@@ -114,14 +114,16 @@ class Scores:
         if (self.folder / ABOUT).exists():
             stored = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
             if other := [name for name, value in about.items() if stored.get(name) != value]:
+                how = "; ".join(_differing(name, stored.get(name), about[name]) for name in other)
                 raise ValueError(
-                    f"'{self.folder}' holds a score table of other {', '.join(other)}; choose "
-                    "another --out, or remove the folder"
+                    f"'{self.folder}' holds a score table of other {how}; choose another --out, or "
+                    "remove the folder"
                 )
         for url in self.manifest.check_files().values():
             self.transport.require(url)
         policies = {name: FirstFound(fields) for name, fields in self.settings.captions.items()}
-        check_captions(self.manifest, ShardReader(self.manifest.urls), policies)
+        reader, fix = ShardReader(self.manifest.urls), "give --caption [SOURCE=]FIELD where it is"
+        check_captions(self.manifest, reader, policies, fix)
         # A table begins with its `table.json`: files without one are of unknown make.
         there = [self.path(s) for s in range(len(self.manifest.counts)) if self.path(s).exists()]
         if not (self.folder / ABOUT).exists():
@@ -234,6 +236,34 @@ class Scores:
             "image_hash": bytes_hash(data),
         }
 
+    def unseen_fields(self) -> str:
+        """Returns a sentence about fields that none of some samples has; nothing if all are found.
+
+        It is no refusal: few samples may have a field.
+        """
+        missing, reader = dict(self.settings.fields), ShardReader(self.manifest.urls)
+        looked_at, last = 0, {}
+        for source in range(len(self.manifest.sources)):
+            for raw in some_samples(self.manifest, reader, source):
+                if not missing:
+                    return ""
+                looked_at, last = looked_at + 1, raw
+                missing = {n: k for n, k in missing.items() if field_value(raw, n, k) is None}
+        if not missing or not looked_at:
+            return ""
+        named = " or ".join(f"a {kind} in {name}" for name, kind in missing.items())
+        return f"none of {looked_at} samples looked at has {named}; they have {contents(last)}"
+
+    def empty_fields(self) -> list[str]:
+        """Returns the fields that no sample of the whole table has."""
+        empty = list(self.settings.fields)
+        for shard in range(len(self.manifest.counts)):
+            if not empty:
+                break
+            rows = pq.read_table(self.path(shard), columns=[column_of(name) for name in empty])
+            empty = [n for n in empty if rows[column_of(n)].null_count == len(rows)]
+        return empty
+
     def errors(self) -> Counter[str]:
         """Returns how many samples of the whole table cannot be used, by cause."""
         causes: Counter[str] = Counter()
@@ -241,6 +271,19 @@ class Scores:
             column = pq.read_table(self.path(shard), columns=["error"])["error"]
             causes.update(column.drop_null().to_pylist())
         return causes
+
+
+def _differing(name: str, stored: Any, wanted: Any) -> str:
+    """Returns what differs between two values of a setting."""
+    if name == "manifest":
+        return "shards (the manifest's)"
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        pairs = ((stored, wanted), (wanted, stored))
+        stored, wanted = (
+            ", ".join(f"{k}: {v}" for k, v in one.items() if other.get(k) != v) or "none"
+            for one, other in pairs
+        )
+    return f"{name} (there {stored}, here {wanted})"
 
 
 def shard_names(manifest: Manifest) -> list[str]:

@@ -360,6 +360,8 @@ def _open(path: Path, **options: Any) -> pq.ParquetFile:
     """Opens a keep-list; raises a ValueError if the file is none."""
     try:
         file = pq.ParquetFile(path, **options)
+    except FileNotFoundError:
+        raise ValueError(f"there is no keep-list '{path}'; write it, or name another") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(
             f"the keep-list '{path}' is not a parquet file; write one with the columns shard and "

@@ -231,9 +231,9 @@ def _read(path: Path) -> pa.Table:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         fix = "write one with `counterpoint data index` and give its path as data.manifest"
-        if "emoji" in path.parts:
-            folder = Path(*path.parts[: path.parts.index("emoji") + 1])
-            fix = f"build the emoji corpus with `counterpoint data emoji {folder}`"
+        for corpus in {"emoji", "icons"}.intersection(path.parts):
+            folder = Path(*path.parts[: path.parts.index(corpus) + 1])
+            fix = f"build the {corpus} corpus with `counterpoint data {corpus} {folder}`"
         raise ValueError(f"the manifest '{path}' {what}; {fix}")
     try:
         # `read_table` would read a folder named `source=x` as another column.

@@ -248,7 +248,7 @@ class EmbeddingStore:
                     num_rows += file.get_slice(KEY).get_shape()[0]
         missing = self.missing()
         if missing:
-            print(f"{self.out}: {len(missing)} shards are not done; others work on them")
+            print(f"{self.out}: shards not done: {len(missing)}; others work on them")
             return 1
         num_samples = int(self.counts.sum())
         others = " (the others cannot be read, or repeat a key)" * (num_rows < num_samples)

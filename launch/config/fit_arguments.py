@@ -1,5 +1,6 @@
 """The command line of `counterpoint fit`: what is written in files and as options, and its help."""
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -35,7 +36,25 @@ def parse(argv: list[str]) -> tuple[Written, str | None]:
         argv = [*argv, "--run_dir", resume]
     written = read(argv)
     check_words(written)
+    if not any(option.key.startswith("print_config") for option in written.options):
+        check_keep_lists(written)
     return written, resume
+
+
+def check_keep_lists(written: Written) -> None:
+    """Refuses a keep-list that is not there, before anything slow is imported."""
+    data = written.whole().get("data")
+    lists = (data.get("keep_lists") if isinstance(data, Mapping) else None) or []
+    lists = lists if isinstance(lists, list) else [lists]
+    for path in (Path(each) for each in lists if isinstance(each, str)):
+        if not path.is_file():
+            inside = path / "keep.parquet"
+            fix = "paths start where the command is run"
+            fix = f"name the list in it: {inside}" if inside.is_file() else fix
+            raise ValueError(
+                f"data.keep_lists ({written.place('data.keep_lists')}): there is no file '{path}'; "
+                f"{fix}"
+            )
 
 
 def answer_help(argv: list[str]) -> None:

@@ -59,6 +59,8 @@ ANSWERED = (
     "probe store --labels labels.parquet --out probe.pt",
     "export run weights.pt",
     "launch slurm --config emoji_clip --nodes two",
+    "fit --config emoji_clip --data.keep_lists [none.parquet]",
+    "embed --config emoji_clip --teacher t --out o --data.keep_lists [none.parquet]",
 )
 
 
@@ -94,6 +96,10 @@ def test_the_probe_sees_what_is_imported():
         ("sweep", "name a sweep FILE, or --render"),
         ("init mine --rum clip", "'--rum' is not understood; did you mean --run?"),
         ("data index s.tar", "required: --out (counterpoint data index --help lists all)"),
+        (
+            "fit --config emoji_clip --data.keep_lists [none.parquet]",
+            "data.keep_lists (on the command line): there is no file 'none.parquet'; paths start",
+        ),
         ("data pack", "invalid choice: 'pack'"),
     ],
 )

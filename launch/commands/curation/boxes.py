@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     write_all(boxes, options.workers)
     missing = _missing(boxes)
     if missing:
-        print(f"{options.out}: {len(missing)} shards are not done; others work on them")
+        print(f"{options.out}: shards not done: {len(missing)}; others work on them")
         return 1
     print(f"{options.out}: complete, {manifest.num_samples:,} samples")
     return 0

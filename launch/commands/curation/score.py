@@ -6,6 +6,7 @@ to share the work.
 """
 
 import multiprocessing
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> int:
     )
     scores = Scores(options.out, manifest, settings, Transport(allow_pipe=options.allow_pipe))
     scores.open()
+    if note := scores.unseen_fields():
+        print(note, file=sys.stderr, flush=True)
     write_all(scores, options.workers)
     return report(scores)
 
@@ -131,7 +134,7 @@ def report(scores: "Scores") -> int:
     missing = scores.missing()
     if missing:
         print(
-            f"{scores.folder}: {len(missing)} shards are not done; others work on them (if none "
+            f"{scores.folder}: shards not done: {len(missing)}; others work on them (if none "
             f"does, because it was killed: remove {scores.folder}/*/*.claim, and start again)"
         )
         return 1
@@ -139,6 +142,8 @@ def report(scores: "Scores") -> int:
     text = ", ".join(f"{count:,} {cause}" for cause, count in errors.most_common())
     text = f", {errors.total():,} cannot be used ({text})" if errors else ""
     print(f"{scores.folder}: complete, {scores.manifest.num_samples:,} samples{text}")
+    if empty := scores.empty_fields():
+        print(f"{scores.folder}: no sample has {', '.join(empty)}")
     return 0
 
 

@@ -2,7 +2,8 @@
 
 import importlib
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from helpers.score_table import kept, make_store, make_table
 
 from counterpoint.data.curate.base import Filter, GroupFilter, numbers
+from counterpoint.data.curate.filters.concepts.match_concepts import MatchConcepts
 from counterpoint.data.curate.runner import Curation
 from counterpoint.data.curate.stores import Store
 from counterpoint.data.curate.table import Table
@@ -157,6 +159,32 @@ def test_what_is_not_of_a_curation_stays(tmp_path):
         assert len(list((tmp_path / "steps").glob("f-*"))) == 1
     assert note.read_text() == "mine"
     assert {path: path.read_bytes() for path in Table(table.folder).files} == before
+
+
+def test_a_folder_of_other_things_is_refused(table, tmp_path):
+    curation = Curation(table, {"f": Given((("keep", (True,) * 5),))}, {}, tmp_path / "pool")
+    (tmp_path / "pool").mkdir()
+    shard = tmp_path / "pool" / "00000.tar"
+    shard.touch()
+    with pytest.raises(ValueError, match="holds '00000.tar', which no curation wrote; name a new"):
+        curation.run()
+    assert list((tmp_path / "pool").iterdir()) == [shard]
+    shard.rename(tmp_path / "pool" / ".hidden")
+    assert curation.run()["kept"] == 5
+    shutil.rmtree(tmp_path / "pool" / "steps")  # to save room
+    assert curation.run()["kept"] == 5
+
+
+def test_a_refusal_leaves_no_empty_folder(table, tmp_path):
+    curation = Curation(table, {"all": MatchConcepts("none.txt")}, {}, tmp_path / "new" / "out")
+    with pytest.raises(ValueError, match="'none.txt', which MatchConcepts needs"):
+        curation.run()
+    assert not (tmp_path / "new").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    with pytest.raises(ValueError, match="'none.txt'"):
+        replace(curation, out=mine / "out").run()
+    assert list(mine.iterdir()) == []
 
 
 def test_a_table_that_was_written_again_is_curated_again(table, tmp_path):

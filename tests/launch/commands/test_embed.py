@@ -143,7 +143,7 @@ def test_it_goes_on_where_it_was_left(world, store, tmp_path, capsys):
     claim.touch()
     before = kept.stat().st_mtime_ns
     assert embed(world, out, "--precision", "float32") == 1
-    assert "1 shards are not done; others work on them" in capsys.readouterr().out
+    assert "shards not done: 1; others work on them" in capsys.readouterr().out
     claim.unlink()
     assert embed(world, out, "--precision", "float32") == 0
     printed = capsys.readouterr().out

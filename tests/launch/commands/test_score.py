@@ -68,7 +68,7 @@ def test_shards_of_other_processes_are_left_to_them(pool, tmp_path, capsys):
     claim.touch()
     command = ["score", pool, "--out", str(out), *OPTIONS]
     assert main(command) == 1
-    assert "1 shards are not done; others work on them" in capsys.readouterr().out
+    assert "shards not done: 1; others work on them" in capsys.readouterr().out
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     assert len(stamps) == 4
     claim.unlink()
@@ -93,7 +93,7 @@ def test_a_lost_shard_is_named_and_the_others_are_written(pool, tmp_path, capsys
         (["--key_field", "a", "--key_field", "b"], "the source 'one' has two; give one"),
         (["--field", "json:a", "--number", "json:a"], "of texts (--field) or of numbers"),
         (["--workers", "0"], "--workers 0: give 1 or more"),
-        (["--caption", "two=json:text"], "no caption in json:text"),
+        (["--caption", "two=json:text"], "json:quality; give --caption [SOURCE=]FIELD where it is"),
         (["--no_pixels"], "did you mean --no-pixels?"),
     ],
 )
@@ -101,6 +101,31 @@ def test_mistakes_are_named(pool, tmp_path, capsys, options, message):
     assert main(["score", pool, "--out", str(tmp_path / "table"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("table/*/*.parquet"))
+
+
+def test_fields_that_no_sample_has_are_named(pool, tmp_path, capsys):
+    command = ["score", pool, "--workers", "1", "--field", "json:label", "--out"]
+    assert main([*command, str(tmp_path / "a")]) == 0
+    said = capsys.readouterr()
+    assert said.err == "" and "no sample has" not in said.out
+    # A label such as 00 is a number too, `one of a kind` of words is none.
+    wrong = ["--field", "json:lable", "--number", "txt", "--number", "json:id"]
+    assert main([*command, str(tmp_path / "b"), *wrong]) == 0
+    said = capsys.readouterr()
+    assert "20 samples looked at has a text in json:lable or a number in txt or a num" in said.err
+    assert said.err.endswith("they have json, png, txt, json:id, json:label, json:quality\n")
+    assert f"{tmp_path}/b: no sample has json:lable, txt, json:id\n" in said.out
+
+
+def test_a_table_of_other_settings_says_what_differs(pool, tmp_path, capsys):
+    command = ["score", pool, "--workers", "1", "--out", str(tmp_path / "table")]
+    assert main([*command, "--field", "json:label"]) == 0
+    assert main([*command, "--field", "json:label", "--number", "json:quality"]) == 2
+    assert "of other fields (there none, here json:quality: number); ch" in capsys.readouterr().err
+    other = ["--field", "json:label", "--caption", "two=json:label", "--no-pixels"]
+    assert main([*command, *other]) == 2
+    message = capsys.readouterr().err
+    assert "captions (there two: ['txt'], here two: ['json:label']); pixels (there True" in message
 
 
 def test_without_pixels_there_is_no_perceptual_hash(pool, tmp_path):
