@@ -166,7 +166,7 @@ def test_a_folder_of_other_things_is_refused(table, tmp_path):
     (tmp_path / "pool").mkdir()
     shard = tmp_path / "pool" / "00000.tar"
     shard.touch()
-    with pytest.raises(ValueError, match="holds '00000.tar', which no curation wrote; name a new"):
+    with pytest.raises(ValueError, match=r"holds '00000\.tar', which no curation wrote; name a new"):
         curation.run()
     assert list((tmp_path / "pool").iterdir()) == [shard]
     shard.rename(tmp_path / "pool" / ".hidden")
@@ -177,12 +177,12 @@ def test_a_folder_of_other_things_is_refused(table, tmp_path):
 
 def test_a_refusal_leaves_no_empty_folder(table, tmp_path):
     curation = Curation(table, {"all": MatchConcepts("none.txt")}, {}, tmp_path / "new" / "out")
-    with pytest.raises(ValueError, match="'none.txt', which MatchConcepts needs"):
+    with pytest.raises(ValueError, match=r"'none\.txt', which MatchConcepts needs"):
         curation.run()
     assert not (tmp_path / "new").exists()
     mine = tmp_path / "mine"
     mine.mkdir()
-    with pytest.raises(ValueError, match="'none.txt'"):
+    with pytest.raises(ValueError, match=r"'none\.txt'"):
         replace(curation, out=mine / "out").run()
     assert list(mine.iterdir()) == []
 

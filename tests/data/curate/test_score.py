@@ -179,7 +179,7 @@ def test_a_table_goes_on_and_is_of_one_pool(shards, tmp_path):
     with pytest.raises(ValueError, match=r"of other captions \(there.*; choose another --out"):
         other.open()
     fewer = index_shards(shards[:2], tmp_path / "fewer.parquet")
-    with pytest.raises(ValueError, match="of other manifest"):
+    with pytest.raises(ValueError, match="of other shards"):
         Scores(tmp_path / "table", fewer, settings(fewer)).open()
     with pytest.raises(ValueError, match=r"no caption in json:text"):
         Scores(tmp_path / "new", manifest, settings(manifest, ("json:text",))).open()
