@@ -80,7 +80,7 @@ def whole_folder(path: Path, near: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def folder_of_results(path: Path) -> Iterator[None]:
-    """Makes a folder; if the block fails, empty folders in it, itself and new ones above go again.
+    """Makes a folder; if the block fails, what was made is removed again, unless it holds a file.
 
     A refusal leaves nothing behind, and work that is done stays.
     """
@@ -89,9 +89,8 @@ def folder_of_results(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        below = [Path(folder) for folder, _, _ in os.walk(path, topdown=False)]
-        for folder in below[:-1] + made:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for folder in made:
                 folder.rmdir()
         raise
 

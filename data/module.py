@@ -142,8 +142,7 @@ class PairsDataModule(Pairs):
         captions = {name: text for name, text in recipe.texts["text"].items() if plan.reads(name)}
         reader = ShardReader(self.manifest.urls)
         check_captions(self.manifest, reader, captions)
-        lists = [Path(path) for path in self.keep_lists]
-        check_keys(lists, self.manifest, reader, recipe.key_fields)
+        self.check_keep_lists()
         if remote and self.cache is None:
             url = shown(next(iter(remote.values())))
             raise ValueError(
@@ -159,6 +158,12 @@ class PairsDataModule(Pairs):
             # Small batches touch more lanes on each node, large ones more shards of each lane.
             needs = [plan.working_set(sizes, num_nodes, size) for size in batches]
             self.cache.require(*max(needs, key=lambda need: need[1]))
+
+    def check_keep_lists(self) -> None:
+        """Compares some keys of each keep-list with those of the shards; see `check_keys`."""
+        lists = [Path(path) for path in self.keep_lists]
+        reader = ShardReader(self.manifest.urls)
+        check_keys(lists, self.manifest, reader, self.recipe().key_fields)
 
     def plan(self) -> MixedPlan:
         """Returns the order of samples.

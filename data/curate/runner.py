@@ -222,7 +222,14 @@ class Step:
         done = self.folder / "done"
         if done.exists():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with folder_of_results(self.folder):
+            self._run(engine, progress)
+        for name in ("partial", "scatter", "gather"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        with whole_file(done) as part:
+            part.touch()
+
+    def _run(self, engine: Engine, progress: Progress) -> None:
         samples = [samples for _, _, samples in self.rows.table.shards]
         blocks = _blocks(samples, ROWS_A_BLOCK)
 
@@ -241,10 +248,6 @@ class Step:
         else:
             shards = range(len(self.rows.table.shards))
             _exhaust(over(self._apply, shards, "filters"))
-        for name in ("partial", "scatter", "gather"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        with whole_file(done) as part:
-            part.touch()
 
     def count(self) -> dict[str, Any]:
         """Returns how many rows the filter has seen, left out, and could not judge."""

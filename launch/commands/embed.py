@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int:
     place_teacher(towers, torch.device(chosen.device))
     if not isinstance(parts.data, PairsDataModule):
         raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
+    parts.data.check_keep_lists()
     if chosen.run is not None:
         # A pool may have other sources than the run, and each of its samples has one row.
         sources = parts.data.sources.items()

@@ -75,7 +75,7 @@ def write_subset(path: Path, table: Table, field: str, out: Path) -> int:
         return int(starts[-1])
 
 
-def read_subset(path: Path, table: Table, field: str, out: Path) -> tuple[int, int]:
+def read_subset(path: Path, table: Table, field: str, out: Path) -> tuple[int, int, int]:
     """Writes DataComp's array as a keep-list.
 
     Args:
@@ -85,7 +85,7 @@ def read_subset(path: Path, table: Table, field: str, out: Path) -> tuple[int, i
         out: the list to write; it has weights if a uid comes more than once.
 
     Returns:
-        The samples of the list, and the entries of the array.
+        The samples of the list, the entries of the array that are theirs, and all entries.
 
     Raises:
         ValueError: the file is no such array, or is not sorted; or no sample is in it.
@@ -97,14 +97,21 @@ def read_subset(path: Path, table: Table, field: str, out: Path) -> tuple[int, i
             Path(folder, "upper.npy"), mode="w+", dtype=np.uint64, shape=array.shape
         )
         repeats = _check_order(path, array, upper)
+        entries = 0
 
         def found() -> Iterator[pa.RecordBatch]:
+            nonlocal entries
             for batch in table_rows(table, [field]):
                 batch = batch.filter(batch.column(field).is_valid())
                 times = _times(uids_of(batch.column(field), field), upper, array)
+                entries += int(times.sum())
                 yield with_weights(batch, times).filter(pa.array(times > 0))
 
-        return write_list(out, found(), weighted=repeats), len(array)
+        empty = (
+            f"none of the {len(array):,} uids of '{path}' is in {field} of the score table "
+            f"'{table.folder}': it is of another pool, or --field is another"
+        )
+        return write_list(out, found(), repeats, empty), entries, len(array)
 
 
 def uids_of(column: pa.Array, field: str) -> np.ndarray:

@@ -38,7 +38,8 @@ def locate(path: Path, table: Table, out: Path) -> tuple[int, int]:
                 weights = lookup.weights_at(rows)
                 yield with_weights(batch, weights).filter(pa.array(rows >= 0))
 
-        return write_list(out, found(), keep.weighted), keep.num_rows
+        empty = f"none of the samples of '{path}' is in the score table '{table.folder}', by key"
+        return write_list(out, found(), keep.weighted, empty), keep.num_rows
 
 
 def draw(table: Table, samples: int, seed: int, out: Path) -> int:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ...files import whole_file
 from ...hashing import mix, text_hash
 from ..key_index import KeyIndex, open_index
-from ..table import Table
+from ..table import ABOUT, Table
 
 # Its functions are made at import, where no type checker sees them.
 pc: Any = pyarrow.compute
@@ -62,6 +62,12 @@ class KeepList:
             raise ValueError(
                 f"the keep-list '{self.path}' has no column {', '.join(missing)}; samples are told "
                 "apart by what counterpoint curate and keep write"
+            )
+        about = self.path.resolve().parent.parent / ABOUT
+        if "error" in names and about.is_file():
+            raise ValueError(
+                f"'{self.path}' is a shard of the score table '{about.parent}' and no keep-list; "
+                "give one that counterpoint curate or keep wrote"
             )
         self.weighted = "weight" in names
         self.num_rows = self._file.metadata.num_rows
@@ -162,8 +168,19 @@ def weights_of(batch: pa.RecordBatch) -> np.ndarray:
     return batch.column("weight").to_numpy().astype(np.float64)
 
 
-def write_list(path: Path, batches: Iterator[pa.RecordBatch], weighted: bool) -> int:
+def write_list(
+    path: Path,
+    batches: Iterator[pa.RecordBatch],
+    weighted: bool,
+    empty: str = "no sample is left",
+) -> int:
     """Writes rows in the columns of `WEIGHTED` as a keep-list, whole or not at all.
+
+    Args:
+        path: the list.
+        batches: its rows.
+        weighted: whether it gets their weights.
+        empty: what the message says if there are none.
 
     Returns:
         The number of rows.
@@ -180,7 +197,7 @@ def write_list(path: Path, batches: Iterator[pa.RecordBatch], weighted: bool) ->
                     file.write_batch(batch.select(schema.names))
                     num_rows += len(batch)
         if not num_rows:
-            raise ValueError(f"no sample is left for '{path}'; nothing is written")
+            raise ValueError(f"{empty}; '{path}' is not written")
     return num_rows
 
 

@@ -15,7 +15,12 @@ Run = Callable[[argparse.Namespace], int]
 def main(argv: list[str]) -> int:
     """Runs one sub-command; returns the exit status."""
     options = parser().parse_args(argv)
-    return options.run(options)
+    if options.run is not run_repack:
+        check_out(options)
+    from ....data.files import folder_of_results
+
+    with folder_of_results(options.out.parent):
+        return options.run(options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,6 +109,31 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def check_out(options: argparse.Namespace) -> None:
+    """Refuses to write over what is read, or over what is no list."""
+    from ....data.curate.lists.algebra import Operation
+    from ....data.curate.lists.keep_list import KeepList
+
+    out, given = options.out, vars(options)
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file, such as {out / 'keep.parquet'}")
+    if (options.run is run_npy) != (out.suffix == ".npy"):
+        kind = "an array of DataComp's ends in .npy" if options.run is run_npy else "it is parquet"
+        raise ValueError(f"--out {out}: {kind}; name another file")
+    if not out.exists():
+        return
+    lists = [path for how in get_args(Operation) for path in given.get(how) or ()]
+    lists += [*shares_of(given.get("mix") or ()), *filter(None, [given.get("list")])]
+    for path in lists:
+        if (path / "keep.parquet" if path.is_dir() else path).resolve() == out.resolve():
+            raise ValueError(f"--out {out} is one of the lists that are read; name another file")
+    if options.run is not run_npy:
+        try:
+            KeepList(out)
+        except ValueError as error:
+            raise ValueError(f"--out would write over another file: {error}") from None
+
+
 def run_combine(options: argparse.Namespace) -> int:
     """Combines lists."""
     from ....data.curate.lists.algebra import Operation, combine, mix_lists
@@ -181,8 +211,10 @@ def run_from_npy(options: argparse.Namespace) -> int:
     from ....data.curate.table import Table
 
     column = column_of(options.field)
-    kept, total = read_subset(options.subset, Table(options.table), column, options.out)
-    print(f"{options.out}: {kept:,} samples, of {total:,} entries")
+    table = Table(options.table)
+    kept, found, total = read_subset(options.subset, table, column, options.out)
+    missing = f"; not in the table: {total - found:,}" if found < total else ""
+    print(f"{options.out}: {kept:,} samples, of {total:,} entries{missing}")
     return 0
 
 

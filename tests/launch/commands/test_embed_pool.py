@@ -122,3 +122,12 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
     assert "--checkpoint is for --run" in capsys.readouterr().err
     assert cli.main(command) == 2
     assert "one of the arguments --teacher --run is required" in capsys.readouterr().err
+
+
+def test_a_keep_list_of_another_pool_is_refused(world, tmp_path, capsys):
+    rows = {"shard": ["00000.tar"] * 3, "index": [0, 1, 2], "key": [1, 2, 3]}
+    pq.write_table(pa.table(rows), tmp_path / "keep.parquet")
+    lists = ["--data.keep_lists", f"[{tmp_path}/keep.parquet]"]
+    assert embed(world, tmp_path / "store", *lists) == 2
+    assert "keep.parquet' is of other samples: none of 3" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()

@@ -62,6 +62,44 @@ def test_tars_are_written_anew(make_pool, tmp_path, capsys):
     assert sorted(path.name for path in out.rglob("*.tar")) == ["00000.tar", "00001.tar"]
 
 
+def test_no_other_file_is_written_over(table, tmp_path, capsys):
+    a, b, npy = (tmp_path / name for name in ("a.parquet", "b.parquet", "c.npy"))
+    of = ["--table", str(table)]
+    for seed, out in enumerate((a, b, a)):  # the last one writes over a list
+        words = ["random", *of, "--samples", "40", "--seed", str(seed), "--out", str(out)]
+        assert main(["keep", *words]) == 0
+    shard = table / "web" / "00000.parquet"
+    assert main(["keep", "npy", str(a), *of, "--out", str(npy)]) == 0
+    before = {path: path.read_bytes() for path in (a, b, shard, npy)}
+    capsys.readouterr()
+    for words, out, told in (
+        (["combine", "--union", str(a), str(b)], b, "is one of the lists that are read"),
+        (["combine", "--mix", f"{a}=1", f"{b}=1"], a, "is one of the lists that are read"),
+        (["locate", str(a), *of], tmp_path / "x" / ".." / "a.parquet", "is one of the lists"),
+        (["combine", "--union", str(a), str(b)], shard, "would write over another file: "),
+        (["random", "--samples", "3", *of], table, "is a folder; name a file"),
+        (["npy", str(a), *of], b, "an array of DataComp's ends in .npy"),
+        (["from_npy", str(npy), *of], npy, "it is parquet"),
+        (["combine", "--union", str(a), str(shard)], tmp_path / "d.parquet", "00000.parquet' is a"),
+    ):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        assert main(["keep", *words, "--out", str(out)]) == 2
+        assert told in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_an_array_of_another_pool(table, tmp_path, capsys):
+    npy, out = tmp_path / "other.npy", tmp_path / "new" / "list.parquet"
+    command = ["keep", "from_npy", str(npy), "--table", str(table), "--out", str(out)]
+    np.save(npy, np.array([(1, 5), (1, 6)], dtype="u8,u8"))
+    assert main(command) == 2
+    assert "it is of another pool, or --field is another" in capsys.readouterr().err
+    assert not out.parent.exists()
+    np.save(npy, np.array([(0, 5), (0, 6), (1, 6)], dtype="u8,u8"))
+    assert main(command) == 0
+    assert "2 samples, of 3 entries; not in the table: 1" in capsys.readouterr().out
+
+
 @pytest.fixture
 def make_pool(tmp_path):
     buffer = io.BytesIO()
@@ -89,10 +127,11 @@ def make_pool(tmp_path):
         (["combine", "--mix", "a=1", "b=2", "--out", "o"], "'a' is no keep-list"),
         (["combine", "--out", "o"], "one of the arguments"),
         (["random", "--table", "nothing", "--samples", "3", "--out", "o"], "is no score table"),
+        (["locate", "a", "--table", "nothing", "--out", "new/o"], "is no score table"),
     ],
 )
 def test_mistakes_are_named(words, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["keep", *words]) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+    assert list(tmp_path.iterdir()) == []
