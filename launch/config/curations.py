@@ -31,7 +31,7 @@ def load_curation(curation: str | Path) -> dict[str, Filter]:
         ValueError: no such curation, or something in it is wrong.
     """
     file = find(curation, "curation")
-    content = load(file)
+    content = load(file, "filters: {copies: exact_duplicates}")
     for name in _repeated(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)):
         raise ValueError(f"{curation}: {name} comes twice; give one of them another name")
     for key in content:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUM_SHOWN = 8  # names in a message
+WITHOUT_HELP = ("curation", "filter", "ablation", "sweep")  # `fit --help` knows the others
 
 
 def packaged_files(kind: str = "run") -> dict[str, Path]:
@@ -40,11 +41,14 @@ def find_packaged(name: str, kind: str = "run") -> Path:
         return path
     if not files:
         raise ValueError(f"'{name}' is no file; write its keys below `{kind}:`")
-    close = get_close_matches(Path(name).stem, files, n=3, cutoff=0.5)
+    # A path was hardly meant to be a packaged name, unless it is one.
+    is_path = name.endswith((".yaml", ".yml")) or "/" in name
+    close = get_close_matches(Path(name).stem, files, n=3, cutoff=0.8 if is_path else 0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    if len(files) <= NUM_SHOWN:
+    if len(files) <= NUM_SHOWN or (kind in WITHOUT_HELP and not close):
         known = f"there are {', '.join(files)}"
     else:
         some = "" if close else f", such as {', '.join(list(files)[:NUM_SHOWN])}"
-        known = f"there are {len(files)}{some} (counterpoint fit --help {kind} lists them)"
+        known = f"there are {len(files)}{some}"
+        known += "" if kind in WITHOUT_HELP else f" (counterpoint fit --help {kind} lists them)"
     raise ValueError(f"'{name}' is neither a file nor a packaged {kind}: {hint}{known}")

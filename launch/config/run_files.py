@@ -154,8 +154,12 @@ def split(argv: list[str]) -> Iterator[Option]:
             yield Option(name, words.pop(0))
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, example: str = "name: my_run") -> dict[str, Any]:
     """Returns the keys of a YAML file, read as the parser of run files reads them.
+
+    Args:
+        path: the file.
+        example: of a line in such a file, for the message.
 
     Raises:
         ValueError: it is no YAML, or holds no keys.
@@ -167,7 +171,7 @@ def load(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); is it a YAML file?") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no keys: write lines such as `name: my_run`")
+        raise ValueError(f"{path} holds no keys: write lines such as `{example}`")
     return found
 
 

@@ -47,7 +47,7 @@ def load_suite(suite: str | Path, data_root: str | Path | None = None) -> Suite:
         ValueError: no such suite, or something in it is wrong.
     """
     path = find(suite, "suite")
-    content = load(path)
+    content = load(path, "tasks: {digits: {class_path: CLASS}}")
     for key in content:
         if key not in KEYS:
             raise ValueError(f"{suite}: {key}: there is no such key; there are {listed(KEYS)}")

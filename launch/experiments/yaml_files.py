@@ -22,8 +22,9 @@ def check_keys(content: Any, known: Set[str], needed: Set[str], where: str) -> N
         raise ValueError(f"{where} is {content!r}; it needs the keys {keys}")
     for key in sorted(set(map(str, content)) - known):
         raise ValueError(f"{where}: unknown key {key}; known: {', '.join(sorted(known))}")
-    for key in sorted(needed - set(content)):
-        raise ValueError(f"{where}: the key {key} is missing")
+    if missing := sorted(needed - set(content)):
+        which = f"keys {', '.join(missing)} are" if missing[1:] else f"key {missing[0]} is"
+        raise ValueError(f"{where}: the {which} missing")
 
 
 def check_seeds(seeds: Any, where: str) -> list[int]:
