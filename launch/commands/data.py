@@ -1,16 +1,14 @@
 """The command `counterpoint data`: build a corpus of emoji or icons, index shards to a manifest."""
 
 import argparse
-import contextlib
-import importlib.util
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..arguments import Arguments
 from ..run.provenance import num_cores
+from .progress import counter, track
 
 if TYPE_CHECKING:
     from ...data.shards.manifest import Manifest
@@ -229,35 +227,3 @@ def by_source(urls: Iterable[str], default: str) -> dict[str, list[str]]:
         name, address = (named[1], named[2]) if named else (default, url)
         sources.setdefault(name, []).append(address)
     return sources
-
-
-def track() -> Callable[[Iterable[Any], int, str], Iterable[Any]]:
-    """Returns what shows progress: a bar on a terminal, nothing elsewhere or without `rich`."""
-    from ...data.corpora.build import silent
-
-    if not shows_progress():
-        return silent
-    from rich.console import Console
-    from rich.progress import track as bar
-
-    console = Console(stderr=True)
-    return lambda items, total, description: bar(items, description, total, console=console)
-
-
-@contextlib.contextmanager
-def counter(description: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yields a function of (done, total) that moves a bar; None where there is none to see."""
-    if not shows_progress():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def shows_progress() -> bool:
-    """Whether there is a terminal to draw a bar on, and `rich` to draw it."""
-    return sys.stderr.isatty() and importlib.util.find_spec("rich") is not None

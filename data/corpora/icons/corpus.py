@@ -135,7 +135,8 @@ def write_corpus(
     for name, path in sorted(packages.items()):
         content = read_package(path)
         infos[name] = content["info"]
-        loaded, left_out[name] = load_icons(content)
+        loaded, reasons = load_icons(content)
+        left_out[name] = {**reasons, "undrawable": 0}
         icons += loaded
     icons = limited(icons, settings.limit, settings.seed)
     splits = choose_splits(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...arguments import Arguments
 from ...experiments.claims import claimed
-from ..data import counter
+from ..progress import counter
 from .pass_options import add_pass_options, key_fields_of
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def write_all(boxes: "TextBoxes", workers: int) -> None:
     ):
         for shard, _ in zip(missing, engine.map(task, missing), strict=True):
             done += int(counts[shard])
-            if moved:
-                moved(done, total)
+            moved(done, total)
 
 
 class _Task:

@@ -14,7 +14,7 @@ from ....data.curate.stores import Store
 from ....data.curate.table import Table
 from ... import arguments
 from ...config.curations import load_curation
-from ..data import track
+from ..progress import track
 
 
 def main(argv: list[str]) -> int:

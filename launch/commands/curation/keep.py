@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from ...arguments import Arguments
-from ..data import track
+from ..progress import track
 from .pass_options import add_pass_options, key_fields_of
 
 Run = Callable[[argparse.Namespace], int]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ...arguments import Arguments
 from ...experiments.claims import claimed
-from ..data import counter
+from ..progress import counter
 from .pass_options import add_pass_options, by_source, key_fields_of
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def write_all(scores: "Scores", workers: int) -> None:
     with counter("scoring") as moved:
         for shard in written(scores, missing, workers):
             done += int(counts[shard])
-            if moved:
-                moved(done, total)
+            moved(done, total)
 
 
 def written(scores: "Scores", shards: Sequence[int], workers: int) -> Iterator[int]:

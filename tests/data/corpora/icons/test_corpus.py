@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from counterpoint.data.corpora.icons import corpus
 from counterpoint.data.corpora.icons.corpus import Settings, build_icons
 from counterpoint.data.corpora.icons.sets import SETS
 from counterpoint.data.image_sets import ShardSet
@@ -232,6 +233,14 @@ def test_a_limit_keeps_whole_concepts(small, registry, tmp_path):
                 keys[sample["json"]["concept"]].add(key)
     assert len(few) == summary["concepts"] == 30
     assert all(keys == full[concept] for concept, keys in few.items())
+
+
+def test_a_set_of_which_a_limit_leaves_nothing(registry, tmp_path, monkeypatch):
+    without = lambda icons, *_: [icon for icon in icons if icon.set != "plain-f"]  # noqa: E731
+    monkeypatch.setattr(corpus, "limited", without)
+    summary = build_icons(tmp_path / "few", SMALL, cache=registry)
+    assert summary["sets"]["plain-f"] == {}
+    assert summary["left_out"]["plain-f"]["undrawable"] == 0
 
 
 def test_attribution_names_author_and_licence_of_each_set(small):
