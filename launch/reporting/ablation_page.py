@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...train.evaluation.measures import unit_of
-from .ablation_sections import BETTER, WORSE, mark, sections, summary
+from .ablation_sections import BETTER, WORSE, has_seeds, mark, sections, summary
 from .figures import INK, MUTED, SERIES, brief, drawing, dress, svg_of
 from .page import template
 from .panels import title_of
@@ -38,14 +38,16 @@ def draw_figures(table: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         rows = [row for row in rows if row["against"] == _control(table, row["run"])]
         if rows:
             title, name = f"Differences: {title_of(metric)}", f"differences{number}"
-            note = f"{metric}, against random subsets of equal size, with 95% intervals"
+            over = "" if has_seeds(table) else ", over test items alone"
+            note = f"{metric}, against the control, with 95% intervals{over}"
             height = 0.75 + ROW_INCHES * len(rows)
             frame = (0.3, 0.5 / height, 0.66, 1 - 0.6 / height)
             with drawing((5.4, height), frame, name) as (figure, axes):
                 _differences(axes, rows, metric)
                 drawn.append((title, note, svg_of(figure, name, title)))
         title, name = f"Size: {title_of(metric)}", f"sizes{number}"
-        note = "by the size of the subset; bars are the standard deviation between seeds"
+        bars = "; bars are the standard deviation between seeds" if has_seeds(table) else ""
+        note = f"by the size of the subset{bars}"
         with drawing((5.4, 3.4), (0.11, 0.13, 0.65, 0.84), name) as (figure, axes):
             _sizes(axes, table, metric)
             drawn.append((title, note, svg_of(figure, name, title)))
@@ -71,7 +73,7 @@ def _differences(axes: Any, rows: Sequence[Mapping[str, Any]], metric: str) -> N
     ordered = sorted(rows, key=lambda row: row["value"])
     for place, row in enumerate(ordered):
         colour = MARKED[mark(row, metric)]
-        bounds = row["t"] or row["bootstrap"]
+        bounds = row["t"] or row["over_items"]
         if bounds:
             axes.plot([scale * b for b in bounds], [place, place], color=colour, linewidth=2)
         axes.plot([scale * row["value"]], [place], "o", color=colour, markersize=6)

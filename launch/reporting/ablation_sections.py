@@ -24,8 +24,9 @@ COVERS = (
     "other items, nothing about another training. All in points of a percentage."
 )
 ONE_SEED = (
-    "One seed: no test can tell a curation from luck in training. Intervals and p are of a "
-    "bootstrap over items, for these very models."
+    "One seed: how far another training would differ is not known, so there is no p, and nothing "
+    "is marked. Items only: 95% of {draws:,} resamplings of the test items, for these very models. "
+    "In points of a percentage."
 )
 
 
@@ -53,8 +54,8 @@ def sections(table: Mapping[str, Any]) -> list[Section]:
     found = [_in_short(table), _subsets(table)]
     compared = [section for metric in table["metrics"] for section in _against(table, metric)]
     if compared:
-        has_seeds = any(len(row["seeds"]) > 1 for row in table["rows"])
-        compared[0].notes.insert(0, (COVERS if has_seeds else ONE_SEED).format(**table))
+        text = COVERS if has_seeds(table) else ONE_SEED
+        compared[0].notes.insert(0, text.format(**table))
     found += compared
     if table["robustness"]:
         found.append(_robustness(table))
@@ -70,7 +71,12 @@ def summary(table: Mapping[str, Any]) -> str:
         f"{table['pool']:,} samples in the pool; every run sees {table['samples']:,}; "
         f"seed{'s' if len(table['seeds']) > 1 else ''} {seeds}"
     )
-    return f"{text}; {table['missing']} runs are missing" if table["missing"] else text
+    return f"{text}; runs without a result: {table['missing']}" if table["missing"] else text
+
+
+def has_seeds(table: Mapping[str, Any]) -> bool:
+    """Returns whether any subset was trained with more than one seed."""
+    return any(len(row["seeds"]) > 1 for row in table["rows"])
 
 
 def render_markdown(table: Mapping[str, Any]) -> str:
@@ -108,10 +114,14 @@ def _in_short(table: Mapping[str, Any]) -> Section:
         rows.append(cells)
     head = ["Subset", "Samples", "Control"]
     head += [title for metric in shown for title in (short_title(metric), "Difference")]
-    notes = [
-        "Differences are those to the control, in points; in brackets p, corrected for the number "
-        "of curations. What both mean is said below."
-    ]
+    note = "Differences are those to the control, in points; "
+    if has_seeds(table):
+        note += (
+            "in brackets p, corrected for the number of curations. What both mean is said below."
+        )
+    else:
+        note += "of one seed, which cannot tell them from luck in training."
+    notes = [note]
     return Section("In short", notes, [*head, *["Effective robustness"] * has_line], rows)
 
 
@@ -131,9 +141,10 @@ def _subsets(table: Mapping[str, Any]) -> Section:
         cells += [_spread(row["evaluations"].get(metric), metric) for metric in metrics]
         rows.append(cells)
     head = ["Subset", "Samples", "Share", "Epochs", unit, "Seeds"]
+    of = "means over seeds, with the standard deviation between seeds"
     notes = [
-        "Percentages are means over seeds, with the standard deviation between seeds. Epochs: how "
-        f"often a run sees its subset. {unit}: of one run."
+        f"Percentages are {of if has_seeds(table) else 'of one run each'}. Epochs: how often a run "
+        f"sees its subset. {unit}: of one run."
     ]
     if table["same"]:
         same = [f"{short_title(a)} = {short_title(b)}" for a, b in table["same"].items()]
@@ -156,28 +167,32 @@ def _against(table: Mapping[str, Any], metric: str) -> list[Section]:
             title = f"{title_of(metric)}, against the pool"
         made.append(_comparison(title, metric, against_random))
     if against_pool:
-        title = f"{title_of(metric)}, against all of the pool"
+        title = f"{title_of(metric)}, against the pool"
         made.append(_comparison(title, metric, against_pool))
     return made
 
 
 def _comparison(title: str, metric: str, found: Sequence[Mapping[str, Any]]) -> Section:
     has_items = any(row["num_items"] for row in found)
-    head = ["Subset", "Against", "Difference", "95% interval", "p", "p, corrected", "Own spread"]
-    head += ["Bootstrap", "Items only"] * has_items
+    several = any(row["num_seeds"] > 1 for row in found)
+    head = ["Subset", "Against", "Difference"]
+    head += ["95% interval", "p", "p, corrected", "Own spread"] * several
+    head += ["Bootstrap"] * (several and has_items) + ["Items only"] * has_items
     head += ["Seeds", "Items"]
     rows = []
     for row in found:
         cells = [row["run"], row["against"], points(row["value"], metric)]
-        cells += [_interval(row["t"], metric), _p(row["p"]), _p(row["p_holm"])]
-        cells += [_interval(row["own_t"], metric)]
-        if has_items:
-            cells += [_interval(row[key], metric) for key in ("bootstrap", "over_items")]
+        if several:
+            cells += [_interval(row["t"], metric), _p(row["p"]), _p(row["p_holm"])]
+            cells += [_interval(row["own_t"], metric)]
+            cells += [_interval(row["bootstrap"], metric)] * has_items
+        cells += [_interval(row["over_items"], metric)] * has_items
         cells += [str(row["num_seeds"]), f"{row['num_items']:,}" if row["num_items"] else "-"]
         rows.append(cells)
     notes = [f"`{metric}`"]
     if not has_items:
-        notes.append("Outcomes of single items are not known, so intervals cover seeds alone.")
+        covered = ", so intervals cover seeds alone" if several else ""
+        notes.append(f"Outcomes of single items are not known{covered}.")
     return Section(title, notes, head, rows, [mark(row, metric) for row in found])
 
 
@@ -205,12 +220,13 @@ def _robustness(table: Mapping[str, Any]) -> Section:
         )
     else:
         fit = "" if line["r2"] is None else f", R² {line['r2']:.2f}"
+        drawn = "seeds and items" if has_seeds(table) else "items (there is one seed)"
         left_out = f", {line['left_out']} at 0 or 100% left out" if line["left_out"] else ""
         notes.append(
             f"Baseline: logit(shift) = {line['slope']:.2f} logit(in distribution) "
             f"{line['intercept']:+.2f}, of {line['num_points']} runs of the pool and of random "
-            f"subsets{fit}{left_out}. The interval resamples seeds and items, and fits the line "
-            "anew each time. A star: outside of the baseline's range, so extrapolated."
+            f"subsets{fit}{left_out}. The interval resamples {drawn}, and fits the line anew each "
+            "time. A star: outside of the baseline's range, so extrapolated."
         )
     rows = []
     for row in found["rows"]:

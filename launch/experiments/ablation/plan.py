@@ -38,7 +38,7 @@ KEYS = frozenset({"name", "config", "set", "pool", "samples", "seeds", "curation
 KEYS |= {"evaluate", "baseline", "table", "stores"}
 CURATION_KEYS = frozenset({"keep_list", "curation", "set", "table", "stores"})
 NEEDED = frozenset({"name", "config", "samples", "seeds", "curations"})
-POOL = "all"
+POOL = "pool"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 # What an ablation sets itself, by the key that says it.
 OWNED = {

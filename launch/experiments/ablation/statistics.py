@@ -44,11 +44,11 @@ class Difference:
         num_seeds: that both groups have.
         num_items: 0 where the outcomes of items are not known.
         t: 95% interval of the t test with the pooled spread of seeds; None: one seed.
-        p: of this test; with one seed of the bootstrap over items.
+        p: of this test; None: one seed, which tells nothing about another training.
         dof: its degrees of freedom.
         own_t: interval with the spread of these seeds alone.
         own_p: of it.
-        bootstrap: interval over seeds and items; over items with one seed.
+        bootstrap: interval over seeds and items; None: one seed.
         bootstrap_p: of it.
         over_items: bootstrap interval over items only: of these models, on other items.
     """
@@ -160,12 +160,12 @@ def paired_difference(
     by_item = ours - theirs
     value = float((by_item @ weights / weights.sum()).mean())
     drawn = resampled_ours - resampled_theirs
-    both = (drawn * drawn_seeds(num_seeds, len(drawn), seed)).sum(1)
     over_items = interval(drawn.mean(1))
+    if num_seeds == 1:
+        return Difference(value, 1, num_items, over_items=over_items)
+    both = (drawn * drawn_seeds(num_seeds, len(drawn), seed)).sum(1)
     resampled: dict[str, Any] = {"bootstrap": interval(both), "bootstrap_p": _two_sided(both)}
     resampled["over_items"] = over_items
-    if num_seeds == 1:
-        return Difference(value, 1, num_items, p=resampled["bootstrap_p"], **resampled)
     own, dof = crossed_variance(by_item, weights)
     own_t, own_p = _t_test(value, own, dof)
     variance, dof = crossed_variance(by_item, weights, pooled)

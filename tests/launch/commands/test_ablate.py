@@ -115,11 +115,11 @@ def test_a_real_ablation(pool, tmp_path, monkeypatch):
     assert main([str(file), "--out", str(out)]) == 0
     table = json.loads((out / "table.json").read_text())
     rows = {row["name"]: row for row in table["rows"]}
-    sizes = {"all": 51, "some": 24, "fewer": 12, "random_12": 12, "random_24": 24}
+    sizes = {"pool": 51, "some": 24, "fewer": 12, "random_12": 12, "random_24": 24}
     assert {name: row["size"] for name, row in rows.items()} == sizes
     assert table["missing"] == 0 and table["metrics"] == ["suite/colours/top1"]
     # The trainer's own count of epochs: 24 samples of 24, of 12, of 51.
-    epochs = [rows[name]["epochs"] for name in ("some", "fewer", "all")]
+    epochs = [rows[name]["epochs"] for name in ("some", "fewer", "pool")]
     assert epochs == pytest.approx([1, 2, 24 / 51], abs=1e-4)
     for name in rows:
         run_dir = next((out / "runs" / "tiny").glob(f"{name}-seed0-*/"))
@@ -141,12 +141,12 @@ def test_a_run_is_not_repeated_unless_its_subset_has_changed(pool, tmp_path, stu
     file = tiny_ablation.write(pool, seeds=[3, 1], curations=chosen)
     argv = [str(file), "--out", str(tmp_path / "out")]
     assert main([*argv, "--limit", "1"]) == 0
-    assert stub() == ["all-seed3"]
+    assert stub() == ["pool-seed3"]
     assert main([*argv, "--only", "some"]) == 0
     assert stub() == ["some-seed3", "some-seed1"]
     assert main(argv) == 0
     rest = ["fewer-seed3", "random_12-seed3", "random_24-seed3"]  # seeds vary slowest
-    assert stub() == [*rest, "all-seed1", "fewer-seed1", "random_12-seed1", "random_24-seed1"]
+    assert stub() == [*rest, "pool-seed1", "fewer-seed1", "random_12-seed1", "random_24-seed1"]
     capsys.readouterr()
     assert main(argv) == 0
     assert stub() == [] and capsys.readouterr().out.count("has a result") == 10
@@ -173,7 +173,7 @@ def test_two_jobs_do_everything_once_and_the_table_tells_better_from_worse(pool,
     assert found["some"]["against"] == "random_24" and found["some"]["num_items"] == 400
     assert found["some"]["p_holm"] < 0.001 < 0.05 < found["fewer"]["p_holm"]
     assert found["some"]["t"][0] > 0.15 and found["some"]["bootstrap"][0] > 0.15
-    assert {row["run"] for row in table["robustness"]["rows"]} > {"all", "some", "random_12"}
+    assert {row["run"] for row in table["robustness"]["rows"]} > {"pool", "some", "random_12"}
     text = (tmp_path / "out" / "table.md").read_text()
     assert f"| some | random_24 | **+{100 * found['some']['value']:.1f}** |" in text
 
@@ -228,7 +228,7 @@ def test_a_task_runs_its_pair_and_the_last_one_writes_the_table(pool, tmp_path, 
     argv = [str(tiny_ablation.write(pool)), "--out", str(tmp_path / "out"), "--only_task"]
     for task in range(4):
         assert main([*argv, str(task)]) == 0
-    assert stub() == ["all-seed0", "some-seed0", "fewer-seed0", "random_12-seed0"]
+    assert stub() == ["pool-seed0", "some-seed0", "fewer-seed0", "random_12-seed0"]
     assert not (tmp_path / "out" / "table.md").exists()
     assert main([*argv, "4"]) == 0
     assert (tmp_path / "out" / "table.md").exists()
@@ -244,7 +244,7 @@ def test_a_task_runs_its_pair_and_the_last_one_writes_the_table(pool, tmp_path, 
         ({"seeds": [1, 1]}, "write a list such as"),
         ({"name": "a/b"}, "name is 'a/b'; files are called after it"),
         ({"curations": {}}, "curations is {}; write NAME: {keep_list"),
-        ({"curations": {"all": {"keep_list": "x"}}}, "the names all and random_"),
+        ({"curations": {"pool": {"keep_list": "x"}}}, "the names pool and random_"),
         ({"curations": {"x": {"keep_list": "none.parquet"}}}, "there is no keep-list none.parquet"),
         ({"curations": {"x": {}}}, r"it needs keep_list \(a Parquet file\) or curation"),
         ({"curations": {"x": {"curation": "basic"}}}, "needs the key `table`"),
@@ -317,7 +317,7 @@ def test_a_name_may_be_a_number(pool, tmp_path, stub):
     file = tiny_ablation.write(pool, curations={30: chosen["some"], "fewer": chosen["fewer"]})
     assert main([str(file), "--out", str(tmp_path / "out")]) == 0
     table = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert [row["name"] for row in table["rows"]][:3] == ["all", "30", "fewer"]
+    assert [row["name"] for row in table["rows"]][:3] == ["pool", "30", "fewer"]
 
 
 def test_the_folder_may_be_named_in_two_ways(pool, tmp_path, stub, monkeypatch):

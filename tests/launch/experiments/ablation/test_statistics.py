@@ -127,8 +127,15 @@ def test_one_seed_has_items_alone():
     ours, theirs = (rng.random((1, 200)) < 0.9) * 1.0, (rng.random((1, 200)) < 0.5) * 1.0
     found = compare(ours, theirs)
     assert found.t is None and found.own_t is None and found.dof is None
-    assert found.p == found.bootstrap_p == pytest.approx(2 / 2001)  # never zero
-    assert found.bootstrap == found.over_items
+    assert found.p is None and found.bootstrap is None and found.bootstrap_p is None
+    drawn = np.random.default_rng(7).choice((ours - theirs)[0], (20_000, 200)).mean(1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert found.over_items == pytest.approx((low, high), abs=0.012)
+
+
+def test_a_bootstrap_is_never_certain():
+    ours, theirs = np.ones((3, 50)), np.zeros((3, 50))
+    assert compare(ours, theirs).bootstrap_p == pytest.approx(2 / 2001)
 
 
 @pytest.mark.parametrize("between_seeds", [0.0, 0.02])

@@ -14,7 +14,7 @@ from counterpoint.train.evaluation.outcomes import Stored
 
 IN, SHIFT = "s/in/top1", "s/shift/top1"
 POOL, ITEMS = 1000, 150
-ACCURACY = {"all": 0.6, "good": 0.62, "bad": 0.3, "weights": 0.6, "random_500": 0.45}
+ACCURACY = {"pool": 0.6, "good": 0.62, "bad": 0.3, "weights": 0.6, "random_500": 0.45}
 
 
 def bits(size):
@@ -23,10 +23,10 @@ def bits(size):
 
 
 SUBSETS = [
-    Subset("all", "pool", POOL, None, bits(POOL)),
+    Subset("pool", "pool", POOL, None, bits(POOL)),
     Subset("good", "curation", 500, "random_500", bits(500)),
     Subset("bad", "curation", 499, "random_500", bits(499)),
-    Subset("weights", "curation", POOL, "all", bits(POOL)),
+    Subset("weights", "curation", POOL, "pool", bits(POOL)),
     Subset("random_500", "random", 500),
 ]
 
@@ -78,11 +78,11 @@ def test_curations_are_compared_with_their_control_and_with_the_pool():
     made = results()
     table = make_table(plan(), made, 2000)
     rows = table["comparisons"][IN]
-    pairs = [("good", "random_500"), ("bad", "random_500"), ("weights", "all")]
+    pairs = [("good", "random_500"), ("bad", "random_500"), ("weights", "pool")]
     # Each family is corrected by itself; the one whose control is the pool is in the first.
     assert [(row["run"], row["against"]) for row in rows] == [
         *pairs,
-        *(("good", "all"), ("bad", "all")),
+        *(("good", "pool"), ("bad", "pool")),
     ]
     by_seed = means(made, IN)
     assert rows[0]["value"] == pytest.approx((by_seed[1] - by_seed[4]).mean())
@@ -125,10 +125,16 @@ def test_one_seed_marks_nothing():
     table = make_table(plan(), results(seeds=(1,)), 500)
     assert table["missing"] == 10
     row = table["comparisons"][IN][0]
-    assert row["t"] is None and row["p"] == row["bootstrap_p"]
+    assert row["t"] is None and row["p"] is None and row["bootstrap"] is None
+    assert row["over_items"][0] < row["value"] < row["over_items"][1]
     text = render_markdown(table)
-    assert "**" not in text and "One seed: no test can tell" in text
-    assert "10 runs are missing" in text and render_page(table)
+    assert "**" not in text and "One seed: how far another training" in text
+    assert "| Subset | Against | Difference | Items only | Seeds | Items |" in text
+    line = next(line for line in text.splitlines() if line.startswith("| good | 500 | random_500"))
+    assert "(" not in line and "of one seed, which cannot tell" in text
+    assert "runs without a result: 10" in text
+    page = Page(render_page(table)).said
+    assert "95% intervals, over test items alone" in page and "standard deviation" not in page
 
 
 def test_effective_robustness_is_above_the_line_of_pool_and_random_runs():
