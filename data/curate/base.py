@@ -50,6 +50,10 @@ class Filter(ABC):
         """Returns the files that its settings name; other content makes another filter of it."""
         return ()
 
+    def for_pool(self, num_samples: int) -> "Filter":
+        """Returns the filter for a pool of so many samples: itself, unless a setting is a share."""
+        return self
+
     def partial(self, rows: pa.RecordBatch) -> State:
         """Returns what these rows add to the global quantity.
 

@@ -136,7 +136,8 @@ class Curation:
         rows = Rows(self.table, stores)
         inputs = f"{VERSION} {self.table.fingerprint}"
         steps = []
-        for name, each in self.filters.items():
+        for name, given in self.filters.items():
+            each = given.for_pool(self.table.num_samples)
             inputs = digest(inputs, each, stores)
             step = Step(name, each, rows, self.out / STEPS / f"{name}-{inputs}")
             step.run(self.engine, self.progress)

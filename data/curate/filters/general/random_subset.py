@@ -1,6 +1,6 @@
 """A random part of the pool: what curated subsets of the same size are compared with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,25 +24,35 @@ class RandomSubset(Filter):
         fraction: of the samples that reach this filter.
         samples: so many of them. Hashes are counted in 2^20 bins, of which whole ones are kept, so
             that about a millionth of the pool more may stay.
+        pool_fraction: as many as this part of the whole pool, whatever earlier filters have left.
         seed: another seed keeps others.
 
     Raises:
-        ValueError: there is neither a fraction nor a number, both, or one that keeps nothing.
+        ValueError: not one of the three is given, or it keeps nothing.
     """
 
     fraction: float | None = None
     samples: int | None = None
+    pool_fraction: float | None = None
     seed: int = 0
 
     def __post_init__(self):
-        if (self.fraction is None) == (self.samples is None):
-            raise ValueError("RandomSubset takes fraction or samples, one of them")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction={self.fraction} is not above 0 and at most 1")
+        if [self.fraction, self.samples, self.pool_fraction].count(None) != 2:
+            raise ValueError("RandomSubset takes fraction, samples or pool_fraction, one of them")
+        for name in ("fraction", "pool_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}={value} is not above 0 and at most 1")
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples={self.samples} keeps none; give 1 or more")
 
     reads = ()
+
+    def for_pool(self, num_samples: int) -> "RandomSubset":
+        if self.pool_fraction is None:
+            return self
+        samples = max(1, round(self.pool_fraction * num_samples))
+        return replace(self, samples=samples, pool_fraction=None)
 
     @property
     def reduces(self) -> bool:
@@ -61,7 +71,8 @@ class RandomSubset(Filter):
         ends = np.cumsum(total["counts"])
         if ends[-1] < self.samples:
             raise ValueError(
-                f"RandomSubset: {ends[-1]:,} samples reach it, fewer than samples={self.samples:,}"
+                f"RandomSubset: {ends[-1]:,} samples reach it, fewer than samples={self.samples:,} "
+                "(or that part of the pool); ask for less, or loosen the filters before it"
             )
         return {"last": total["values"][np.searchsorted(ends, self.samples)]}
 

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 from helpers.filter_run import batch_of, run_filter
+from helpers.score_table import make_table
 
+from counterpoint.data.curate.filters.general.basic import Basic
 from counterpoint.data.curate.filters.general.random_subset import RandomSubset
+from counterpoint.data.curate.runner import Curation
 
 N = 20_000
 ROWS = batch_of({"row": np.arange(N)})
@@ -44,13 +47,31 @@ def test_rows_are_told_apart_by_their_keys_alone():
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="takes fraction or samples"):
+    with pytest.raises(ValueError, match="takes fraction, samples or pool_fraction"):
         RandomSubset()
-    with pytest.raises(ValueError, match="takes fraction or samples"):
+    with pytest.raises(ValueError, match="takes fraction, samples or pool_fraction"):
         RandomSubset(0.1, 10)
     with pytest.raises(ValueError, match=r"fraction=1\.5 is not"):
         RandomSubset(1.5)
+    with pytest.raises(ValueError, match=r"pool_fraction=0 is not"):
+        RandomSubset(pool_fraction=0)
     with pytest.raises(ValueError, match="samples=0 keeps none"):
         RandomSubset(samples=0)
     with pytest.raises(ValueError, match="20,000 samples reach it, fewer than samples=20,001"):
         keep(samples=N + 1)
+
+
+def test_a_part_of_the_pool_is_one_whatever_is_left_of_it(tmp_path):
+    words = [n % 5 for n in range(1000)]
+    table = make_table(tmp_path / "table", {"words": words}, [600, 400])
+    filters = {"long": Basic(1, min_words=2, min_characters=0), "half": RandomSubset(1.0)}
+    for part, samples in ((0.5, 500), (0.6, 600), (0.001, 1), (1e-9, 1)):
+        filters["half"] = RandomSubset(pool_fraction=part)
+        summary = Curation(table, filters, {}, tmp_path / "out").run()
+        assert [each["seen"] for each in summary["filters"]] == [1000, 600]
+        assert samples <= summary["kept"] <= samples + 1
+    filters["half"] = RandomSubset(pool_fraction=0.61)
+    with pytest.raises(
+        ValueError, match=r"600 samples reach it, fewer than samples=610 .or that p"
+    ):
+        Curation(table, filters, {}, tmp_path / "out").run()
