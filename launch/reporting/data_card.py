@@ -4,9 +4,6 @@ In: a score table; perhaps the folder of a curation, and the manifest for images
 that needs no other. One pass over the table: memory holds counts, and the examples shown.
 """
 
-import base64
-import heapq
-import io
 import itertools
 import json
 import re
@@ -19,21 +16,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from ...data.curate.rows import LEFT_OUT
-from ...data.curate.score import shard_names
 from ...data.curate.table import Table, file_of
-from ...data.errors import SampleError
 from ...data.hashing import mix, seeded
-from ...data.images.decode import EncodedImage
-from ...data.shards.fields import find_image
 from ...data.shards.manifest import Manifest
-from ...data.shards.reader import ShardReader
+from .data_examples import (
+    Example,
+    Examples,
+    add_images,
+    add_values,
+    cell_of,
+    ranks_of,
+    shown_columns,
+)
 from .page import template
 
 NUM_EXAMPLES, NUM_LEFT_OUT, NUM_ROWS = 48, 8, 24
-THUMBNAIL = 96  # pixels
 # Words and hashes counted at once. Of more, rare words are forgotten, and fewer hashes looked at.
 MAX_WORDS, MAX_HASHES = 500_000, 1_000_000
 WORD = re.compile(r"\w+")
@@ -49,42 +48,6 @@ class Bar:
     name: str
     count: int
     width: float
-
-
-@dataclass(order=True)
-class Example:
-    """A sample that is shown; those with the lowest `rank` are."""
-
-    rank: int
-    source: str = field(compare=False)
-    shard: str = field(compare=False)
-    index: int = field(compare=False)
-    caption: str = field(compare=False)
-    image: str = field(compare=False, default="")
-
-
-@dataclass
-class Examples:
-    """The samples with the lowest ranks of all that were added."""
-
-    size: int
-    heap: list[tuple[int, Example]] = field(default_factory=list)
-
-    def add(self, rows: Mapping[str, np.ndarray], ranks: np.ndarray, at: np.ndarray) -> None:
-        """Adds rows `at` of a shard, by their ranks [n]."""
-        for row in at[np.argsort(ranks[at])[: self.size]].tolist():
-            source, shard = (str(rows[name][row]) for name in ("source", "shard"))
-            caption = str(rows["caption"][row] or "")
-            index, rank = int(rows["index"][row]), int(ranks[row])
-            item = (-rank, Example(rank, source, shard, index, caption))
-            if len(self.heap) < self.size:
-                heapq.heappush(self.heap, item)
-            else:
-                heapq.heappushpop(self.heap, item)
-
-    def sorted(self) -> list[Example]:
-        """Returns them by rank."""
-        return sorted(example for _, example in self.heap)
 
 
 class Copies:
@@ -145,7 +108,7 @@ class Card:
             hashes = rows[name if name == "phash" else f"{name}_hash"][usable]
             known = np.array([each is not None and each == each for each in hashes], dtype=bool)
             copies.add(hashes[known].astype(np.int64))
-        self.examples.add(rows, _ranks(rows), np.flatnonzero(usable))
+        self.examples.add(rows, ranks_of(rows), np.flatnonzero(usable))
 
 
 @dataclass
@@ -184,12 +147,15 @@ def render_card(table: Table, curation: Path | None, manifest: Manifest | None) 
         card.add(_read(path, columns))
     if curation is not None:
         summary = _summary(curation, table)
-        removed = [_removed(curation, facts, table) for facts in summary["filters"]]
+        given: dict[str, Path] = {}  # where the columns of filters lie
+        for facts in summary["filters"]:
+            removed.append(_removed(curation, facts, table, given))
+        add_values(card.examples.sorted(), given)
         tables = [_filter_table(path) for path in sorted((curation / "tables").glob("*.parquet"))]
         weights = _weights(curation / "keep.parquet")
     examples = card.examples.sorted()
     shown = [*examples, *(example for each in removed for example in each.examples)]
-    note = _add_images(shown, manifest)
+    note = add_images(shown, manifest)
     return page.render(
         title=f"Data card: {table.folder.name}",
         card=card,
@@ -223,13 +189,6 @@ def _array(column: pa.ChunkedArray) -> np.ndarray:
     values = column.fill_null(0).to_numpy().astype(object)
     values[column.is_null().to_numpy()] = None
     return values
-
-
-def _ranks(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns a random number of each row, by its key: re-sharding shows the same samples."""
-    places = mix(rows["index"], seeded("card"))
-    keys = [-1 if key is None or key != key else int(key) for key in rows["key"].tolist()]
-    return mix(np.array(keys, dtype=np.int64), seeded("card", "keys")) + (places >> np.uint64(60))
 
 
 def _bins(values: np.ndarray, edges: tuple[int, ...]) -> list[int]:
@@ -277,7 +236,10 @@ def _summary(curation: Path, table: Table) -> dict[str, Any]:
     return summary
 
 
-def _removed(curation: Path, facts: Mapping[str, Any], table: Table) -> Removed:
+def _removed(
+    curation: Path, facts: Mapping[str, Any], table: Table, given: dict[str, Path]
+) -> Removed:
+    """Returns what a filter left out, with what it read and wrote; adds its columns to `given`."""
     found = Examples(NUM_LEFT_OUT)
     # A filter's name may hold a dash, its hash never does.
     steps = (curation / "steps").glob("*")
@@ -299,8 +261,13 @@ def _removed(curation: Path, facts: Mapping[str, Any], table: Table) -> Removed:
         at = np.flatnonzero(verdict == LEFT_OUT)
         if len(at):
             rows = _read(path, columns)
-            found.add(rows, _ranks(rows), at)
-    return Removed(facts, found.sorted())
+            found.add(rows, ranks_of(rows), at)
+    examples = found.sorted()
+    read = dict.fromkeys(shown_columns(table.folder, table), table.folder) | given
+    own = dict.fromkeys(shown_columns(folders[0], table), folders[0])
+    add_values(examples, {n: read[n] for n in facts["reads"] if n in read} | own)
+    given |= own
+    return Removed(facts, examples)
 
 
 def _filter_table(path: Path) -> FilterTable:
@@ -310,14 +277,8 @@ def _filter_table(path: Path) -> FilterTable:
     first = next(file.iter_batches(num_rows if spread else NUM_ROWS), None)
     rows = first.to_pylist() if first is not None else []
     rows = rows[:: -(-num_rows // NUM_ROWS)] if spread else rows
-    cells = [[_cell(row[name]) for name in head] for row in rows]
+    cells = [[cell_of(row[name]) for name in head] for row in rows]
     return FilterTable(path.stem, head, cells, len(cells) if spread else num_rows)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _weights(path: Path) -> list[Bar]:
@@ -331,35 +292,3 @@ def _weights(path: Path) -> list[Bar]:
     names = [f"below {WEIGHTS[0]}"]
     names += [f"{low:g} to {high:g}" for low, high in itertools.pairwise(WEIGHTS)]
     return _bars(zip([*names, f"{WEIGHTS[-1]:g} or more"], counts.tolist(), strict=True))
-
-
-def _add_images(examples: list[Example], manifest: Manifest | None) -> str:
-    """Reads the images of examples; returns why some are missing, or nothing."""
-    if manifest is None:
-        return "No image is shown without the manifest (--manifest)."
-    sources = [manifest.sources[number] for number in manifest.source_ids.tolist()]
-    numbers = {key: n for n, key in enumerate(zip(sources, shard_names(manifest), strict=True))}
-    reader = ShardReader(manifest.urls)
-    missing = 0
-    for example in examples:
-        shard = numbers.get((example.source, example.shard))
-        if shard is None:
-            raise ValueError(
-                f"the manifest has no shard '{example.shard}' of the source '{example.source}'; "
-                "give the one that the score table was made from"
-            )
-        try:
-            example.image = _thumbnail(find_image(reader.read(shard, example.index)))
-        except (SampleError, ValueError):
-            missing += 1
-    return f"{missing} images could not be read." if missing else ""
-
-
-def _thumbnail(data: bytes) -> str:
-    """Returns an image as an address that holds it."""
-    pixels = EncodedImage.open(data).pixels().permute(1, 2, 0).numpy()
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    target = io.BytesIO()
-    image.save(target, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()

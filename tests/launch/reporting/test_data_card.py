@@ -101,6 +101,26 @@ def test_what_filters_left_out_is_shown(tmp_path):
     assert sum(bars(text, "Weights of what is kept").values()) == summary["kept"]
 
 
+def test_scores_stand_beside_the_examples(tmp_path):
+    numbers = list(range(200, 500))
+    columns = {"caption": [f"number {n}" for n in numbers], "width": numbers, "height": numbers}
+    table = make_table(tmp_path / "table", columns, [100, 200])
+    filters = {"small": Basic(min_side=350, min_words=1), "weights": WeightBy("width", mean=1.0)}
+    Curation(table, filters, {}, tmp_path / "out").run()
+    text = page(table, tmp_path / "out", None)
+    left_out, samples = text.partition("Left out by small")[2].split("Samples of the pool")
+    beside = r"number (\d+)<span class=\"value\">width (\d+)</span><span .*?>height (\d+)</span>"
+    found = re.findall(beside, left_out)
+    assert len(found) == 8 and all(len(set(each)) == 1 for each in found)
+    assert all(int(number) < 350 for number, _, _ in found)
+    # Of the pool's samples, what filters have given: here those that the first one has kept.
+    mean = np.arange(350, 500).mean()
+    weighted = re.findall(r"number (\d+)<span class=\"value\">weight ([\d.]+)</span>", samples)
+    assert 10 < len(weighted) < 48 == len(re.findall(r"number \d+<", samples))
+    for number, weight in weighted:
+        assert float(weight) == pytest.approx(int(number) / mean, rel=1e-3)
+
+
 def test_of_quantiles_lowest_and_highest_are_shown(tmp_path):
     table = make_table(tmp_path / "table", COLUMNS, [100, 200])
     Curation(table, {"half": Threshold("words", fraction=0.5)}, {}, tmp_path / "out").run()
