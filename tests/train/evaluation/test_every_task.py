@@ -19,6 +19,7 @@ from counterpoint.train.evaluation.choices.linear_map import MappedCaptionChoice
 from counterpoint.train.evaluation.clip_benchmark import ClipBenchmark
 from counterpoint.train.evaluation.confidence.calibration import Calibration
 from counterpoint.train.evaluation.confidence.label_free import MatrixNorm
+from counterpoint.train.evaluation.confidence.negated_prompts import NegatedPrompts
 from counterpoint.train.evaluation.confidence.out_of_distribution import ConceptMatching
 from counterpoint.train.evaluation.confidence.vim import VirtualLogit
 from counterpoint.train.evaluation.evaluate import evaluate
@@ -76,6 +77,7 @@ def every_task(folder):
         "groups": GroupAccuracy("cls", **prompts),
         "calibration": Calibration(**prompts),
         "matching": ConceptMatching(others, **prompts),
+        "negated": NegatedPrompts(others, **prompts),
         "vim": VirtualLogit(others, penalty=0.1, **split),
         "mano": MatrixNorm(**prompts),
         "choices": CaptionChoice(test, right="caption", wrong="cls"),

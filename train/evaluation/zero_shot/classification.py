@@ -69,7 +69,7 @@ class ZeroShot(Task):
                 f"{len(self._names)} classes, such as '{unknown[0]}'; add them to `classes`, or "
                 "leave those images out with `where`"
             )
-        self._prompts = self._class_prompts()
+        self._prompts = self.class_prompts(self.templates)
         self._targets = dict(zip(chosen.tolist(), (index[text] for text in labels), strict=True))
         return chosen
 
@@ -112,8 +112,12 @@ class ZeroShot(Task):
             )
         return names, index
 
-    def _class_prompts(self) -> list[list[str]]:
-        templates: Any = self.templates
+    def class_prompts(self, templates: Any) -> list[list[str]]:
+        """Returns the prompts of each class from what `templates` may be; after its name is known.
+
+        Raises:
+            ValueError: a prompt has no place for the name, or a class has no prompts.
+        """
         if isinstance(templates, str):
             is_prompt = "{c}" in templates
             templates = [templates] if is_prompt else _read(self.data.root / templates, "templates")

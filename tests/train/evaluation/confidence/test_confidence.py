@@ -20,6 +20,7 @@ from counterpoint.train.evaluation.confidence.calibration import (
 )
 from counterpoint.train.evaluation.confidence.detection import detection
 from counterpoint.train.evaluation.confidence.label_free import MatrixNorm, matrix_norm
+from counterpoint.train.evaluation.confidence.negated_prompts import NegatedPrompts
 from counterpoint.train.evaluation.confidence.out_of_distribution import ConceptMatching
 from counterpoint.train.evaluation.confidence.vim import VirtualLogit, principal_dimension
 from counterpoint.train.evaluation.task import order_by_hash
@@ -132,6 +133,37 @@ def test_concept_matching_is_its_formula():
     assert results["auroc"] != results["cosine_auroc"]
     raw = run(ConceptMatching(OTHERS, data=TEST, **PROMPTS), metric=Metric(Distance()))
     assert raw == pytest.approx(results)
+
+
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_negated_prompts_are_the_two_scores_of_clipn(scale):
+    model = Vectors()
+    model.logit_scale = torch.nn.Parameter(torch.tensor([np.log(7.0)]))
+    negated = ["no {c}", "{c} is absent"]
+    results = run(NegatedPrompts(OTHERS, negated, scale, data=TEST, **PROMPTS), model)
+    prompts = [texts(each.replace("{c}", name) for each in negated) for name in NAMES[:5]]
+    denying = np.array([rows.mean(0) / np.linalg.norm(rows.mean(0)) for rows in prompts])
+    wins, agrees = [], []
+    for data in (TEST, OTHERS):
+        affirmed = (scale or 7.0) * cosines(data)
+        both = np.stack([affirmed, (scale or 7.0) * features(data) @ denying.T], 2)
+        yes = softmax(both, 2)[:, :, 0]
+        wins.append(yes[np.arange(len(yes)), affirmed.argmax(1)])
+        agrees.append((softmax(affirmed, 1) * yes).sum(1))
+    for name, scores in (("ctw", wins), ("atd", agrees)):
+        auroc, fpr = reference(*scores)
+        assert results[f"{name}_auroc"] == pytest.approx(auroc)
+        assert results[f"{name}_fpr95"] == pytest.approx(fpr)
+        assert 0.05 < auroc < 0.95
+    assert results["ctw_auroc"] != results["atd_auroc"]
+    distance = run(
+        NegatedPrompts(OTHERS, negated, scale, data=TEST, **PROMPTS),
+        model,
+        metric=Metric(Distance()),
+    )
+    assert distance == pytest.approx(results)
+    with pytest.raises(ValueError, match="needs {c} where the class name goes"):
+        run(NegatedPrompts(OTHERS, ["nothing"], data=TEST, **PROMPTS))
 
 
 def test_virtual_logit_matching_is_the_published_one():
