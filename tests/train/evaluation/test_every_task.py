@@ -1,6 +1,7 @@
 """Every task gives the same values, to the last digit, for any number of processes."""
 
 import importlib
+import json
 import pkgutil
 from inspect import isabstract
 
@@ -11,11 +12,14 @@ import torch
 from toy_evaluation import tokenizer, transform
 from vector_model import NAMES, Classes, Vectors
 
+from counterpoint.data.files import whole_file
 from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.config.suites import load_suite
 from counterpoint.train import evaluation
 from counterpoint.train.evaluation.choices.caption_choice import CaptionChoice
 from counterpoint.train.evaluation.choices.linear_map import MappedCaptionChoice
+from counterpoint.train.evaluation.choices.winoground import Winoground
+from counterpoint.train.evaluation.choices.word_order import WordOrder
 from counterpoint.train.evaluation.clip_benchmark import ClipBenchmark
 from counterpoint.train.evaluation.confidence.calibration import Calibration
 from counterpoint.train.evaluation.confidence.label_free import MatrixNorm
@@ -84,6 +88,8 @@ def every_task(folder):
         "mapped": MappedCaptionChoice(
             train=train, steps=3, right="caption", wrong="cls", data=test
         ),
+        "winoground": Winoground(paired(folder), "examples.jsonl"),
+        "word_order": WordOrder(["within_trigrams"], data=test, captions="caption"),
         "backdoor": BackdoorSuccess("Ant", "patch", **prompts),
         "misspelling": MisspelledNames(candidates=3, **prompts),
         "identity": IdentityAudit(data=test, templates=["a {c}", "{c}"]),
@@ -95,6 +101,20 @@ def every_task(folder):
         "diversity": ConditionalDiversity(data=test, captions="caption"),
         "logit_bias": LogitBias(steps=5, **few_shot),
     }
+
+
+def paired(folder):
+    """Images, and a file that asks of pairs of them."""
+    data = Classes(30, seed=4, name="paired")
+    data.root = folder
+    names = [item.fields["cls"] for item in data.items]
+    examples = [
+        {"image_0": f"paired{i}", "image_1": f"paired{i + 1}", "caption_0": f"a {names[i]}",
+         "caption_1": f"a {names[i + 1]}"} for i in range(29)
+    ]  # fmt: skip
+    with whole_file(folder / "examples.jsonl") as part:
+        part.write_text("\n".join(map(json.dumps, examples)))
+    return data
 
 
 def measured(rank, world_size, folder):

@@ -105,7 +105,7 @@ class CaptionChoice(Task):
             ]
         position = {str(item.get("key")): i for i, item in enumerate(data.items)}
         wanted, found = set(chosen.tolist()), []
-        for name, entry in _read(data.root / file):
+        for name, entry in read_entries(data.root / file):
             key = str(entry.get(self.image))
             if key not in position:
                 raise ValueError(
@@ -185,7 +185,7 @@ def choices(
     return is_right.cpu().numpy()
 
 
-def _read(path: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def read_entries(path: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Returns the questions of a file and their names."""
     try:
         text = path.read_text(encoding="utf-8")

@@ -162,7 +162,7 @@ def test_negated_prompts_are_the_two_scores_of_clipn(scale):
         metric=Metric(Distance()),
     )
     assert distance == pytest.approx(results)
-    with pytest.raises(ValueError, match="needs {c} where the class name goes"):
+    with pytest.raises(ValueError, match=r"needs \{c\} where the class name goes"):
         run(NegatedPrompts(OTHERS, ["nothing"], data=TEST, **PROMPTS))
 
 
