@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...data.files import write_whole
+from ...train.evaluation.details import Detail
 from ...train.evaluation.evaluate import evaluate
 from ...train.evaluation.outcomes import Outcomes, Stored, read_outcomes, write_outcomes
 from ...train.evaluation.prompts import PromptCache
@@ -66,6 +67,7 @@ def evaluate_loaded(
     device: torch.device | None = None,
     prompts: Path | None = None,
     outcomes: dict[str, Outcomes] | None = None,
+    details: dict[str, Detail] | None = None,
 ) -> dict[str, float]:
     """Evaluates a model, a run's in its own precision; called by every process that takes part.
 
@@ -76,6 +78,7 @@ def evaluate_loaded(
         device: where the towers run; None: the CPU.
         prompts: folder for embeddings of class prompts; None: they are not kept.
         outcomes: takes what each item contributed to a measure.
+        details: takes what tasks find beside numbers.
     """
     device = device or torch.device("cpu")
     name = (loaded.config.get("trainer") or {}).get("precision")
@@ -98,6 +101,7 @@ def evaluate_loaded(
         metric=loaded.metric.to(device, weights_type(name)),
         prompts=None if prompts is None else PromptCache(prompts, model, about),
         outcomes=outcomes,
+        details=details,
     )
 
 
@@ -118,6 +122,7 @@ def write_results(
     suite: str,
     results: Mapping[str, float],
     outcomes: Mapping[str, Outcomes],
+    details: Mapping[str, Detail] | None = None,
     baseline: tuple[Path, Mapping[str, Stored]] | None = None,
 ) -> tuple[dict[str, Interval], dict[str, Comparison]]:
     """Writes measures, and of which model they are, and beside them the outcomes of items (.npz).
@@ -128,6 +133,7 @@ def write_results(
         suite: name of the suite.
         results: measures by name.
         outcomes: of those that are means over items.
+        details: what tasks found beside numbers.
         baseline: outcomes to compare with, and their file.
 
     Returns:
@@ -144,6 +150,8 @@ def write_results(
     else:
         record |= {"step": loaded.step, "run": str(loaded.run_dir), "weights": loaded.weights}
     record |= {"metrics": results, "intervals": bounds}
+    if details:
+        record |= {"details": {name: each.record() for name, each in details.items()}}
     if baseline is not None:
         differences = {
             name: {"difference": each.difference, "interval": each.interval, "p": each.p}

@@ -18,6 +18,7 @@ import yaml
 
 from ...data.files import write_whole
 from ...train.distributed import gather_objects
+from ...train.evaluation.details import Detail
 from ...train.evaluation.measures import base_of, number, show, show_difference
 from ...train.evaluation.outcomes import Outcomes
 from ...train.evaluation.suite import Suite
@@ -134,6 +135,7 @@ def report(
     # Read first: a baseline that is not there should not be noticed after hours.
     baseline = options.baseline and baseline_outcomes(options.baseline, suite.name)
     outcomes: dict[str, Outcomes] = {}
+    details: dict[str, Detail] = {}
     results = evaluate_loaded(
         loaded,
         suite,
@@ -141,12 +143,13 @@ def report(
         device=device,
         prompts=options.prompts or folder / "prompts",
         outcomes=outcomes,
+        details=details,
     )
     if not is_first_process():
         return results
     file = results_file(suite.name, loaded.step, loaded.weights)
     path: Path = out or options.out or folder / file
-    bounds, compared = write_results(path, loaded, suite.name, results, outcomes, baseline)
+    bounds, compared = write_results(path, loaded, suite.name, results, outcomes, details, baseline)
     sets = [images for task in suite.tasks.values() for images in task.image_sets()]
     notes = dict.fromkeys(images.note for images in sets)
     print(*filter(None, notes), table(results, bounds), sep="\n")

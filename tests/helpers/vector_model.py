@@ -7,6 +7,9 @@ from torch.nn import functional as F
 from toy_evaluation import tokenizer, transform
 
 from counterpoint.data.image_sets import ImageSet, Item
+from counterpoint.models.image import TimmTower
+from counterpoint.models.text import ClipTextTower
+from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.suite import Suite
 
@@ -43,6 +46,18 @@ class Vectors(nn.Module):
 
     def _form(self, pooled, raw, form):
         return {"": F.normalize(raw, dim=1), ".raw": raw, ".pooled": pooled}[form]
+
+
+def small_vit(**options):
+    """A two-tower model for the same images and texts, whose image tower is a ViT."""
+    torch.manual_seed(0)
+    sizes = {"patch_size": 2, "embed_dim": 12, "depth": 3, "num_heads": 3}
+    image = TimmTower("vit_tiny_patch16_224", image_size=4, model_args=sizes | options)
+    text = ClipTextTower(8, 1, 2, context_length=Vectors.context_length, vocab_size=128)
+    model = TwoTower(image, text, embed_dim=6)
+    for parameter in model.parameters():  # norms and biases too, which start as 1 and 0
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model.eval()
 
 
 class Classes(ImageSet):

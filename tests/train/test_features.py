@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import beta as beta_distribution
 from torch import nn
 
 from counterpoint.losses.byol import BYOL
@@ -117,10 +119,35 @@ def test_average_is_the_closed_form(final):
         assert torch.equal(own, other)
 
 
-def test_average_goes_on_from_what_was_saved():
+@pytest.mark.parametrize("beta", [0.5, 0.1, 1.0, 3.0])
+def test_average_by_a_beta_distribution_is_the_weighted_mean_of_all_states(beta):
+    model, terms = student(), objective()
+    ema = Ema(model, EmaConfig(beta=beta))
+    history = [weights(model, terms), *train(model, terms, ema)]
+    places = [(k + 0.5) / (STEPS + 1) for k in range(STEPS + 1)]
+    density = beta_distribution(beta, beta).pdf(places)
+    for name, average in averages(ema, terms).items():
+        rows = torch.stack([state[name] for state in history]).numpy()
+        want = torch.from_numpy(np.average(rows, axis=0, weights=density))
+        torch.testing.assert_close(average.detach(), want, rtol=1e-12, atol=1e-14)
+
+
+def test_a_long_average_by_a_beta_distribution_forgets_nothing():
+    config, total, mean = EmaConfig(beta=0.5), 20_000, 0.0
+    states = np.random.default_rng(0).normal(size=total + 1)
+    mean = states[0]
+    for step in range(total):
+        decay = config.at(step, total)
+        mean = decay * mean + (1 - decay) * states[step + 1]
+    density = beta_distribution(0.5, 0.5).pdf((np.arange(total + 1) + 0.5) / (total + 1))
+    assert mean == pytest.approx(np.average(states, weights=density), rel=1e-9)
+
+
+@pytest.mark.parametrize("config", [EmaConfig(0.9, 1.0), EmaConfig(beta=0.5)])
+def test_average_goes_on_from_what_was_saved(config):
     def parts():
         model, terms = student(), objective()
-        return model, terms, Ema(model, EmaConfig(0.9, 1.0))
+        return model, terms, Ema(model, config)
 
     whole, first, second = parts(), parts(), parts()
     train(*whole)
@@ -184,3 +211,17 @@ def test_an_average_in_16_bits_is_refused():
 def test_decays_lie_between_0_and_1():
     with pytest.raises(ValueError, match=r"ema\.final_decay is 1\.5"):
         EmaConfig(0.9, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"ema\.decay is None and ema\.beta None: give one of them"),
+        ({"decay": 0.9, "beta": 0.5}, r"ema\.decay is 0\.9 and ema\.beta 0\.5: give one of them"),
+        ({"beta": 0.0}, r"ema\.beta is 0\.0: it must be above 0"),
+        ({"beta": 0.5, "final_decay": 1.0}, "there is no final_decay with it"),
+    ],
+)
+def test_an_average_has_a_decay_or_a_beta(options, message):
+    with pytest.raises(ValueError, match=message):
+        EmaConfig(**options)

@@ -18,6 +18,7 @@ from ...data.image_sets import ImageSet
 from ...losses.components.similarity import Metric
 from ...losses.distributed.collectives import world
 from ..distributed import gather_objects
+from .details import Detail
 from .encode import Encoder
 from .outcomes import Outcomes
 from .prompts import PromptCache
@@ -37,6 +38,7 @@ def evaluate(
     metric: Metric | None = None,
     logit_scale: float | None = None,
     outcomes: dict[str, Outcomes] | None = None,
+    details: dict[str, Detail] | None = None,
     prompts: PromptCache | None = None,
 ) -> dict[str, float]:
     """Runs every task; to be called by every rank of the default process group.
@@ -58,6 +60,7 @@ def evaluate(
         logit_scale: what multiplies similarities in logits; None: the model's `logit_scale`, 100 if
             it has none.
         outcomes: takes those measures that are means over items, with the outcome of each item.
+        details: takes what tasks find beside numbers.
         prompts: embeddings of class prompts on the disk, of these weights.
 
     Returns:
@@ -93,6 +96,10 @@ def evaluate(
         for task_name, task in suite.tasks.items():
             for group, measure, value in task.run(encoder):
                 name = f"{suite.name}/{task_name}{group and '_' + group}/{measure}"
+                if isinstance(value, Detail):
+                    if details is not None:
+                        details[name] = value
+                    continue
                 results[name] = float(value)
                 if outcomes is not None and isinstance(value, Outcomes):
                     outcomes[name] = value

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...data.image_sets import ImageSet
+from .details import Detail
 from .encode import Encoder
 from .outcomes import Outcomes, mean_of_groups
 
@@ -63,14 +64,17 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
+    def measure(
+        self, encoder: Encoder, chosen: np.ndarray
+    ) -> Mapping[str, float | Outcomes | Detail]:
         """Returns measures on the chosen items by name.
 
         Shares (from 0 to 1) are shown in percent. The name of any other number ends with a dot and
         its unit, as `uniformity.nats` does.
 
         A measure that is a mean over items is better returned as `Outcomes`, with what it is the
-        mean of: then runs can be compared item for item.
+        mean of: then runs can be compared item for item. A `Detail` is no measure: it is written
+        beside them.
 
         Called on every rank, with the same items: the encoder's features are those of the whole set
         on each, so the values are equal without further exchange.
@@ -81,7 +85,7 @@ class Task(ABC):
         items = (self.data if images is None else images).items
         return [str(items[i].get("key")) for i in chosen.tolist()]
 
-    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes]]:
+    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes | Detail]]:
         """Yields (group or "", measure, value), the mean over groups last; after `prepare`."""
         if self.by is None:
             for name, value in self.measure(encoder, self._chosen).items():
@@ -91,7 +95,8 @@ class Task(ABC):
         groups: dict[str, list[float | Outcomes]] = {}
         for group in sorted(set(values.tolist())):
             for name, value in self.measure(encoder, self._chosen[values == group]).items():
-                groups.setdefault(name, []).append(value)
+                if not isinstance(value, Detail):
+                    groups.setdefault(name, []).append(value)
                 yield group, name, value
         for name, parts in groups.items():
             yield "", name, mean_of_groups(parts)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from toy_evaluation import tokenizer, transform
-from vector_model import NAMES, Classes, Vectors
+from vector_model import NAMES, Classes, Vectors, small_vit
 
 from counterpoint.data.files import whole_file
 from counterpoint.launch.config.packaged import packaged_files
@@ -30,6 +30,7 @@ from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.geometry.clip_score import ClipScore
 from counterpoint.train.evaluation.geometry.conditional import ConditionalDiversity
 from counterpoint.train.evaluation.geometry.modality import ModalityGeometry
+from counterpoint.train.evaluation.geometry.text_span import TextSpan
 from counterpoint.train.evaluation.probes.gaussian import GaussianDiscriminant
 from counterpoint.train.evaluation.probes.knn import NearestNeighbours
 from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
@@ -103,6 +104,12 @@ def every_task(folder):
     }
 
 
+def tasks_of_vits():
+    """Those that take the towers apart."""
+    test = Classes(37, seed=2, name="test")
+    return {"text_span": TextSpan(test, [*NAMES, "fur", "a tail"], layers=2, texts_per_head=3)}
+
+
 def paired(folder):
     """Images, and a file that asks of pairs of them."""
     data = Classes(30, seed=4, name="paired")
@@ -120,9 +127,11 @@ def paired(folder):
 def measured(rank, world_size, folder):
     outcomes = {}
     suite = Suite("s", every_task(folder))
-    values = evaluate(Vectors(), suite, tokenizer, transform, batch_size=8, outcomes=outcomes)
+    options = {"batch_size": 8, "outcomes": outcomes, "details": (details := {})}
+    values = evaluate(Vectors(), suite, tokenizer, transform, **options)
+    values |= evaluate(small_vit(), Suite("s", tasks_of_vits()), tokenizer, transform, **options)
     rows = {name: (list(each.values), list(each.keys)) for name, each in outcomes.items()}
-    return values, rows
+    return values, rows, {name: each.record() for name, each in details.items()}
 
 
 @pytest.mark.parametrize("kind", ["diverged", "collapsed", "zero"])
@@ -147,7 +156,8 @@ def test_no_task_is_forgotten(tmp_path):
     tasks = [each for each in packaged_classes() if not isabstract(each)]
     # Those of a folder's layout measure what `ZeroShot` and `Retrieval` do.
     wanted = {each for each in tasks if not issubclass(each, ClipBenchmark)}
-    assert {type(task) for task in every_task(tmp_path).values()} == wanted
+    tested = [*every_task(tmp_path).values(), *tasks_of_vits().values()]
+    assert {type(task) for task in tested} == wanted
 
 
 def packaged_classes():
@@ -162,6 +172,6 @@ def packaged_classes():
 def test_the_same_digits_for_any_number_of_processes(gloo, tmp_path):
     [expected] = gloo(1, measured, tmp_path)
     named = {name.split("/")[1].split("_" + NAMES[0])[0] for name in expected[0]}
-    assert len(NAMES) > 5 and named >= set(every_task(tmp_path))
+    assert len(NAMES) > 5 and named >= {*every_task(tmp_path), *tasks_of_vits()}
     for world_size in (2, 3):
         assert gloo(world_size, measured, tmp_path) == [expected] * world_size

@@ -104,8 +104,11 @@ class Winoground(Task):
             scores = (text[:, :, None] * image[:, None]).sum(3).cpu().numpy()
         own = scores[:, [0, 1], [0, 1]]
         other_text, other_image = scores[:, [1, 0], [0, 1]], scores[:, [0, 1], [1, 0]]
-        is_right = {"text": (own > other_text).all(1), "image": (own > other_image).all(1)}
-        is_right["group"] = is_right["text"] & is_right["image"]
+        is_right: dict[str, np.ndarray] = {
+            "text": (own > other_text).all(1),
+            "image": (own > other_image).all(1),
+        }
+        is_right["group"] = np.logical_and(is_right["text"], is_right["image"])
         return {
             f"{name}_score": Outcomes(float(values.mean()), values, self._names)
             for name, values in is_right.items()
