@@ -1,14 +1,16 @@
 """`counterpoint evaluate`: a model on a suite.
 
 In: a run folder (or a checkpoint in one) and a suite. Out: a table on the terminal and
-`RUN/evaluation/SUITE-STEP.json`, with intervals; beside it the outcomes of items (`.npz`). Alone or
-under torchrun, with the same values. With `--watch` it follows a run that another process trains.
+`RUN/evaluation/SUITE-STEP.json`, with intervals; beside it the outcomes of items (`.npz`) and a
+page with curves and texts (`.html`), where tasks give some. Alone or under torchrun, with the same
+values. With `--watch` it follows a run that another process trains.
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from ..api.sources import Loaded, load_source
 from ..api.watch import new_checkpoints
 from ..experiments.ablation.statistics import Interval
 from ..experiments.compare import Comparison, baseline_outcomes
+from ..reporting.results_page import has_page, render_results
 from ..run.env import is_first_process, prepare, under_torchrun
 from ..run.load import CONFIG, Weights
 
@@ -75,6 +78,7 @@ def evaluate_line(start: Loaded, suite: Suite, options: Any, device: torch.devic
         points = [{"alpha": alpha, "metrics": results} for alpha, results in line.items()]
         write_whole(out, json.dumps(record | {"line": points}, indent=1) + "\n")
         print(line_table(line), f"written to {out}", sep="\n")
+        write_page(out, f"{start.name} toward {end.name}")
 
 
 def line_table(line: Mapping[float, Mapping[str, float]]) -> str:
@@ -157,7 +161,21 @@ def report(
         print(comparison_table(compared, str(baseline[0])))
     step = "" if loaded.step is None else f", step {loaded.step}"
     print(f"{loaded.run_dir or loaded.name}{step}: written to {path}", flush=True)
+    write_page(path, str(loaded.run_dir or loaded.name))
     return results
+
+
+def write_page(path: Path, name: str) -> None:
+    """Draws results beside their file, if there are curves or texts among them."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if not has_page(record):
+        return
+    if find_spec("matplotlib") is None or find_spec("jinja2") is None:
+        print("its curves are drawn where the extra `report` is installed (matplotlib, jinja2)")
+        return
+    page = path.with_suffix(".html")
+    write_whole(page, render_results(record, name))
+    print(f"drawn in {page}", flush=True)
 
 
 @contextmanager

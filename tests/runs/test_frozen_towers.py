@@ -97,7 +97,12 @@ def test_strategies_average_alike(tmp_path, values, strategy):
     assert [name for name in state if not torch.equal(state[name], same[name])] == []
 
 
-def test_two_ranks_and_a_resume(tmp_path, values):
+@pytest.mark.parametrize(
+    "ema",
+    [{"decay": 0.8, "final_decay": 1.0}, pytest.param({"beta": 0.5}, marks=pytest.mark.soak)],
+)
+def test_two_ranks_and_a_resume(tmp_path, values, ema):
+    values["ema"] = ema
     whole, again = tmp_path / "whole", tmp_path / "again"
     values["checkpoint"] = {"every_n_steps": 3, "keep": 2}
     fit(run_file(whole, values), 2, whole / "log")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...data.benchmark_sets import CLASSES, TEMPLATES, TYPE, BenchmarkSet
+from .details import Detail
 from .encode import Encoder
 from .outcomes import Outcomes
 from .retrieval import Retrieval
@@ -46,5 +47,7 @@ class ClipBenchmark(Task):
         self._chosen = self._task.prepare()
         return self._chosen
 
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
+    def measure(
+        self, encoder: Encoder, chosen: np.ndarray
+    ) -> Mapping[str, float | Outcomes | Detail]:
         return self._task.measure(encoder, chosen)

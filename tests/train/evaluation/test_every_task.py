@@ -43,6 +43,7 @@ from counterpoint.train.evaluation.robustness.identity import IdentityAudit
 from counterpoint.train.evaluation.robustness.label_design import LabelDesign
 from counterpoint.train.evaluation.robustness.misspelling import MisspelledNames
 from counterpoint.train.evaluation.robustness.multi_object import MultiObject
+from counterpoint.train.evaluation.robustness.sharpness import LayerSharpness
 from counterpoint.train.evaluation.robustness.text_spotting import TextSpotting
 from counterpoint.train.evaluation.suite import Suite
 from counterpoint.train.evaluation.task import Task
@@ -107,7 +108,10 @@ def every_task(folder):
 def tasks_of_vits():
     """Those that take the towers apart."""
     test = Classes(37, seed=2, name="test")
-    return {"text_span": TextSpan(test, [*NAMES, "fur", "a tail"], layers=2, texts_per_head=3)}
+    return {
+        "text_span": TextSpan(test, [*NAMES, "fur", "a tail"], layers=2, texts_per_head=3),
+        "sharpness": LayerSharpness(draws=1, data=test, templates="a {c}"),
+    }
 
 
 def paired(folder):

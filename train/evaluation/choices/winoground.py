@@ -104,11 +104,9 @@ class Winoground(Task):
             scores = (text[:, :, None] * image[:, None]).sum(3).cpu().numpy()
         own = scores[:, [0, 1], [0, 1]]
         other_text, other_image = scores[:, [1, 0], [0, 1]], scores[:, [0, 1], [1, 0]]
-        is_right: dict[str, np.ndarray] = {
-            "text": (own > other_text).all(1),
-            "image": (own > other_image).all(1),
-        }
-        is_right["group"] = np.logical_and(is_right["text"], is_right["image"])
+        in_text: np.ndarray = np.all(own > other_text, axis=1)
+        in_image: np.ndarray = np.all(own > other_image, axis=1)
+        is_right = {"text": in_text, "image": in_image, "group": in_text & in_image}
         return {
             f"{name}_score": Outcomes(float(values.mean()), values, self._names)
             for name, values in is_right.items()

@@ -149,7 +149,8 @@ def shuffle_within_trigrams(words: Sequence[str], rng: np.random.Generator) -> l
 
 def shuffle_words(words: Sequence[str], rng: np.random.Generator) -> list[str]:
     """Returns the words in any order."""
-    return [words[i] for i in rng.permutation(len(words)).tolist()]
+    own = list(words)
+    return [own[i] for i in rng.permutation(len(own))]
 
 
 SHUFFLES: dict[str, Callable[[Sequence[str], np.random.Generator], list[str]]] = {

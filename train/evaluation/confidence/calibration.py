@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..accuracy import class_ranks
+from ..details import Curve, Detail
 from ..encode import Encoder
 from ..outcomes import Outcomes
 from ..ranks import recall_at
@@ -26,7 +27,8 @@ class Calibration(ZeroShot):
     Probabilities are the softmax over the classes of the objective's logits. Measures: `top1`;
     `confidence`, the mean of the highest probability; `calibration_error` (ECE); `scaled_error`,
     the ECE after one temperature was fitted, to each half of the images for the other half;
-    `log_loss.nats`, the mean of -log P(right class). Outcomes of `confidence` are per image.
+    `log_loss.nats`, the mean of -log P(right class); `reliability`, the curve of accuracy by
+    confidence. Outcomes of `confidence` are per image.
 
     Args:
         scale: what similarities are multiplied with; None: the model's own. It decides the result:
@@ -42,7 +44,9 @@ class Calibration(ZeroShot):
         self.scale = scale
         self.num_bins = num_bins
 
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
+    def measure(
+        self, encoder: Encoder, chosen: np.ndarray
+    ) -> Mapping[str, float | Outcomes | Detail]:
         image, classifier = encoder.images(self.data, chosen), self.classifier(encoder)
         logits = encoder.logits(image, classifier, self.scale).cpu().double()
         targets = torch.tensor([self._targets[i] for i in chosen.tolist()])
@@ -58,6 +62,7 @@ class Calibration(ZeroShot):
             "calibration_error": calibration_error(confidence, is_right, self.num_bins),
             "scaled_error": calibration_error(scaled_confidence, is_right, self.num_bins),
             "log_loss.nats": Outcomes(float(losses.mean()), losses, keys),
+            "reliability": reliability(confidence, is_right, self.num_bins),
         }
 
 
@@ -71,9 +76,30 @@ def calibration_error(confidence: np.ndarray, is_right: np.ndarray, num_bins: in
     """
     if not np.isfinite(confidence).all():  # of a model that diverged
         return float("nan")
-    bins = np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(np.int64)
+    bins = bins_of(confidence, num_bins)
     gaps = np.bincount(bins, weights=is_right - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def bins_of(confidence: np.ndarray, num_bins: int) -> np.ndarray:
+    """Returns the bin of each image, int64 [n]."""
+    return np.clip(np.ceil(confidence * num_bins) - 1, 0, num_bins - 1).astype(np.int64)
+
+
+def reliability(confidence: np.ndarray, is_right: np.ndarray, num_bins: int) -> Curve:
+    """Returns the accuracy of each bin that has images, by its mean confidence."""
+    is_finite = np.isfinite(confidence)  # of a model that diverged none are
+    confidence, is_right = confidence[is_finite], is_right[is_finite]
+    bins = bins_of(confidence, num_bins)
+    sizes = np.bincount(bins, minlength=num_bins)
+    kept = sizes > 0
+    x, y = (
+        np.bincount(bins, weights=each, minlength=num_bins)[kept] / sizes[kept]
+        for each in (confidence, is_right)
+    )
+    return Curve(
+        x.tolist(), y.tolist(), "confidence", "accuracy", sizes[kept].tolist(), kind="shares"
+    )
 
 
 def temperatures(logits: Tensor, targets: Tensor, keys: list[str]) -> Tensor:

@@ -120,12 +120,12 @@ class _Parts:
     layers: int
 
     def __post_init__(self) -> None:
-        image = getattr(self.model, "image", None)
-        self.decompose = HeadContributions(image, getattr(self.model, "image_projection", None))  # type: ignore[arg-type]
-        self.depth = len(self.decompose.trunk.blocks)
-        self.layers = min(self.layers, self.depth)
-        self.first = self.depth - self.layers
-        self.num_heads = self.decompose.trunk.blocks[0].attn.num_heads
+        towers = (getattr(self.model, name, None) for name in ("image", "image_projection"))
+        self.decompose = HeadContributions(*towers)  # type: ignore[arg-type]
+        blocks: list[Any] = list(self.decompose.trunk.blocks)
+        self.layers = min(self.layers, len(blocks))
+        self.first = len(blocks) - self.layers
+        self.num_heads: int = blocks[0].attn.num_heads
 
     @property
     def image_size(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ....data.image_sets import ImageSet
 from ....losses.components.similarity import Metric
 from ..accuracy import accuracies, class_ranks
+from ..details import Detail
 from ..encode import Encoder
 from ..outcomes import Outcomes
 from ..ranks import full_precision
@@ -128,7 +129,7 @@ class FewShot(ZeroShot):
     def further_images(self) -> list[tuple[ImageSet, np.ndarray]]:
         return [(self.train, self._used)]
 
-    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes]]:
+    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes | Detail]]:
         self._head = None  # of another model
         yield from super().run(encoder)
         self._head = None

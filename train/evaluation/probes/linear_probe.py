@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..accuracy import accuracies, class_ranks
+from ..details import Detail
 from ..encode import Encoder
 from ..outcomes import Outcomes
 from ..task import order_by_hash
@@ -68,7 +69,7 @@ class LinearProbe(Labelled):
             )
         return chosen
 
-    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes]]:
+    def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes | Detail]]:
         self._fitted = None  # of another model
         yield from super().run(encoder)
         self._fitted = None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....data.image_sets import ImageSet
 from ..accuracy import accuracies
+from ..details import Detail
 from ..encode import Encoder
 from ..outcomes import Outcomes
 from ..ranks import ranks
@@ -73,7 +74,9 @@ class ZeroShot(Task):
         self._targets = dict(zip(chosen.tolist(), (index[text] for text in labels), strict=True))
         return chosen
 
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
+    def measure(
+        self, encoder: Encoder, chosen: np.ndarray
+    ) -> Mapping[str, float | Outcomes | Detail]:
         targets = [self.target(i) for i in chosen.tolist()]
         classifier = self.classifier(encoder)
         image_ranks = ranks(encoder.images(self.data, chosen), classifier, [[t] for t in targets])

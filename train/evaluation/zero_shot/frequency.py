@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..details import Curve, Detail
 from ..encode import Encoder
 from ..outcomes import Outcomes
 from .classification import ZeroShot
@@ -21,7 +22,8 @@ class FrequencyCorrelation(ZeroShot):
     """Zero-shot accuracy, and its correlation with frequency.
 
     Measures: those of `ZeroShot`, and `frequency_correlation`, Pearson's coefficient between the
-    top-1 of each class and log(1 + count), from -1 to 1; 0 where one of the two is constant.
+    top-1 of each class and log(1 + count), from -1 to 1; 0 where one of the two is constant;
+    `by_frequency`, the accuracy of each class by its count as a curve.
 
     Args:
         counts: parquet with the columns `class` and `count`, as the filter `concept_counts` writes
@@ -45,13 +47,26 @@ class FrequencyCorrelation(ZeroShot):
         self._frequencies = np.log1p([counts[name] for name in self._names])
         return chosen
 
-    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
+    def measure(
+        self, encoder: Encoder, chosen: np.ndarray
+    ) -> Mapping[str, float | Outcomes | Detail]:
         values = super().measure(encoder, chosen)
         top1 = values["top1"]
         assert isinstance(top1, Outcomes)
         targets = np.array([self._targets[i] for i in chosen.tolist()])
         correlation = correlate(top1.values, targets, self._frequencies)
-        return {**values, "frequency_correlation": correlation}
+        totals, right = by_class(top1.values, targets, len(self._names))
+        there = np.flatnonzero(totals)
+        curve = Curve(
+            np.exp(self._frequencies[there]).round().tolist(),
+            (right[there] / totals[there]).tolist(),
+            "1 + captions that name the class",
+            "accuracy",
+            totals[there].tolist(),
+            [self._names[i] for i in there.tolist()],
+            "logarithmic",
+        )
+        return {**values, "frequency_correlation": correlation, "by_frequency": curve}
 
 
 def correlate(is_right: np.ndarray, classes: np.ndarray, frequencies: np.ndarray) -> float:
@@ -62,12 +77,17 @@ def correlate(is_right: np.ndarray, classes: np.ndarray, frequencies: np.ndarray
         classes: class of each image, int64 [n].
         frequencies: of each class [classes]; those without images do not count.
     """
-    totals = np.bincount(classes, minlength=len(frequencies))
-    right = np.bincount(classes, weights=is_right, minlength=len(frequencies))
+    totals, right = by_class(is_right, classes, len(frequencies))
     accuracy, numbers = right[totals > 0] / totals[totals > 0], frequencies[totals > 0]
     if np.ptp(accuracy) == 0 or np.ptp(numbers) == 0:
         return 0.0
     return float(np.corrcoef(accuracy, numbers)[0, 1])
+
+
+def by_class(is_right: np.ndarray, classes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how many images each class has, and how many of them are right, [num] each."""
+    totals = np.bincount(classes, minlength=num)
+    return totals, np.bincount(classes, weights=is_right, minlength=num)
 
 
 def _read(path: Path) -> dict[str, int]:

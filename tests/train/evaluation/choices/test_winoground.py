@@ -49,7 +49,7 @@ def test_the_three_scores_are_those_of_the_paper(tmp_path, form):
     results = run(Winoground(written(tmp_path), "examples.jsonl"), metric=metric)
     wanted = expected(form)
     assert results == pytest.approx({f"{name}_score": value for name, value in wanted.items()})
-    assert 0 < wanted["text"] < 1 and wanted["text"] != wanted["image"]
+    assert 0 < wanted["image"] < 1 and wanted["text"] != wanted["image"]
     assert form or 0 < wanted["group"] < min(wanted["text"], wanted["image"])
 
 

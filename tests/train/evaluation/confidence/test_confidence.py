@@ -56,6 +56,23 @@ def test_a_bin_holds_its_upper_edge_and_gaps_count_by_images():
     assert calibration_error(confidence, is_right, 2) == pytest.approx(0.4)
 
 
+def test_the_curve_of_a_calibration_is_the_accuracy_of_each_bin():
+    details = {}
+    run(Calibration(8.0, data=TEST, **PROMPTS), details=details)
+    curve = details["s/t/reliability"].record()["curve"]
+    logits = 8 * cosines(TEST)
+    confidence, right = softmax(logits, 1).max(1), logits.argmax(1) == TEST.labels
+    edges = np.linspace(0, 1, 16)
+    rows = [
+        (confidence[inside].mean(), right[inside].mean(), inside.sum())
+        for low, high in zip(edges, edges[1:], strict=False)
+        if (inside := (confidence > low) & (confidence <= high)).any()
+    ]
+    x, y, sizes = (list(each) for each in zip(*rows, strict=True))
+    assert len(rows) > 4 and curve["sizes"] == sizes and curve["kind"] == "shares"
+    assert curve["x"] == pytest.approx(x, rel=1e-4) and curve["y"] == pytest.approx(y)
+
+
 def test_the_temperature_has_the_lowest_loss():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(400, 5)) * 9

@@ -42,8 +42,8 @@ def counts(tmp_path):
 def test_an_evaluation_reports_it(counts):
     data = ToyImages(60)
     task = FrequencyCorrelation(str(counts), data=data, classes=CLASSES, templates="{c}")
-    found = {}
-    values = run(Suite("toy", {"all": task}), outcomes=found)
+    found, details = {}, {}
+    values = run(Suite("toy", {"all": task}), outcomes=found, details=details)
     plain = ZeroShot(ToyImages(60), classes=CLASSES, templates="{c}")
     assert values.items() >= run(Suite("toy", {"all": plain})).items()
     right = found["toy/all/top1"].values
@@ -54,6 +54,11 @@ def test_an_evaluation_reports_it(counts):
     ]
     logs = [math.log(1 + 3 ** CLASSES.index(name)) for name in occurring]
     assert len(set(accuracy)) > 2
+    curve = details["toy/all/by_frequency"].record()["curve"]
+    points = sorted(zip(curve["names"], curve["x"], curve["y"], curve["sizes"], strict=True))
+    sizes = [data.classes.count(name) for name in occurring]
+    counts_of = [1 + 3 ** CLASSES.index(name) for name in occurring]
+    assert points == sorted(zip(occurring, counts_of, accuracy, sizes, strict=True))
     assert values["toy/all/frequency_correlation"] == pytest.approx(pearson(accuracy, logs))
 
 
