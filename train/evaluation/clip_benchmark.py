@@ -47,7 +47,6 @@ class ClipBenchmark(Task):
         self._chosen = self._task.prepare()
         return self._chosen
 
-    def measure(
-        self, encoder: Encoder, chosen: np.ndarray
-    ) -> Mapping[str, float | Outcomes | Detail]:
-        return self._task.measure(encoder, chosen)
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
+        found = self._task.measure(encoder, chosen)
+        return {name: each for name, each in found.items() if not isinstance(each, Detail)}

@@ -1,5 +1,7 @@
 """Calibration, detection of other images, accuracy without labels, against other libraries."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_the_curve_of_a_calibration_is_the_accuracy_of_each_bin():
     edges = np.linspace(0, 1, 16)
     rows = [
         (confidence[inside].mean(), right[inside].mean(), inside.sum())
-        for low, high in zip(edges, edges[1:], strict=False)
+        for low, high in pairwise(edges)
         if (inside := (confidence > low) & (confidence <= high)).any()
     ]
     x, y, sizes = (list(each) for each in zip(*rows, strict=True))
