@@ -66,7 +66,7 @@ def _figure(name: str, curve: Mapping[str, Any], index: int) -> Figure:
         f"{curve['y_label']} by {curve['x_label']}",
     )
     prefix = f"curve{index}"
-    with drawing((5.0, 3.4), (0.12, 0.15, 0.85, 0.82), prefix) as (figure, axes):
+    with drawing((5.0, 3.4), (0.15, 0.15, 0.82, 0.82), prefix) as (figure, axes):
         _plot(axes, curve)
         axes.set_xlabel(curve["x_label"], color=MUTED, labelpad=3)
         axes.set_ylabel(curve["y_label"], color=MUTED, labelpad=3)
@@ -75,7 +75,7 @@ def _figure(name: str, curve: Mapping[str, Any], index: int) -> Figure:
 
 
 def _plot(axes: Any, curve: Mapping[str, Any]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
     x, y = (np.asarray(curve[key], dtype=float) for key in ("x", "y"))
     sizes = np.asarray(curve["sizes"] or np.ones(len(x)), dtype=float)
@@ -97,6 +97,10 @@ def _plot(axes: Any, curve: Mapping[str, Any]) -> None:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0, 0))
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=bool(np.all(x == x.round()))))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: brief(value)))
 
 
 def _means(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,13 +112,16 @@ def _means(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _line(record: Mapping[str, Any]) -> list[Figure]:
-    """Returns a figure for each task and unit, with a curve a measure over alpha."""
+    """Returns a figure for each task and kind of measure, with a curve a measure over alpha."""
     points: Sequence[Mapping[str, Any]] = record.get("line", ())
-    panels: dict[tuple[str, str], list[str]] = {}
+    panels: dict[tuple[str, str, str], list[str]] = {}
     for name in points[0]["metrics"] if points else ():
-        panels.setdefault((name.rpartition("/")[0], unit_of(name)), []).append(name)
+        # Shares have one axis; of others a loss and its rise differ by orders of magnitude.
+        unit = unit_of(name)
+        kind = base_of(name.rpartition("/")[2]).rpartition("_")[2] if unit else ""
+        panels.setdefault((name.rpartition("/")[0], unit, kind), []).append(name)
     drawn = []
-    for index, ((task, unit), names) in enumerate(panels.items()):
+    for index, ((task, unit, _), names) in enumerate(panels.items()):
         title = f"{task.partition('/')[2]} ({unit or '%'})"
         prefix = f"line{index}"
         with drawing((5.4, 3.2), (0.11, 0.15, 0.55, 0.82), prefix) as (figure, axes):

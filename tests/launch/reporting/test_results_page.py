@@ -35,7 +35,16 @@ LINE = {
     "start": "a",
     "end": "b",
     "line": [
-        {"alpha": alpha, "metrics": {"s/in/top1": 0.5, "s/in/top5": 0.9, "s/in/loss.nats": alpha}}
+        {
+            "alpha": alpha,
+            "metrics": {
+                "s/in/top1": 0.5,
+                "s/in/top5": 0.9,
+                "s/in/log_loss.nats": 4 - alpha,
+                "s/in/layer0_sharpness.nats": 0.02 * alpha,
+                "s/in/sharpness.nats": 0.03 * alpha,
+            },
+        }
         for alpha in (0.0, 0.5, 1.0)
     ],
 }
@@ -51,11 +60,11 @@ def test_all_of_it_is_shown_in_one_file():
     assert len(set(re.findall(r' id="([^"]+)"', page))) == len(re.findall(r' id="', page))
 
 
-def test_a_line_between_two_models_has_a_figure_for_each_unit():
+def test_a_line_between_two_models_has_a_figure_for_each_kind_of_measure():
     page = render_results(LINE, "a toward b")
-    assert page.count("<svg") == 2 and "from a (0) to b (1)" in page
+    assert page.count("<svg") == 3 and "from a (0) to b (1)" in page
     assert "in (%)" in page and "in (nats)" in page
-    assert ">top5<" in page and ">loss<" in page
+    assert ">top5<" in page and ">log loss<" in page and ">layer0 sharpness<" in page
 
 
 def test_means_of_points_go_by_their_number():
