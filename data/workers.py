@@ -15,9 +15,9 @@ import torch
 def start_worker(worker: int) -> None:
     """Prepares a loader worker.
 
-    Ctrl-C, and a scheduler's SIGTERM and SIGUSR1, reach every process of the job, yet the run still
-    finishes its step and saves: its workers have to survive the signal. They end when their parent
-    signals them, or dies (the loader watches for that).
+    Ctrl-C, SIGHUP of a closed terminal, and a scheduler's SIGTERM and SIGUSR1 reach every process
+    of the job, yet the run still finishes its step and saves: its workers have to survive the
+    signal. They end when their parent signals them, or dies (the loader watches for that).
 
     Args:
         worker: number of the worker.
@@ -25,8 +25,8 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     # Problems of single images are counted by the loader, not printed by every worker.
     warnings.filterwarnings("ignore", module="PIL")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         # Blocked here and in every later thread, so that only the waiting one receives it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

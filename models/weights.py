@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -82,7 +83,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as weights: {error}") from error
     ours = isinstance(content, Mapping) and OURS in content
@@ -99,9 +100,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
+def read_torch(path: str | Path, mmap: bool = False) -> Any:
+    """Reads a torch file on the CPU; no code in it is run.
+
+    Args:
+        path: the file.
+        mmap: whether tensors are read from the disk only when they are used.
+
+    Raises:
+        Exception: of many types, if it cannot be read. A file with compressed records is refused:
+            torch writes none, and a few bytes could fill the memory.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            packed = [r.filename for r in file.infolist() if r.compress_type != zipfile.ZIP_STORED]
+        if packed:
+            raise ValueError(f"{packed[0]} in it is compressed, which torch never does")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
 def damage(path: Path) -> str | None:
     """Returns what is wrong with a checkpoint file, or None."""
     try:
+        read_torch(path, mmap=True)
         with zipfile.ZipFile(path) as file:
             record = file.testzip()
     except Exception as error:  # whatever a parser meets in damaged bytes

@@ -20,6 +20,7 @@ from ..urls import base_name, scheme, shown
 from .cache_space import Room
 from .locks import locked, tried
 from .members import open_index
+from .transfer import digest
 from .transport import FetchError, Transport, full_disk, is_disk_full
 
 # How often a shard in use is marked, and how long the mark protects it from prefetching.
@@ -121,6 +122,7 @@ class ShardCache:
         self.started = time.time()
         self.room = Room(self.folder, self.max_bytes)
         self._ready = False
+        self._checked: set[Path] = set()
 
     def _make(self) -> None:
         """Creates the folder at the first use: a run can be evaluated without it."""
@@ -175,11 +177,11 @@ class ShardCache:
             return open_local(url)
         with self._disk_errors(url, num_bytes):
             path = self._path(url, num_bytes, sha256)
-            shard = open_cached(path, num_bytes)
+            shard = self._open_whole(path, num_bytes, sha256)
             if shard is None:
                 self._check_quarantine(path)
                 with locked(self._beside(path, "lock")) as lock:
-                    shard = open_cached(path, num_bytes)
+                    shard = self._open_whole(path, num_bytes, sha256)
                     if shard is None:
                         self._check_quarantine(path)
                         self._check_fits(url, num_bytes)
@@ -222,19 +224,45 @@ class ShardCache:
                     self._fetch(url, path, lock, num_bytes, sha256)
             return True
 
+    def _open_whole(self, path: Path, num_bytes: int, sha256: str) -> OpenShard | None:
+        """Opens a shard of the cache; None if it is absent, or not the one of the manifest.
+
+        Where its checksum is known, the copy of an earlier run is read once in this one.
+        """
+        shard = open_cached(path, num_bytes)
+        if shard is None or not sha256 or path in self._checked:
+            return shard
+        mark = self._beside(path, "checked")
+        with contextlib.suppress(FileNotFoundError):
+            if mark.stat().st_mtime >= self.started:
+                self._checked.add(path)
+                return shard
+        if digest(path) != sha256:
+            path.unlink(missing_ok=True)
+            return None
+        self._mark_checked(path)
+        return shard
+
+    def _mark_checked(self, path: Path) -> None:
+        self._checked.add(path)
+        with contextlib.suppress(PermissionError):  # another user's
+            self._beside(path, "checked").touch()
+
     def _fetch(self, url: str, path: Path, lock: int, num_bytes: int, sha256: str) -> OpenShard:
         """Fetches a shard whose lock is held and whose room is reserved."""
         # The process that had the lock before may have been killed.
         remove_parts(self.folder, path.name)
         try:
             with whole_file(path) as part:
-                self.transport.download(url, part, num_bytes, sha256)
+                self.transport.download(url, part, num_bytes, sha256, self.max_bytes)
                 if not num_bytes:
                     # Only now its size is known.
                     self.room.reserve(lock, 0, float("inf"))
                 # Opened before it can be removed again; its members are listed once for all.
                 shard = CachedShard(str(path), os.open(part, os.O_RDONLY))
                 open_index(shard.path, shard.descriptor)
+            if sha256:
+                self._mark_checked(path)
         except FetchError as error:
             self._beside(path, "bad").write_text(str(error), encoding="utf-8")
             raise SampleError("shard_missing", str(error)) from error

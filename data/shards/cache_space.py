@@ -4,10 +4,10 @@ In: the folder, a limit, the size of a shard to fetch. Out: room for it, made by
 recently used shards and the leftovers of killed processes. The folder is the only state: every
 process of the machine sees the same.
 
-An entry NAME has the files NAME (the shard, complete), NAME.index (its members), NAME.lock (it is
-being fetched; the file holds the number of reserved bytes), .NAME.part-* (what has arrived) and
-NAME.bad (it could not be fetched). Files with other names are not the cache's: they are neither
-counted nor touched.
+An entry NAME has the files NAME (the shard, complete), NAME.index (its members), NAME.checked (when
+its checksum was last found right), NAME.lock (it is being fetched; the file holds the number of
+reserved bytes), .NAME.part-* (what has arrived) and NAME.bad (it could not be fetched). Files with
+other names are not the cache's: they are neither counted nor touched.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class Room:
                 if taken <= self.max_bytes:
                     break
                 # Processes that have it open read on; the disk space is freed when they close it.
-                for suffix in ("", ".index"):
+                for suffix in ("", ".index", ".checked"):
                     (self.folder / f"{shelf.name}{suffix}").unlink(missing_ok=True)
                 taken -= shelf.num_bytes
             if taken > self.max_bytes:
@@ -107,9 +107,9 @@ class Room:
         remove_parts(self.folder, older_than=OLD_SECONDS)
         being_fetched = set(self._being_fetched())
         for entry, kind, _ in self._files():
-            orphan = kind == ".index" and not (self.folder / entry).exists()
+            orphan = kind in (".index", ".checked") and not (self.folder / entry).exists()
             if orphan and entry not in being_fetched:
-                (self.folder / f"{entry}.index").unlink(missing_ok=True)
+                (self.folder / f"{entry}{kind}").unlink(missing_ok=True)
 
     def _being_fetched(self) -> list[str]:
         return [entry for entry, kind, _ in self._files() if kind == ".lock"]

@@ -26,7 +26,9 @@ class Incomplete(Exception):
     """The transfer stalled, or its result is not the expected file."""
 
 
-def copy_output(url: str, path: Path, stall_timeout: float) -> None:
+def copy_output(
+    url: str, path: Path, stall_timeout: float, max_bytes: float = float("inf")
+) -> None:
     """Writes the output of the command of a `pipe:COMMAND` address to a file.
 
     A shell runs it with the rights of this user. webdataset's own opener would leave the command's
@@ -48,6 +50,7 @@ def copy_output(url: str, path: Path, stall_timeout: float) -> None:
         with open(path, "wb") as file:
             while block := _checked(stream, lambda: stream.read(BLOCK)):
                 file.write(block)
+                check_arrived(file.tell(), max_bytes)
         _checked(stream, stream.close)
 
     try:
@@ -108,6 +111,12 @@ def watched(call: Callable[[], Result], stall_timeout: float, part: Path | None 
     if errors:
         raise errors[0]
     return results[0]
+
+
+def check_arrived(num_bytes: int, max_bytes: float) -> None:
+    """Raises Incomplete when more has arrived than was expected or is there room for."""
+    if num_bytes > max_bytes:
+        raise Incomplete(f"it goes on after the {max_bytes:.0f} bytes that were expected")
 
 
 def check(path: Path, num_bytes: int, sha256: str) -> None:

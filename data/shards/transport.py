@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 
 from ..files import sync, whole_file
 from ..urls import scheme, shown, without_secrets
-from .transfer import Incomplete, check, copy_output, watched
+from .transfer import Incomplete, check, check_arrived, copy_output, watched
 
 Result = TypeVar("Result")
 
 MAX_DELAY = 30.0
 # Answers of a web server that may differ at the next attempt; so may those from 500 on.
-PASSING_STATUS = (408, 425, 429)
+PASSING_STATUS = (408, 416, 425, 429)
 PACKAGES = {
     "http": "aiohttp",
     "https": "aiohttp",
@@ -35,6 +35,10 @@ PACKAGES = {
     "abfs": "adlfs",
     "az": "adlfs",
 }
+# Drivers that fetch files from servers. fsspec has others, which read local files or archives; one
+# of them is used when the user gives its settings.
+REMOTE = {*PACKAGES, "abfss", "adl", "hdfs", "oci", "oss", "s3a", "sftp", "smb", "ssh", "tos"}
+REMOTE |= {"webdav", "webhdfs", ""}  # the last: `file://`
 
 # By process, protocol and settings. Drivers are never freed: collecting one that was inherited
 # from the parent of a fork waits a second for an event loop that only the parent has, and then
@@ -109,7 +113,14 @@ class Transport:
                 "--allow_pipe to `counterpoint data index`), or name files or addresses instead"
             )
 
-    def download(self, url: str, path: Path, num_bytes: int = 0, sha256: str = "") -> None:
+    def download(
+        self,
+        url: str,
+        path: Path,
+        num_bytes: int = 0,
+        sha256: str = "",
+        max_bytes: float = float("inf"),
+    ) -> None:
         """Copies a remote file atomically and syncs it.
 
         Args:
@@ -117,6 +128,7 @@ class Transport:
             path: the file to write.
             num_bytes: its size; 0: unknown.
             sha256: its checksum; "": unknown.
+            max_bytes: an attempt ends when more have arrived, as it does after `num_bytes`.
 
         Raises:
             FetchError: the file cannot be read completely, however often it is tried.
@@ -124,7 +136,8 @@ class Transport:
         """
         self.require(url)
         try:
-            self._retried(url, lambda: self._attempt(url, path, num_bytes, sha256))
+            limit = num_bytes or max_bytes
+            self._retried(url, lambda: self._attempt(url, path, num_bytes, sha256, limit))
         except Exception as error:
             if not is_disk_full(error):
                 raise
@@ -177,20 +190,31 @@ class Transport:
         }
         return dict(sorted(sizes.items()))
 
-    def _attempt(self, url: str, path: Path, num_bytes: int, sha256: str) -> None:
+    def _attempt(self, url: str, path: Path, num_bytes: int, sha256: str, max_bytes: float) -> None:
         # Every attempt has its own file: an abandoned one may still write.
         with whole_file(path) as part:
             if scheme(url) == "pipe":
-                copy_output(url, part, self.stall_timeout)
+                copy_output(url, part, self.stall_timeout, max_bytes)
             else:
-                self._copy(url, part)
+                self._copy(url, part, max_bytes)
             check(part, num_bytes, sha256)
             sync(part)
 
-    def _copy(self, url: str, part: Path) -> None:
+    def _copy(self, url: str, part: Path, max_bytes: float) -> None:
         from fsspec.callbacks import Callback
 
-        system, progress = self._system(url), Callback()
+        class Bounded(Callback):
+            """Ends a transfer of too many bytes: a body may have no end."""
+
+            def relative_update(self, inc: int = 1) -> None:
+                super().relative_update(inc)
+                check_arrived(self.value, max_bytes)
+
+            def absolute_update(self, value: int) -> None:
+                super().absolute_update(value)
+                check_arrived(self.value, max_bytes)
+
+        system, progress = self._system(url), Bounded()
         watched(
             lambda: system.get_file(system._strip_protocol(url), str(part), callback=progress),
             self.stall_timeout,
@@ -234,6 +258,12 @@ class Transport:
     def _new_system(self, protocol: str, url: str) -> Any:
         import fsspec
 
+        if protocol not in REMOTE | self.options.keys():
+            raise ValueError(
+                f"'{shown(url)}' cannot be fetched: {protocol}:// names no server or store that "
+                "shards come from; use http, https, s3, gs, hf or az, or give fsspec's driver its "
+                f"settings in the transport's options ({{{protocol}: {{}}}} for none)"
+            )
         try:
             options = {**self._defaults(protocol), **self.options.get(protocol, {})}
             return fsspec.filesystem(protocol, skip_instance_cache=True, **options)

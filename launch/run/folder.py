@@ -5,12 +5,15 @@ started, with the machine, the code (commit, and what was changed since) and the
 (versions of all packages) under the names of files in `frozen/`; at the end `summary.json`.
 """
 
+import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,29 @@ def prepare_folder(run_dir: Path) -> None:
                 "another --run_dir"
             )
         run_dir.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def folder_errors(run_dir: Path) -> Iterator[None]:
+    """Turns an OSError about the run folder into a sentence; others, and a full disk, pass.
+
+    Raises:
+        ValueError: the folder is read-only, has been removed, or its disk has failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        at, folder = Path(str(error.filename)).absolute(), run_dir.absolute()
+        is_ours = error.filename is not None and (
+            folder in (at, *at.parents) or at in folder.parents
+        )
+        if not is_ours or error.errno == errno.ENOSPC:
+            raise
+        raise ValueError(
+            f"{error.filename} cannot be written ({error.strerror}): the run folder is read-only, "
+            "or has been removed; make it writable and continue with --resume, or choose another "
+            "--run_dir"
+        ) from error
 
 
 def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, Any]) -> None:

@@ -6,7 +6,9 @@ that is appended to on resume. What is printed before the folder is known is kep
 that libraries in C write by themselves is on the screen alone.
 """
 
+import contextlib
 import datetime
+import errno
 import io
 import logging
 import os
@@ -132,11 +134,14 @@ class Copied(io.TextIOBase):
         shown = (CONTROL.sub("", _last(line)) for line in lines)
         if kept := "".join(f"{line}\n" for line in shown):
             self.log.write(kept)
-        return self.screen.write(text)
+        with _closed_terminal():
+            self.screen.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """Flushes the screen; the log always is."""
-        self.screen.flush()
+        with _closed_terminal():
+            self.screen.flush()
 
     def isatty(self) -> bool:
         return self.screen.isatty()
@@ -148,6 +153,16 @@ class Copied(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return self._encoding
+
+
+@contextlib.contextmanager
+def _closed_terminal() -> Iterator[None]:
+    """Lets a run go on, or save and end, whose terminal has been closed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def _last(line: str) -> str:

@@ -3,7 +3,9 @@
 In: a run file, parsed, and whether to resume. Out: the run folder and an exit status.
 """
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +17,14 @@ from lightning.pytorch import Callback, Trainer
 
 from ...data.order.steps import check_divides
 from ...train.callbacks.early_stopping import ActOnMetrics
+from ...train.callbacks.hang_watchdog import EXIT_STATUS
 from ...train.callbacks.stop import StopOnSignal
 from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.checkpoint import Checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
 from ...train.module import ContrastiveModule, RunInfo
 from ...train.phases import Phases
+from ...train.screen import log_line
 from ..config import parser as run_config
 from ..config.fit_arguments import AUTO
 from ..config.run_files import Written
@@ -35,8 +39,10 @@ from .env import (
     under_torchrun,
 )
 from .facts import facts
-from .folder import freeze, is_finished, prepare_folder, run_dir_of, write_summary
+from .folder import folder_errors, freeze, is_finished, prepare_folder, run_dir_of, write_summary
+from .lock import PATIENCE, RunLock
 from .loggers import Loggers
+from .lost_ranks import lost_ranks
 from .precision import settle_precision
 from .resume import find_checkpoint
 from .run_log import keep_screen
@@ -109,6 +115,7 @@ class Outcome:
         is_rewound: the run has gone back to a checkpoint and is to be resumed.
         signum: the signal that stopped it, if one has.
         stopped_by: the callback that stopped it, if one has.
+        lost: the processes that have ended without this one, if any have.
     """
 
     step: int
@@ -116,6 +123,7 @@ class Outcome:
     is_rewound: bool = False
     signum: int | None = None
     stopped_by: str | None = None
+    lost: str | None = None
 
 
 class Run:
@@ -142,6 +150,7 @@ class Run:
         self.run_dir = run_dir_of(config)
         # Then a run that is finished is no mistake: its last start was killed on its way out.
         self._may_be_finished = resume == AUTO or starts_again_by_itself()
+        self._lock: RunLock | None = None
         self._began, self._cpu_began = time.time(), time.process_time()
 
     @classmethod
@@ -163,12 +172,13 @@ class Run:
 
     def train(self) -> int:
         """Trains to the end, as often as the run goes back by itself; returns the exit status."""
-        while (start := self.restore()) is not None:
-            outcome = self.fit(start)
-            del start  # the model that is built next needs its memory
-            if not outcome.is_rewound:
-                return self.finish(outcome)
-            self.resume = self.run_dir
+        with folder_errors(self.run_dir):
+            while (start := self.restore()) is not None:
+                outcome = self.fit(start)
+                del start  # the model that is built next needs its memory
+                if not outcome.is_rewound:
+                    return self.finish(outcome)
+                self.resume = self.run_dir
         return 0
 
     def restore(self) -> Start | None:
@@ -195,7 +205,9 @@ class Run:
         checkpoint = None
         if self.resume is None:
             prepare_folder(run_dir)
-        else:
+        if is_first_process() and self._lock is None:
+            self._lock = RunLock(run_dir, PATIENCE if self._may_be_finished else 0.0)
+        if self.resume is not None:
             checkpoint = find_checkpoint(Path(self.resume), self.resolved, self.chosen, module)
         start = Start(module, parts, arguments, loggers, checkpoint)
         total_steps = parts.phases.total_steps
@@ -213,9 +225,15 @@ class Run:
         fit = self.prepare(start)
         if start.step < fit.phases.total_steps:
             path = start.checkpoint
-            fit.trainer.fit(
-                start.module, datamodule=start.parts.data, ckpt_path=path, weights_only=True
-            )
+            try:
+                fit.trainer.fit(
+                    start.module, datamodule=start.parts.data, ckpt_path=path, weights_only=True
+                )
+            except Exception as error:
+                lost = lost_ranks(error, fit.trainer)
+                if lost is None or os.environ.get("COUNTERPOINT_TRACEBACK") == "1":
+                    raise
+                return Outcome(fit.trainer.global_step, fit.phases, lost=lost)
             return fit.outcome()
         return Outcome(start.step, fit.phases)
 
@@ -243,6 +261,13 @@ class Run:
     def finish(self, outcome: Outcome) -> int:
         """Writes the summary of a run that has ended; returns the exit status."""
         step, stopped_by = outcome.step, None
+        if outcome.lost is not None:
+            log_line(
+                f"{outcome.lost}; stopped in step {step + 1}; continue with: "
+                f"counterpoint fit --resume {self.run_dir}",
+                sys.stderr,
+            )
+            return EXIT_STATUS
         if step < outcome.phases.total_steps:
             stopped_by = outcome.stopped_by or "a callback"
             signum = outcome.signum

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-FAULTS = ("drop", "stall", "short", "endless", "503", "html")
+FAULTS = ("drop", "stall", "short", "endless", "flood", "503", "416", "html")
 STALL_SECONDS = 1800.0  # beyond every time-out of a client: it must have one
 
 
@@ -66,8 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         file = self.server.folder / path.lstrip("/")
         fault = self.server.fault(path)
-        if fault == "503" or path in self.server.refusals:
-            self.send_error(self.server.refusals.get(path, 503))
+        if fault in ("503", "416") or path in self.server.refusals:
+            self.send_error(self.server.refusals.get(path) or int(fault))
             return
         if file.is_dir():
             names = sorted(child.name for child in file.iterdir())
@@ -93,13 +93,16 @@ class Handler(BaseHTTPRequestHandler):
     def send_file(self, path: str, content: bytes, fault: str) -> None:
         half = content[: len(content) // 2]
         self.send_response(200)
-        # "short" says that half is all; without a length ("endless") only closing ends the answer.
+        # "short" says that half is all; without a length ("endless", "flood") only closing ends the
+        # answer.
         length = len(half) if fault == "short" else len(content)
-        if fault != "endless":
+        if fault not in ("endless", "flood"):
             self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(half if fault else content)
         self.wfile.flush()
+        while fault == "flood" and not self.server.closing.is_set():
+            self.wfile.write(content)
         if fault == "stall":
             self.server.closing.wait(STALL_SECONDS)
         if not fault:

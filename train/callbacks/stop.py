@@ -12,12 +12,13 @@ import lightning.pytorch as pl
 
 from ..distributed import ControlGroup
 
-# Schedulers end a job with SIGTERM and announce its end with SIGUSR1; users press Ctrl-C.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Schedulers end a job with SIGTERM and announce its end with SIGUSR1; users press Ctrl-C, or close
+# the terminal.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StopOnSignal(pl.Callback):
-    """On SIGTERM, SIGUSR1 or SIGINT to any rank, all ranks stop after the same step.
+    """On SIGTERM, SIGUSR1, SIGINT or SIGHUP to any rank, all ranks stop after the same step.
 
     The flag of step n is agreed while step n + 1 runs, so that no step waits for it. A second
     SIGINT stops at once.
@@ -36,7 +37,9 @@ class StopOnSignal(pl.Callback):
         """Replaces Lightning's handlers, which stop without a checkpoint."""
         self._control = ControlGroup()
         for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._receive)
+            # nohup ignores SIGHUP for its command.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ...data.files import durable_file, remove_parts
-from ...models.weights import damage
+from ...models.weights import damage, read_torch
 from ..distributed import ControlGroup
 from ..screen import log_line
 
@@ -56,12 +56,14 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: it cannot be written; what lay at `path` is as it was.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with durable_file(path) as part, open(part, "wb") as file:
-            torch.save(checkpoint, file)
-    except Exception as error:
-        raise disk_error(error, path) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with durable_file(path) as part:
+        try:
+            with open(part, "wb") as file:
+                torch.save(checkpoint, file)
+        # While the part still takes its room: afterwards the disk is not full any more.
+        except Exception as error:
+            raise disk_error(error, path) from error
 
 
 def disk_error(error: Exception, path: Path) -> OSError:
@@ -126,7 +128,7 @@ def load(path: str | Path) -> dict[str, Any]:
         ValueError: the file is no checkpoint, or damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_torch(path)
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint {path}") from None
     except Exception as error:

@@ -279,3 +279,42 @@ def test_scans_after_a_whole_image(mode):
     np.testing.assert_array_equal(decoded(data + b"\xff\xda\x00\x08" * 100), expected)
     comment = b"\xff\xfe" + struct.pack(">H", 402) + b"\xff\xda\x00\x08" * 100
     np.testing.assert_array_equal(decoded(data[:2] + comment + data[2:]), expected)
+
+
+def segments(data: bytes, num: int, at: int = 2) -> bytes:
+    """Puts empty comments into a JPEG."""
+    return data[:at] + b"\xff\xfe\x00\x02" * num + data[at:]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_comments_beyond_number(progressive):
+    """Ten million of them would take seconds in forty megabytes, of 64 x 64 pixels."""
+    data = encode(photo(64, 64), "RGB", "JPEG", progressive=progressive)
+    expected = decoded(data)
+    end = len(data) - 2
+    np.testing.assert_array_equal(decoded(segments(data, 1000)), expected)
+    np.testing.assert_array_equal(decoded(data + bytes(2_000_000)), expected), "after its end"
+    for num, at in ((140_000, 2), (300_000, 2), (300_000, end)):
+        with pytest.raises(SampleError, match="JPEG has more than 131072 segments"):
+            decoded(segments(data, num, at))
+
+
+def test_a_large_image_has_fewer_scans():
+    """A pass over nine megapixels takes a fortieth of a second: 64 would take more than one."""
+    side = 3000
+    flat = np.zeros((side, side, 3), np.uint8)
+    data = encode(flat, "RGB", "JPEG", progressive=True)
+    assert decoded(data).shape == (side, side, 3)
+    num, scan = data.count(b"\xff\xda"), data[data.rindex(b"\xff\xda") : -2]
+    assert 1 < num <= 16
+    with pytest.raises(SampleError, match="JPEG has more than 17 scans"):
+        decoded(data[:-2] + scan * (18 - num) + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3])
+def test_numbers_in_words(kind):
+    """Pillow reads two and a half megabytes of them a second."""
+    small = b"P%d 2 1 %s1 0 %s" % (kind, b"" if kind == 1 else b"1 ", b"0 " * 4)
+    assert decoded(small).shape == (1, 2, 3)
+    with pytest.raises(SampleError, match="bytes of numbers in words, more than 4194304"):
+        decoded(small + b" " * (4 << 20))

@@ -1,5 +1,6 @@
 """The cache of remote shards: bounded, fetched once, also after kills and failures."""
 
+import hashlib
 import multiprocessing
 import os
 import random
@@ -14,6 +15,7 @@ from hostile_http import serve
 from waiting import PATIENCE, until
 
 from counterpoint.data.errors import SampleError
+from counterpoint.data.shards import cache as cache_module
 from counterpoint.data.shards.cache import LocalStore, ShardCache
 from counterpoint.data.shards.locks import locked, tried
 from counterpoint.data.shards.reader import ShardReader
@@ -274,6 +276,36 @@ def test_a_damaged_copy_is_fetched_again_and_a_new_version_is_another_file(sourc
         assert os.path.getsize(cache.open(url, num_bytes).path) == num_bytes
         assert cache.open(url).path != path
         assert server.whole["/00000.tar"] == 3
+
+
+def test_a_copy_is_read_once_a_run_if_its_checksum_is_known(source, tmp_path, monkeypatch):
+    read = []
+    found = cache_module.digest
+    monkeypatch.setattr(cache_module, "digest", lambda path: read.append(path.name) or found(path))
+    content = (source / "00000.tar").read_bytes()
+    known = (len(content), hashlib.sha256(content).hexdigest())
+    folder = tmp_path / "cache"
+    with serve(source) as server:
+        url = addresses(server)[0]
+
+        def bytes_of_a_run(*opened: float) -> list[bytes]:
+            """Of a store that began long ago, as others do that share the folder with it."""
+            stores = [ShardCache(folder, 1 << 30, patient()) for _ in opened]
+            for store, seconds in zip(stores, opened, strict=True):
+                store.started += seconds
+            shards = [store.open(url, *known) for store in stores]
+            return [os.pread(shard.descriptor, 1 << 20, 0) for shard in shards]
+
+        assert bytes_of_a_run(-100.0, -100.0) == [content] * 2 and read == []
+        (copy,) = folder.glob("*.tar")
+        copy.write_bytes(content[::-1])
+        assert bytes_of_a_run(-100.0) == [content[::-1]] and read == [], "checked when it came"
+        # A later run.
+        assert bytes_of_a_run(100.0) == [content] and read == [copy.name]
+        assert server.whole["/00000.tar"] == 2
+        os.utime(folder / f"{copy.name}.checked", (0.0, 0.0))
+        assert bytes_of_a_run(-100.0, -100.0) == [content] * 2
+        assert read == [copy.name] * 2, "the first of two stores says so to the other"
 
 
 def test_local_paths_and_commands(source, tmp_path):

@@ -120,7 +120,7 @@ def test_captions_in_json_need_no_txt(make_tar, make_pairs, tmp_path):
         ("none", "no shard found for 'none'"),
         (
             "none://bucket/0.tar",
-            "'none://bucket/0.tar' cannot be fetched: Protocol not known: none",
+            "'none://bucket/0.tar' cannot be fetched: none:// names no server or store",
         ),
         ("pipe:cat 0.tar", "is a command, and running commands .* is not allowed"),
         ("@none.txt", "the list of shards 'none.txt' cannot be read"),

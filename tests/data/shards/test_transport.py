@@ -39,7 +39,8 @@ def test_each_fault_costs_an_attempt_and_nothing_else(source, tmp_path, fault, k
     with serve(source, num_faults=2) as server:
         url, out = f"{server.url}/0.tar", tmp_path / "out.tar"
         transport = hasty() if fault == "stall" else patient()
-        transport.download(url, out, len(content) if known else 0)
+        size = {"num_bytes": len(content)} if known else {"max_bytes": 4 * len(content)}
+        transport.download(url, out, **size)
         assert server.served[fault] == 2
         if fault != "stall":
             assert server.asked["/0.tar"] == 3
@@ -105,8 +106,14 @@ def test_a_driver_survives_a_fork(source, tmp_path):
 def test_missing_drivers_are_named():
     with pytest.raises(ValueError, match=r"'s3://b/0.tar' needs the Python package s3fs; install"):
         Transport().require("s3://b/0.tar")
+    # The last four are drivers of fsspec that fetch nothing from a server, or cannot list one.
+    for protocol in ("no", "local", "reference", "dir", "zip"):
+        url = f"{protocol}://b/0.tar"
+        with pytest.raises(ValueError, match=f"'{url}' cannot be fetched: {protocol}:// names no"):
+            Transport().require(url)
     with pytest.raises(ValueError, match=r"'no://b/0.tar' cannot be fetched: Protocol not known"):
-        Transport().require("no://b/0.tar")
+        Transport(options={"no": {}}).require("no://b/0.tar")
+    Transport(options={"local": {}}).require("local:///b/0.tar")
 
 
 def test_no_message_holds_a_password(source, tmp_path):

@@ -1,5 +1,6 @@
 """The log of the screen: what is in it, what is not, and that nothing about it ends a run."""
 
+import errno
 import io
 import logging
 import os
@@ -68,6 +69,24 @@ def test_the_trace_of_what_ends_the_run_is_kept(tmp_path, monkeypatch):
     assert "Traceback (most recent call last)" in text and "1 / 0" in text
     assert text.endswith("ZeroDivisionError: division by zero\n")
     assert screen.getvalue() == ""  # whoever catches it prints it
+
+
+def test_a_terminal_that_is_closed_ends_no_run(tmp_path, monkeypatch):
+    screen = use_terminal(monkeypatch)
+
+    def gone(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with RunLog():
+        keep_screen(tmp_path, step=0)
+        monkeypatch.setattr(screen, "write", gone)
+        monkeypatch.setattr(screen, "flush", gone)
+        print("saved", flush=True)
+        monkeypatch.setattr(screen, "write", lambda _: (_ for _ in ()).throw(BrokenPipeError()))
+        with pytest.raises(BrokenPipeError):
+            print("to a reader that has seen enough")
+        monkeypatch.undo()
+    assert lines_of(tmp_path / "log.txt")[0] == "saved"
 
 
 def test_a_resumed_run_appends(tmp_path, monkeypatch):

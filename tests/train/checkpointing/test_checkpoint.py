@@ -1,5 +1,6 @@
 """Which checkpoints stay, and what must be counted before one is written."""
 
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,16 @@ import torch
 from small_run import module
 
 from counterpoint.data.errors import ErrorLedger
+from counterpoint.models.weights import read_weights
 from counterpoint.train.callbacks.sample_errors import CountErrors
-from counterpoint.train.checkpointing.checkpoint import Checkpoints, checkpoints_in, step_of
+from counterpoint.train.checkpointing.checkpoint import (
+    Checkpoints,
+    checkpoints_in,
+    load,
+    newest_whole,
+    step_of,
+    write,
+)
 from counterpoint.train.checkpointing.rewind import RewindingCheckpoints
 from counterpoint.train.spike_guard import SpikeGuard, Spikes
 
@@ -49,6 +58,41 @@ def test_all_files_reach_back_far_enough_for_a_rewind(tmp_path):
     with pytest.raises(ValueError, match="2 checkpoints, one every 1 steps"):
         RewindingCheckpoints(tmp_path, 1, keep=2).on_train_start(None, made)
     RewindingCheckpoints(tmp_path, 1, keep=0).on_train_start(None, made)
+
+
+def test_a_file_that_opens_and_does_not_load_is_passed_over(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    good, no_checkpoint, packed = (folder / f"step-0000000{i}.ckpt" for i in (1, 2, 3))
+    write({"a": torch.ones(3)}, good)
+    with zipfile.ZipFile(no_checkpoint, "w") as file:
+        file.writestr("archive/version", "3")
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for record in old.infolist():
+            new.writestr(record.filename, old.read(record))
+    path, damaged = newest_whole(tmp_path)
+    assert path == good and set(damaged) == {no_checkpoint, packed}
+    # A few bytes could unpack to any number of them.
+    assert "is compressed, which torch never does" in damaged[packed]
+    for read in (load, read_weights):
+        with pytest.raises(ValueError, match="cannot be read"):
+            read(packed)
+
+
+def test_a_disk_that_is_full_as_long_as_the_part_is_there(tmp_path, monkeypatch):
+    def save(content, file):
+        file.write(b"a part")
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 68 vs 60")
+
+    def free(folder):
+        is_full = any(".part-" in path.name for path in tmp_path.iterdir())
+        return SimpleNamespace(f_bavail=0 if is_full else 1 << 40, f_frsize=4096)
+
+    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr("os.statvfs", free)
+    with pytest.raises(OSError, match="No space left on device"):
+        write({}, tmp_path / "step-00000001.ckpt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("kind", "merged"), [(Checkpoints, 0), (RewindingCheckpoints, 3)])
