@@ -18,7 +18,7 @@ from watched import run_here, run_watched
 
 from counterpoint.data.errors import CAUSES, SampleError
 from counterpoint.data.images.decode import MAX_PIXELS, EncodedImage, Jpeg
-from counterpoint.data.images.header_checks import MAX_CHUNKS, MAX_SCANS, vet_image
+from counterpoint.data.images.header_checks import MAX_CHUNKS, vet_image
 from counterpoint.data.shards.fields import MAX_CAPTION, find_image, sample_key
 from counterpoint.data.text.captions import FirstFound
 from counterpoint.data.text.tokenize import ClipTokenizer
@@ -185,7 +185,7 @@ def test_a_jpeg_of_endless_scans_reaches_no_decoder(monkeypatch):
     data = encoded(Image.new("L", (2048, 2048), 128), "JPEG", progressive=True)
     scan, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
     bomb = data[:scan] + data[scan:end] * 5000 + data[end:]
-    with pytest.raises(SampleError, match=f"more than {MAX_SCANS} scans"):
+    with pytest.raises(SampleError, match="more than 38 scans"):
         read_image(bomb)
 
 

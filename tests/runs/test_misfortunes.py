@@ -2,9 +2,11 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,6 +51,7 @@ def reached(run: Run, at, step: int) -> None:
     )
 
 
+@pytest.mark.soak
 def test_one_run_at_a_time_and_a_rank_that_is_gone(arguments, tmp_path, capsys):
     fence(tmp_path / "at", 8)
     run = Run(["fit", *arguments, "--checkpoint.every_n_steps=6"], 2, tmp_path / "log")
@@ -70,6 +73,32 @@ def test_one_run_at_a_time_and_a_rank_that_is_gone(arguments, tmp_path, capsys):
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [
         *range(1, STEPS + 1)
     ]
+
+
+@pytest.mark.soak
+def test_the_first_rank_is_gone(arguments, tmp_path):
+    fence(tmp_path / "at", 8)
+    run = Run(["fit", *arguments], 2, tmp_path / "log")
+    reached(run, tmp_path / "at", 8)
+    run.signal(signal.SIGKILL, [0])
+    fence(tmp_path / "at", None)
+    assert run.wait() == [-signal.SIGKILL, 75], run.text()[-3000:]
+    assert "another process of the run has ended" in run.text()
+    assert "Traceback" not in run.text()
+
+
+def test_a_loader_worker_is_gone(arguments, tmp_path):
+    fence(tmp_path / "at", 3)
+    run = Run(["fit", *arguments, "--data.num_workers=1"], 1, tmp_path / "log")
+    reached(run, tmp_path / "at", 3)
+    pid = run.processes[0].pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    fence(tmp_path / "at", None)
+    assert children and run.wait() == [75], run.text()[-3000:]
+    assert re.search(r"a loader worker has ended \(.*\); if memory was short", run.text())
+    assert "Traceback" not in run.text()
 
 
 def test_a_run_before_its_first_checkpoint_is_not_begun_twice(arguments, tmp_path, capsys):
@@ -179,5 +208,10 @@ def test_who_is_gone(monkeypatch):
     assert said(gloo, None, -9, 0, 1).startswith(
         "rank 6 (SIGKILL: out of memory?) and rank 8 (exit status 1) has ended"
     )
+    worker = "DataLoader worker (pid 7) is killed by signal: Killed. "
+    sentence = "a loader worker has ended (is killed by signal: Killed); if memory"
+    assert said(RuntimeError(worker)).startswith(sentence)
+    worker = "DataLoader worker (pid(s) 7, 8) exited unexpectedly"
+    assert said(RuntimeError(worker)).startswith("a loader worker has ended (exited unexpectedly);")
     unknown = "another process of the run has ended; what it printed last says why"
     assert said(dist.DistNetworkError("lost")) == said(gloo, None, None) == unknown
