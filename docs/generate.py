@@ -67,6 +67,7 @@ PACKAGES = {
     "launch.commands.curation": "The commands of curation.",
     "launch.config": "Run files and options: parsing, messages, identity.",
     "launch.run": "What a run consists of.",
+    "launch.run.faults": "What happens to a run from outside: another run, a process that is gone.",
     "launch.run.start": "What a run starts from: weights, teachers.",
     "launch.experiments": "Sweeps and the catalogue.",
     "launch.experiments.ablation": "Ablations: plan, statistics, table.",

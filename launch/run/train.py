@@ -39,10 +39,10 @@ from .env import (
     under_torchrun,
 )
 from .facts import facts
+from .faults.lock import PATIENCE, RunLock
+from .faults.lost_ranks import lost_ranks
 from .folder import folder_errors, freeze, is_finished, prepare_folder, run_dir_of, write_summary
-from .lock import PATIENCE, RunLock
 from .loggers import Loggers
-from .lost_ranks import lost_ranks
 from .precision import settle_precision
 from .resume import find_checkpoint
 from .run_log import keep_screen

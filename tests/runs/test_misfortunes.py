@@ -18,7 +18,8 @@ from waiting import until
 
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
-from counterpoint.launch.run import folder, lock, lost_ranks
+from counterpoint.launch.run import folder
+from counterpoint.launch.run.faults import lock, lost_ranks
 from counterpoint.train.callbacks.metrics import read_rows
 from counterpoint.train.callbacks.stop import STOP_SIGNALS, StopOnSignal
 from counterpoint.train.checkpointing.checkpoint import newest, step_of

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from .env import log
+from ..env import log
 
 NAME = ".lock"
 # A file server notices a machine that was lost after about ninety seconds.
