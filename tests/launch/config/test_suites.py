@@ -19,7 +19,7 @@ SUITES = sorted((Path(counterpoint.configs.__path__[0]) / "suite").glob("*.yaml"
 SETS = "counterpoint.data.image_sets"
 TASKS = "counterpoint.train.evaluation"
 DATA = {"class_path": f"{SETS}.FolderSet", "init_args": {"path": "d"}}
-ZERO = f"{TASKS}.zeroshot.ZeroShot"
+ZERO = f"{TASKS}.zero_shot.classification.ZeroShot"
 
 
 @pytest.mark.parametrize(
