@@ -48,8 +48,13 @@ SETTINGS = {
     "moment_matching": {"mean": 0.3},  # a fifth are women: half of 0.5 they cannot be
 }
 BEFORE = {"balance_concepts": ["match_concepts"]}
-NAMES = "".join(f"word{n}\n" for n in range(VOCABULARY)) + "".join(
-    f"word{n} word{(7 * n + k) % VOCABULARY}\n" for k in range(9) for n in range(VOCABULARY)
+# Of letters alone, as words are to whoever counts them; no dictionary has them.
+LETTERS = str.maketrans("0123456789", "bcdfghjklm")
+VOCABULARY_WORDS = [f"q{n:04d}".translate(LETTERS) for n in range(VOCABULARY)]
+NAMES = "".join(f"{word}\n" for word in VOCABULARY_WORDS) + "".join(
+    f"{word} {VOCABULARY_WORDS[(7 * n + k) % VOCABULARY]}\n"
+    for k in range(9)
+    for n, word in enumerate(VOCABULARY_WORDS)
 )
 
 
@@ -75,7 +80,7 @@ def write_shard(folder: Path, total: int, number: int) -> None:
     caption = hashed(rows, "caption") % int(total * CAPTIONS)
     drawn = np.stack([hashed(caption, "word", n) % VOCABULARY for n in range(WORDS)], axis=1)
     offsets = np.arange(0, PER_SHARD * WORDS + 1, WORDS, dtype=np.int32)
-    vocabulary = pa.array([f"word{n}" for n in range(VOCABULARY)])
+    vocabulary = pa.array(VOCABULARY_WORDS)
     texts = pa.ListArray.from_arrays(pa.array(offsets), vocabulary.take(pa.array(drawn.ravel())))
     texts = pc.binary_join(texts, " ")
     key = hashed(rows, "key")
