@@ -32,7 +32,7 @@ def find_checkpoint(
         log(f"{worse} is damaged ({reason}); {path.name} is used instead")
         if is_first_process():
             worse.replace(worse.with_suffix(".damaged"))
-    saved = checkpoints.load(path)
+    saved = checkpoints.load(path, mmap=True)  # of which no tensor is looked at
     if "counterpoint" not in saved:
         raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
     ours, step = saved["counterpoint"], checkpoints.step_of(path)

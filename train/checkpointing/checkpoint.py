@@ -121,14 +121,18 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Reads a checkpoint on the CPU without running any code in it.
+
+    Args:
+        path: the file.
+        mmap: whether tensors are read from the disk only when they are used.
 
     Raises:
         ValueError: the file is no checkpoint, or damaged.
     """
     try:
-        return read_torch(path)
+        return read_torch(path, mmap)
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint {path}") from None
     except Exception as error:
