@@ -59,12 +59,19 @@ class Fsdp2(Sharding, ModelParallelStrategy):
         return True
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Returns the optimizer's `state_dict` as if nothing were sharded (collective)."""
+        """Returns the optimizer's `state_dict` as if nothing were sharded (collective).
+
+        Only on the first rank, which writes it, are there states: all ranks of a node together
+        would hold as many copies of them in its memory.
+        """
         state = getattr(optimizer, "_optimizer", optimizer).state_dict()
-        whole = {
-            number: {k: v.full_tensor().cpu() if is_sharded(v) else v for k, v in values.items()}
-            for number, values in state["state"].items()
-        }
+        whole: dict[int, dict[str, Any]] = {}
+        for number, values in state["state"].items():
+            for name, value in values.items():
+                full = value.full_tensor() if is_sharded(value) else value
+                if self.is_global_zero:
+                    full = full.cpu() if is_sharded(value) else full
+                    whole.setdefault(number, {})[name] = full
         return {**state, "state": whole}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
