@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,6 +40,13 @@ def set_compile_options(max_graphs: int) -> None:
 def is_compiler_error(error: Exception) -> bool:
     """Whether it was raised by torch.compile, not by what is compiled."""
     return type(error).__module__.startswith(COMPILERS)
+
+
+def nccl_trace() -> bytes | None:
+    """Returns what the flight recorder of NCCL has seen last; None without NCCL."""
+    if not dist.is_initialized() or "nccl" not in str(dist.get_backend_config()):
+        return None
+    return torch._C._distributed_c10d._dump_nccl_trace()  # type: ignore[attr-defined]
 
 
 def stay_in_eval_mode(module: nn.Module) -> None:

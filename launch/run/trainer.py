@@ -92,7 +92,7 @@ def make_trainer(
             ActOnMetrics(file, evaluation, errors),
             saving,
             *compilation(parts.trainer.compile),
-            HangWatchdog(parts.watch.timeout),
+            HangWatchdog(parts.watch.timeout, run_dir / "hang"),
         ],
         "plugins": [
             *(arguments.get("plugins") or []),

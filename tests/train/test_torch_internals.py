@@ -1,6 +1,7 @@
 """Torch's private parts do what they are used for; an upgrade of torch opens this file."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -91,3 +92,18 @@ def test_operations_on_many_tensors():
     torch_internals.scale_all(tensors, torch.tensor(0.5))
     torch_internals.clamp_all(tensors, 1.75)
     assert [tensor.flatten().tolist() for tensor in tensors] == [[1.5, -1.75], [1.75]]
+
+
+def trace(rank, world_size):
+    return torch_internals.nccl_trace()
+
+
+def test_there_is_no_trace_of_nccl_without_it(gloo):
+    assert torch_internals.nccl_trace() is None
+    assert gloo(2, trace) == [None, None]
+
+
+def test_the_flight_recorder_can_be_read_as_what_torchfrtrace_reads():
+    """Nothing was recorded here; torch has the function, and its answer is a pickle of a dict."""
+    content = pickle.loads(torch._C._distributed_c10d._dump_nccl_trace())
+    assert "version" in content

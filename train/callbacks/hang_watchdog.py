@@ -5,6 +5,7 @@ In: the stack of each rank's main thread. Out: nothing, until a rank makes no pr
 every process. Left alone, torch waits half an hour for a missing rank and does not name it.
 """
 
+import faulthandler
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from ..distributed import ControlGroup
+from ..torch_internals import nccl_trace
 
 EXIT_STATUS = 75  # "try again later" in sysexits.h
 ROOT = Path(__file__).parent.parent.parent  # not resolved: as it stands in stacks
@@ -81,14 +83,17 @@ class HangWatchdog(pl.Callback):
 
     Args:
         timeout: seconds without a change of a rank's main thread; None: no limit.
+        folder: gets each rank's stacks when the run hangs, and NCCL's last collectives
+            (`torchfrtrace --prefix nccl_rank_ FOLDER` compares those of all ranks).
     """
 
-    def __init__(self, timeout: float | None):
+    def __init__(self, timeout: float | None, folder: Path | None = None):
         if timeout is not None and timeout <= 0:
             raise ValueError(
                 f"watch.timeout is {timeout:g}; give seconds, or null to wait for ever"
             )
         self.timeout = timeout
+        self.folder = folder
         self.names = [f"rank 0 ({socket.gethostname()})"]
         self._board: Board | None = None
         self._end = threading.Event()
@@ -201,8 +206,21 @@ class HangWatchdog(pl.Callback):
             speaker = next((r for r in range(len(heard)) if r not in blamed), 0)
             if self._board is None or self._board.rank == speaker:
                 print(self._message(standings, silent, blamed), file=sys.stderr, flush=True)
+            # A collector of traces may wait for what hangs.
+            threading.Thread(target=self._keep_evidence, daemon=True).start()
             time.sleep(2 * self._interval)  # the other ranks reach the same result
             os._exit(EXIT_STATUS)
+
+    def _keep_evidence(self) -> None:
+        """Writes the stacks of this process's threads, and what NCCL did last if it is in use."""
+        if self.folder is None:
+            return
+        rank = self._board.rank if self._board else 0
+        self.folder.mkdir(exist_ok=True)
+        with open(self.folder / f"stacks_rank_{rank}.txt", "w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        if trace := nccl_trace():
+            (self.folder / f"nccl_rank_{rank}").write_bytes(trace)
 
     def _message(self, standings: list[Standing], silent: list[float], blamed: list[int]) -> str:
         quiet = [f"silent for {s:.0f} s; " if s > 3 * self._interval else "" for s in silent]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from waiting import until
 
+from counterpoint.train.callbacks import hang_watchdog
 from counterpoint.train.callbacks.hang_watchdog import HangWatchdog, Standing, hung
 
 
@@ -74,3 +75,22 @@ def test_standing_still_is_measured_and_moving_is_not(monkeypatch):
             if gate.locked():
                 gate.release()
         thread.join()
+
+
+def test_what_hangs_is_written_down_before_the_end(tmp_path, monkeypatch):
+    left = []
+
+    def leave(status):
+        until(lambda: (folder / "nccl_rank_0").exists())
+        left.append(status)
+        watch._end.set()
+
+    monkeypatch.setattr(hang_watchdog, "nccl_trace", lambda: b"collectives")
+    monkeypatch.setattr(hang_watchdog.os, "_exit", leave)
+    folder = tmp_path / "hang"
+    watch = HangWatchdog(0.01, folder)
+    watch._watch()
+    assert left == [75]
+    stacks = (folder / "stacks_rank_0.txt").read_text()
+    assert "test_what_hangs_is_written_down" in stacks and "_keep_evidence" in stacks
+    assert (folder / "nccl_rank_0").read_bytes() == b"collectives"
