@@ -206,8 +206,9 @@ class Encoder:
         def load(start: int) -> tuple[Tensor, ...]:
             return self._tokenize(texts[start : start + self.batch_size])
 
-        batches = map(load, self._starts(len(texts)))
-        return self._run(len(texts), batches, self.model.encode_text, form)
+        with ThreadPoolExecutor(1) as ahead:
+            batches = _one_ahead(ahead, load, self._starts(len(texts)))
+            return self._run(len(texts), batches, self.model.encode_text, form)
 
     def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(list(texts), self.model.context_length)
