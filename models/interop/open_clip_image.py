@@ -24,6 +24,9 @@ from .vit_names import TRUNK, clip_vit, open_clip_vit
 READ = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "ls_init_value"}
 READ |= {"no_ln_pre", "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs"}
 READ |= {"patch_dropout", "output_tokens", "pos_embed_type", "block_type"}
+# Arguments of timm's models that change nothing once they are trained.
+TRAINING = {"weight_init", "drop_rate", "pos_drop_rate", "patch_drop_rate"}
+TRAINING |= {"proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
 # Where timm's classifiers are.
 HEADS = ("trunk.head.", "trunk.head.fc.")
 # timm's names of OpenAI's ResNets by the layers of their stages and their width.
@@ -215,7 +218,7 @@ def _to_timm(tower: TimmTower, projection: nn.Module, state: dict[str, Tensor]) 
     kind, dim = projection_of(projection), state_dim(projection, tower.width)
     if kind == "mlp":
         return "none has a projection of two layers without biases"
-    if changed := sorted(tower.model_args.keys() - {"global_pool"}):
+    if changed := sorted(tower.model_args.keys() - TRAINING - {"global_pool"}):
         return f"it builds those as they are, and this one was changed ({', '.join(changed)})"
     usual = getattr(tower.trunk, "global_pool", "avg")
     config: dict[str, Any] = {

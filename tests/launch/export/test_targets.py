@@ -39,12 +39,21 @@ NORMED_FIRST = {
         "model_args": {"embed_dim": 16, "depth": 1, "num_heads": 2},
     },
 }
+# Of a name that timm builds without a class token, with attention pooling.
+ATTENTION_POOLED = {
+    "init_args": {
+        "name": "test_vit3",
+        "image_size": 160,
+        "model_args": {"drop_path_rate": 0.1, "weight_init": "jax"},
+    },
+}
 QUICK = {"init_args": export_run.TEXT["init_args"] | {"activation": "quick_gelu"}}
 RUNS = {
     "plain": export_run.config(),
     "class_token": export_run.config(export_run.IMAGE | CLASS_TOKEN, eval_transform=SQUASH),
     "bilinear": export_run.config(export_run.IMAGE | CLASS_TOKEN, eval_transform=BILINEAR),
     "normed_first": export_run.config(export_run.IMAGE | NORMED_FIRST, export_run.TEXT | QUICK),
+    "attention_pooled": export_run.config(export_run.IMAGE | ATTENTION_POOLED),
     "convolutions": export_run.config(RESNET, eval_transform=CROP),
 }
 
@@ -115,8 +124,9 @@ def installed(request):
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        *((name, "transformers") for name in RUNS if name != "bilinear"),
+        *((name, "transformers") for name in RUNS if name not in ("bilinear", "attention_pooled")),
         *((name, "open_clip") for name in ("class_token", "normed_first", "bilinear")),
+        ("attention_pooled", "open_clip"),
         ("plain", "sentence-transformers"),
     ],
 )
