@@ -40,7 +40,9 @@ class SentenceTransformers(Target):
 
         with tempfile.TemporaryDirectory(dir=path.parent) as folder, quiet():
             notes = Transformers().write(source, Path(folder))
-            towers = Transformer(folder, model_kwargs={"dtype": torch.float32})
+            towers = Transformer(
+                folder, model_kwargs={"dtype": torch.float32}, processing_kwargs=padded(source)
+            )
             SentenceTransformer(modules=[towers, Normalize()], device="cpu").save(
                 str(path), create_model_card=False
             )
@@ -51,6 +53,12 @@ class SentenceTransformers(Target):
 
     def program(self, source: Source, path: str) -> str:
         return PROGRAM.replace("{path}", path)
+
+
+def padded(source: Source) -> dict[str, dict[str, Any]]:
+    """Returns what the processor is called with: towers that see padding want it as in training."""
+    whole = {"text": {"padding": "max_length", "max_length": source.model.context_length}}
+    return {} if source.model.text.ignores_padding else whole
 
 
 class _Reloaded(Reloaded):

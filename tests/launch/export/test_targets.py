@@ -225,9 +225,11 @@ def test_a_tokenizer_of_transformers_travels(tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_siglips_towers_become_siglip(tmp_path):
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
     """Attention pooling, texts that see their padding, a projection with a bias, a logit bias."""
-    tokenizer = small_tokenizer(tmp_path / "tokenizer")
+    folder = tmp_path_factory.mktemp("siglip")
+    tokenizer = small_tokenizer(folder / "tokenizer")
     sizes = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     image = {"name": "vit_base_patch16_siglip_224", "image_size": 24, "model_args": sizes}
     text = {"width": 16, "depth": 1, "num_heads": 2, "context_length": 12, "vocab_size": 20}
@@ -243,8 +245,12 @@ def test_siglips_towers_become_siglip(tmp_path):
     )
     projections = {"image_projection": "none", "text_projection": "affine", "embed_dim": 16}
     values["model"] |= projections
-    run_dir, out = export_run.write_run(tmp_path / "run", values), tmp_path / "out"
-    assert main([str(run_dir), str(out), "--to", "transformers"]) == 0
+    return export_run.write_run(folder / "run", values)
+
+
+def test_siglips_towers_become_siglip(siglip, tmp_path):
+    out = tmp_path / "out"
+    assert main([str(siglip), str(out), "--to", "transformers"]) == 0
     from transformers import AutoModel, AutoProcessor
 
     model, processor = AutoModel.from_pretrained(out), AutoProcessor.from_pretrained(out)
@@ -255,9 +261,22 @@ def test_siglips_towers_become_siglip(tmp_path):
     )
     with torch.inference_mode():
         theirs = model(**inputs)
-    ours = own_features(run_dir, images, TEXTS)
+    ours = own_features(siglip, images, TEXTS)
     torch.testing.assert_close(theirs.image_embeds, ours[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(theirs.text_embeds, ours[1], rtol=0, atol=1e-5)
+
+
+def test_siglips_towers_in_sentence_transformers(siglip, tmp_path):
+    """Single short texts, too: they are padded to the whole length there."""
+    pytest.importorskip("sentence_transformers")
+    out = tmp_path / "out"
+    assert main([str(siglip), str(out), "--to", "sentence-transformers"]) == 0
+    images = [texture(24, 24, seed) for seed in range(3)]
+    ours = own_features(siglip, images, TEXTS)
+    for texts, want in ((TEXTS, ours[1]), (TEXTS[2:3], ours[1][2:3])):
+        theirs = st_features(out, images, texts)
+        torch.testing.assert_close(theirs[0], ours[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs[1], want, rtol=0, atol=1e-5)
 
 
 def small_tokenizer(folder):
