@@ -67,12 +67,13 @@ def module(
     kind=Recorded,
     objective=None,
     scale=7.0,
+    text=None,
     **parts,
 ):
     """A tiny model with its objective; equal arguments give equal weights."""
     torch.manual_seed(3)
     image = tiny_vit(2, 16, dropout)
-    text = ClipTextTower(16, 2, 2, CONTEXT, vocab_size=50, dropout=dropout)
+    text = text() if text else ClipTextTower(16, 2, 2, CONTEXT, vocab_size=50, dropout=dropout)
     model = TwoTower(image, text, 8, logit_scale_init=scale, **parts)
     phases = Phases(
         {"train": Phase(num_steps * B, B, rate, schedule="constant", image_reducer=reducer)}
