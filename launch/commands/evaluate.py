@@ -8,7 +8,7 @@ values. With `--watch` it follows a run that another process trains.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +33,7 @@ from ..api.evaluation import (
     write_results,
 )
 from ..api.interpolation import check_alphas, interpolate
+from ..api.preprocessing import line_mismatch, start_mismatch
 from ..api.sources import Loaded, load_source
 from ..api.watch import new_checkpoints
 from ..experiments.ablation.statistics import Interval
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> int:
             loaded = load_source(options.model, options.checkpoint, options.weights)
             name = str(loaded.run_dir or loaded.name)
             suite = suite_of(loaded.config, name, options.suite, options.data_root)
+            print_first(start_mismatch, loaded)
             if options.toward is None:
                 report(loaded, suite, options, device)
             else:
@@ -64,6 +66,7 @@ def evaluate_line(start: Loaded, suite: Suite, options: Any, device: torch.devic
     """Evaluates weights between two models, and prints all of them side by side."""
     check_alphas(options.alphas)
     end = load_source(options.toward)
+    print_first(line_mismatch, start, end)
     folder = results_folder(start.run_dir, start.name)
     stem = (
         options.out or folder / results_file(suite.name, start.step, start.weights)
@@ -108,9 +111,17 @@ def watch(options: Any, device: torch.device) -> None:
     def is_done(step: int) -> bool:
         return (folder / results_file(suite.name, step, options.weights)).exists()
 
-    for path in new_checkpoints(run_dir, is_done):
+    for turn, path in enumerate(new_checkpoints(run_dir, is_done)):
         if (loaded := load_if_there(path, options.weights)) is not None:
+            if turn == 0:
+                print_first(start_mismatch, loaded)
             report(loaded, suite, options, device)
+
+
+def print_first(check: Callable[..., str], *models: Loaded) -> None:
+    """Prints, on the first process, what a check of models found."""
+    if is_first_process() and (sentence := check(*models)):
+        print(sentence, flush=True)
 
 
 def load_if_there(path: Path, weights: Weights) -> Loaded | None:

@@ -55,7 +55,7 @@ class SentenceTransformers(Target):
         return PROGRAM.replace("{path}", path)
 
 
-def padded(source: Source) -> dict[str, dict[str, Any]]:
+def padded(source: Source) -> Any:
     """Returns what the processor is called with: towers that see padding want it as in training."""
     whole = {"text": {"padding": "max_length", "max_length": source.model.context_length}}
     return {} if source.model.text.ignores_padding else whole

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..image import TimmTower
 from ..two_tower import TwoTower
-from .base import ForeignModel, made
+from .base import ForeignModel, Pixels, made
 
 ACTIVATIONS = (
     "torch.nn.modules.activation",
@@ -32,15 +32,21 @@ def differences(foreign: ForeignModel, model: TwoTower, towers: Iterable[str]) -
         ):
             if own != other:
                 found.append(f"{name} {what} {_words(own)}, there {_words(other)}")
-    if isinstance(model.image, TimmTower) and foreign.pixels and "image" in towers:
-        stem = model.image.stem
-        for what, own, other in (
-            ("mean", stem.mean, foreign.pixels.mean),
-            ("standard deviation", stem.std, foreign.pixels.std),
-        ):
-            values = [round(x / 255, 4) for x in own.flatten().tolist()]
-            if any(abs(x - y) > 1e-3 for x, y in zip(values, other, strict=True)):
-                found.append(f"{what} of pixels {values}, there {[round(x, 4) for x in other]}")
+    return found + (statistics_apart(foreign.pixels, model) if "image" in towers else [])
+
+
+def statistics_apart(pixels: Pixels | None, model: TwoTower) -> list[str]:
+    """Compares mean and standard deviation of pixels, if both are known."""
+    if pixels is None or not isinstance(model.image, TimmTower):
+        return []
+    found, stem = [], model.image.stem
+    for what, own, other in (
+        ("mean", stem.mean, pixels.mean),
+        ("standard deviation", stem.std, pixels.std),
+    ):
+        values = [round(x / 255, 4) for x in own.flatten().tolist()]
+        if any(abs(x - y) > 1e-3 for x, y in zip(values, other, strict=True)):
+            found.append(f"{what} of pixels {values}, there {[round(x, 4) for x in other]}")
     return found
 
 
