@@ -150,8 +150,7 @@ def main() -> None:
         seconds = {part: float(each[k]) for part, each in found[-1].items()}
         whole, predicted = seconds["whole"], cost @ size
         towers = seconds["image tower"] + seconds["text tower"]
-        print(f"\n{name}: an image {1e6 * cost[0]:.0f} us, a class {1e3 * cost[1]:.1f} ms, "
-              f"a start {cost[2]:.2f} s")  # fmt: skip
+        print(f"\n{name}: an image {1e6 * cost[0]:.0f} us, a class {1e3 * cost[1]:.1f} ms")
         print(
             f"  predicted {predicted:.1f} s, measured {whole:.1f} s ({whole / predicted - 1:+.0%})"
         )
