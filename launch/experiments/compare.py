@@ -17,8 +17,8 @@ from .ablation.statistics import (
     Interval,
     holm,
     interval,
-    paired_difference,
     resampled_means,
+    two_sided,
 )
 
 # Numbers that are drawn for a set of items: 10,000 resamplings of up to 5,000 items.
@@ -63,18 +63,13 @@ def compare(ours: Mapping[str, Stored], theirs: Mapping[str, Stored]) -> dict[st
         for name, each in ours.items()
         if name in theirs and each.items == theirs[name].items
     }
-    found = {}
-    for name, draws in _resampled(pairs).items():
-        one, other = pairs[name]
-        difference = paired_difference(
-            one.values[None], other.values[None], one.weights, draws[:, :1], draws[:, 1:]
-        )
-        found[name] = difference
-    corrected = holm([each.p for each in found.values()])
+    # Of these very models, on other items: one run each tells nothing about another training.
+    drawn = {name: draws[:, 0] - draws[:, 1] for name, draws in _resampled(pairs).items()}
+    corrected = holm([two_sided(each) for each in drawn.values()])
     return {
-        name: Comparison(_mean(pairs[name][0]), _mean(pairs[name][1]), each.over_items, p)
-        for (name, each), p in zip(found.items(), corrected, strict=True)
-        if each.over_items is not None and p is not None
+        name: Comparison(_mean(pairs[name][0]), _mean(pairs[name][1]), interval(each), p)
+        for (name, each), p in zip(drawn.items(), corrected, strict=True)
+        if p is not None
     }
 
 

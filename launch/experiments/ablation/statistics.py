@@ -164,7 +164,7 @@ def paired_difference(
     if num_seeds == 1:
         return Difference(value, 1, num_items, over_items=over_items)
     both = (drawn * drawn_seeds(num_seeds, len(drawn), seed)).sum(1)
-    resampled: dict[str, Any] = {"bootstrap": interval(both), "bootstrap_p": _two_sided(both)}
+    resampled: dict[str, Any] = {"bootstrap": interval(both), "bootstrap_p": two_sided(both)}
     resampled["over_items"] = over_items
     own, dof = crossed_variance(by_item, weights)
     own_t, own_p = _t_test(value, own, dof)
@@ -243,7 +243,7 @@ def interval(draws: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
-def _two_sided(draws: np.ndarray) -> float:
+def two_sided(draws: np.ndarray) -> float:
     """Returns the p-value of draws of a difference, never zero: the estimate counts as a draw."""
     draws = draws[np.isfinite(draws)]
     side = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
