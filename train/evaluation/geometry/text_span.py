@@ -86,9 +86,9 @@ class TextSpan(Task):
         parts = _Parts(encoder.model, self.layers)
         # The other tasks' features and items are of the whole model.
         shared = replace(encoder, model=parts, wanted={self.data: chosen})
-        rows = shared.image_features(self.data, chosen, ".raw").double().cpu()
+        rows = shared.image_features(self.data, chosen, ".raw").cpu().double()
         raw, heads = parts.taken_apart(rows)
-        texts = encoder.text_features(self._texts).double().cpu()
+        texts = encoder.text_features(self._texts).cpu().double()
         centres = heads.mean(0, keepdim=True)
         rest = (raw - heads.sum((1, 2))).mean(0)
         explained, spanned, lists = [], torch.zeros_like(raw), {}
