@@ -113,6 +113,25 @@ def test_step_batch_size_and_file_may_be_chosen(run, tmp_path):
     assert run.asked == [20] and len(run.model.types) == 1
 
 
+def test_curves_stand_beside_the_numbers_and_are_drawn(run, capsys, monkeypatch):
+    calibration = "counterpoint.train.evaluation.confidence.calibration.Calibration"
+    plain = "counterpoint.train.evaluation.zero_shot.classification.ZeroShot"
+    run.suite.write_text(SUITE.replace(plain, calibration))
+    command.main([str(run.folder)])
+    written = json.loads((run.folder / "evaluation/mine-00000100.json").read_text())
+    assert "mine/colours/reliability" not in written["metrics"]
+    curve = written["details"]["mine/colours/reliability"]["curve"]
+    assert curve["y"] == [1.0] and curve["sizes"] == [6] and curve["kind"] == "shares"
+    page = run.folder / "evaluation/mine-00000100.html"
+    assert "reliability: colours" in page.read_text()
+    assert f"drawn in {page}" in capsys.readouterr().out
+    page.unlink()
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    command.main([str(run.folder)])
+    assert "where the extra `report` is installed" in capsys.readouterr().out
+    assert not page.exists()
+
+
 def test_a_baseline_is_compared_item_for_item(run, capsys):
     command.main([str(run.folder), "--checkpoint", "20"])
     run.model.weight.data[0] = run.model.weight.data[1]  # red looks like green, and is missed
@@ -136,6 +155,8 @@ def test_a_line_between_two_models_is_evaluated(run, tmp_path, monkeypatch, caps
     monkeypatch.setattr(command, "load_source", lambda source, *more: ends[str(source)])
     command.main([str(run.folder), "--toward", "tuned", "--alphas", "1", "0", "0.75"])
     written = json.loads((run.folder / "evaluation/mine-00000100-toward-tuned.json").read_text())
+    page = run.folder / "evaluation/mine-00000100-toward-tuned.html"
+    assert ">top1</text>" in page.read_text() and "colours (%)" in page.read_text()
     assert [point["alpha"] for point in written["line"]] == [0, 0.75, 1]
     top1 = [point["metrics"]["mine/colours/top1"] for point in written["line"]]
     assert top1 == pytest.approx([2 / 3, 1, 1])
