@@ -6,7 +6,7 @@ a large batch, so that none of them holds many batches.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -226,4 +226,9 @@ def join(parts: Sequence[Batch]) -> Batch:
     """Joins the parts of a batch."""
     if len(parts) == 1:
         return parts[0]
-    return {entry: torch.cat([part[entry] for part in parts]) for entry in parts[0]}
+    return {entry: concatenated([part[entry] for part in parts]) for entry in parts[0]}
+
+
+def concatenated(values: list[Any]) -> Any:
+    """Joins tensors, or the arrays by which lengths stay on the host."""
+    return torch.cat(values) if isinstance(values[0], Tensor) else np.concatenate(values)

@@ -68,7 +68,7 @@ def _traces(
         plus, minus = image + text, image - text
         grams = total(torch.stack([plus.T @ plus, minus.T @ minus, plus.T @ minus]))
         if weights is None:
-            size = total(grams.new_tensor(float(len(image)))).clamp_min(1.0)
+            size = total(grams.new_full((), float(len(image)))).clamp_min(1.0)
             squares, products = (grams[0] * grams[1]).sum(), (grams[2] * grams[2].T).sum()
             return squares / size, products / size
         rows = weights.to(plus)[:, None]

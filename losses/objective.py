@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .base import Term
 from .components.features import MODEL_SCALARS, Tensors
 from .components.similarity import Cosine, Metric
+from .distributed.collectives import equal_rows
 from .scalars import Scalar
 from .weight_schedules import Weight
 
@@ -32,6 +33,7 @@ class Objective(nn.Module):
     Attributes:
         progress: fraction of the run done, 0 to 1, set before each step. Terms read it as the
             feature `progress` (0-dimensional, on the CPU).
+        batch_rows: of every rank's batch, set before each step; None: ranks may have any number.
 
     Raises:
         ValueError: no terms, a weight for an unknown term, or an object that is no term.
@@ -64,6 +66,7 @@ class Objective(nn.Module):
         self.scalars = nn.ModuleDict(scalars or {})
         self.weights: dict[str, float | Weight] = dict.fromkeys(terms, 1.0) | (weights or {})
         self.progress = 0.0
+        self.batch_rows: int | None = None
         self.logit_scale_init = logit_scale_init
         self.logit_bias_init = logit_bias_init
 
@@ -81,7 +84,8 @@ class Objective(nn.Module):
         parts: list[Tensor] = []
         report: dict[str, Tensor] = {}
         for name, term in self.named_terms.items():
-            values = term(features, batch)
+            with equal_rows(self.batch_rows):
+                values = term(features, batch)
             if not isinstance(values, Mapping):
                 raise ValueError(
                     f"objective.terms.{name}: {type(term).__name__} returns a "
@@ -104,7 +108,7 @@ class Objective(nn.Module):
         For the log, without gradients; None when no term has parts by sample.
         """
         parts: list[Tensor] = []
-        with torch.no_grad():
+        with torch.no_grad(), equal_rows(self.batch_rows):
             features = self._with_scalars(features)
             for name, term in self.named_terms.items():
                 rows = term.per_sample(features, batch)
@@ -126,7 +130,9 @@ class Objective(nn.Module):
         for number, (name, term) in enumerate(self.named_terms.items()):
             if (weight := self.weight(name)) < 0:
                 raise ValueError(f"objective.weights.{name} is {weight}: curvature needs >= 0")
-            parts.append(math.sqrt(weight) * term.sampled(features, batch, seed + number))
+            with equal_rows(self.batch_rows):
+                sampled = term.sampled(features, batch, seed + number)
+            parts.append(math.sqrt(weight) * sampled)
         return torch.stack(parts).sum()
 
     def check_sampled(self) -> None:

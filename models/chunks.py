@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ def trimmed(
     length: Int64[Tensor, "n"],
     num_parts: int,
     context_length: int,
-    known: Int64[Tensor, "n"] | None = None,
+    known: np.ndarray | None = None,
 ) -> Captions:
     """Sorts captions by length; each part is as long as its longest, rounded up to a stop.
 
@@ -118,10 +119,10 @@ def trimmed(
         length: tokens of each caption.
         num_parts: parts to make.
         context_length: of the tower; it decides on the `stops`.
-        known: on the host, lengths that are not smaller than `length`. Without them those on the
+        known: int64 [n], lengths that are not smaller than `length`. Without them those on the
             device are read, which waits for it.
     """
-    lengths = (length if known is None else known).cpu()
+    lengths = length.cpu() if known is None else torch.from_numpy(known)
     ordered, order = lengths.sort(stable=True)
     widths = [
         stop_at(int(piece[-1]), text.shape[1], context_length)

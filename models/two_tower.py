@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ class TwoTower(nn.Module):
 
         Args:
             batch: `image*` are uint8 [n, 3, h, w]; `text*` int64 [n, tokens] with `text*_length`
-                (and `text*_length.host`, the same on the host, or the device is waited for).
+                (and `text*_length.host`, the same as an array, or the device is waited for).
             needs: names of features; names the model does not make are left to others.
             reduction: which tokens are left out, by the batch's `key`; None: none are.
             chunks: parts that each view is encoded in. None: the model's `chunks`; without
@@ -176,7 +177,7 @@ class TwoTower(nn.Module):
     ) -> tuple[parts.Captions, Int64[Tensor, " n"]]:
         text, length = batch[view], batch[f"{view}_length"]
         # Reducers only shorten captions, so that lengths known before are long enough.
-        known = batch.get(f"{view}_length.host")
+        known = cast("np.ndarray | None", batch.get(f"{view}_length.host"))
         if reduction is not None and reduction.text is not None:
             text, length = reduction.text.tokens(text, length, batch["key"], view, reduction)
         if not (self.text_parts and self.text.ignores_padding):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -168,13 +169,21 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the loss of a batch."""
-        self.objective.progress = self.global_step / self.phases.total_steps
+        self._announce_step(self.global_step)
         features = self.features(batch, self.global_step)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
         self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
         self.source_loss = self._loss_by_source(features, batch)
         return loss
+
+    def _announce_step(self, step: int) -> None:
+        """Tells the objective where in the run it is, and how many rows every rank has."""
+        self.objective.progress = step / self.phases.total_steps
+        # Loaders of one's own may give ranks any number of rows.
+        if isinstance(self.trainer.datamodule, Pairs):  # type: ignore[attr-defined]
+            batch_size = self.phases.at(step)[1].batch_size
+            self.objective.batch_rows = batch_size // self.trainer.world_size
 
     def features(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Returns the features that the objective needs: of towers, teachers and the batch."""
@@ -192,7 +201,7 @@ class ContrastiveModule(pl.LightningModule):
         device: torch.device,
         dataloader_idx: int,
     ) -> Any:
-        """Keeps captions' lengths on the host as well, so that trimming does not synchronize."""
+        """Keeps captions' lengths on the host as well, so that trimming does not wait for them."""
         on_device = super().transfer_batch_to_device(batch, device, dataloader_idx)
         if device.type == "cpu":
             return on_device
@@ -367,6 +376,9 @@ class ContrastiveModule(pl.LightningModule):
         return self.trainer.optimizers[0].param_groups
 
 
-def lengths_on_host(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a batch's text lengths, under names that stay on the host."""
-    return {f"{name}.host": batch[name] for name in batch if name.endswith("_length")}
+def lengths_on_host(batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Returns a batch's text lengths, under names that stay on the host.
+
+    As arrays: DDP and FSDP2 move every tensor among the arguments of a forward to the device.
+    """
+    return {f"{name}.host": batch[name].numpy() for name in batch if name.endswith("_length")}

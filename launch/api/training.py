@@ -53,7 +53,7 @@ def build(
     """
     prepare()
     words = ["--config", str(config)]
-    words += [f"--{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
+    words += [f"--{key}={as_word(value)}" for key, value in (overrides or {}).items()]
     words += [] if run_dir is None else [f"--run_dir={run_dir}"]
     written = read(words)
     check_words(written)
@@ -71,6 +71,11 @@ def build(
         fit.trainer.ckpt_path = start.checkpoint
     fit.trainer.callbacks.append(Finish(run, fit))  # type: ignore[attr-defined]
     return Training(start.module, start.parts.data, fit.trainer)
+
+
+def as_word(value: Any) -> str:
+    """Returns a value as one would write it on the command line, where texts have no quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Finish(Callback):

@@ -14,7 +14,7 @@ from .env import under_torchrun
 GPUS = ("gpu", "cuda")
 
 
-def world_size(trainer: Any, place: Callable[[str], str]) -> int:
+def world_size(trainer: Any, place: Callable[[str], str] = lambda key: "") -> int:
     """Returns the number of processes of a run, as far as they can be used.
 
     Args:

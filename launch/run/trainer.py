@@ -23,6 +23,7 @@ from ...train.checks import at_least
 from ...train.strategies.choose import choose_strategy
 from ..config.suites import load_suite
 from .callbacks import checked_callbacks, progress_bar
+from .devices import world_size
 from .env import cluster_plugins, under_torchrun
 from .progress import progress
 
@@ -47,8 +48,8 @@ def trainer_arguments(chosen: Any) -> dict[str, Any]:
     at_least("trainer.log_every_n_steps", arguments.get("log_every_n_steps", 1), 1)
     if world := under_torchrun():
         arguments["devices"], arguments["num_nodes"] = world
-    if "strategy" in arguments:
-        arguments["strategy"] = choose_strategy(arguments["strategy"])
+    num_processes = world_size(chosen)
+    arguments["strategy"] = choose_strategy(arguments.get("strategy", "auto"), num_processes)
     return arguments
 
 

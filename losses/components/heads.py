@@ -60,7 +60,7 @@ class BatchNorm(nn.Module):
 
 def global_moments(rows: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor, Tensor]:
     """Returns mean [d], variance [d] (biased) and number [] of the rows of all ranks."""
-    sums = total(torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])]))
+    sums = total(torch.cat([rows.sum(0), rows.new_full((1,), float(len(rows)))]))
     count = sums[-1].detach().clamp(min=1)
     mean = sums[:-1] / count
     # From the mean, not from a sum of squares: a large common mean would swallow the variance.

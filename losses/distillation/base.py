@@ -51,7 +51,7 @@ class TeacherTerm(PairwiseTerm):
         if given is None:
             return self.take(features, *(f"{teacher}.{name}" for teacher in self.teachers))
         device = features[self.needs[0]].device
-        return [torch.tensor([float(number)], device=device) for number in given]
+        return [torch.full((1,), float(number), device=device) for number in given]
 
     def also_need(self, name: str, given: Sequence[float] | None) -> None:
         """Adds each teacher's own `name` to the needs where no numbers are given for it.

@@ -84,4 +84,4 @@ class GradientMatching(PairwiseTerm):
     def _teacher_scale(self, features: Tensors) -> Float[Tensor, "1"]:
         if self.teacher_scale is None:
             return self.take(features, self.needs[-1])[0]
-        return torch.tensor([float(self.teacher_scale)], device=features[self.needs[0]].device)
+        return torch.full((1,), float(self.teacher_scale), device=features[self.needs[0]].device)

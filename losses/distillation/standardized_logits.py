@@ -77,7 +77,7 @@ class StandardizedLogits(TeacherTerm):
         self, rows: Float[Tensor, "b d"], columns: Float[Tensor, "b d"]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Returns the vectors whose products are the standardised ones."""
-        sums = total(torch.cat([rows.sum(0), rows.new_tensor([float(len(rows))])]))
+        sums = total(torch.cat([rows.sum(0), rows.new_full((1,), float(len(rows)))]))
         count = sums[-1].detach().clamp_min(1.0)
         centred = rows - sums[:-1] / count
         with torch.autocast(rows.device.type, enabled=False):

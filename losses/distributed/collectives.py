@@ -3,12 +3,17 @@
 In: this rank's tensors. Out: those of all ranks, sums, maxima and this rank's share of a mean.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+# Rows of every rank's batch, where they are known to be equally many; see `equal_rows`.
+_batch_rows: int | None = None
 
 
 def world() -> tuple[int, int]:
@@ -42,9 +47,41 @@ def scatter_sum(rows: Tensor, counts: list[int], rank: int) -> Tensor:
     return own[: counts[rank]]
 
 
+@contextmanager
+def equal_rows(batch_rows: int | None) -> Iterator[None]:
+    """Inside, every rank has as many rows as this one, and none asks the others how many.
+
+    Asking makes the host wait for the device twice in every step.
+
+    Args:
+        batch_rows: of every rank's batch, which rows are a multiple of; None: ranks may have any
+            number of rows, and ask.
+    """
+    global _batch_rows
+    before, _batch_rows = _batch_rows, batch_rows
+    try:
+        yield
+    finally:
+        _batch_rows = before
+
+
 def row_counts(rows: Tensor, world_size: int) -> list[int]:
+    """Returns how many rows each rank has.
+
+    Raises:
+        ValueError: a term has left out rows where ranks are to have equally many.
+    """
     if world_size == 1:
         return [len(rows)]
+    if _batch_rows is not None:
+        if len(rows) % _batch_rows:
+            raise ValueError(
+                f"a term compares {len(rows)} rows of a batch of {_batch_rows} with those of other "
+                "ranks, which may have others: put `with equal_rows(None):` (of "
+                "counterpoint.losses.distributed.collectives) around it, or leave samples out by "
+                "counterpoint.losses.wrappers.masked.Masked"
+            )
+        return [len(rows)] * world_size
     count = torch.tensor([len(rows)], device=rows.device)
     counts = count.new_empty(world_size)
     dist.all_gather_into_tensor(counts, count)
@@ -91,7 +128,8 @@ def share(
         weights: of the mean, 1 unless given; 0 leaves a value out, whatever it is.
     """
     if weights is None:
-        weight, added = values.new_tensor([float(len(values))]), values.sum()
+        # Filled there: a number that is sent makes the host wait for the device.
+        weight, added = values.new_full((1,), float(len(values))), values.sum()
     else:
         kept = values.masked_fill(weights == 0, 0.0)
         weight, added = weights.detach().sum().view(1).to(values.dtype), (kept * weights).sum()

@@ -93,10 +93,10 @@ class SameId:
     def __init__(self, ids: Tensor, exchange: Exchange):
         count = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
         for _, (columns,) in exchange.open(ids).blocks():
-            distinct, number = columns.unique(return_counts=True)
-            if len(distinct):
-                index = torch.searchsorted(distinct, ids).clamp_(max=len(distinct) - 1)
-                count += torch.where(distinct[index] == ids, number[index], 0)
+            # Not `unique`, whose result has a size that the host would wait for.
+            columns = columns.sort().values
+            first, last = (torch.searchsorted(columns, ids, right=end) for end in (False, True))
+            count += last - first
         self.rows = self.columns = (ids, 1.0 / count)
 
     def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..base import Term
 from ..components.features import Tensors
 from ..components.similarity import Similarity
+from ..distributed.collectives import equal_rows
 
 
 def needed(mask: str) -> tuple[str, ...]:
@@ -46,4 +47,5 @@ class Masked(Term):
         # Scalars have less than two dimensions, pixels four; `.host` is a copy for the towers.
         rows = {n: t[mask] if t.ndim > 1 else t for n, t in features.items()}
         entries = {n: t[mask] for n, t in batch.items() if t.ndim < 4 and not n.endswith(".host")}
-        return self.term(rows, entries)
+        with equal_rows(None):
+            return self.term(rows, entries)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -49,13 +49,12 @@ class WorkerTimeout(WorkerError):
 class Nursery:
     """The process that has imported torch and forks the workers."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, environment: dict[str, str], preloaded: Sequence[str]):
         self.log = folder / "nursery.log"
         self.control, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(START_SECONDS)
         script = str(Path(__file__).with_name("worker.py"))
-        preloaded = [name for name in PRELOADED if name in sys.modules]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment
         if sys.platform == "linux":
             environment["GLOO_SOCKET_IFNAME"] = "lo"  # no look-up of the host's own name
         with self.log.open("wb") as output:
@@ -141,7 +140,13 @@ class Worker:
 
 
 class GlooPool:
-    """Calls `fn(rank, world_size, *args)` on 1 to 4 processes; see the module's docstring."""
+    """Calls `fn(rank, world_size, *args)` on 1 to 4 processes; see the module's docstring.
+
+    Attributes:
+        backend: of the calls' process groups; None: they make their own.
+    """
+
+    backend: str | None = "gloo"
 
     def __init__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-pool-")
@@ -204,7 +209,7 @@ class GlooPool:
 
     def _claim(self, num: int) -> list[Worker]:
         """Returns `num` live workers, starting those that are missing."""
-        self._nursery = self._nursery or Nursery(Path(self._folder.name))
+        self._nursery = self._nursery or self._start()
         for worker in self._workers:
             if worker.bound_to not in (None, num) and worker.alive:
                 worker.kill()
@@ -215,12 +220,17 @@ class GlooPool:
             self._num_started += 1
         return self._workers[:num]
 
+    def _start(self) -> Nursery:
+        preloaded = [name for name in PRELOADED if name in sys.modules]
+        return Nursery(Path(self._folder.name), {}, preloaded)
+
     def _send(self, workers: list[Worker], fn: Callable, args: tuple) -> None:
         self._num_calls += 1
         call = {
             "module": fn.__module__,
             "path": fn.__code__.co_filename,
             "function": fn.__name__,
+            "backend": self.backend,
             "folders": sys.path,
             "rendezvous": str(Path(self._folder.name, f"rendezvous-{self._num_calls}")),
             "world_size": len(workers),

@@ -89,13 +89,14 @@ def run_call(call: dict, arguments: bytes) -> tuple[str, Any, float]:
         function: Callable = getattr(module, call["function"])
         with clean_state(call["env"]):
             try:
-                dist.init_process_group(
-                    "gloo",
-                    init_method=f"file://{call['rendezvous']}",
-                    rank=call["rank"],
-                    world_size=call["world_size"],
-                    timeout=timedelta(seconds=call["timeout"]),
-                )
+                if call["backend"] is not None:
+                    dist.init_process_group(
+                        call["backend"],
+                        init_method=f"file://{call['rendezvous']}",
+                        rank=call["rank"],
+                        world_size=call["world_size"],
+                        timeout=timedelta(seconds=call["timeout"]),
+                    )
             except RuntimeError:
                 return "setup", traceback.format_exc(), time.monotonic()
             result = function(call["rank"], call["world_size"], *pickle.loads(arguments))

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from ..distributed import ControlGroup
+from ..lightning_internals import leave_signals_to_callbacks
 
 # Schedulers end a job with SIGTERM and announce its end with SIGUSR1; users press Ctrl-C, or close
 # the terminal.
@@ -34,7 +35,8 @@ class StopOnSignal(pl.Callback):
         self._pending: Callable[[], int] = lambda: 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Replaces Lightning's handlers, which stop without a checkpoint."""
+        """Replaces Lightning's handlers, which stop without a checkpoint, and its agreement."""
+        leave_signals_to_callbacks(trainer)
         self._control = ControlGroup()
         for number in STOP_SIGNALS:
             # nohup ignores SIGHUP for its command.

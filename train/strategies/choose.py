@@ -16,23 +16,24 @@ from lightning.pytorch.strategies import (
 )
 
 from .base import Sharding
+from .ddp import Ddp
 from .deepspeed import Zero
 from .fsdp2 import Fsdp2
 
 PACKAGED: dict[str, Callable[[], Strategy]] = {
+    "ddp": Ddp,
+    "ddp_find_unused_parameters_false": Ddp,
+    "ddp_find_unused_parameters_true": partial(Ddp, find_unused_parameters=True),
     "fsdp2": Fsdp2,
     **{f"zero{stage}": partial(Zero, stage) for stage in (1, 2, 3)},
     **{f"zero{stage}_offload": partial(Zero, stage, offload=True) for stage in (1, 2, 3)},
 }
-# Names of Lightning's strategies of which each rank holds everything.
-LIGHTNINGS = (
-    *("auto", "single_device", "ddp"),
-    *("ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"),
-)
+# Lightning's own, of one process.
+LIGHTNINGS = ("auto", "single_device")
 
 
-def choose_strategy(strategy: Any) -> Any:
-    """Returns the strategy of that name; Lightning's names and strategies stay as they are.
+def choose_strategy(strategy: Any, num_processes: int = 1) -> Any:
+    """Returns the strategy of that name, `auto` for so many processes; objects stay as they are.
 
     Raises:
         ValueError: the name is unknown, the strategy does not answer for its shards (`Sharding`),
@@ -41,6 +42,8 @@ def choose_strategy(strategy: Any) -> Any:
     if isinstance(strategy, Strategy):
         sharding_of(strategy)
         return strategy
+    if strategy == "auto" and num_processes > 1:
+        strategy = "ddp"
     if strategy in LIGHTNINGS:
         return strategy
     if strategy not in PACKAGED:

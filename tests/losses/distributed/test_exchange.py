@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from counterpoint.losses.distributed.collectives import share, total
+from counterpoint.losses.distributed.collectives import equal_rows, row_counts, share, total
 from counterpoint.losses.distributed.exchange import (
     AllGather,
     Local,
@@ -168,3 +168,21 @@ def test_detached_refuses_what_it_cannot_reproduce():
     ids = torch.arange(8)
     with pytest.raises(ValueError, match="plain softmax losses only"):
         softmax_sums(u, v, s, Pairing(NoGradGather(), weights=(Different(ids, ids),)))
+
+
+def known_counts(rank, world_size):
+    with equal_rows(2):
+        # No rank asks: the other never answers.
+        known = row_counts(torch.zeros(4, 3), world_size) if rank == 0 else None
+        with equal_rows(None):
+            asked = row_counts(torch.zeros(rank, 3), world_size)
+        try:
+            row_counts(torch.zeros(3, 3), world_size)
+        except ValueError as error:
+            return known, asked, str(error)
+
+
+def test_equal_rows_are_not_asked_for(gloo):
+    (known, asked, message), (_, others, _) = gloo(2, known_counts)
+    assert known == [4, 4] and asked == others == [0, 1]
+    assert message.startswith("a term compares 3 rows of a batch of 2 with those of other ranks")

@@ -1,0 +1,67 @@
+"""Between log steps no step waits for the device: neither in whole runs nor in any loss."""
+
+import pytest
+import torch
+from null_gpu.device import Counts, imagine_ranks, prepare
+from null_gpu.jobs import fit
+from term_case import all_cases
+
+from counterpoint.losses.distributed.collectives import equal_rows
+
+# 0-based, of a run that logs every eighth. DDP takes the time of its first ten and waits for it.
+STEPS = (12, 15)
+CASES = [
+    ("auto", 1, {}),
+    ("ddp", 2, {}),
+    ("fsdp2", 2, {}),
+]
+# Drawn clusters are as many on a rank as the draw says, which is made on the device.
+WAITING = {"clusters/sharded_part"}
+# How many samples a mask names, a device that computes nothing cannot say; and NVRTC, by which
+# torch makes the kernel of `ndtri`, does not work without a driver.
+UNKNOWN = {"present/stored_teacher", "refine/rafa"}
+ROWS, RANKS = 8, 2
+
+
+@pytest.mark.parametrize(("strategy", "world_size", "options"), CASES)
+def test_no_step_waits(null_gpu, run_file, tmp_path, strategy, world_size, options):
+    options = {"trainer.strategy": strategy, "trainer.precision": "bf16-mixed"} | options
+    for counted in null_gpu(world_size, fit, run_file, tmp_path / "run", options, STEPS):
+        assert counted.a_step["launch"] > 500
+        assert "\n".join(counted.waits) == ""
+        assert counted.a_step["wait"] == 0
+
+
+def test_a_read_in_the_step_is_found(null_gpu, run_file, tmp_path):
+    """The count sees what it is there for."""
+    (counted,) = null_gpu(1, fit, run_file, tmp_path / "run", {}, STEPS, True)
+    assert [place for place in counted.waits if "training_step" in place]
+    assert counted.a_step["wait"] >= 1
+
+
+def waits_of_terms(rank, world_size, messages):
+    """Places in which a term waits for the device, forward and backward, as one of two ranks."""
+    prepare()
+    imagine_ranks(RANKS)
+    torch.distributed.init_process_group()
+    counts, found = Counts(), {}
+    for name, case in all_cases().items():
+        if name in UNKNOWN:
+            continue
+        term = case.make().float().cuda()
+        features, batch = case.inputs(torch.Generator().manual_seed(0), ROWS)
+        features = {k: t.float().cuda().requires_grad_() for k, t in features.items()}
+        if "progress" in features:  # a number of the host's
+            features["progress"] = features["progress"].detach().cpu()
+        batch = {k: (t.float() if t.is_floating_point() else t).cuda() for k, t in batch.items()}
+        for _ in range(2):  # the first call may make what is kept
+            with equal_rows(ROWS), counts.waits() as places:
+                sum(term(features, batch).values()).backward()
+        found[name] = sorted(places)
+    return found
+
+
+def test_no_loss_waits(null_gpu):
+    (found,) = null_gpu(1, waits_of_terms)
+    assert len(found) > 40
+    assert {name for name, places in found.items() if places} == WAITING, found

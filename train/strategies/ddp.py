@@ -1,0 +1,40 @@
+"""DDP in the stream that trains, whose gradients are its buckets.
+
+In: the module. Out: a Lightning strategy under which every rank holds everything, row shards apart.
+"""
+
+from inspect import signature
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from .base import Sharding
+
+
+class Ddp(Sharding, DDPStrategy):
+    """DDP; `options` are those of torch's DistributedDataParallel.
+
+    Lightning's own copies all gradients into the buckets and back, sends constant buffers before
+    each forward pass, and is built in a stream of its own, for which every gradient then waits.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"gradient_as_bucket_view": True, **options})
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        # Torch 2.9's name of it has become another option's.
+        names = signature(DistributedDataParallel).parameters
+        new = "forward_sync_buffers" in names
+        name = "forward_sync_buffers" if new else "broadcast_buffers"
+        options = {name: learns_statistics(model), **self._ddp_kwargs}
+        devices = self.determine_ddp_device_ids()
+        return DistributedDataParallel(model, device_ids=devices, **options)
+
+
+def learns_statistics(model: nn.Module) -> bool:
+    """Whether a BatchNorm learns from this rank's rows: then rank 0's statistics are everyone's."""
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return any(norm.training and norm.track_running_stats for norm in norms)
