@@ -169,21 +169,13 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the loss of a batch."""
-        self._announce_step(self.global_step)
+        self.objective.progress = self.global_step / self.phases.total_steps
         features = self.features(batch, self.global_step)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
         self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
         self.source_loss = self._loss_by_source(features, batch)
         return loss
-
-    def _announce_step(self, step: int) -> None:
-        """Tells the objective where in the run it is, and how many rows every rank has."""
-        self.objective.progress = step / self.phases.total_steps
-        # Loaders of one's own may give ranks any number of rows.
-        if isinstance(self.trainer.datamodule, Pairs):  # type: ignore[attr-defined]
-            batch_size = self.phases.at(step)[1].batch_size
-            self.objective.batch_rows = batch_size // self.trainer.world_size
 
     def features(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Returns the features that the objective needs: of towers, teachers and the batch."""
@@ -255,6 +247,10 @@ class ContrastiveModule(pl.LightningModule):
             self.guard.reset()
             if self.grad_clip is not None:
                 self.grad_clip.reset()
+        # Loaders of one's own may give ranks any number of rows.
+        if isinstance(self.trainer.datamodule, Pairs):  # type: ignore[attr-defined]
+            batch_size = self.phases.at(step)[1].batch_size
+            self.objective.batch_rows = batch_size // self.trainer.world_size
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
         for group in self._groups():
             group["lr"] = self.phases.learning_rate(step) * group["rate"]
