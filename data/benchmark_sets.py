@@ -4,7 +4,8 @@
     FOLDER/SPLIT/0.tar, 1.tar, ...                  KEY.webp (.jpg, .png) with KEY.cls or KEY.txt
     FOLDER/classnames.txt                           a class a line, as .cls counts them
     FOLDER/zeroshot_classification_templates.txt    a prompt a line, {c} is the class
-    FOLDER/dataset_type.txt                         "retrieval": KEY.txt has a caption a line
+    FOLDER/dataset_type.txt                         "retrieval": KEY.txt has a caption a line;
+                                                    "multilabel": KEY.npy has a number a class
 
 In: such a folder. Out: an `ImageSet`; numbers in KEY.npy (a group, a year) are its field `npy`.
 """
@@ -40,7 +41,7 @@ class BenchmarkSet(ShardSet):
         return self.root / self.folder / name
 
     def lines(self, name: str) -> list[str]:
-        """Returns the lines of a file that are not empty.
+        """Returns the lines of a file. One between others may be empty: it has a number, too.
 
         Raises:
             ValueError: there is no such file.
@@ -52,7 +53,7 @@ class BenchmarkSet(ShardSet):
                 f"data set of CLIP_benchmark, which holds {self.split}/*.tar and that file, or the "
                 "folder around it that the suite names"
             )
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text().rstrip().splitlines()]
 
     def paths(self) -> list[str]:
         """Returns the shards that nshards.txt counts; all there are without it.

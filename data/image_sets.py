@@ -191,6 +191,10 @@ class FolderSet(ImageSet):
         self.path = path
         self.num_classes = num_classes
 
+    @property
+    def is_there(self) -> bool:
+        return (self.root / self.path).is_dir()
+
     def __str__(self) -> str:
         return f"the folder {self.root / self.path}"
 

@@ -4,7 +4,9 @@ The model is an oracle: an image's colour is a number, a text has a number, and 
 equal features. So it is known which answer it gives to each image and text.
 """
 
+import csv
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -12,10 +14,12 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 
 from counterpoint.launch.config.suites import load_suite
+from counterpoint.train.evaluation.choices.associations import jaccard
 from counterpoint.train.evaluation.evaluate import evaluate, prepare
+from counterpoint.train.evaluation.zero_shot.multi_label import average_precision
 
 NUMBERS = 1100
 WAYS = ("image_to_text", "text_to_image")
@@ -246,7 +250,7 @@ def test_datacomp_in_parts(tmp_path):
     run("datacomp", tmp_path, numbers)
     prepare(suite)
     assert suite.note.startswith(
-        "36 of 37 tasks are left out, whose data are not there: caltech101,"
+        "37 of 38 tasks are left out, whose data are not there: caltech101,"
     )
     datacomp_set(tmp_path, "geode", [0, 1], [0, 1], names)
     with pytest.raises(
@@ -278,3 +282,83 @@ def test_what_a_suite_imports_has_to_exist(tmp_path):
     )
     with pytest.raises(ValueError, match=r"classes.import: open_clip\.IMAGENET_CLASSES cannot be"):
         load_suite(suite)
+
+
+def test_clip_benchmark_with_several_labels(tmp_path):
+    root = tmp_path / "wds_beasts"
+    classes, shown = ["wolf", "cat", "ox", "elk"], [0, 1, 2, 7, 8, 9, 1, 0]
+    # The last class has no image, and counts as zero.
+    has = np.array(
+        [[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 0], [0, 1, 0]] + [[0] * 3] * 2
+    )
+    has = np.pad(has, ((0, 0), (0, 1)))
+    samples = []
+    for i, (number, row) in enumerate(zip(shown, has, strict=True)):
+        array = io.BytesIO()
+        np.save(array, row.astype(np.float32))
+        samples.append((f"s{i:07d}", {"png": encoded_image(number), "npy": array.getvalue()}))
+    write_tar(root / "test" / "0.tar", samples)
+    (root / "dataset_type.txt").write_text("multilabel\n")
+    (root / "classnames.txt").write_text("\n".join(classes) + "\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a {c}.\n")
+    found = run("clip_benchmark", root, {f"a {name}.": i for i, name in enumerate(classes)})
+    scores = SCORES[np.ix_(shown, range(3))]
+    wanted = [average_precision_score(has[:, k], scores[:, k]) for k in range(3)]
+    assert len(set(wanted)) == 3
+    assert found == {"wds_beasts/test/mean_average_precision": pytest.approx(sum(wanted) / 4)}
+
+
+def test_a_class_without_a_name_has_its_number(tmp_path):
+    """As that of CLEVR's distances, whose fourth line is empty."""
+    root = tmp_path / "wds_vtab-clevr_closest_object_distance"
+    samples = [
+        (f"s{i:07d}", {"png": encoded_image(number), "cls": str(label).encode()})
+        for i, (number, label) in enumerate([(0, 0), (2, 2), (2, 1)])
+    ]
+    write_tar(root / "test" / "0.tar", samples)
+    (root / "classnames.txt").write_text("near\n\nfar\n")
+    numbers = {"near shapes.": 0, " shapes.": 1, "far shapes.": 2}
+    found = run("mteb_zero_shot", tmp_path, numbers)
+    assert found["mteb_zero_shot/CLEVRZeroShot/top1"] == pytest.approx(2 / 3)
+    assert found["mteb_zero_shot/average_of_1/top1"] == pytest.approx(2 / 3)
+
+
+def test_winogavil(tmp_path):
+    folder = tmp_path / "winogavil"
+    names = [f"thing {i}" for i in range(12)]
+    (folder / "images").mkdir(parents=True)
+    for i, name in enumerate(names):
+        (folder / "images" / f"{name}.png").write_bytes(encoded_image(i))
+    rows = [("Eagle", 5, [0, 2]), ("bald", 6, [1, 2, 5]), ("ape", 12, [3, 4])]
+    numbers = {"An eagle": 700, "A bald": 800, "An ape": 900}
+    with (folder / "winogavil_dataset.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["", "candidates", "cue", "associations", "num_candidates", "ID"])
+        for i, (cue, size, right) in enumerate(rows):
+            shown = [json.dumps([names[k] for k in each]) for each in (range(size), right)]
+            table.writerow([i, shown[0], cue, shown[1], size, i])
+    found = run("winogavil", folder, numbers)
+    values = []
+    for number, (_, size, right) in zip(numbers.values(), rows, strict=True):
+        chosen = np.argsort(-SCORES[number, :size])[: len(right)]
+        is_chosen, is_right = (np.isin(range(size), each) for each in (chosen, right))
+        values.append(jaccard_score(is_right, is_chosen))
+    assert 0 < np.mean(values) < 1
+    assert found == {
+        "winogavil/winogavil/jaccard": pytest.approx(np.mean(values)),
+        "winogavil/winogavil/jaccard_5_6": pytest.approx(np.mean(values[:2])),
+        "winogavil/winogavil/jaccard_10_12": pytest.approx(values[2]),
+        "winogavil/winogavil/main": pytest.approx(values[2]),
+    }
+    (folder / "images" / "thing 0.png").unlink()
+    with pytest.raises(ValueError, match=r"row 0 of .* names the image 'thing 0', which is not"):
+        run("winogavil", folder, numbers)
+
+
+def test_equal_and_missing_scores_are_no_hits():
+    """Of equal candidates the wrong ones are chosen; a diverged model ranks nothing."""
+    right = torch.tensor([True, True, False, False])
+    assert jaccard(torch.tensor([1.0, 0.5, 0.5, 0.0]), right) == pytest.approx(1 / 3)
+    assert jaccard(torch.full((4,), torch.nan), right) == 0
+    assert average_precision(torch.full((4,), torch.nan), right) == 0
+    assert average_precision(torch.zeros(4), right) == 0.5

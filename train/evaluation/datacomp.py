@@ -48,6 +48,10 @@ class DataComp(ClipBenchmark):
         chosen = super().prepare()
         if self.main.startswith("worst_group"):
             self._groups = {i: self._group_of(i) for i in chosen.tolist()}
+        if self._task is self.multi_label:
+            raise ValueError(
+                f"{self.data} has several labels an image, and no task of DataComp has"
+            )
         is_retrieval = self._task is self.retrieval
         if is_retrieval != (self.main == "mean_recall@1"):
             kind = "retrieval" if is_retrieval else "classification"

@@ -1,5 +1,6 @@
 """Every task gives the same values, to the last digit, for any number of processes."""
 
+import csv
 import importlib
 import json
 import pkgutil
@@ -16,6 +17,7 @@ from counterpoint.data.files import whole_file
 from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.config.suites import load_suite
 from counterpoint.train import evaluation
+from counterpoint.train.evaluation.choices.associations import Associations
 from counterpoint.train.evaluation.choices.caption_choice import CaptionChoice
 from counterpoint.train.evaluation.choices.linear_map import MappedCaptionChoice
 from counterpoint.train.evaluation.choices.winoground import Winoground
@@ -52,6 +54,7 @@ from counterpoint.train.evaluation.zero_shot.classification import ZeroShot
 from counterpoint.train.evaluation.zero_shot.descriptions import DescribedZeroShot
 from counterpoint.train.evaluation.zero_shot.frequency import FrequencyCorrelation
 from counterpoint.train.evaluation.zero_shot.groups import GroupAccuracy
+from counterpoint.train.evaluation.zero_shot.multi_label import MultiLabel
 
 
 @pytest.mark.soak
@@ -91,6 +94,8 @@ def every_task(folder):
             train=train, steps=3, right="caption", wrong="cls", data=test
         ),
         "winoground": Winoground(paired(folder), "examples.jsonl"),
+        "associations": Associations(paired(folder), "table.csv"),
+        "multi_label": MultiLabel(several(), "several", NAMES, "a {c}"),
         "word_order": WordOrder(["within_trigrams"], data=test, captions="caption"),
         "backdoor": BackdoorSuccess("Ant", "patch", **prompts),
         "misspelling": MisspelledNames(candidates=3, **prompts),
@@ -125,6 +130,21 @@ def paired(folder):
     ]  # fmt: skip
     with whole_file(folder / "examples.jsonl") as part:
         part.write_text("\n".join(map(json.dumps, examples)))
+    with whole_file(folder / "table.csv") as part, part.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["cue", "candidates", "associations"])
+        for i in range(18):
+            shown = [f"paired{i + k}" for k in range(5 if i % 2 else 12)]
+            table.writerow([names[i], json.dumps(shown), json.dumps(shown[:2])])
+    return data
+
+
+def several():
+    """Images of two classes each."""
+    data = Classes(37, seed=5, name="several")
+    for item, label in zip(data.items, data.labels, strict=True):
+        both = (label, (label + 1) % len(NAMES))
+        item.fields["several"] = [int(k in both) for k in range(len(NAMES))]
     return data
 
 

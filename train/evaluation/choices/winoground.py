@@ -58,7 +58,7 @@ class Winoground(Task):
 
     def prepare(self) -> np.ndarray:
         chosen = set(super().prepare().tolist())
-        position = _positions(self.data)
+        position = positions(self.data)
         self._names: list[str] = []
         self._items: list[list[int]] = []
         self._texts: list[list[str]] = []
@@ -113,7 +113,7 @@ class Winoground(Task):
         }
 
 
-def _positions(data: ImageSet) -> dict[str, int | None]:
+def positions(data: ImageSet) -> dict[str, int | None]:
     """Returns items by key, and by key without folder and ending (None: several have it)."""
     keys = {str(item.get("key")): i for i, item in enumerate(data.items)}
     found: dict[str, int | None] = dict(keys)
