@@ -105,7 +105,8 @@ def next_commands(folder: Path, runs: Sequence[str]) -> list[str]:
             f"--holdout {HELD_OUT}  # your shards"
         )
     else:
-        commands.append("counterpoint data emoji emoji")
+        corpus = "icons" if Path(content["data"]).name.startswith("icons") else "emoji"
+        commands.append(f"counterpoint data {corpus} {corpus}")
     if "init_from" in content:
         commands.append(f"edit {run_file}: init_from is the run that goes on")
     commands.append(f"counterpoint fit --config {run_file}")

@@ -86,6 +86,7 @@ def test_runs_are_added_and_what_is_there_stays(tmp_path, capsys):
 def test_the_emoji_are_there_for_those_who_ask(tmp_path, capsys):
     assert cli.main(["init", str(tmp_path), "--run", "emoji_clip"]) == 0
     assert "counterpoint data emoji emoji" in capsys.readouterr().out
+    assert "counterpoint data icons icons" in init.next_commands(tmp_path, ["icons_clip"])
     assert {path.name for path in files(tmp_path) if "run" in path.parts} == {"emoji_clip.yaml"}
 
 
