@@ -95,6 +95,20 @@ def folder_of_results(path: Path) -> Iterator[None]:
         raise
 
 
+def check_own(folder: Path, *names: str) -> None:
+    """Refuses a folder of other things: it holds some, and nothing by the `names` of results.
+
+    Raises:
+        ValueError: it is one.
+    """
+    there = {path.name for path in folder.glob("[!.]*")}
+    if there and there.isdisjoint(names):
+        raise ValueError(
+            f"'{folder}' holds other things ('{min(there)}'); name a new or an empty folder as "
+            "--out"
+        )
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file atomically; raises OSError."""
     with whole_file(path) as part:

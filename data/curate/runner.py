@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import folder_of_results, whole_file, write_json
+from ..files import check_own, folder_of_results, whole_file, write_json
 from ..shards.locks import tried
 from .base import KEEP, WEIGHT, Filter, GroupFilter, State, checked
 from .digest import digest
@@ -33,7 +33,6 @@ from .table import Table, write_rows
 
 # What lies in the folder of a curation.
 STEPS, LIST, SUMMARY, TABLES = "steps", "keep.parquet", "summary.json", "tables"
-RESULTS = {STEPS, LIST, SUMMARY, TABLES}
 VERSION = 3  # raise it when the same filters give other results
 ROWS_A_BLOCK = 1 << 20
 NAME = re.compile(r"\w[\w.-]*")
@@ -110,19 +109,13 @@ class Curation:
 
         Raises:
             ValueError: no sample is left, another process of this machine works in `out`, or that
-                is a file or holds what no curation wrote.
+                is a file or holds other things.
         """
         if self.out.is_file():
             raise ValueError(
                 f"'{self.out}' is a file, and a curation is a folder; name another --out"
             )
-        if not (self.out / STEPS).is_dir():
-            others = {path.name for path in self.out.glob("[!.]*")} - RESULTS
-            if others:
-                raise ValueError(
-                    f"'{self.out}' holds '{min(others)}', which no curation wrote; name a new or "
-                    "an empty folder as --out"
-                )
+        check_own(self.out, STEPS, SUMMARY)
         with folder_of_results(self.out), tried(self.out / ".lock") as lock:
             if lock is None:
                 raise ValueError(

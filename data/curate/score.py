@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import SampleError
+from ..files import check_own
 from ..hashing import bytes_hash, text_hash
 from ..images.decode import EncodedImage
 from ..images.perceptual import SIDE, perceptual_hashes
@@ -119,19 +120,14 @@ class Scores:
                     f"'{self.folder}' holds a score table of other {how}; choose another --out, or "
                     "remove the folder"
                 )
+        else:
+            check_own(self.folder, ABOUT)
         for url in self.manifest.check_files().values():
             self.transport.require(url)
         policies = {name: FirstFound(fields) for name, fields in self.settings.captions.items()}
         reader, fix = ShardReader(self.manifest.urls), "give --caption [SOURCE=]FIELD where it is"
         check_captions(self.manifest, reader, policies, fix)
-        # A table begins with its `table.json`: files without one are of unknown make.
-        there = [self.path(s) for s in range(len(self.manifest.counts)) if self.path(s).exists()]
         if not (self.folder / ABOUT).exists():
-            if there:
-                raise ValueError(
-                    f"'{there[0]}' is there, but no {ABOUT} says what it was made of; choose "
-                    "another --out, or remove the folder"
-                )
             sources = [self.manifest.sources[i] for i in self.manifest.source_ids]
             counts = self.manifest.counts.tolist()
             shards = list(zip(sources, shard_names(self.manifest), counts, strict=True))

@@ -231,7 +231,10 @@ def _read(path: Path) -> pa.Table:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         fix = "write one with `counterpoint data index` and give its path as data.manifest"
-        for corpus in {"emoji", "icons"}.intersection(path.parts):
+        inside = sorted(path.glob("*.parquet"), key=lambda each: (each.stem != "train", each))
+        if inside:
+            fix = f"name a file in it, such as {inside[0]}"
+        for corpus in () if inside else {"emoji", "icons"}.intersection(path.parts):
             folder = Path(*path.parts[: path.parts.index(corpus) + 1])
             fix = f"build the {corpus} corpus with `counterpoint data {corpus} {folder}`"
         raise ValueError(f"the manifest '{path}' {what}; {fix}")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data.curate.numerics.similarity import nearest, rounded
-from ...data.files import whole_file, write_json
+from ...data.files import check_own, whole_file, write_json
 from ...data.hashing import mix, seeded
 from ...data.sidecar import KEY, write_sidecar
 from .. import arguments
@@ -67,6 +67,7 @@ def checked(chosen: argparse.Namespace) -> list[Path]:
             raise ValueError(f"--{name} {value}: give 1 or more")
     if chosen.out.resolve().is_relative_to(chosen.store.resolve()):
         raise ValueError(f"--out {chosen.out} lies in the store; choose a folder outside of it")
+    check_own(chosen.out, ABOUT, CENTRES, Path(CENTRES).with_suffix(".claim").name)
     if claims := sorted(chosen.store.glob("*/*.claim")):
         raise ValueError(
             f"{chosen.store} is still being written ({claims[0]}): wait for counterpoint embed; if "

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...data.dataset import Batch, StepDataset
-from ...data.files import write_json
+from ...data.files import check_own, write_json
 from ...data.module import PairsDataModule
 from ...data.render import uniform
 from ...data.shards.manifest import Manifest
@@ -134,6 +134,7 @@ class EmbeddingStore:
         """
         check_file_names(self.manifest)
         path = self.out / ABOUT
+        check_own(self.out, ABOUT)
         if path.exists():
             stored = json.loads(path.read_text(encoding="utf-8"))
             changed = differences(stored, wanted, OF_A_STORE, new_chosen=chosen)

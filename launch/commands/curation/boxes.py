@@ -104,9 +104,10 @@ class _Task:
 def _open(boxes: "TextBoxes") -> None:
     """Begins the sidecar, or goes on with one of the same pool and settings."""
 
-    from ....data.files import write_json
+    from ....data.files import check_own, write_json
 
     path = boxes.folder / ABOUT
+    check_own(boxes.folder, ABOUT)
     about = {
         "manifest": boxes.manifest.fingerprint,
         "key_fields": dict(boxes.key_fields),

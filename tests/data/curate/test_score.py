@@ -186,7 +186,7 @@ def test_a_table_goes_on_and_is_of_one_pool(shards, tmp_path):
     with pytest.raises(ValueError, match="has a column 'caption' already"):
         settings(manifest, fields={"caption": "text"})
     (tmp_path / "table" / "table.json").unlink()
-    with pytest.raises(ValueError, match=r"but no table\.json says what it was made of"):
+    with pytest.raises(ValueError, match=r"holds other things \('default'\)"):
         Scores(tmp_path / "table", manifest, settings(manifest, ("json:caption",))).open()
 
 

@@ -117,7 +117,7 @@ def test_several_files_are_one_manifest(tmp_path):
     ("name", "message"),
     [
         ("none.parquet", "does not exist; write one with"),
-        (".", "is a folder; write one"),
+        (".", "is a folder; name a file in it"),
         ("text.parquet", "is not a parquet file"),
         ("other.parquet", "has no column url, sha256"),
         ("empty.parquet", "lists 0 shards with 0 samples"),

@@ -63,10 +63,12 @@ def test_any_number_of_processes_writes_the_same_table(pool, tmp_path, capsys):
 
 def test_shards_of_other_processes_are_left_to_them(pool, tmp_path, capsys):
     out = tmp_path / "table"
-    claim = out / "two" / "3.claim"
-    claim.parent.mkdir(parents=True)
-    claim.touch()
     command = ["score", pool, "--out", str(out), *OPTIONS]
+    assert main(command) == 0
+    for path in out.rglob("*.parquet"):
+        path.unlink()
+    claim = out / "two" / "3.claim"
+    claim.touch()
     assert main(command) == 1
     assert "shards not done: 1; others work on them" in capsys.readouterr().out
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
@@ -126,6 +128,14 @@ def test_a_table_of_other_settings_says_what_differs(pool, tmp_path, capsys):
     assert main([*command, *other]) == 2
     message = capsys.readouterr().err
     assert "captions (there two: ['txt'], here two: ['json:label']); pixels (there True" in message
+
+
+def test_a_folder_of_other_things_is_refused(pool, tmp_path, capsys):
+    shards = tmp_path / "shards"
+    before = sorted(shards.iterdir())
+    assert main(["score", pool, "--out", str(shards)]) == 2
+    assert "shards' holds other things ('0.tar'); name a new" in capsys.readouterr().err
+    assert sorted(shards.iterdir()) == before
 
 
 def test_without_pixels_there_is_no_perceptual_hash(pool, tmp_path):
