@@ -95,7 +95,8 @@ class Curation:
                 if dot and store not in self.stores:
                     raise ValueError(
                         f"the filter '{name}' reads {column}, and no store is called '{store}'; "
-                        f"give one: --store {store}=FOLDER"
+                        f"give one: --store {store}=FOLDER, in an ablation stores: "
+                        f"{{{store}: FOLDER}}"
                     )
                 if not dot and column not in known:
                     raise ValueError(

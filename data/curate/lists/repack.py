@@ -8,6 +8,7 @@ A tar is whole or absent. Memory holds a sample; remote shards are fetched one a
 import itertools
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import pyarrow as pa
 from webdataset.writer import ShardWriter
 
 from ...errors import SampleError
-from ...files import whole_file, write_json
+from ...files import check_own, folder_of_results, whole_file, write_json
 from ...order.selection import LossWeights, Selection
 from ...shards.fields import read_value, sample_key
 from ...shards.manifest import SCHEMA, Manifest
@@ -30,7 +31,7 @@ from ..engine import Engine, Serial
 from ..runner import Progress, silent
 from .keep_list import KeepList, weights_of
 
-ABOUT, MANIFEST = "repack.json", "manifest.parquet"
+ABOUT, MANIFEST, LIST = "repack.json", "manifest.parquet", ".list"
 NEW = ("unreadable", "no_key")
 
 
@@ -77,14 +78,20 @@ class Repack:
                 f"the keep-list '{keep.path}' has weights, and tars hold every sample once: train "
                 "with the list (data.keep_lists) to use them, or give --ignore_weights"
             )
+        check_own(self.out, ABOUT)
+        with folder_of_results(self.out):
+            try:
+                fingerprint = self._selection.fingerprint
+            except ValueError:
+                shutil.rmtree(self.out / LIST, ignore_errors=True)
+                raise
         about = {
-            "list": self._selection.fingerprint,
+            "list": fingerprint,
             "manifest": self.manifest.fingerprint,
             "samples_per_shard": self.samples_per_shard,
         }
         path = self.out / ABOUT
         if not path.exists():
-            self._check_free()
             write_json(path, about)
         stored = json.loads(path.read_text(encoding="utf-8"))
         if other := [name for name, value in about.items() if stored.get(name) != value]:
@@ -93,15 +100,6 @@ class Repack:
             )
         for url in self.manifest.check_files().values():
             self.transport.require(url)
-
-    def _check_free(self) -> None:
-        """Refuses a folder with files of the user's under the names of new ones."""
-        tars = map(self.path, range(len(self.tars)))
-        new = [self.out / MANIFEST, *(each for tar in tars for each in (tar, _stats_of(tar)))]
-        if there := [path for path in new if path.exists()]:
-            raise ValueError(
-                f"'{there[0]}' is there already, and no repacking wrote it; choose another --out"
-            )
 
     def run(self, engine: Engine | None = None, progress: Progress = silent) -> Counter[str]:
         """Writes the tars that are missing, then the manifest.
@@ -217,7 +215,7 @@ class Repack:
     @cached_property
     def _selection(self) -> Selection:
         path = KeepList(self.keep).path
-        return Selection.compile([path], self.manifest, self.out / ".list", 0, Copied())
+        return Selection.compile([path], self.manifest, self.out / LIST, 0, Copied())
 
     @cached_property
     def _shards(self) -> dict[str, np.ndarray]:

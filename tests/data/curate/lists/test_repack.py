@@ -158,9 +158,18 @@ def test_weights_and_damage_are_not_passed_over(pool, tmp_path):
 
 @pytest.mark.parametrize("name", ["one/00000.tar", "two/00000_stats.json", "manifest.parquet"])
 def test_files_that_are_there_stay(pool, tmp_path, name):
-    path = tmp_path / name
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=f"{name}' is there already"):
-        repack(pool, tmp_path).open(ignores_weights=False)
-    assert path.read_bytes() == b"mine"
-    assert not (tmp_path / "repack.json").exists()
+    with pytest.raises(ValueError, match=r"out' holds other things .*; name a new"):
+        repack(pool, tmp_path / "out").open(ignores_weights=False)
+    assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [path]
+
+
+def test_a_list_of_other_shards_leaves_no_folder(pool, tmp_path):
+    manifest, _ = pool
+    rows = {"source": ["one"], "shard": ["x.tar"], "index": pa.array([0], pa.int32()), "key": [1]}
+    pq.write_table(pa.table(rows), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match=r"names the shard 'x\.tar'"):
+        repack((manifest, tmp_path / "other.parquet"), tmp_path / "out").open(False)
+    assert not (tmp_path / "out").exists()
