@@ -79,7 +79,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no weights file {path}")
+        run = "" if path.suffix else " and no such run: train it first, or name another"
+        raise ValueError(f"there is no weights file {path}{run}")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

@@ -208,6 +208,7 @@ def test_the_average_starts_as_the_student_and_is_in_the_state(student):
         ([], {"x": Frozen("a")}, "no term needs the teacher 'x'"),
         (["teacher.x.image"], {"image": Frozen("a")}, "the teacher 'image' needs another name"),
         (["teacher.x.image"], {"x": Frozen("no.safetensors")}, "no weights file no.safetensors"),
+        (["teacher.x.image"], {"x": Frozen("runs/no")}, "file runs/no and no such run: train it"),
     ],
 )
 def test_what_cannot_work_is_refused(student, needs, teachers, words):
