@@ -1,6 +1,6 @@
 """How long a large zero-shot evaluation takes, and what share of it the towers take.
 
-Run from the repository: `OMP_NUM_THREADS=1 PYTHONPATH=tests .venv/bin/python -m
+Run in `tests`: `OMP_NUM_THREADS=1 ../.venv/bin/python -m
 benchmarks.evaluation_share --model icons_small`.
 
 JPEGs in shards are classified among classes of 80 prompts by the model of a packaged file with new
