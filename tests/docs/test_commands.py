@@ -94,6 +94,10 @@ def project(tmp_path, monkeypatch, parser):
     run = paths.find("emoji_clip")
     (tmp_path / "icons").mkdir()
     (tmp_path / "icons/classes.txt").write_text("arrow\nstar\n")
+    # Keep-lists have to be there when a run is configured.
+    for folder in ("unique", "dynamics", "curated/clip_score"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "keep.parquet").touch()
     for folder in ("emoji_clip", "smoke", "first"):
         (tmp_path / "runs" / folder).mkdir(parents=True)
         shutil.copy(run, tmp_path / "runs" / folder / "config.yaml")
