@@ -97,8 +97,8 @@ def render_markdown(table: Mapping[str, Any]) -> str:
 def _in_short(table: Mapping[str, Any]) -> Section:
     shown = table["metrics"][: 2 if table["in_distribution"] else 1]
     robust = table["robustness"]["rows"] if table["robustness"] else []
-    effective = {row["run"]: row["effective"] for row in robust}
-    has_line = any(value is not None for value in effective.values())
+    effective = {row["run"]: _effective(row, table) for row in robust}
+    has_line = any(row["effective"] is not None for row in robust)
     rows = []
     for row in table["rows"]:
         cells = [row["name"], f"{row['size']:,}", row["control"] or "-"]
@@ -109,8 +109,7 @@ def _in_short(table: Mapping[str, Any]) -> Section:
             found = table["comparisons"][metric][pairs.index(pair)] if pair in pairs else None
             cells.append("-" if found is None else _difference(found, metric))
         if has_line:
-            value = effective.get(row["name"])
-            cells.append("-" if value is None else points(value, table["shift"]))
+            cells.append(effective.get(row["name"], "-"))
         rows.append(cells)
     head = ["Subset", "Samples", "Control"]
     head += [title for metric in shown for title in (short_title(metric), "Difference")]
@@ -121,6 +120,8 @@ def _in_short(table: Mapping[str, Any]) -> Section:
         )
     else:
         note += "of one seed, which cannot tell them from luck in training."
+    if any(row["extrapolated"] for row in robust):
+        note += " A star: beyond the accuracies of the baseline, so extrapolated."
     notes = [note]
     return Section("In short", notes, [*head, *["Effective robustness"] * has_line], rows)
 
@@ -230,16 +231,20 @@ def _robustness(table: Mapping[str, Any]) -> Section:
         )
     rows = []
     for row in found["rows"]:
-        star = "*" if row["extrapolated"] else ""
-        effective = "-"
-        if row["effective"] is not None:
-            effective = points(row["effective"], table["shift"]) + star
+        effective = _effective(row, table)
         drop = points(row["drop"], table["shift"])
         if row["drop_std"] is not None:
             drop += f" ± {100 * row['drop_std']:.1f}"
         rows.append([row["run"], effective, _interval(row["interval"], table["shift"]), drop])
     head = ["Subset", "Effective robustness", "Bootstrap", "Drop"]
     return Section("Effective robustness", notes, head, rows)
+
+
+def _effective(row: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    """Returns the effective robustness of a run, with a star where it is extrapolated."""
+    if row["effective"] is None:
+        return "-"
+    return points(row["effective"], table["shift"]) + "*" * row["extrapolated"]
 
 
 def _overlap(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Section:

@@ -139,7 +139,8 @@ def test_one_seed_marks_nothing():
 
 def test_effective_robustness_is_above_the_line_of_pool_and_random_runs():
     made = results()
-    found = make_table(plan(baseline=[2000]), made, 400)["robustness"]
+    table = make_table(plan(baseline=[2000]), made, 400)
+    found = table["robustness"]
     x, y = (means(made, metric)[[0, 4]].ravel() for metric in (IN, SHIFT))
     x, y = np.append(x, [0.2] * 3), np.append(y, [0.15] * 3)  # on the way: 1,990 is near 2,000
 
@@ -156,6 +157,10 @@ def test_effective_robustness_is_above_the_line_of_pool_and_random_runs():
     assert rows["good"]["interval"][0] < expected < rows["good"]["interval"][1]
     assert rows["good"]["drop"] == pytest.approx((own_x - own_y).mean())
     assert rows["good"]["extrapolated"] == (not x.min() <= own_x.mean() <= x.max())
+    short = render_markdown(table).partition("## In short")[2].partition("\n## ")[0]
+    starred = {line.split(" | ")[0][2:] for line in short.splitlines() if line.endswith("* |")}
+    assert starred == {name for name, row in rows.items() if row["extrapolated"]} != set()
+    assert "A star: beyond the accuracies" in short
 
 
 def test_without_three_baseline_runs_there_is_no_line():
