@@ -230,7 +230,8 @@ def one():
     ],
 )
 def test_masks_losses_and_norms_are_the_same_for_any_split(gloo, one, world_size, name, chunks):
-    dtype, exactness = (torch.float32, 1e-4) if "zero" in name else (torch.float64, 1e-9)
+    # Adam's first steps are signs of gradients: they carry float32's rounding into the next norm.
+    dtype, exactness = (torch.float32, 1e-3) if "zero" in name else (torch.float64, 1e-9)
     results = gloo(world_size, record, name, dtype, chunks)
     losses, norms, kept = one[dtype]
     found = [torch.tensor(result[0], dtype=torch.float64) for result in results]
