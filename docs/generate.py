@@ -78,7 +78,7 @@ INTRODUCTION = """Every key of a run file, by slot, with its type and default, a
 Counterpoint that may stand there with its arguments. On the command line a key is written
 `--SLOT.KEY VALUE`; a class by its `class_path`, its arguments below `init_args`.
 `counterpoint fit --help SLOT` prints the same."""
-SUBCOMMANDS = {"launch": ["slurm"], "data": ["index", "emoji", "icons"]}
+SUBCOMMANDS = {"launch": ["slurm", "k8s", "sky"], "data": ["index", "emoji", "icons"]}
 
 
 def main() -> None:

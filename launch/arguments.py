@@ -8,10 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import fit_arguments
-from .config.diagnosis import check_words
-from .config.run_files import read
-
 # What a run's data are, and a pool that it embeds are not.
 NOT_OF_A_POOL = ("keep_weights", "temperature", "same_as", "caption_same_as")
 # As in models.teachers.frozen.DTYPES (a test compares them).
@@ -282,82 +278,7 @@ def check_export(options: Any) -> None:
         raise ValueError(f"{options.out} exists already; remove it, or export to another place")
 
 
-def slurm() -> Arguments:
-    """The options of `counterpoint launch slurm`; all others are the run's."""
-    made = Arguments(
-        prog="counterpoint launch slurm",
-        description="Write a job script for a SLURM cluster. Further options are those of fit.",
-    )
-    made.add_argument("--config", required=True, help="a run file, or a packaged run's name")
-    made.add_argument("--run_dir", help="on a disk that all nodes see (runs/NAME)")
-    made.add_argument("--nodes", type=int, default=1)
-    made.add_argument("--gpus", type=int, default=8, help="per node (8); 0: none")
-    made.add_argument("--tasks", type=int, help="ranks per node (one a GPU)")
-    made.add_argument("--cpus", type=int, help="per task (one, and one a loader worker)")
-    add_job_options(made)
-    made.add_argument("--container", help="image: FILE.sif for Apptainer, else for srun (Pyxis)")
-    made.add_argument("--interface", help="network between the nodes, for NCCL and gloo: ib0")
-    made.add_argument("--cache", help="folder of remote shards on a disk of each node")
-    made.add_argument("--out", type=Path, help="(RUN_DIR/job.sbatch)")
-    made.add_argument("--submit", action="store_true", help="call sbatch")
-    return made
-
-
-def add_job_options(made: argparse._ActionsContainer) -> None:
-    """Adds what every job of SLURM may ask for."""
-    made.add_argument("--mem", help="of a node, such as 200G; 0: all (the cluster's default)")
-    made.add_argument("--time", default="24:00:00", help="limit of one start (24:00:00)")
-    made.add_argument("--partition")
-    made.add_argument("--account")
-    made.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="e.g. --sbatch=--qos=high"
-    )
-    made.add_argument("--grace", type=int, default=180, help="seconds to save before the limit")
-    made.add_argument("--venv", help="virtual environment to activate on the nodes")
-    made.add_argument(
-        "--setup",
-        action="append",
-        default=[],
-        metavar="LINE",
-        help="of shell before that, e.g. --setup 'module load cuda' --setup 'conda activate clip'",
-    )
-
-
 def _safetensors(value: str) -> Path:
     if Path(value).suffix != ".safetensors":
         raise argparse.ArgumentTypeError(f"{value} must end in .safetensors")
     return Path(value)
-
-
-def check_launcher(argv: list[str]) -> None:
-    """Answers `launch` without a launcher and exits; refuses one that is not there."""
-    asked = argv[0] if argv else ""
-    if asked == "slurm":
-        return
-    if asked not in ("", "-h", "--help"):
-        raise ValueError(f"there is no launcher '{asked}'; there is: slurm")
-    print("usage: counterpoint launch slurm --config RUN ...   (slurm --help: more)")
-    raise SystemExit(0 if asked else 2)
-
-
-def check(command: str, argv: list[str]) -> None:
-    """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
-    whole = {each.__name__: each for each in (evaluate, cluster, probe, curate, export)}
-    if command in whole:
-        options = whole[command]().parse_args(argv)
-        if command == "export":
-            check_export(options)
-    elif command == "fit":
-        fit_arguments.parse(argv)
-    elif command == "embed":
-        written = read(embed_words(argv)[1])
-        check_words(written)
-        fit_arguments.check_keep_lists(written)
-    elif command == "prompts":
-        prompts().parse_known_args(argv)
-    elif command == "launch":
-        check_launcher(argv)
-        options, rest = slurm().parse_known_args(argv[1:])
-        if fit_arguments.take_option(rest, "--resume")[1] is not None:
-            raise ValueError("leave --resume out: a job always continues what its run_dir holds")
-        check_words(read(["--config", options.config, *rest]))

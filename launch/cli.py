@@ -27,7 +27,7 @@ COMMANDS = {
     "report": ("report", "write one HTML page about one or more runs"),
     "sweep": ("sweep", "run (config, seed) pairs and render the results"),
     "ablate": ("ablate", "compare subsets of a pool: train, test, one table"),
-    "launch": ("slurm", "write (and submit) the job script of a SLURM cluster"),
+    "launch": ("launch", "write (and submit) a job for SLURM, Kubernetes or SkyPilot"),
     "data": ("data", "build the emoji shards, index shards to a manifest"),
     "init": ("init", "copy the configs into a project of your own"),
 }
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"counterpoint: {unknown(command)}", file=sys.stderr)
         return 2
-    from .arguments import check
+    from .checks import check
     from .errors import reports_for_its_node, sentence
     from .run.run_log import announce
 

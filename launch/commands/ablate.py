@@ -18,13 +18,14 @@ import numpy as np
 
 from ...data.files import whole_file, write_json, write_whole
 from ...train.evaluation.outcomes import FILE, read_outcomes
-from ..arguments import Arguments, add_job_options
+from ..arguments import Arguments
 from ..config.packaged import find, packaged_files
 from ..experiments.ablation.plan import Plan, read_name, read_plan
 from ..experiments.ablation.table import Results, make_table
-from ..experiments.job_script import check_time, fill, groups, submit, write_script
+from ..experiments.job_script import check_least, check_time, fill, groups, submit, write_script
 from ..experiments.pairs import Runner, fit_command, stoppable
 from ..experiments.results import Pair
+from ..job_arguments import add_job_options
 from ..reporting.ablation_page import render_page
 from ..reporting.ablation_sections import render_markdown
 from ..reporting.runs import is_evaluation, read_run
@@ -159,9 +160,7 @@ def write_job(options: argparse.Namespace, plan: Plan, file: Path, out: Path) ->
         if value is not None and value is not False:
             raise ValueError(f"--{name} says nothing to --slurm, whose array has all runs; drop it")
     check_time(options.time)
-    for name, lowest in (("gpus", 0), ("cpus", 1), ("grace", 1)):
-        if getattr(options, name) < lowest:
-            raise ValueError(f"--{name} is {getattr(options, name)}; give at least {lowest}")
+    check_least(options, gpus=0, cpus=1, grace=1)
     out = out.absolute()
     last = len(plan.pairs) - 1
     command = ["counterpoint", "ablate", str(file.absolute()), "--out", str(out)]

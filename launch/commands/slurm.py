@@ -9,24 +9,28 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ...data.order.steps import check_divides
 from ...data.shards.manifest import Manifest, is_remote
-from ..arguments import check_launcher
-from ..arguments import slurm as slurm_options
 from ..config import parser as run_config
-from ..experiments.job_script import check_time, fill, groups, submit, write_script
+from ..experiments.job_script import (
+    check_least,
+    check_time,
+    fill,
+    groups,
+    submit,
+    write_script,
+)
+from ..experiments.torchrun_job import parsed, run_parser
+from ..job_arguments import slurm as slurm_options
 
 
 def main(argv: list[str]) -> int:
     """Writes the script, and submits it with `--submit`; returns the exit status."""
-    check_launcher(argv)
-    options, overrides = slurm_options().parse_known_args(argv[1:])
+    options, overrides = slurm_options().parse_known_args(argv)
     config = checked(options, overrides)
     run_dir = Path(options.run_dir or config.run_dir or f"runs/{config.name}").absolute()
     overrides = [*overrides, "--run_dir", str(run_dir)]
@@ -46,26 +50,15 @@ def main(argv: list[str]) -> int:
 
 def checked(options: argparse.Namespace, overrides: list[str]) -> Any:
     """Parses the run, so that a mistake is raised now and not when the job has waited for hours."""
-    for name, lowest in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("grace", 1)):
-        value = getattr(options, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"--{name} is {value}; give at least {lowest}")
+    check_least(options, nodes=1, gpus=0, cpus=1, grace=1)
     check_time(options.time)
-    world_size = options.nodes * tasks(options)
-    config = run_config.parse(_run_parser(), ["--config", options.config, *overrides])
-    for name, phase in config.phases.items():
-        check_divides(phase.batch_size, world_size, f"phases.{name}.")
+    config = parsed(options.config, overrides, options.nodes * tasks(options))
     if options.cache is not None and config.data.cache is None:
         raise ValueError(
             f"--cache {options.cache}: the run reads shards where they are; give it a data.cache "
             "(configs/data/remote.yaml), or leave --cache out"
         )
     return config
-
-
-@cache
-def _run_parser() -> Any:
-    return run_config.make_parser()
 
 
 def tasks(options: argparse.Namespace) -> int:
@@ -78,7 +71,7 @@ def tasks(options: argparse.Namespace) -> int:
 
 def named_folders(file: str, config: Any) -> set[str]:
     """Folders of a run file and of what it names, shards included, as far as that is there."""
-    paths = list(texts(run_config.plain(_run_parser(), config)))
+    paths = list(texts(run_config.plain(run_parser(), config)))
     if os.path.isfile(file):
         parts = texts(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
         paths += [file, *(os.path.join(os.path.dirname(file), part) for part in parts)]

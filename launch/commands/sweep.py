@@ -79,3 +79,8 @@ def read_sweep(
         trained = identity_of(run["config"], overrides)
         pairs += [Pair(content["name"], name, run["config"], s, trained, overrides) for s in seeds]
     return sorted(pairs, key=lambda pair: pair.seed)
+
+
+def read_pairs(file: str) -> list[Pair]:
+    """Reads the pairs of a sweep, by path or packaged name, whose runs somebody else parses."""
+    return read_sweep(find(file, "sweep"), identity_of=lambda *_: Identity({}, frozenset()))

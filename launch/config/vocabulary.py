@@ -21,7 +21,9 @@ CURVE = "the curve of the learning rate is phases.NAME.schedule: cosine, constan
 SHARDS = "shards are named by data.manifest, a .parquet file that `counterpoint data index` writes"
 WORKERS = "loader processes are data.num_workers"
 LOGGERS = "loggers are trainer.logger: wandb, tensorboard, mlflow or csv"
-DEVICES = "GPUs of a node are trainer.devices; several nodes start by torchrun or `launch slurm`"
+DEVICES = (
+    "GPUs of a node are trainer.devices; several nodes start by torchrun or `counterpoint launch`"
+)
 STRATEGY = "the strategy is trainer.strategy: ddp, fsdp2, zero1, zero2 or zero3"
 ACCELERATOR = "the device is trainer.accelerator: gpu, cpu or auto (--trainer gpu, --trainer cpu)"
 WEIGHTS = "weights to start from are init_from: a run, a file or a model of another library"

@@ -1,7 +1,7 @@
-"""Job scripts of SLURM: a template with its values filled in, and given to `sbatch` if asked.
+"""Job scripts: a template with its values filled in, and given to the cluster's program if asked.
 
-In: a commented shell script whose placeholders are `@{name}`. Out: the script, without the lines
-whose value is not given.
+In: a commented shell script or manifest whose placeholders are `@{name}`. Out: the script, without
+the lines whose value is not given.
 """
 
 import re
@@ -34,7 +34,8 @@ def fill(template: str, values: Mapping[str, Any], repeated: Mapping[str, Sequen
     for line in (TEMPLATES / template).read_text(encoding="utf-8").splitlines():
         names = re.findall(r"@\{(\w+)\}", line)
         if names and names[0] in repeated:
-            lines += [line.replace(f"@{{{names[0]}}}", text) for text in repeated[names[0]]]
+            filled = [line.replace(f"@{{{names[0]}}}", text) for text in repeated[names[0]]]
+            lines += [text if text.strip() else "" for text in filled]
         elif all(values[key] is not None for key in names):
             lines.append(Template(line).substitute(values).rstrip())
     return "\n".join(lines) + "\n"
@@ -43,25 +44,35 @@ def fill(template: str, values: Mapping[str, Any], repeated: Mapping[str, Sequen
 def groups(command: list[str]) -> list[str]:
     """Quoted words, an option and its value a line."""
     lines: list[str] = []
-    for word in map(shlex.quote, command):
+    for word in command:
         if not lines or word.startswith("--"):
-            lines.append(word)
+            lines.append(shlex.quote(word))
         else:
-            lines[-1] += f" {word}"
+            lines[-1] += f" {shlex.quote(word)}"
     return lines
 
 
-def write_script(path: Path, text: str, log_folder: Path) -> None:
-    """Writes the script; one that somebody has edited is left alone."""
+def write_script(
+    path: Path, text: str, log_folder: Path, command: Sequence[str] = ("sbatch",)
+) -> None:
+    """Writes the script that `command` submits; one that somebody has edited is left alone."""
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"{path} is there and differs from what this command writes: submit it as it is "
-            f"(sbatch {path}), delete it, or write to another --out"
+            f"({shlex.join([*command, str(path)])}), delete it, or write to another --out"
         )
     # SLURM does not make the folder of the log; without it there is no log of why the job failed.
     for folder in (log_folder, path.parent):
         folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def check_least(options: Any, **least: int) -> None:
+    """Refuses numbers below the least that makes sense, by option."""
+    for name, lowest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name} is {value}; give at least {lowest}")
 
 
 def check_time(time: str) -> None:
@@ -70,12 +81,16 @@ def check_time(time: str) -> None:
         raise ValueError(f"--time is {time}; write it as 24:00:00, 2-12:00:00 or minutes")
 
 
-def submit(path: Path) -> int:
-    """Gives the script to SLURM, if there is one here."""
-    if shutil.which("sbatch") is None:
-        raise ValueError(f"there is no sbatch on this machine; submit {path} on the cluster")
-    done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
+def submit(path: Path, command: Sequence[str] = ("sbatch",)) -> int:
+    """Gives the script to the cluster, if its program is here."""
+    words = [*command, str(path)]
+    if shutil.which(words[0]) is None:
+        raise ValueError(
+            f"there is no {words[0]} on this machine; run this where there is one: "
+            f"{shlex.join(words)}"
+        )
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"sbatch refuses {path}: {done.stderr.strip()}")
+        raise ValueError(f"{words[0]} refuses {path}: {done.stderr.strip()}")
     print(done.stdout.strip())
     return 0

@@ -1,7 +1,7 @@
 """Every command line and every key in README and the documentation is one that the parsers take.
 
-The commands run up to the point where their arguments are parsed; `fit`, `embed` and `launch slurm`
-go on into the real parser of run files, which reads the files that the command names.
+The commands run up to the point where their arguments are parsed; `fit`, `embed` and `launch` go
+on into the real parser of run files, which reads the files that the command names.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cluster_jobs
 import fake_slurm
 import pytest
 import tiny
@@ -19,22 +20,7 @@ from counterpoint.launch.cli import main
 from counterpoint.launch.run import env
 from counterpoint.train.checkpointing.checkpoint import load, newest
 
-STEPS = 30
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    index_shards([str(p) for p in tiny.write_shards(folder)], str(folder / "train.parquet"))
-    return folder / "train.parquet"
-
-
-def run_file(folder: Path, manifest: Path, **changes) -> Path:
-    folder.mkdir(exist_ok=True)
-    values = tiny.config(manifest, steps=STEPS) | changes
-    progress = {"class_path": "progress.Progress", "init_args": {"path": str(folder / "at")}}
-    values["trainer"] |= {"logger": False, "callbacks": [progress]}
-    return tiny.write_config(folder, values)
+manifest, run_file = cluster_jobs.manifest, cluster_jobs.run_file
 
 
 def directives(text: str) -> set[str]:
@@ -78,7 +64,7 @@ def test_containers_see_what_the_run_names(manifest, tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     (tmp_path / "slots").mkdir()
-    values = tiny.config(manifest, steps=STEPS)
+    values = tiny.config(manifest, steps=cluster_jobs.STEPS)
     (tmp_path / "slots" / "model.yaml").write_text(json.dumps(values["model"]))
     (tmp_path / "rows").mkdir()
     tiny.write_shards(tmp_path / "elsewhere", 1)
