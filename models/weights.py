@@ -6,6 +6,7 @@ names of the others. A file that fills neither tower by half is refused: what is
 trained from scratch under the name of these weights.
 """
 
+import pickle
 import re
 import zipfile
 from collections.abc import Container, Iterable, Mapping
@@ -86,7 +87,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         content = read_torch(path)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+        # torch advises to run what is in the file.
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds no tensors, or more than these"
+        raise ValueError(
+            f"{path} cannot be read as weights: {reason}; take safetensors, or a torch file of "
+            "tensors by name"
+        ) from error
     ours = isinstance(content, Mapping) and OURS in content
     if ours and (reason := damage(path)):
         raise ValueError(f"{path} is damaged ({reason}): take another file, or copy it again")

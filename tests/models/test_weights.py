@@ -6,7 +6,7 @@ from tiny_tower import tiny_vit
 
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
-from counterpoint.models.weights import LoadReport, load_weights, percent
+from counterpoint.models.weights import LoadReport, load_weights, percent, read_weights
 
 
 def tiny(image_width=16, text_width=16, vocab_size=50, image_size=16, seed=0):
@@ -104,3 +104,13 @@ def test_a_share_is_all_or_nothing_only_where_it_is():
     assert [percent(x) for x in shares] == ["0%", "<1%", "50%", ">99%", "100%"]
     report = LoadReport(["a"], ["b"], [], [], 0.5, {})
     assert str(report) == "50% of the model's parameters matched; 1 missing (b)"
+
+
+def test_a_file_that_is_no_tensors_is_one_sentence_that_advises_no_risk(tmp_path):
+    """torch's own message proposes to run what is in the file."""
+    (tmp_path / "text.pt").write_text("import os")
+    torch.save({"a": print}, tmp_path / "function.pt")
+    for name in ("text.pt", "function.pt"):
+        with pytest.raises(ValueError, match="it holds no tensors, or more than these") as caught:
+            read_weights(tmp_path / name)
+        assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
