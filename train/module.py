@@ -213,7 +213,7 @@ class ContrastiveModule(pl.LightningModule):
         parts = {self.model: self.model.layers(), self.objective: []}
         if self.ema is not None:
             parts[self.ema.model] = self.ema.model.layers()
-        self.sharding.shard(self, parts)
+        self.sharding.shard(self, parts, max(self.model.chunks, self.model.text_parts))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer; its learning rate is set before every step."""

@@ -1,14 +1,15 @@
 """Pairs a second and MFU of the training step on one GPU: ViT-B/32, B/16, L/14 at 224 px.
 
-Run: `cd tests && ../.venv/bin/python -m benchmarks.gpu_train_step`. NOT RUN YET: written on a
-machine without a GPU. The whole step under Lightning's Trainer (bf16, compiled, fused AdamW), on
-noise and captions of realistic length that come from the host's memory; loading is not part of it.
-The peak is a matrix product's (or `--peak-tflops`). Printed as Markdown.
+Run: `cd tests && ../.venv/bin/python -m benchmarks.gpu_train_step`. NOT RUN YET on a GPU. The whole
+step under Lightning's Trainer (bf16, compiled, fused AdamW), on noise and captions of realistic
+length that come from the host's memory; loading is not part of it. The peak is a matrix product's
+(or `--peak-tflops`). Printed as Markdown.
 """
 
 import argparse
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,19 @@ MASKS: dict[str, dict[str, Any]] = {
 }
 
 
+class Turns:
+    """Batches one after the other; Lightning would take a list for several loaders."""
+
+    def __init__(self, batches: list[Any]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 class InMemory(pl.LightningDataModule):
     """The same few batches again and again, in the host's pinned memory."""
 
@@ -67,9 +81,9 @@ class InMemory(pl.LightningDataModule):
         batches = make_batches(2, size, SIZE)
         self.batches = [[{k: v.pin_memory() for k, v in batch.items()}] for batch in batches]
 
-    def train_dataloader(self) -> list[Any]:
+    def train_dataloader(self) -> "Turns":
         """What the Trainer iterates over."""
-        return self.batches * ((WARM + MEASURED) // len(self.batches))
+        return Turns(self.batches * ((WARM + MEASURED) // len(self.batches)))
 
     def on_after_batch_transfer(self, batch: list[Any], dataloader_idx: int) -> Any:
         """As the loader of a run does."""
@@ -112,7 +126,7 @@ def measure(sizes: Sizes, batch: int, masks: dict[str, Any], options: Any) -> di
     model = TwoTower(TimmTower(sizes.image, SIZE), text, sizes.embed_dim, chunks=options.chunks)
     phase = Phase(batch * (WARM + MEASURED), batch, 1e-4, schedule="constant", **masks)
     objective = Objective({"infonce": InfoNCE()})
-    module = ContrastiveModule(model, objective, AdamW(), Phases({"train": phase}), seed=0)
+    module = ContrastiveModule(model, objective, Phases({"train": phase}), AdamW(), seed=0)
     window = Window(options.peak_tflops)
     trainer = pl.Trainer(
         accelerator="gpu", devices=1, precision="bf16-mixed", max_steps=WARM + MEASURED,

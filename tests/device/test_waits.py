@@ -10,10 +10,11 @@ from counterpoint.losses.distributed.collectives import equal_rows
 
 # 0-based, of a run that logs every eighth. DDP takes the time of its first ten and waits for it.
 STEPS = (12, 15)
+# Strategy, processes, options; launches, gathers and mebibytes that a step may take.
 CASES = [
-    ("auto", 1, {}),
-    ("ddp", 2, {}),
-    ("fsdp2", 2, {}),
+    ("auto", 1, {}, 900, 0, 55),
+    ("ddp", 2, {}, 950, 2, 55),
+    ("fsdp2", 2, {}, 850, 6, 50),
 ]
 # Drawn clusters are as many on a rank as the draw says, which is made on the device.
 WAITING = {"clusters/sharded_part"}
@@ -23,11 +24,17 @@ UNKNOWN = {"present/stored_teacher", "refine/rafa"}
 ROWS, RANKS = 8, 2
 
 
-@pytest.mark.parametrize(("strategy", "world_size", "options"), CASES)
-def test_no_step_waits(null_gpu, run_file, tmp_path, strategy, world_size, options):
+@pytest.mark.parametrize(
+    ("strategy", "world_size", "options", "launches", "gathers", "mebibytes"), CASES
+)
+def test_no_step_waits(
+    null_gpu, run_file, tmp_path, strategy, world_size, options, launches, gathers, mebibytes
+):
     options = {"trainer.strategy": strategy, "trainer.precision": "bf16-mixed"} | options
     for counted in null_gpu(world_size, fit, run_file, tmp_path / "run", options, STEPS):
-        assert counted.a_step["launch"] > 500
+        assert 500 < counted.a_step["launch"] <= launches
+        assert counted.a_step["all_gather calls"] <= gathers
+        assert counted.peak_bytes <= mebibytes * 2**20
         assert "\n".join(counted.waits) == ""
         assert counted.a_step["wait"] == 0
 

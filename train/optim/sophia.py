@@ -95,6 +95,7 @@ class EstimateCurvature(pl.Callback):
             seed = step_seed(module.seed, step, -1) >> 2
             loss = module.objective.sampled(features, batch, seed)
         loss.backward()
+        module.tensors.release(module)
         module.tensors.average_gradients(parameters)
         norm = module.tensors.norms([parameters])[0]
         if bool(norm.isfinite()):

@@ -34,12 +34,18 @@ class Sharding:
     knows_extra_backward = True
     gathers_in_forward = False
 
-    def shard(self, module: nn.Module, parts: Mapping[nn.Module, Sequence[nn.Module]]) -> None:
+    def shard(
+        self,
+        module: nn.Module,
+        parts: Mapping[nn.Module, Sequence[nn.Module]],
+        num_calls: int = 1,
+    ) -> None:
         """Leaves each rank its part of the module, once ranks are known, before the optimizer.
 
         Args:
             module: all that is trained and saved.
             parts: those of its modules that are called by themselves, each with its layers.
+            num_calls: how often a step calls a layer at most, in parts of the batch.
 
         Raises:
             ValueError: the module has row shards, which the strategy would take for copies.

@@ -104,7 +104,12 @@ class Zero(Sharding, DeepSpeedStrategy):
         """This process's device; DeepSpeed wants an index even of CPUs."""
         return torch.device("cpu", 0) if self._on_cpu else super().root_device
 
-    def shard(self, module: nn.Module, parts: Mapping[nn.Module, Sequence[nn.Module]]) -> None:
+    def shard(
+        self,
+        module: nn.Module,
+        parts: Mapping[nn.Module, Sequence[nn.Module]],
+        num_calls: int = 1,
+    ) -> None:
         """Leaves all to DeepSpeed, which would average row shards."""
         refuse_row_shards(module, type(self).__name__)
 

@@ -18,6 +18,7 @@ from .deepspeed_internals import (
     Fragment,
     all_reduce,
     find_fragments,
+    meeting_device,
     set_working_copy,
     whole_shape,
     working_slice,
@@ -61,7 +62,7 @@ class ZeroAverage:
 
     def gather(self, parameter: nn.Parameter) -> Tensor:
         """Returns one of its parameters in fp32, on the host (collective)."""
-        flat = self._own_elements(parameter).to(parameter.device)
+        flat = self._own_elements(parameter).to(meeting_device())
         all_reduce(self.zero, flat)
         return flat.view(whole_shape(parameter)).cpu()
 

@@ -103,11 +103,18 @@ def gather(zero: Any, parameter: nn.Parameter, values: Callable[[Tensor], Tensor
     `values` takes a flat partition to the values of its elements: itself, or a state.
     """
     shape = whole_shape(parameter)
-    whole = torch.zeros(shape.numel(), device=parameter.device, dtype=torch.float32)
+    whole = torch.zeros(shape.numel(), device=meeting_device(), dtype=torch.float32)
     for fragment in find_fragments(zero, parameter):
         fragment.of_parameter(whole).copy_(fragment.of_partition(values(fragment.flat)))
     all_reduce(zero, whole)
     return whole.view(shape).cpu()
+
+
+def meeting_device() -> torch.device:
+    """Returns this process's device, which collectives take, wherever the parameters are."""
+    from deepspeed.accelerator import get_accelerator
+
+    return torch.device(get_accelerator().current_device_name())
 
 
 def scatter(

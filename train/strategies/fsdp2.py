@@ -7,9 +7,10 @@ parameters, gradients and optimizer states.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .base import Sharding
@@ -29,21 +30,54 @@ class Fsdp2(Sharding, ModelParallelStrategy):
 
     def __init__(self):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self._whole: list[FSDPModule] = []
 
-    def shard(self, module: nn.Module, parts: Mapping[nn.Module, Sequence[nn.Module]]) -> None:
+    def shard(
+        self,
+        module: nn.Module,
+        parts: Mapping[nn.Module, Sequence[nn.Module]],
+        num_calls: int = 1,
+    ) -> None:
         """Shards the layers of each part one by one, then what is left of it.
 
         Parameters outside a sharded module would drift apart: the single numbers (the logit scale)
         are in the part's own group. Rows that each rank keeps for good stay as they are.
+
+        In bf16-mixed, layers are gathered in bf16, in which they compute; the part's own group is
+        gathered in fp32, since a scale of 100 has an error of one in bf16. Layers that a step calls
+        several times are gathered once and stay whole until its backward pass has ended.
         """
-        super().shard(module, parts)
+        super().shard(module, parts, num_calls)
         mesh = self.device_mesh["data_parallel"]
         kept: set[nn.Parameter] = set(row_shards_in(module).values())
         for part, layers in parts.items():
+            is_trained = any(parameter.requires_grad for parameter in part.parameters())
+            stays_whole = num_calls > 1 and is_trained
             for layer in layers:
-                fully_shard(layer, mesh=mesh, ignored_params=kept)
+                sharded = fully_shard(
+                    layer,
+                    mesh=mesh,
+                    ignored_params=kept,
+                    mp_policy=self._precision_of_layers(),
+                    reshard_after_forward=not stays_whole,
+                )
+                if stays_whole:
+                    sharded.set_reshard_after_backward(False)
+                    self._whole.append(sharded)
             if any(parameter not in kept for parameter in part.parameters()):
                 fully_shard(part, mesh=mesh, ignored_params=kept)
+
+    def _precision_of_layers(self) -> MixedPrecisionPolicy:
+        if self.precision_plugin.precision != "bf16-mixed":
+            return MixedPrecisionPolicy()
+        # Autocast decides on activations: what layers add to stays in fp32.
+        return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Cuts layers again, before anything looks for their gradients."""
+        for layer in self._whole:
+            layer.reshard()
+        super().post_backward(closure_loss)
 
     def tensors(self) -> ShardedTensors:
         return ShardedTensors()

@@ -156,9 +156,10 @@ class ShardedTensors(Tensors):
         return local_value.full_tensor() if isinstance(local_value, DTensor) else local_value
 
     def release(self, module: nn.Module) -> None:
-        """Cuts a root again, which FSDP2 leaves whole after a forward pass."""
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        """Cuts again a root, and layers, that FSDP2 leaves whole after a forward pass."""
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def add_up_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:
