@@ -114,7 +114,8 @@ def meeting_device() -> torch.device:
     """Returns this process's device, which collectives take, wherever the parameters are."""
     from deepspeed.accelerator import get_accelerator
 
-    return torch.device(get_accelerator().current_device_name())
+    accelerator: Any = get_accelerator()
+    return torch.device(accelerator.current_device_name())
 
 
 def scatter(
