@@ -72,6 +72,7 @@ PACKAGES = {
     "launch.experiments": "Sweeps and the catalogue.",
     "launch.experiments.ablation": "Ablations: plan, statistics, table.",
     "launch.export": "A run's model in other libraries' layouts, compared and described.",
+    "launch.planning": "What a run needs and costs, computed before it is started.",
     "launch.reporting": "The report page.",
 }
 INTRODUCTION = """Every key of a run file, by slot, with its type and default, and every class of

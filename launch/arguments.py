@@ -278,6 +278,48 @@ def check_export(options: Any) -> None:
         raise ValueError(f"{options.out} exists already; remove it, or export to another place")
 
 
+def plan() -> Arguments:
+    """The options of `counterpoint plan`; all others are the run's."""
+    made = Arguments(
+        prog="counterpoint plan",
+        description="Compute what a run needs (memory, network, time, cores, money) before it is "
+        "started. Further arguments are those of `counterpoint fit`: RUN, --model.chunks 8, ...",
+    )
+    made.add_argument(
+        "--on", metavar="DEVICE", help="a100, h100, h200, b200, cpu, or a .yaml file of such keys"
+    )
+    made.add_argument("--gpus", type=int, default=1, help="devices of all nodes (1)")
+    made.add_argument("--nodes", type=int, help="that they stand in (as few as possible)")
+    made.add_argument("--price", type=float, help="of a GPU hour")
+    made.add_argument(
+        "--caption_tokens", type=float, default=12.4, help="of a caption on average (12.4)"
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
+    made.add_argument(
+        "--measure", type=Path, metavar="FILE", help="write the constants of this machine, and end"
+    )
+    return made
+
+
+def check_plan(options: Any, rest: list[str]) -> None:
+    """Refuses what cannot be planned."""
+    if options.measure is not None:
+        if rest or options.on is not None:
+            raise ValueError("--measure FILE takes no run and no device: it measures this machine")
+        return
+    if options.on is None:
+        raise ValueError("name the device with --on, such as --on h100 (or a file of --measure)")
+    for name in ("gpus", "nodes", "caption_tokens", "price"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name} is {value:g}; give more than 0")
+    if options.nodes is not None and options.gpus % options.nodes:
+        raise ValueError(
+            f"--gpus {options.gpus} does not divide into --nodes {options.nodes}: --gpus counts "
+            "the devices of all nodes"
+        )
+
+
 def _safetensors(value: str) -> Path:
     if Path(value).suffix != ".safetensors":
         raise argparse.ArgumentTypeError(f"{value} must end in .safetensors")

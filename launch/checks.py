@@ -1,8 +1,20 @@
 """Mistakes that a command's own options show, found before anything heavy is imported."""
 
-from .arguments import check_export, cluster, curate, embed_words, evaluate, export, probe, prompts
+from .arguments import (
+    check_export,
+    check_plan,
+    cluster,
+    curate,
+    embed_words,
+    evaluate,
+    export,
+    plan,
+    probe,
+    prompts,
+)
 from .config import fit_arguments
 from .config.diagnosis import check_words
+from .config.packaged import find
 from .config.run_files import read
 from .job_arguments import LAUNCHERS, check_launcher
 
@@ -20,6 +32,12 @@ def check(command: str, argv: list[str]) -> None:
         written = read(embed_words(argv)[1])
         check_words(written)
         fit_arguments.check_keep_lists(written)
+    elif command == "plan":
+        options, rest = plan().parse_known_args(argv)
+        check_plan(options, rest)
+        if options.measure is None:
+            find(options.on, "device")
+            fit_arguments.parse(rest)
     elif command == "prompts":
         prompts().parse_known_args(argv)
     elif command == "launch":

@@ -167,4 +167,6 @@ def stop_at(longest: int, width: int, context_length: int) -> int:
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
     """Copies a few numbers to the device without waiting for it."""
-    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)

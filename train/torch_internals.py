@@ -4,7 +4,8 @@ In: modules and tensors. Out: what torch's documented functions do not do. Each 
 tests/train/test_torch_internals.py, so that an upgrade of torch opens these two files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,18 @@ def nccl_trace() -> bytes | None:
     if not dist.is_initialized() or "nccl" not in str(dist.get_backend_config()):
         return None
     return torch._C._distributed_c10d._dump_nccl_trace()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def fake_process_group(world_size: int) -> Iterator[None]:
+    """Makes this process rank 0 of many that do not exist; collectives do nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def stay_in_eval_mode(module: nn.Module) -> None:

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -107,3 +108,11 @@ def test_the_flight_recorder_can_be_read_as_what_torchfrtrace_reads():
     """Nothing was recorded here; torch has the function, and its answer is a pickle of a dict."""
     content = pickle.loads(torch._C._distributed_c10d._dump_nccl_trace())
     assert "version" in content
+
+
+def test_ranks_that_do_not_exist():
+    with torch_internals.fake_process_group(512):
+        assert (dist.get_rank(), dist.get_world_size()) == (0, 512)
+        gathered = torch.empty(1024)
+        dist.all_gather_into_tensor(gathered, torch.ones(2))  # nobody is waited for
+    assert not dist.is_initialized()
