@@ -35,7 +35,9 @@ def check(command: str, argv: list[str]) -> None:
     elif command == "plan":
         options, rest = plan().parse_known_args(argv)
         check_plan(options, rest)
-        if options.measure is None:
+        if options.measure is not None:
+            plan().parse_args(argv)
+        else:
             find(options.on, "device")
             fit_arguments.parse(rest)
     elif command == "prompts":
