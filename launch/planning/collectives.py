@@ -156,7 +156,11 @@ class _Collectives(TorchDispatchMode):
 
 
 def of_strategy(
-    strategy: str, model: TwoTower, calls: Mapping[nn.Module, int], world_size: int
+    strategy: str,
+    model: TwoTower,
+    calls: Mapping[nn.Module, int],
+    world_size: int,
+    precision: str = "32-true",
 ) -> list[Collective]:
     """Returns what a strategy sends beside the loss.
 
@@ -165,13 +169,14 @@ def of_strategy(
         model: whose parameters and gradients travel.
         calls: of each layer in a step, without recomputation.
         world_size: ranks.
+        precision: Lightning's name, such as bf16-mixed.
     """
     if world_size == 1:
         return []
     trained = [p for p in model.parameters() if p.requires_grad]
     size = sum(map(_bytes, trained))
     if strategy == "fsdp2":
-        return _fsdp2(model, calls, world_size)
+        return _fsdp2(model, calls, world_size, precision)
     if strategy.startswith("zero3"):
         whole = sum(map(_bytes, model.parameters()))
         mean = math.fsum(calls.values()) / max(1, len(calls))
@@ -199,22 +204,26 @@ def num_buckets(sizes: Iterable[int]) -> int:
     return count + bool(filled)
 
 
-def _fsdp2(model: TwoTower, calls: Mapping[nn.Module, int], world_size: int) -> list[Collective]:
-    """Each layer is gathered for each call and again for its backward pass; the rest once."""
+def _fsdp2(
+    model: TwoTower, calls: Mapping[nn.Module, int], world_size: int, precision: str
+) -> list[Collective]:
+    """As `Fsdp2.shard`: layers that a step calls several times are gathered once, else twice."""
     layers = list(model.layers())
     inside = {p for layer in layers for p in layer.parameters()}
     rest = [p for p in model.parameters() if p not in inside]
     gathers, size = 1, sum(padded_bytes(p, world_size) for p in rest)
-    trained = sum(padded_bytes(p, world_size) for p in rest if p.requires_grad)
+    scattered = sum(padded_bytes(p, world_size) for p in rest if p.requires_grad)
+    width = 0.5 if precision == "bf16-mixed" else 1.0
+    stays_whole = max(calls.values(), default=1) > 1
     for layer in layers:
         whole = sum(padded_bytes(p, world_size) for p in layer.parameters())
         is_trained = any(p.requires_grad for p in layer.parameters())
-        gathers += calls[layer] * (1 + is_trained)
-        size += calls[layer] * (1 + is_trained) * whole
-        trained += whole * is_trained
+        times = 1 if stays_whole else 1 + is_trained
+        gathers, size = gathers + times, size + times * whole * width
+        scattered += whole * is_trained
     return [
         Collective("parameters", "all-gather", gathers, size),
-        Collective("gradients", "reduce-scatter", 1 + len(layers), trained),
+        Collective("gradients", "reduce-scatter", 1 + len(layers), scattered),
     ]
 
 

@@ -5,7 +5,8 @@ the run; nothing is measured and no data is read.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,9 +200,12 @@ class _Setting:
         batch = meta.batch_of(parts, rows, self.mean_tokens)
         reduction = meta.reduction_of(phase, parts.model, batch)
         needs = parts.objective.needs
-        count = count_step(parts.model, batch, needs, reduction, self.device, self.precision)
+        with self._as_gathered():
+            count = count_step(parts.model, batch, needs, reduction, self.device, self.precision)
         loss = of_objective(parts.small, count.features, batch, rows, world_size)
-        collectives = of_strategy(self.strategy, parts.model, count.calls, world_size)
+        collectives = of_strategy(
+            self.strategy, parts.model, count.calls, world_size, self.precision
+        )
         if isinstance(loss, LossCount) and world_size > 1:
             collectives = [*loss.collectives, *collectives]
         seconds, hidden = self._seconds(count, loss, collectives, batch, rows)
@@ -210,6 +214,23 @@ class _Setting:
             name, phase.num_steps, rows, phase.batch_size, count, loss, collectives, memory,
             seconds, hidden,
         )  # fmt: skip
+
+    @contextmanager
+    def _as_gathered(self) -> Iterator[None]:
+        """FSDP2 gathers layers in the bits that they compute in: autocast has nothing to copy."""
+        layers = self.parts.model.layers() if self._gathers_half else []
+        for layer in layers:
+            layer.to(torch.bfloat16)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.to(torch.float32)
+
+    @property
+    def _gathers_half(self) -> bool:
+        is_sharded = self.strategy == "fsdp2" and self.cluster.count > 1
+        return is_sharded and self.precision == "bf16-mixed"
 
     def _memory(self, count: StepCount, rows: int, batch: Mapping[str, Any]) -> dict[str, float]:
         model, strategy = self.parts.model, self.strategy
@@ -224,6 +245,10 @@ class _Setting:
         states = self.state_bytes * (1 + (self.width == 2 and strategy.startswith("zero")))
         states = 0.0 if strategy.endswith("_offload") else states / (ranks if cuts_states else 1)
         gathered = rest + 2 * max(layers, default=0.0) if cuts_weights else 0.0
+        if strategy == "fsdp2":
+            is_called_often = max(count.calls.values(), default=1) > 1
+            inside = sum(layers) if is_called_often else 2 * max(layers, default=0.0)
+            gathered = rest + inside * (0.5 if self._gathers_half else 1.0)
         # DDP's gradients are its buckets, which stay; one process makes them as activations go.
         gradients = trained / ranks if cuts_gradients else trained
         if ranks == 1:
