@@ -251,8 +251,10 @@ class _Setting:
             gathered = rest + inside * (0.5 if self._gathers_half else 1.0)
         # DDP's gradients are its buckets, which stay; one process makes them as activations go.
         gradients = trained / ranks if cuts_gradients else trained
-        if ranks == 1:
-            gradients = float(count.peak - count.activations)
+        # FSDP2 has whole ones of layers until the last call's backward pass has ended.
+        as_they_come = float(count.peak - count.activations)
+        if ranks == 1 or strategy == "fsdp2":
+            gradients = as_they_come + (trained / ranks if ranks > 1 else 0.0)
         bucket = BUCKET * self.width if strategy.startswith(("zero1", "zero2")) else 0.0
         loss = self._loss_bytes(count, rows)
         activations = max(count.activations, count.kept + loss) - loss

@@ -40,7 +40,6 @@ def test_memory_and_bytes_are_those_of_a_step(null_gpu, model, strategy, chunks)
     (counted,) = null_gpu(1, step, Setting(MODELS[model], strategy=strategy, chunks=chunks))
     phase = planned(model, strategy, chunks)
     memory = {part: size / GIB for part, size in phase.memory.items() if part != "reserved"}
-    print(model, strategy, chunks, counted.peak_bytes / GIB, sum(memory.values()))  # DEBUG
     assert sum(memory.values()) == pytest.approx(counted.peak_bytes / GIB, rel=0.1), memory
     for kind in ("all-gather", "reduce-scatter", "all-reduce"):
         size = sum(each.bytes for each in phase.collectives if each.kind == kind)
