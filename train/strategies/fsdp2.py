@@ -95,17 +95,19 @@ class Fsdp2(Sharding, ModelParallelStrategy):
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Returns the optimizer's `state_dict` as if nothing were sharded (collective).
 
-        Only on the first rank, which writes it, are there states: all ranks of a node together
-        would hold as many copies of them in its memory.
+        Only the first rank, which writes them, has what was cut: all ranks of a node together would
+        hold as many copies in its memory.
         """
         state = getattr(optimizer, "_optimizer", optimizer).state_dict()
         whole: dict[int, dict[str, Any]] = {}
         for number, values in state["state"].items():
+            of_parameter = whole.setdefault(number, {})
             for name, value in values.items():
                 full = value.full_tensor() if is_sharded(value) else value
-                if self.is_global_zero:
-                    full = full.cpu() if is_sharded(value) else full
-                    whole.setdefault(number, {})[name] = full
+                if full is value:
+                    of_parameter[name] = value
+                elif self.is_global_zero:
+                    of_parameter[name] = full.cpu()
         return {**state, "state": whole}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
