@@ -86,3 +86,10 @@ class Finish(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.run.finish(self.ended.outcome())
+        self.run.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Lets another process continue the run."""
+        self.run.close()

@@ -3,6 +3,7 @@
 In: a run file, parsed, and whether to resume. Out: the run folder and an exit status.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -172,7 +173,7 @@ class Run:
 
     def train(self) -> int:
         """Trains to the end, as often as the run goes back by itself; returns the exit status."""
-        with folder_errors(self.run_dir):
+        with folder_errors(self.run_dir), contextlib.closing(self):
             while (start := self.restore()) is not None:
                 outcome = self.fit(start)
                 del start  # the model that is built next needs its memory
@@ -180,6 +181,15 @@ class Run:
                     return self.finish(outcome)
                 self.resume = self.run_dir
         return 0
+
+    def close(self) -> None:
+        """Lets another process train in the run folder.
+
+        At once: what refers to an error would keep this object, and with it the lock, alive.
+        """
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
 
     def restore(self) -> Start | None:
         """Builds everything, and finds the checkpoint of a resumed run; None: it is finished."""

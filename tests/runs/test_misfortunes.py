@@ -11,12 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from processes import Run
+from processes import Run, run_program
 from progress import fence, where
 from tiny import config, write_config, write_shards
 from waiting import until
 
 from counterpoint.data.shards.index import index_shards
+from counterpoint.launch import errors
+from counterpoint.launch.api.training import build
 from counterpoint.launch.cli import main
 from counterpoint.launch.run import folder
 from counterpoint.launch.run.faults import lock, lost_ranks
@@ -109,9 +111,36 @@ def test_a_run_before_its_first_checkpoint_is_not_begun_twice(arguments, tmp_pat
     assert run.wait() == [2]
     assert f"is being trained by process {os.getpid()} on" in run.text()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [lock.NAME]
-    del held
+    held.release()
     run = Run(["fit", *arguments], 1, tmp_path / "log")
     assert run.wait() == [0], run.text()[-3000:]
+
+
+def test_a_run_that_is_refused_or_over_holds_its_folder_no_longer(arguments, tmp_path):
+    """Also while somebody looks at the error, or keeps what was built."""
+    options = {"trainer.callbacks": None, "data.num_workers": 0, "phases.train.samples": 24}
+    run_dir = tmp_path / "run"
+    built = build(arguments[1], options, run_dir=run_dir)
+    with pytest.raises(ValueError, match="is being trained by process"):
+        other(run_dir)
+    built.trainer.fit(built.module, datamodule=built.data)
+    other(run_dir)
+    argv = ["fit", "--resume", str(run_dir), "--seed=5"]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(errors, "sentence", lambda error: seen.append(error) or "kept")
+        assert main(argv) == 2
+    assert "cannot resume" in str(seen[0])
+    other(run_dir)
+
+
+def other(run_dir) -> None:
+    """Takes the lock in another process, as `RunLock` does; raises its error."""
+    program = f"from pathlib import Path; from {lock.__name__} import RunLock; "
+    program += f"RunLock(Path({str(run_dir)!r}))"
+    status, text = run_program(program, run_dir.parent / "other")
+    if status:
+        raise ValueError(text)
 
 
 def test_a_terminal_that_is_closed_and_a_folder_that_is_removed(arguments, tmp_path):
@@ -138,7 +167,9 @@ def test_a_command_that_ignores_hangups():
     try:
         for ignored, number in ((signal.SIG_IGN, 0), (signal.SIG_DFL, signal.SIGHUP)):
             signal.signal(signal.SIGHUP, ignored)
-            stop, trainer = StopOnSignal(), SimpleNamespace(should_stop=False)
+            loops = SimpleNamespace(epoch_loop=SimpleNamespace(_broadcast_sigterm_tensor=None))
+            stop = StopOnSignal()
+            trainer = SimpleNamespace(should_stop=False, fit_loop=loops)
             stop.on_train_start(trainer, None)
             os.kill(os.getpid(), signal.SIGHUP)
             stop.on_train_batch_end(trainer, None)

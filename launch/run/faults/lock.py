@@ -39,6 +39,7 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path, patience: float = 0.0):
+        self._file = -1
         path, end = run_dir / NAME, time.monotonic() + patience
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         waits = False
@@ -55,8 +56,14 @@ class RunLock:
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(_facts()).encode(), 0)
 
+    def release(self) -> None:
+        """Lets another process train there."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
     def __del__(self):
-        os.close(self._file)
+        self.release()
 
     def _try(self) -> bool:
         try:
