@@ -22,6 +22,15 @@ N, CONTEXT = 24, 24
 NEEDS = frozenset(("image", "text"))
 
 
+@pytest.fixture(autouse=True)
+def fused_attention():
+    """As a run in fp32 chooses it; a run in bf16 in this process leaves another choice."""
+    before = torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_flash_sdp(True)
+    yield
+    torch.backends.cuda.enable_flash_sdp(before)
+
+
 def two_tower(image=None, **more):
     image = image or tiny_tower.tiny_vit(2, 16, 0.0)
     return TwoTower(image, ClipTextTower(32, 2, 2, CONTEXT, vocab_size=50), 16, **more)
