@@ -58,8 +58,8 @@ def prepare() -> None:
     adopt_slurm_tasks()
     use_own_store()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # of torch 2.10, 2.9
-        os.environ.setdefault(name, "2000")  # collectives that the hang watchdog can write down
+    # Collectives of NCCL that the hang watchdog can write down.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     quieten()
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
