@@ -101,7 +101,15 @@ class GroupFilter(Filter):
         """Returns the group of each row, int64 [n], or several groups of each, int64 [n, m].
 
         Of several groups, `keep` is whether all of them keep the row; there is no other column.
+        Between the tasks a row is written to the disk as often.
         """
+
+    def parts(self) -> "Sequence[GroupFilter]":
+        """Returns filters, each with some of the groups, that all have to keep a row.
+
+        One after the other sees the same rows, and their files lie on the disk one at a time.
+        """
+        return (self,)
 
     def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
         raise TypeError(f"{type(self).__name__} works on groups (apply_groups)")

@@ -233,12 +233,19 @@ class Step:
 
         self._reduce(blocks, over)
         if isinstance(self.filter, GroupFilter):
-            buckets, rows_a_block = self._sizes()
+            parts = self.filter.parts()
+            buckets, rows_a_block = self._sizes(parts[0])
             blocks = _blocks(samples, rows_a_block)
-            shuffle = Shuffle(self.filter, self.rows, blocks, self.folder, buckets)
+            shuffle = Shuffle(parts, self.rows, blocks, self.folder, buckets)
             numbers = range(len(blocks))
-            _exhaust(over(shuffle.scatter, numbers, "groups"))
-            _exhaust(over(shuffle.work, range(buckets), "filters"))
+            for part in range(len(parts)):
+                of = f" {part + 1} of {len(parts)}" if len(parts) > 1 else ""
+                if not shuffle.is_worked(part):
+                    scatter = functools.partial(shuffle.scatter, part)
+                    _exhaust(over(scatter, numbers, f"groups{of}"))
+                    work = functools.partial(shuffle.work, part)
+                    _exhaust(over(work, range(buckets), f"filters{of}"))
+                shuffle.forget(part)
             _exhaust(over(shuffle.gather, numbers, "writes"))
         else:
             shards = range(len(self.rows.table.shards))
@@ -299,7 +306,7 @@ class Step:
         seen = np.concatenate(numbers) if numbers else np.zeros(0, dtype=np.int64)
         self.rows.write(self.folder, shard, seen, joined, self.filter.writes)
 
-    def _sizes(self) -> tuple[int, int]:
+    def _sizes(self, filter: GroupFilter) -> tuple[int, int]:
         """Into how many buckets rows go, and how many rows of the pool are in a block at most.
 
         Written down, so that a run that goes on has as many. A row of several groups is written as
@@ -311,10 +318,9 @@ class Step:
             return sizes["buckets"], sizes["rows_a_block"]
         width = 64.0
         for shard in range(len(self.rows.table.shards)):
-            _, rows = next(self.rows.batches(shard, self.filter.reads), (None, None))
+            _, rows = next(self.rows.batches(shard, filter.reads), (None, None))
             if rows is not None and rows.num_rows:
-                assert isinstance(self.filter, GroupFilter)
-                groups = self.filter.groups(rows, state_of(self.folder))
+                groups = filter.groups(rows, state_of(self.folder))
                 copies = 1 if groups.ndim == 1 else groups.shape[1]
                 width = (width + rows.get_total_buffer_size() / rows.num_rows) * copies
                 break

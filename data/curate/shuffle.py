@@ -3,10 +3,11 @@
 In: blocks of shards. Out: the columns of a `GroupFilter` for every row. Blocks write their rows by
 bucket, a bucket is worked on as a whole and writes its results by block, and blocks collect them:
 a task needs memory for its block or bucket, every file is whole or absent, and what is there is not
-made again.
+made again. The rows of a part of the filter are removed before the next part writes its own.
 """
 
 import itertools
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,49 +27,59 @@ BUCKET_KEY = seeded("bucket")
 
 @dataclass(frozen=True)
 class Shuffle:
-    """The three passes of one filter.
+    """The three passes of one filter, the first two for each of its parts.
 
     Args:
-        filter: what works on the groups.
+        parts: what works on the groups (`GroupFilter.parts`).
         rows: the pool.
         blocks: numbers of the shards of each block.
         folder: of the filter.
         buckets: how many; the result is the same for any number.
     """
 
-    filter: GroupFilter
+    parts: Sequence[GroupFilter]
     rows: Rows
     blocks: Sequence[Sequence[int]]
     folder: Path
     buckets: int
 
-    def scatter(self, block: int) -> None:
+    def is_worked(self, part: int) -> bool:
+        """Returns whether all buckets of a part are done; its rows are not needed any more."""
+        return all(self._worked(part, bucket).exists() for bucket in range(self.buckets))
+
+    def forget(self, part: int) -> None:
+        """Removes the rows of a part."""
+        shutil.rmtree(self._folder("scatter", part), ignore_errors=True)
+
+    def scatter(self, part: int, block: int) -> None:
         """Writes the rows of a block, one record batch a bucket."""
-        target = self.folder / "scatter" / f"{block:06d}.arrow"
+        target = self._folder("scatter", part) / f"{block:06d}.arrow"
         if target.exists():
             return
+        filter = self.parts[part]
         parts = []
         for shard in self.blocks[block]:
-            for numbers, rows in self.rows.batches(shard, self.filter.reads):
-                groups = np.asarray(self.filter.groups(rows, state_of(self.folder)), dtype=np.int64)
+            for numbers, rows in self.rows.batches(shard, filter.reads):
+                groups = np.asarray(filter.groups(rows, state_of(self.folder)), dtype=np.int64)
                 copies = 1 if groups.ndim == 1 else groups.shape[1]
                 at = np.repeat(np.arange(len(numbers)), copies)
-                part = rows.take(pa.array(at))
-                part = part.append_column("_group", pa.array(groups.reshape(-1)))
+                taken = rows.take(pa.array(at))
+                taken = taken.append_column("_group", pa.array(groups.reshape(-1)))
                 places = np.int64(shard) << 32 | numbers[at]
-                parts.append(part.append_column("_row", pa.array(places)))
+                parts.append(taken.append_column("_row", pa.array(places)))
         joined = _joined(parts).combine_chunks() if parts else None
         buckets = np.zeros(0, dtype=np.int64)
         if joined is not None:
             buckets = mix(joined["_group"].to_numpy(), BUCKET_KEY) % np.uint64(self.buckets)
         _write_parts(target, joined, buckets.astype(np.int64), self.buckets)
 
-    def work(self, bucket: int) -> None:
-        """Applies the filter to the groups of a bucket; writes one record batch a block."""
-        target = self.folder / "gather" / f"{bucket:06d}.arrow"
+    def work(self, part: int, bucket: int) -> None:
+        """Applies a part to the groups of a bucket; writes one record batch a block."""
+        target = self._worked(part, bucket)
         if target.exists():
             return
-        parts = _read_parts(self.folder / "scatter", len(self.blocks), bucket)
+        filter = self.parts[part]
+        parts = _read_parts(self._folder("scatter", part), len(self.blocks), bucket)
         joined, out, blocks = None, None, np.zeros(0, dtype=np.int64)
         if parts:
             joined = _joined(parts)
@@ -79,8 +90,8 @@ class Shuffle:
             starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
             (batch,) = joined.drop_columns(["_group", "_row"]).to_batches()
             starts = np.append(starts, len(groups))
-            given = self.filter.apply_groups(batch, starts, state_of(self.folder))
-            out = pa.table({"_row": places, **checked(self.filter, given, len(places))})
+            given = filter.apply_groups(batch, starts, state_of(self.folder))
+            out = pa.table({"_row": places, **checked(filter, given, len(places))})
             block_of = np.empty(len(self.rows.table.shards), dtype=np.int64)
             for number, shards in enumerate(self.blocks):
                 block_of[list(shards)] = number
@@ -93,18 +104,21 @@ class Shuffle:
         missing = [s for s in shards if not (self.folder / self.rows.file(s)).exists()]
         if not missing:
             return
-        parts = _read_parts(self.folder / "gather", self.buckets, block)
+        writes = self.parts[0].writes
+        parts = []
+        for part in range(len(self.parts)):
+            parts += _read_parts(self._folder("gather", part), self.buckets, block)
         if not parts:
-            none = {name: np.zeros(0) for name in self.filter.writes}
+            none = {name: np.zeros(0) for name in writes}
             for shard in missing:
-                self.rows.write(self.folder, shard, np.zeros(0, np.int64), none, self.filter.writes)
+                self.rows.write(self.folder, shard, np.zeros(0, np.int64), none, writes)
             return
         joined = _joined(parts)
         joined = joined.take(pa.array(np.argsort(joined["_row"].to_numpy(), kind="stable")))
         joined = joined.combine_chunks()
         places = joined["_row"].to_numpy()
         firsts = np.flatnonzero(np.diff(places, prepend=-1))
-        columns = {name: joined[name].combine_chunks() for name in self.filter.writes}
+        columns = {name: joined[name].combine_chunks() for name in writes}
         if len(firsts) < len(places):
             assert set(columns) == {KEEP}, "several groups of a row can only keep it or not"
             keep = columns[KEEP].to_numpy(zero_copy_only=False)
@@ -114,7 +128,13 @@ class Shuffle:
             first, last = np.searchsorted(places, [shard << 32, (shard + 1) << 32])
             own = {name: column.slice(first, last - first) for name, column in columns.items()}
             numbers = places[first:last] & 0xFFFFFFFF
-            self.rows.write(self.folder, shard, numbers, own, self.filter.writes)
+            self.rows.write(self.folder, shard, numbers, own, writes)
+
+    def _folder(self, name: str, part: int) -> Path:
+        return self.folder / name / f"{part}"
+
+    def _worked(self, part: int, bucket: int) -> Path:
+        return self._folder("gather", part) / f"{bucket:06d}.arrow"
 
 
 def _joined(parts: Sequence[pa.RecordBatch]) -> pa.Table:

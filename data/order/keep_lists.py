@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..hashing import mix, seeded
 from ..shards.manifest import Manifest
 from ..urls import shown
+from .keep_files import open_list
 
 ROWS_A_BATCH = 1 << 17
 # Samples sorted at once (and at least one shard): some 25 MB.
@@ -147,7 +147,7 @@ class KeepLists:
         self.has_weights = self._all_have("weight")
         self.has_keys = reads_keys and self._all_have("key")
         for path in paths if self.has_keys else ():
-            if (kind := _open(path).schema_arrow.field("key").type) != pa.int64():
+            if (kind := open_list(path).schema_arrow.field("key").type) != pa.int64():
                 raise ValueError(
                     f"the column key of the keep-list '{path}' is {kind}; it holds the int64 keys "
                     "of batches, as the lists of counterpoint curate do: rename or drop it"
@@ -159,7 +159,7 @@ class KeepLists:
 
     def _all_have(self, column: str) -> bool:
         """Returns whether all lists have a column; raises a ValueError if some only."""
-        have = [column in _open(path).schema_arrow.names for path in self.paths]
+        have = [column in open_list(path).schema_arrow.names for path in self.paths]
         if any(have) and not all(have):
             without = self.paths[have.index(False)]
             raise ValueError(
@@ -231,7 +231,7 @@ class KeepLists:
         columns = ["shard", "index"] + ["weight"] * self.has_weights + ["key"] * with_keys
         # Without the read-ahead of whole row groups, memory stays at a batch and its pages. Names
         # that are read as codes are looked up once each.
-        file = _open(path, pre_buffer=False, read_dictionary=["shard"])
+        file = open_list(path, pre_buffer=False, read_dictionary=["shard"])
         for batch in file.iter_batches(ROWS_A_BATCH, columns=columns):
             if any(column.null_count for column in batch.columns):
                 raise ValueError(f"the keep-list '{path}' has empty cells; fill or drop these rows")
@@ -354,44 +354,3 @@ def _repeat(
 
 def _quoted(paths: Sequence[Path]) -> str:
     return ", ".join(f"'{path}'" for path in paths)
-
-
-def _open(path: Path, **options: Any) -> pq.ParquetFile:
-    """Opens a keep-list; raises a ValueError if the file is none."""
-    try:
-        file = pq.ParquetFile(path, **options)
-    except FileNotFoundError:
-        raise ValueError(f"there is no keep-list '{path}'; write it, or name another") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"the keep-list '{path}' is not a parquet file; write one with the columns shard and "
-            "index"
-        ) from error
-    schema = file.schema_arrow
-    missing = [name for name in ("shard", "index") if name not in schema.names]
-    if missing:
-        raise ValueError(
-            f"the keep-list '{path}' has no column {' and no column '.join(missing)}; it needs "
-            "shard (the tar's file name) and index (the sample's number in it)"
-        )
-    named = schema.field("shard").type
-    named = named.value_type if pa.types.is_dictionary(named) else named
-    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if not any(is_text(named) for is_text in texts):
-        raise ValueError(
-            f"the column shard of the keep-list '{path}' is {named}; it holds the file names of "
-            "tars, such as 00000.tar"
-        )
-    if not pa.types.is_integer(schema.field("index").type):
-        raise ValueError(
-            f"the column index of the keep-list '{path}' is {schema.field('index').type}; it holds "
-            "whole numbers, the first sample of a tar is 0"
-        )
-    if "weight" in schema.names:
-        kind = schema.field("weight").type
-        if pa.types.is_string(kind) or pa.types.is_nested(kind):
-            raise ValueError(
-                f"the column weight of the keep-list '{path}' is {kind}; it holds "
-                "numbers, 0 or more"
-            )
-    return file

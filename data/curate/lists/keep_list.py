@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from ...files import whole_file
 from ...hashing import mix, text_hash
+from ...order.keep_files import refuse_score_table
 from ..key_index import KeyIndex, open_index
-from ..table import ABOUT, Table
+from ..table import Table
 
 # Its functions are made at import, where no type checker sees them.
 pc: Any = pyarrow.compute
@@ -63,12 +64,7 @@ class KeepList:
                 f"the keep-list '{self.path}' has no column {', '.join(missing)}; samples are told "
                 "apart by what counterpoint curate and keep write"
             )
-        about = self.path.resolve().parent.parent / ABOUT
-        if "error" in names and about.is_file():
-            raise ValueError(
-                f"'{self.path}' is a shard of the score table '{about.parent}' and no keep-list; "
-                "give one that counterpoint curate or keep wrote"
-            )
+        refuse_score_table(self.path, names)
         self.weighted = "weight" in names
         self.num_rows = self._file.metadata.num_rows
 

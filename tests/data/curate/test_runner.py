@@ -186,6 +186,20 @@ class Stops:
             yield function(item)
 
 
+class Looks(Stops):
+    """Also notes whose rows are on the disk after each task."""
+
+    def __init__(self, tasks, folder):
+        super().__init__(tasks)
+        self.folder, self.seen = folder, []
+
+    def map(self, function, items):
+        for result in super().map(function, items):
+            written = self.folder.glob("*/scatter/*")
+            self.seen.append(tuple(sorted(path.name for path in written)))
+            yield result
+
+
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("counterpoint.data.curate.runner.ROWS_A_BLOCK", 1)
     monkeypatch.setattr("counterpoint.data.curate.shuffle.BUCKET_BYTES", 1 << 12)
@@ -206,6 +220,56 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
         assert path.read_bytes() == other_path.read_bytes()
     lists = [(tmp_path / name / "out/keep.parquet").read_bytes() for name in "ab"]
     assert lists[0] == lists[1]
+
+
+@dataclass(frozen=True)
+class LowestKeys(GroupFilter):
+    """Keeps rows that have the lowest key of all of their width, and of all of their height."""
+
+    columns: tuple[str, ...] = ("width", "height")
+    in_parts: bool = True
+
+    reads = ("width", "height")
+
+    def parts(self):
+        if not self.in_parts:
+            return (self,)
+        return [LowestKeys((column,), in_parts=False) for column in self.columns]
+
+    def groups(self, rows, state):
+        signs = {"width": 1, "height": -1}
+        return np.stack([signs[name] * numbers(rows, name) for name in self.columns], axis=1)
+
+    def apply_groups(self, rows, starts, state):
+        keep = np.zeros(rows.num_rows, dtype=bool)
+        keep[starts[:-1]] = True
+        return {"keep": keep}
+
+
+def test_parts_of_a_filter_all_have_to_keep_a_row(tmp_path, many_tasks):
+    table = make_table(tmp_path / "table", COLUMNS, [100] * 7)
+    columns = {name: np.array(COLUMNS[name], dtype=float) for name in ("width", "height")}
+    usable = [row for row in range(N) if COLUMNS["error"][row] is None]
+    expected = {
+        row * 7919 - 10**6
+        for row in usable
+        if not any(
+            each[other] == each[row] for each in columns.values() for other in usable if other < row
+        )
+    }
+    assert 100 < len(expected) < 500
+    Curation(table, {"low": LowestKeys(in_parts=False)}, {}, tmp_path / "whole").run()
+    assert kept(tmp_path / "whole").keys() == expected
+    for tasks in itertools.count(1):
+        with contextlib.suppress(KeyboardInterrupt):
+            engine = Looks(tasks, tmp_path / "out/steps")
+            Curation(table, {"low": LowestKeys()}, {}, tmp_path / "out", engine).run()
+            break
+    assert kept(tmp_path / "out").keys() == expected
+    engine = Looks(10**6, tmp_path / "again/steps")
+    Curation(table, {"low": LowestKeys()}, {}, tmp_path / "again", engine).run()
+    assert list(dict.fromkeys(engine.seen)) == [("0",), ("1",), ()]
+    assert kept(tmp_path / "again").keys() == expected
 
 
 @dataclass(frozen=True)

@@ -288,6 +288,11 @@ def test_files_that_cannot_be(tmp_path, monkeypatch):
     refused([bare], "has no column index; it needs")
     refused([numbers], "column shard of the keep-list '.*' is int64; it holds the file names")
     refused([floats], "column index of the keep-list '.*' is double")
+    scored = tmp_path / "scored/web/00000.parquet"
+    scored.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"shard": ["00000.tar"], "index": [1], "error": ["bad_image"]}), scored)
+    (tmp_path / "scored/table.json").write_text("{}")
+    refused([scored], "is a shard of the score table '.*scored' and no keep-list; give one")
     refused([weighted, good], "'.*good.parquet' has no column weight, others have")
 
     def full(*_):

@@ -6,7 +6,8 @@ bring the likely pairs together, which are then compared exactly.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ SHINGLE_BITS = 8 * SHINGLE
 BETWEEN_WORDS = re.compile(r"[\W_]+")
 # Shingles hashed at once: arrays that stay in a processor's cache; and compared at once.
 CHUNK, COMPARED_AT_ONCE = 1 << 15, 1 << 22
+# A caption is written once for each of these, so that 5 million take 1.5 GB of disk.
+BANDS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,20 @@ class NearCaptions(GroupFilter):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
 
+    def parts(self) -> Sequence[GroupFilter]:
+        own = {field.name: getattr(self, field.name) for field in fields(NearCaptions)}
+        return [
+            _SomeBands(**own, first=first, last=min(first + BANDS_AT_ONCE, self.bands))
+            for first in range(0, self.bands, BANDS_AT_ONCE)
+        ]
+
     def groups(self, rows: pa.RecordBatch, state: State) -> np.ndarray:
-        minima = _minima(texts(rows, "caption"), self.bands * self.rows, self.seed)
-        parts = minima.reshape(len(minima), self.bands, self.rows)
-        groups = np.broadcast_to(np.arange(self.bands, dtype=np.uint64), parts.shape[:2])
+        return self._groups(texts(rows, "caption"), range(self.bands))
+
+    def _groups(self, captions: list[str], bands: range) -> np.ndarray:
+        hashes = np.arange(bands.start * self.rows, bands.stop * self.rows)
+        parts = _minima(captions, hashes, self.seed).reshape(-1, len(bands), self.rows)
+        groups = np.broadcast_to(np.array(bands, dtype=np.uint64), parts.shape[:2])
         for at in range(self.rows):
             groups = mix(groups, parts[:, :, at].astype(np.uint64))
         return groups.view(np.int64)
@@ -98,6 +111,17 @@ class NearCaptions(GroupFilter):
             alike = shingles.jaccard(one[likely], other[likely])
             near[at[likely]] = alike >= self.similarity
         return near
+
+
+@dataclass(frozen=True)
+class _SomeBands(NearCaptions):
+    """The same with the bands from the first to before the last."""
+
+    first: int = 0
+    last: int = 0
+
+    def groups(self, rows: pa.RecordBatch, state: State) -> np.ndarray:
+        return self._groups(texts(rows, "caption"), range(self.first, self.last))
 
 
 class Shingles:
@@ -169,25 +193,23 @@ def _shingles(captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return values[inside], starts
 
 
-def _minima(captions: list[str], count: int, seed: int) -> np.ndarray:
-    """Returns the minima of the captions' shingles under `count` hashes, uint32 [n, count]."""
-    factors = mix(np.arange(count), seeded(seed, "minhash factors")).astype(np.uint32) | np.uint32(
-        1
-    )
-    terms = mix(np.arange(count), seeded(seed, "minhash terms")).astype(np.uint32)
+def _minima(captions: list[str], hashes: np.ndarray, seed: int) -> np.ndarray:
+    """Returns the minima of the captions' shingles under hashes [m] by number, uint32 [n, m]."""
+    factors = mix(hashes, seeded(seed, "minhash factors")).astype(np.uint32) | np.uint32(1)
+    terms = mix(hashes, seeded(seed, "minhash terms")).astype(np.uint32)
     shingles, starts = _shingles(captions)
     values = mix(shingles, seeded("shingle")).astype(np.uint32)
-    minima = np.empty((count, len(captions)), dtype=np.uint32)
+    minima = np.empty((len(hashes), len(captions)), dtype=np.uint32)
     first = 0
     while first < len(captions):
         last = int(np.searchsorted(starts, starts[first] + CHUNK, side="right")) - 1
         last = min(max(last, first + 1), len(captions))
         part = values[starts[first] : starts[last]]
         begins = starts[first:last] - starts[first]
-        hashes = np.empty_like(part)
-        for at in range(count):
-            np.multiply(part, factors[at], out=hashes)
-            np.add(hashes, terms[at], out=hashes)
-            np.minimum.reduceat(hashes, begins, out=minima[at, first:last])
+        hashed = np.empty_like(part)
+        for at in range(len(hashes)):
+            np.multiply(part, factors[at], out=hashed)
+            np.add(hashed, terms[at], out=hashed)
+            np.minimum.reduceat(hashed, begins, out=minima[at, first:last])
         first = last
     return np.ascontiguousarray(minima.T)

@@ -30,15 +30,17 @@ BLOCK = 1 << 11  # rows at once
 class ClipCov(GroupFilter):
     """Keeps a fraction of each class, and writes the score before anything is picked.
 
-    By sums over a class, the time is linear in the number of its samples, times one pass over them
-    for every 200 picks.
+    By sums over a class, the time is linear in the number of its samples, times the passes over
+    them: one for every 200 picks, up to `passes`.
 
     Args:
         classes: file of the prompts' embeddings, `classes` [classes, d], of the store's model.
         image: column of the images' embeddings.
         text: column of the captions' embeddings.
         fraction: how much of each class is kept (rounded up).
-        every: picks after which the others' scores are lowered.
+        every: picks after which the others' scores are lowered, or more where
+        passes: times would not be enough (at the defaults: in classes of over 100,000 samples);
+            not with `positive`.
         positive: counts similarities within the class only where they are above 0, as the authors
             do; each pair is then looked at, which takes the square of a class's size in time.
         column: name of the score.
@@ -52,6 +54,7 @@ class ClipCov(GroupFilter):
     text: str = "clip.text"
     fraction: float = 0.1
     every: int = 200
+    passes: int = 50
     positive: bool = False
     column: str = "clipcov"
 
@@ -60,6 +63,8 @@ class ClipCov(GroupFilter):
             raise ValueError(f"fraction={self.fraction} must lie above 0 and not above 1")
         if not 1 <= self.every <= MAX_SUMMED:
             raise ValueError(f"every={self.every} must lie between 1 and {MAX_SUMMED:,}")
+        if self.passes < 1:
+            raise ValueError(f"passes={self.passes}: give 1 or more")
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -129,9 +134,10 @@ class ClipCov(GroupFilter):
         """Returns which rows of a class are kept, bool [n]; of equal scores the first."""
         score, picked = score.copy(), np.zeros(len(image), dtype=bool)
         wanted = int(np.ceil(self.fraction * len(image) - 1e-9))
+        every = self.every if self.positive else max(self.every, -(-wanted // self.passes))
         while wanted:
             score[picked] = -np.inf
-            new = np.argsort(-score, kind="stable")[: min(self.every, wanted)]
+            new = np.argsort(-score, kind="stable")[: min(every, wanted)]
             picked[new] = True
             wanted -= len(new)
             if wanted:
@@ -142,7 +148,8 @@ class ClipCov(GroupFilter):
         """Returns the sum of each row's products with some of the rows, both ways, [n]."""
         images, texts = image[some].astype(np.float64), text[some].astype(np.float64)
         if not self.positive:
-            return _both(image, text, images.sum(0), texts.sum(0))
+            means = (np.rint(side.sum(0) / len(some)) for side in (images, texts))
+            return _both(image, text, *means) * len(some)
         parts = []
         for first in range(0, len(image), BLOCK):
             rows = slice(first, first + BLOCK)

@@ -35,7 +35,8 @@ def run(folder, shards=(N,), order=None, **options):
     }
     store = Store(make_store(folder / "store", table, rows))
     np.savez(folder / "classes.npz", classes=PROMPTS)
-    each = ClipCov(folder / "classes.npz", fraction=FRACTION, every=EVERY, **options)
+    options = {"every": EVERY, **options}
+    each = ClipCov(folder / "classes.npz", fraction=FRACTION, **options)
     Curation(table, {"cov": each}, {"clip": store}, folder / "out").run()
     scores = {}
     for path, (source, shard, _) in zip(table.files, table.shards, strict=True):
@@ -48,7 +49,7 @@ def run(folder, shards=(N,), order=None, **options):
     return np.array([scores[key] for key in KEYS]), set(kept(folder / "out"))
 
 
-def by_hand(positive):
+def by_hand(positive, every=lambda wanted: EVERY):
     """Scores [n] and picked keys from whole matrices, float64."""
     image, text, prompts = (unit(v.astype(np.float64)) for v in (IMAGE, TEXT, PROMPTS))
     of = (image @ prompts.T).argmax(1)
@@ -69,12 +70,13 @@ def by_hand(positive):
         scores[own] = score
         left, score = list(range(len(own))), score.copy()
         chosen, new = [], []
-        while len(chosen) < math.ceil(FRACTION * len(own)):
+        wanted = math.ceil(FRACTION * len(own))
+        while len(chosen) < wanted:
             best = max(left, key=lambda i: score[i])
             left.remove(best)
             chosen.append(best)
             new.append(best)
-            if len(new) == EVERY:
+            if len(new) == every(wanted):
                 score -= (similar[:, new].sum(1) + similar[new].sum(0)) / len(own)
                 new = []
         picked |= set(KEYS[own[chosen]].tolist())
@@ -102,6 +104,13 @@ def test_taking_off_what_is_picked_makes_a_difference():
         at_once |= set(KEYS[best].tolist())
     assert len(at_once) == len(picked)
     assert at_once != picked
+
+
+def test_large_classes_are_gone_through_so_many_times(tmp_path):
+    scores, picked = run(tmp_path, every=1, passes=2)
+    expected, chosen = by_hand(False, lambda wanted: math.ceil(wanted / 2))
+    np.testing.assert_allclose(scores, expected, atol=2e-5)
+    assert picked == chosen != by_hand(False, lambda wanted: 1)[1]
 
 
 def test_without_negative_similarities_both_forms_are_one(tmp_path, monkeypatch):
