@@ -229,9 +229,9 @@ class KeepLists:
     def rows(self, path: Path, with_keys: bool) -> Iterator[Rows]:
         """Yields the rows of a file, batch by batch; keys if asked for, or if lists have none."""
         columns = ["shard", "index"] + ["weight"] * self.has_weights + ["key"] * with_keys
-        # Without the read-ahead of whole row groups, memory stays at a batch and its pages. Names
-        # that are read as codes are looked up once each.
-        file = open_list(path, pre_buffer=False, read_dictionary=["shard"])
+        # Without the read-ahead of whole row groups, and with a buffer in place of whole columns of
+        # one, memory stays at a batch and its pages. Names read as codes are looked up once each.
+        file = open_list(path, pre_buffer=False, buffer_size=1 << 20, read_dictionary=["shard"])
         for batch in file.iter_batches(ROWS_A_BATCH, columns=columns):
             if any(column.null_count for column in batch.columns):
                 raise ValueError(f"the keep-list '{path}' has empty cells; fill or drop these rows")

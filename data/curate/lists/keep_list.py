@@ -53,7 +53,7 @@ class KeepList:
     def __init__(self, path: Path):
         self.path = path / "keep.parquet" if path.is_dir() else path
         try:
-            self._file = pq.ParquetFile(self.path, pre_buffer=False)
+            self._file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(
                 f"'{self.path}' is no keep-list; give one that counterpoint curate or keep wrote"
