@@ -11,6 +11,8 @@ which a size promises only where it divides every rank's rows.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -111,8 +113,8 @@ def trimmed(
 ) -> Captions:
     """Sorts captions by length; each part is as long as its longest, rounded up to a stop.
 
-    The number of parts is that of `split`, whatever the lengths are. Only for towers whose result
-    does not depend on padding.
+    The number of parts is that of `split`, whatever the lengths are; where they are cut is
+    `rows_of_parts`. Only for towers whose result does not depend on padding.
 
     Args:
         text: token ids.
@@ -124,21 +126,71 @@ def trimmed(
     """
     lengths = length.cpu() if known is None else torch.from_numpy(known)
     ordered, order = lengths.sort(stable=True)
-    widths = [
-        stop_at(int(piece[-1]), text.shape[1], context_length)
-        for (piece,) in split((ordered,), num_parts)
-        if piece is not None
-    ]
+    widths = stop_at(ordered.numpy(), text.shape[1], context_length)
+    rows = rows_of_parts(widths, num_parts)
     index = torch.empty_like(order)
     index[order] = torch.arange(len(order))
     order, index = _send(order, text.device), _send(index, text.device)
-    pieces = split((text[order], length[order]), num_parts)
+    pieces = zip(text[order].split(rows), length[order].split(rows), strict=True)
+    ends = np.cumsum(rows)
     parts = [
-        (tokens[:, :width], ends)
-        for (tokens, ends), width in zip(pieces, widths, strict=True)
-        if tokens is not None
+        (tokens[:, : widths[end - 1]], lengths)
+        for (tokens, lengths), end in zip(pieces, ends, strict=True)
     ]
     return Captions(parts, index, sum(tokens.numel() for tokens, _ in parts))
+
+
+def rows_of_parts(widths: np.ndarray, num_parts: int) -> list[int]:
+    """Returns how many rows each part has, so that all of them have few positions.
+
+    Cuts are best made where rows become wider, of which there are few places; parts that are left
+    halve the largest. No part has more positions than parts of equally many rows may have (it needs
+    no more memory), nor have all of them together. Where that allows it, there is no better cut.
+
+    Args:
+        widths: positions of each row if it were alone, rising; a part is as wide as its last.
+        num_parts: at most as many as there are rows, and at least one, are made.
+    """
+    num_rows = len(widths)
+    num_parts = max(1, min(num_parts, num_rows))
+    most = math.ceil(num_rows / num_parts) * int(widths[-1])
+    places = (np.flatnonzero(np.diff(widths)) + 1).tolist()
+    choices: list[tuple[int, list[tuple[int, int]]]] = []
+    for num_cuts in range(min(len(places), num_parts - 1) + 1):
+        for cuts in combinations(places, num_cuts):
+            ends = (*cuts, num_rows)
+            groups = [
+                (end - begin, int(widths[end - 1]))
+                for begin, end in zip((0, *cuts), ends, strict=True)
+            ]
+            choices.append((sum(rows * width for rows, width in groups), groups))
+    for _, groups in sorted(choices):
+        counts = _share_out(groups, num_parts)
+        shared = list(zip(groups, counts, strict=True))
+        if max(math.ceil(rows / count) * width for (rows, width), count in shared) <= most:
+            break
+    at_stops = [size for (rows, _), count in shared for size in _equally(rows, count)]
+    return min(at_stops, _equally(num_rows, num_parts), key=partial(_positions, widths))
+
+
+def _positions(widths: np.ndarray, rows: Sequence[int]) -> int:
+    return int((rows * widths[np.cumsum(rows) - 1]).sum())
+
+
+def _equally(num_rows: int, num_parts: int) -> list[int]:
+    return [num_rows // num_parts + (part < num_rows % num_parts) for part in range(num_parts)]
+
+
+def _share_out(groups: Sequence[tuple[int, int]], num_parts: int) -> list[int]:
+    """Returns how many parts each (rows, width) gets: one, and more the larger its parts are."""
+    counts = [1] * len(groups)
+    for _ in range(num_parts - len(groups)):
+        sizes = [
+            math.ceil(rows / count) * width * (rows > count)
+            for (rows, width), count in zip(groups, counts, strict=True)
+        ]
+        counts[sizes.index(max(sizes))] += 1
+    return counts
 
 
 def stops(context_length: int) -> tuple[int, ...]:
@@ -151,18 +203,19 @@ def stops(context_length: int) -> tuple[int, ...]:
     return tuple(sorted({min(stop, context_length) for stop in rounded}))
 
 
-def stop_at(longest: int, width: int, context_length: int) -> int:
-    """The first stop that holds `longest` tokens, and at most `width`, that of the tensor.
+def stop_at(lengths: np.ndarray, width: int, context_length: int) -> np.ndarray:
+    """Returns the first stop that holds each length, and at most `width`, that of the tensor.
 
     Raises:
         ValueError: the tower takes fewer tokens.
     """
-    if longest > context_length:
+    if (longest := lengths.max(initial=0)) > context_length:
         raise ValueError(
             f"a caption has {longest} tokens, and the text tower takes {context_length}: make "
             "captions of at most as many, or the tower with a longer context_length"
         )
-    return min(width, next(stop for stop in stops(context_length) if stop >= longest))
+    limits = np.array(stops(context_length))
+    return limits[np.searchsorted(limits, lengths)].clip(max=width)
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
-from counterpoint.models.chunks import stop_at
+from counterpoint.models.chunks import trimmed
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
@@ -92,15 +92,10 @@ def replay(model, data, reduction):
         ).kept.tensor_split(model.chunks)
     images = data["image"].tensor_split(model.chunks)
     image = [model.project_image(p, kept and kept[i]) for i, p in enumerate(images)]
-    length, order = data["text_length"].sort(stable=True)
     num_parts = max(model.chunks, model.text_parts)
-    ids, lengths = (x.tensor_split(num_parts) for x in (data["text"][order], length))
-    context = model.context_length
-    text = [
-        model.project_text(i[:, : stop_at(int(n[-1]), context, context)], n)
-        for i, n in zip(ids, lengths, strict=True)
-    ]
-    sides = torch.cat(image), torch.cat(text)[order.argsort()]
+    captions = trimmed(data["text"], data["text_length"], num_parts, model.context_length)
+    text = [model.project_text(*part) for part in captions.parts]
+    sides = torch.cat(image), torch.cat(text)[captions.index]
     return [F.normalize(side.to(model.logit_scale.dtype), dim=-1) for side in sides]
 
 

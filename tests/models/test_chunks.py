@@ -1,14 +1,22 @@
 """Encoders in parts: equal to one call, in values, gradients, dropout and kept tokens."""
 
+import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_run import replay
 from tiny_tower import tiny_vit
 from torch import nn
 
-from counterpoint.models.chunks import check_parts, stop_at, stops, trimmed
+from counterpoint.models.chunks import (
+    check_parts,
+    rows_of_parts,
+    stop_at,
+    stops,
+    trimmed,
+)
 from counterpoint.models.reducers.base import ImageReducer, Patches
 from counterpoint.models.text import ClipTextTower, TextTower
 from counterpoint.models.two_tower import TwoTower
@@ -213,21 +221,61 @@ def test_at_most_six_stops_hold_every_length(context):
     assert len(found) <= 6 and found[-1] == context
     assert all(stop % 8 == 0 for stop in found[:-1])
     for length in range(1, context + 1):
-        assert length <= stop_at(length, context, context) in found
-        assert stop_at(length, length, context) == length
+        assert length <= stop_at(np.array([length]), context, context)[0] in found
+        assert stop_at(np.array([length]), length, context).tolist() == [length]
 
 
 def test_a_caption_longer_than_the_tower_takes_is_refused():
     with pytest.raises(ValueError, match=r"has 33 tokens, and the text tower takes 32"):
-        stop_at(33, 40, 32)
+        stop_at(np.array([33, 2]), 40, 32)
+
+
+def every_cut(num_rows, num_parts):
+    """All ways to make so many parts of rows, none empty."""
+    for cuts in itertools.combinations(range(1, num_rows), num_parts - 1):
+        yield np.diff([0, *cuts, num_rows])
+
+
+def positions(widths, rows):
+    """Positions of each part: as wide as its last row."""
+    return [count * widths[end - 1] for count, end in zip(rows, np.cumsum(rows), strict=True)]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 5, 8, 20])
+def test_parts_have_the_fewest_positions_of_all_cuts_that_need_no_more_memory(num_parts):
+    g = np.random.default_rng(num_parts)
+    num_best, num_tries = 0, 40
+    for _ in range(num_tries):
+        widths = np.sort(g.choice([8, 8, 8, 16, 16, 24, 32], g.integers(1, 13)))
+        rows = rows_of_parts(widths, num_parts)
+        made = min(num_parts, len(widths))
+        assert len(rows) == made and min(rows) > 0 and sum(rows) == len(widths)
+        equal = [len(piece) for piece in np.array_split(widths, made)]
+        most = max(equal) * widths[-1]
+        allowed = [
+            found
+            for cut in every_cut(len(widths), made)
+            if max(found := positions(widths, cut)) <= most
+        ]
+        assert max(positions(widths, rows)) <= most
+        assert sum(positions(widths, rows)) <= sum(positions(widths, equal))
+        num_best += sum(positions(widths, rows)) == min(map(sum, allowed))
+    assert num_best >= 0.9 * num_tries
+
+
+def test_a_long_batch_with_one_short_caption_is_not_one_part():
+    assert rows_of_parts(np.array([8] + [77] * 99), 2) == [50, 50]
+    assert rows_of_parts(np.array([8] * 99 + [77]), 2) == [99, 1]
+    # What is left over halves the largest part.
+    assert rows_of_parts(np.array([8] * 99 + [77]), 4) == [33, 33, 33, 1]
 
 
 def test_tokens_are_counted():
     data = batch()
     data["text_length"] = torch.tensor([2] * 4 + [9] * 4 + [14] * 3 + [20] * 2)[torch.randperm(N)]
     features = tiny(text_parts=4)(data)
-    # Parts of 4, 3, 3 and 3 captions.
-    computed = (4 * 8 + 3 * 16 + 3 * 16 + 3 * 24) / N
+    # Four captions in two parts.
+    computed = (4 * 8 + 7 * 16 + 2 * 24) / N
     assert features["tokens/computed"].item() == pytest.approx(computed)
     assert features["tokens/real"].item() == pytest.approx(data["text_length"].float().mean())
     assert not features["tokens/computed"].requires_grad
