@@ -3,7 +3,7 @@
 In: this rank's values. Out: those of all ranks, in rank order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -63,11 +63,18 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return _average(value.detach().clone())
 
 
-def means_over_ranks(values: list[Tensor]) -> list[float]:
-    """Returns the means of scalars, in float64 and one all-reduce."""
-    return _average(
-        torch.stack([value.detach().double().to(values[0].device) for value in values])
-    ).tolist()
+def numbers_of_ranks(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
+    """Returns every rank's numbers as float64 on the host [ranks, numbers]; waits for the device.
+
+    Ranks give equally many; one all-gather.
+    """
+    own = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+    world_size = world()[1]
+    if world_size == 1:
+        return own[None].cpu()
+    table = own.new_empty(world_size * len(own))
+    dist.all_gather_into_tensor(table, own)
+    return table.view(world_size, -1).cpu()
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -75,15 +82,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is not None:
             _average(parameter.grad)
-
-
-def highest_over_ranks(value: float, device: torch.device) -> float:
-    """Returns the maximum of each rank's number."""
-    if world()[1] == 1:
-        return value
-    highest = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(highest, dist.ReduceOp.MAX)
-    return highest.item()
 
 
 def _average(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ tests/train/test_torch_internals.py, so that an upgrade of torch opens these two
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ def nccl_trace() -> bytes | None:
     if not dist.is_initialized() or "nccl" not in str(dist.get_backend_config()):
         return None
     return torch._C._distributed_c10d._dump_nccl_trace()  # type: ignore[attr-defined]
+
+
+def dump_memory_snapshot(path: Path) -> None:
+    """Writes which blocks of GPU memory are held, by whom if that was recorded (a pickle)."""
+    torch.cuda.memory._dump_snapshot(str(path))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ TRAINING = {
     "data_wait": ("Waiting for data", "share of the step's time", "share", "noisy"),
     "peak_memory_gib": ("Peak memory", "GiB, of the rank that needs most", "linear", "exact"),
 }
-UNDRAWN = ("samples", "steps", "seconds", "epoch")
+UNDRAWN = ("samples", "steps", "seconds", "epoch", "data_wait_max_rank", "forward_seconds_max_rank")
 RECALL = re.compile(r"(?P<direction>\w+?)_?recall@(?P<rank>\d+)")
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 

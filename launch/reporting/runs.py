@@ -31,7 +31,7 @@ def is_share(metric: str) -> bool:
     """Whether `metric` is a fraction from 0 to 1 that is shown as a percentage."""
     if is_evaluation(metric):
         return not measures.unit_of(metric)
-    return metric in ("data_wait", "mfu")
+    return metric in ("data_wait", "data_wait_max", "mfu")
 
 
 def is_ranked(metric: str) -> bool:

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, Trainer
 from ...data.order.steps import check_divides
 from ...train.callbacks.early_stopping import ActOnMetrics
 from ...train.callbacks.hang_watchdog import EXIT_STATUS
+from ...train.callbacks.out_of_memory import OutOfMemory
 from ...train.callbacks.stop import StopOnSignal
 from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.checkpoint import Checkpoints
@@ -240,6 +241,10 @@ class Run:
                     start.module, datamodule=start.parts.data, ckpt_path=path, weights_only=True
                 )
             except Exception as error:
+                callbacks: list[Any] = fit.trainer.callbacks  # type: ignore[attr-defined]
+                memory = next(c for c in callbacks if isinstance(c, OutOfMemory))
+                if memory.sentence is not None:
+                    raise ValueError(memory.sentence) from error
                 lost = lost_ranks(error, fit.trainer)
                 if lost is None or os.environ.get("COUNTERPOINT_TRACEBACK") == "1":
                     raise

@@ -14,6 +14,7 @@ from ...train.callbacks.early_stopping import ActOnMetrics
 from ...train.callbacks.evaluation import Evaluate
 from ...train.callbacks.hang_watchdog import HangWatchdog
 from ...train.callbacks.metrics import Metrics, MetricsFile
+from ...train.callbacks.out_of_memory import OutOfMemory
 from ...train.callbacks.sample_errors import CountErrors
 from ...train.callbacks.stop import StopOnSignal
 from ...train.checkpointing import checkpoint as checkpoints
@@ -93,6 +94,7 @@ def make_trainer(
             ActOnMetrics(file, evaluation, errors),
             saving,
             *compilation(parts.trainer.compile),
+            OutOfMemory(run_dir / "memory"),
             HangWatchdog(parts.watch.timeout, run_dir / "hang"),
         ],
         "plugins": [

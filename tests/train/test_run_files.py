@@ -6,9 +6,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from counterpoint.train.callbacks.metrics import MetricsFile, peak_memory, read_rows
+from counterpoint.train.callbacks.metrics import MetricsFile, memory, read_rows
 from counterpoint.train.checkpointing.checkpoint import AtomicCheckpointIO, load, newest, step_of
-from counterpoint.train.distributed import highest_over_ranks, means_over_ranks
+from counterpoint.train.distributed import numbers_of_ranks
 
 
 def test_rows_after_the_resumed_step_are_cut_and_the_clock_goes_on(tmp_path):
@@ -47,25 +47,21 @@ def test_a_new_run_starts_an_empty_file(tmp_path):
     assert read_rows(path) == []
 
 
-def mean_on(rank, world_size):
-    return means_over_ranks([torch.tensor(float(rank)), torch.tensor(2.0)])
+def numbers_on(rank, world_size):
+    return numbers_of_ranks([torch.tensor(float(rank)), 2.5], torch.device("cpu"))
 
 
-def test_values_are_averaged_over_ranks(gloo):
-    assert gloo(2, mean_on) == [[0.5, 2.0]] * 2
+def test_numbers_of_all_ranks_are_gathered(gloo):
+    for table in [*gloo(3, numbers_on), numbers_of_ranks([2, 2.5], torch.device("cpu"))]:
+        assert table.tolist() == [[0.0, 2.5], [1.0, 2.5], [2.0, 2.5]][-len(table) :]
 
 
-def highest_on(rank, world_size):
-    return highest_over_ranks([2.5, 7.25, 1.0][rank], torch.device("cpu"))
-
-
-def test_the_rank_that_needs_most_memory_is_told(gloo, monkeypatch):
-    assert gloo(3, highest_on) == [7.25] * 3
-    assert highest_over_ranks(0.5, torch.device("cpu")) == 0.5
+def test_memory_is_that_of_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
-    assert peak_memory(torch.device("cuda")) == 1.5
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2**31)
+    assert memory(torch.device("cuda")) == {"peak_memory_gib": 1.5, "peak_reserved_gib": 2.0}
     held = torch.ones(1 << 26)  # 256 MiB that are resident, since they were written
-    assert peak_memory(torch.device("cpu")) >= held.nbytes / 2**30
+    assert memory(torch.device("cpu"))["peak_memory_gib"] >= held.nbytes / 2**30
 
 
 def test_a_failed_write_leaves_the_last_checkpoint_alone(tmp_path, monkeypatch):

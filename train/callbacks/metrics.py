@@ -7,7 +7,10 @@ no step in between waits for the device.
 import json
 import math
 import resource
+import socket
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from ...data.files import write_whole
-from ..distributed import highest_over_ranks, means_over_ranks
+from ..distributed import ControlGroup, numbers_of_ranks
 from ..module import ContrastiveModule, Reporter
-from ..screen import log_beside_bar
+from ..screen import log_beside_bar, log_line
 from .flops import FlopMeter, measure_peak
+from .skew import FORWARD, WAIT, ForwardClock, Stragglers
 
 SHOWN = ("loss", "lr", "pairs_per_s")  # on Lightning's progress bar
 
@@ -141,10 +146,13 @@ class Metrics(Reporter):
         assert isinstance(pl_module, ContrastiveModule)
         frozen = [towers.model for towers in pl_module.frozen_towers.values()]
         self._meter = FlopMeter([pl_module.model, *frozen])
+        self._forward = ForwardClock(pl_module.objective)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts counting samples, and measures the device's peak unless it is given."""
         self._last_step = trainer.global_step
+        hosts = ControlGroup().gather(socket.gethostname())
+        self._stragglers = Stragglers([f"rank {rank} ({host})" for rank, host in enumerate(hosts)])
         if self._peak_tflops is None:
             self._peak = measure_peak(pl_module.device, trainer.precision)
         else:
@@ -157,6 +165,7 @@ class Metrics(Reporter):
         assert isinstance(pl_module, ContrastiveModule)
         self._wait += time.monotonic() - pl_module.step_ended
         self._meter.listening = True
+        self._forward.start(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -182,15 +191,23 @@ class Metrics(Reporter):
     def _training_values(self, module: ContrastiveModule, step: int) -> dict[str, float]:
         samples = module.phases.samples_before
         seconds = max(self._busy, 1e-9)
-        names = list(module.report)
-        flops = [torch.tensor(count, dtype=torch.float64) for count in self._meter.take()]
-        measured = [*module.report.values(), torch.tensor(self._wait / seconds), *flops]
+        num_steps = max(step - self._last_step, 1)
+        model_flops, hardware_flops = self._meter.take()
+        own = {name: value.detach() for name, value in module.report.items()} | {
+            "data_wait": self._wait / seconds,
+            "flops": model_flops,
+            "hardware_flops": hardware_flops,
+            "forward_seconds": self._forward.take() / num_steps,
+            **memory(module.device),
+        }
         by_source = module.source_loss
-        if by_source is not None:
-            measured += by_source.flatten()
-        means = means_over_ranks(measured)
-        labels = [*names, "data_wait", "flops", "hardware_flops"]
-        values = dict(zip(labels, means[: len(labels)], strict=True))
+        rest = [] if by_source is None else list(by_source.flatten())
+        table = numbers_of_ranks([*own.values(), *rest], module.device)
+        means = table.mean(0).tolist()
+        values = dict(zip(own, means[: len(own)], strict=True))
+        ranks = dict(zip(own, table.T, strict=False))  # [ranks] each
+        values |= {name: round(float(ranks[name].max()), 3) for name in memory(module.device)}
+        values |= self._skew(ranks, module.global_rank == 0, seconds / num_steps)
         pairs = samples(step) - samples(self._last_step)
         values |= self._compute(values, pairs / module.trainer.world_size, seconds)
         # No limit yet is an infinite one, for which JSON has no number.
@@ -201,8 +218,8 @@ class Metrics(Reporter):
         for name in module.objective.weights:
             values[f"weight/{name}"] = module.objective.weight(name)
         if by_source is not None:
-            rest = iter(means[len(labels) :])
-            for source, total, count in zip(module.run.sources, rest, rest, strict=True):
+            totals = iter(means[len(own) :])
+            for source, total, count in zip(module.run.sources, totals, totals, strict=True):
                 if count:
                     values[f"loss_by_source/{source}"] = total / count
         if self._epoch_size:
@@ -211,15 +228,34 @@ class Metrics(Reporter):
         values |= {name: int(total) for name, total in module.guard.report().items()}
         if (warning := module.update_rms()) is not None:
             values["update_rms"] = float(warning)
-        peak_gib = highest_over_ranks(peak_memory(module.device), module.device)
         return values | {
             "logit_scale": float(module.tensors.value(module.model.logit_scale).exp()),
             "lr": module.phases.learning_rate(step - 1),
             "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
             "samples": samples(step),
             "pairs_per_s": pairs / seconds,
-            "peak_memory_gib": round(peak_gib, 3),
             "phase": list(module.phases.named).index(phase),
+        }
+
+    def _skew(self, ranks: Mapping[str, Tensor], speaks: bool, step: float) -> dict[str, float]:
+        """Returns the longest times and whose they are; logs ranks that have become slow.
+
+        Args:
+            ranks: each rank's numbers by name.
+            speaks: whether this process logs.
+            step: mean duration of the last steps in seconds.
+        """
+        waits, passes = ranks["data_wait"], ranks["forward_seconds"]
+        if len(waits) == 1:
+            return {}
+        slow = self._stragglers.look({WAIT: waits * step, FORWARD: passes}, step)
+        for sentence in slow if speaks else []:
+            log_line(sentence, sys.stderr)
+        return {
+            "data_wait_max": float(waits.max()),
+            "data_wait_max_rank": int(waits.argmax()),
+            "forward_seconds_max": float(passes.max()),
+            "forward_seconds_max_rank": int(passes.argmax()),
         }
 
     def _compute(self, values: dict[str, float], pairs: float, seconds: float) -> dict[str, float]:
@@ -236,14 +272,19 @@ class Metrics(Reporter):
         return rates
 
 
-def peak_memory(device: torch.device) -> float:
-    """Returns this process's peak memory in GiB.
+def memory(device: torch.device) -> dict[str, float]:
+    """Returns this process's peak memory in GiB, since it started.
 
-    On a GPU that is torch's allocations; else resident memory, without that of loader processes.
+    On a GPU that is torch's tensors, and what torch holds with its cache; else resident memory,
+    without that of loader processes.
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+        return {
+            "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+            "peak_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+        }
+    # Linux counts in KiB.
+    return {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 def screen_line(step: int, total: int, values: dict[str, float]) -> str:
