@@ -10,13 +10,14 @@ PYTHON =
 # The scripts of a virtual environment hold its path: a folder that was moved needs a new one.
 MOVED := $(shell test ! -e $(STAMP) || test "`cat $(STAMP)`" = "$(CURDIR)" || echo moved)
 
-.PHONY: help install demo demo-clean test soak lint docs moved
+.PHONY: help install demo demo-clean test soak lint docs gpu moved
 
 help:
 	@echo "make demo        train on emoji for a few minutes, write a report, print the results"
 	@echo "make test        run the tests          (PYTEST='-k words' picks some)"
 	@echo "make soak        run the long tests"
 	@echo "make lint        formatting, lint, layers, types"
+	@echo "make gpu         measure all that needs a GPU (PIECE='losses loader' some of it)"
 	@echo "make docs        build the documentation into site/"
 	@echo "make demo-clean  forget the demo's run, so that make demo trains again"
 	@echo "make install     only make .venv and install into it"
@@ -78,3 +79,10 @@ docs: $(STAMP)
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/zensical build --strict
 	@echo "site/index.html"
+
+# 24 minutes on one GPU, a piece at a time. Without network: CARRY names the folder that
+# tests/benchmarks/gpu/carry.py filled, PYTHON an interpreter with torch; then nothing is installed.
+gpu: $(if $(CARRY),,$(STAMP))
+	@$(if $(CARRY),$(or $(PYTHON),python3) tests/benchmarks/gpu/hour.py --carry $(CARRY),\
+		$(BIN)/python tests/benchmarks/gpu/hour.py) \
+		$(if $(OUT),--out $(OUT)) $(if $(SCALE),--scale $(SCALE)) $(PIECE)

@@ -1,10 +1,10 @@
 """Writes the pages under docs/reference/ that come from the code; `make docs` runs it.
 
 Out: `command_line.md` (what every command prints for --help), `options.md` (every key of a run, and
-every class that may stand in it, by slot), and in `api/` one page for each package with its
-modules, whose docstrings mkdocstrings renders. None of them is checked in. mkdocstrings reads the
-source without importing it, and looks for a folder called like the import package: links in
-build/docs/.
+every class that may stand in it, by slot), `gpu.md` (what `make gpu` has measured), and in `api/`
+one page for each package with its modules, whose docstrings mkdocstrings renders. None of them is
+checked in. mkdocstrings reads the source without importing it, and looks for a folder called like
+the import package: links in build/docs/.
 """
 
 import contextlib
@@ -12,7 +12,11 @@ import io
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import gpu_results
 
 from counterpoint.launch import cli
 from counterpoint.launch.config.fit_help import ABOUT
@@ -96,6 +100,7 @@ def main() -> None:
         page.write_text(api_page(package, text), encoding="utf-8")
     (REFERENCE / "command_line.md").write_text(command_line(), encoding="utf-8")
     (REFERENCE / "options.md").write_text(options(), encoding="utf-8")
+    (REFERENCE / "gpu.md").write_text(gpu_results.page(), encoding="utf-8")
 
 
 def api_page(package: str, text: str) -> str:

@@ -40,7 +40,7 @@ from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.optim.adamw import AdamW
-from counterpoint.train.phases import Phase, Phases
+from counterpoint.train.phases import Phase
 
 SIZE, WIDTH, CONTEXT, VOCABULARY = 112, 192, 77, 49408
 Run = Callable[[], tuple[float, float]]  # trains; seconds of a step
@@ -204,7 +204,7 @@ def run_ours(batches: list[dict[str, Tensor]], variant: Variant) -> Run:
 
     def run() -> tuple[float, float]:
         torch.backends.cuda.enable_flash_sdp(False)  # as `counterpoint fit` without a GPU
-        module = ContrastiveModule(model, objective, optim, Phases({"train": phase}), seed=0)
+        module = ContrastiveModule(model, objective, {"train": phase}, optim, seed=0)
         trainer = pl.Trainer(
             accelerator="cpu", devices=1, precision=variant.precision, max_steps=len(batches),
             logger=False, enable_checkpointing=False, enable_progress_bar=False,

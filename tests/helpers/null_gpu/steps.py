@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from benchmarks.gpu_train_step import MODELS, SIZE, InMemory
+from benchmarks.gpu.train_step import MODELS, SIZE, InMemory
 from null_gpu.device import imagine_ranks, prepare
 from null_gpu.jobs import Counted, Probe
 
