@@ -18,6 +18,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .distributed_checkpoint import (
+    damage_of_distributed,
+    is_distributed,
+    read_distributed,
+    whole,
+)
+
 PREFIX = "model."
 OURS = "counterpoint"  # a key of checkpoints, whose checksums are always written
 # Of a tower's parameters or tensors, so that it counts as filled. By parameters, a small tower with
@@ -79,13 +86,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ValueError: the file is missing, not readable, or a checkpoint in which bytes have changed.
     """
     path = Path(path)
-    if not path.is_file():
+    if not (path.is_file() or is_distributed(path)):
         run = "" if path.suffix else " and no such run: train it first, or name another"
         raise ValueError(f"there is no weights file {path}{run}")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        content = read_torch(path)
+        # Of a folder, the optimizer's states are not read.
+        content = read_torch(path, mmap=path.is_dir())
     except Exception as error:
         # torch advises to run what is in the file.
         reason = str(error).partition("\n")[0]
@@ -106,20 +114,25 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         )
     if any(name.startswith(PREFIX) for name in state):
         state = {n.removeprefix(PREFIX): v for n, v in state.items() if n.startswith(PREFIX)}
+    state = whole(dict(state))
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def read_torch(path: str | Path, mmap: bool = False) -> Any:
-    """Reads a torch file on the CPU; no code in it is run.
+    """Reads a torch file, or the folder of a distributed checkpoint; no code in it is run.
 
     Args:
-        path: the file.
-        mmap: whether tensors are read from the disk only when they are used.
+        path: of it.
+        mmap: whether tensors are read from the disk only when they are used; those of a folder are
+            then `StoredTensor`s.
 
     Raises:
         Exception: of many types, if it cannot be read. A file with compressed records is refused:
             torch writes none, and a few bytes could fill the memory.
     """
+    if is_distributed(path):
+        content = read_distributed(path)
+        return content if mmap else whole(content)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             packed = [r.filename for r in file.infolist() if r.compress_type != zipfile.ZIP_STORED]
@@ -129,7 +142,9 @@ def read_torch(path: str | Path, mmap: bool = False) -> Any:
 
 
 def damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint file, or None."""
+    """Returns what is wrong with a checkpoint, or None."""
+    if path.is_dir():
+        return damage_of_distributed(path)
     try:
         read_torch(path, mmap=True)
         with zipfile.ZipFile(path) as file:

@@ -34,7 +34,7 @@ from .seeds import step_seed
 from .spike_guard import Decision, SpikeGuard, update_rms
 from .strategies.base import Sharding
 from .strategies.choose import sharding_of
-from .strategies.row_shards import gather_rows
+from .strategies.row_shards import gathered, piece_of_rows, put_rows
 from .strategies.sharded_tensors import LocalTensors, Tensors
 from .strategies.teacher_placement import place_teacher
 
@@ -333,7 +333,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what resume compares, and statistics of gradient clipping and the guard."""
-        gather_rows(checkpoint, self, self.trainer.optimizers)
+        written = piece_of_rows if self.sharding.saves_pieces else gathered
+        put_rows(checkpoint, self, self.trainer.optimizers, written)
         checkpoint["counterpoint"] = {
             "config": self.run.config,
             "fingerprint": self.run.fingerprint,

@@ -44,6 +44,11 @@ def is_compiler_error(error: Exception) -> bool:
     return type(error).__module__.startswith(COMPILERS)
 
 
+def dump_checkpoint(trainer: Any) -> dict[str, Any]:
+    """Returns what `trainer.save_checkpoint` would have the strategy write (collective)."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
 def nccl_trace() -> bytes | None:
     """Returns what the flight recorder of NCCL has seen last; None without NCCL."""
     if not dist.is_initialized() or "nccl" not in str(dist.get_backend_config()):

@@ -94,7 +94,7 @@ def _config_of(run_dir: str) -> Path:
     if path.exists():
         return path
     file = Path(run_dir)
-    if file.suffix == ".ckpt" and file.is_file():
+    if file.suffix == ".ckpt" and file.exists():
         folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
         raise ValueError(
             f"--resume takes a run's folder and goes on from its newest whole checkpoint: --resume "

@@ -54,6 +54,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("trainer.log_every_n_steps", "null", "steps between rows of metrics.jsonl; null: 50"),
         ("checkpoint.every_n_steps", "1000", "steps between checkpoints"),
         ("checkpoint.keep", "3", "how many of them stay; 0: all"),
+        ("checkpoint.format", "single", "distributed: each process writes, training goes on"),
         ("evaluation.suite", "null", "zero-shot and retrieval tasks: a name or a file"),
         ("evaluation.every_n_steps", "1000000000", "steps between evaluations"),
     ],

@@ -28,6 +28,7 @@ from ...losses.objective import Objective
 from ...models.teachers.frozen import Teacher
 from ...models.two_tower import TwoTower
 from ...train.callbacks.evaluation import EvaluationConfig
+from ...train.checkpointing.checkpoint import Format
 from ...train.checks import at_least
 from ...train.ema import EmaConfig
 from ...train.grad_clip.base import Clipper
@@ -73,11 +74,14 @@ class CheckpointConfig:
         every_n_steps: distance between checkpoints; there is always one after the last step.
         keep: how many of these stay, one that a stop leaves in between not counted; 0: all.
         max_failures: how many in a row may not be written (a full disk) before the run ends.
+        format: `single`, a file that the first process writes while training waits; `distributed`,
+            a folder with a part of each process, written while training goes on.
     """
 
     every_n_steps: int = 1000
     keep: int = 3
     max_failures: int = 3
+    format: Format = "single"
 
     def __post_init__(self) -> None:
         always = "there is always a checkpoint after the last step"

@@ -19,6 +19,7 @@ from ...data.images.transforms import EvalTransform, Transform
 from ...data.module import PairsDataModule
 from ...data.text.tokenize import ClipTokenizer, Tokenizer
 from ...losses.objective import Objective
+from ...models.distributed_checkpoint import whole
 from ...models.two_tower import TwoTower
 from ...models.weights import load_weights, read_weights
 from ...train.checkpointing import checkpoint as checkpoints
@@ -79,7 +80,7 @@ def load_run(
     if report.missing or report.reshaped:
         raise ValueError(f"{path} and the model of {run_dir / CONFIG} do not fit: {report}")
     if parts.objective.scalars:
-        load_scalars(parts.objective, checkpoints.load(path)["state_dict"])
+        load_scalars(parts.objective, states_in(path))
     return LoadedRun(
         parts.model.eval(),
         parts.objective.eval(),
@@ -91,13 +92,18 @@ def load_run(
 
 def read_average(path: Path) -> dict[str, Tensor]:
     """Returns the moving average in a checkpoint, under the model's names."""
-    state = checkpoints.load(path)["state_dict"]
+    state = states_in(path)
     found = {n.removeprefix(AVERAGE): v for n, v in state.items() if n.startswith(AVERAGE)}
     if not found:
         raise ValueError(
             f"{path} holds no moving average: the run has no `ema`; take the trained weights"
         )
-    return found
+    return whole(found)
+
+
+def states_in(path: Path) -> dict[str, Any]:
+    """Returns parameters and buffers by name; those of a folder are read when they are used."""
+    return checkpoints.load(path, mmap=path.is_dir())["state_dict"]
 
 
 def build_slots(config: Mapping[str, Any], source: str) -> Any:
@@ -134,4 +140,4 @@ def load_scalars(objective: Objective, state: Mapping[str, Tensor]) -> None:
     """Gives the objective's learned scalars (curvatures) their values of a checkpoint."""
     prefix = "objective.scalars."
     scalars = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-    objective.scalars.load_state_dict(scalars)
+    objective.scalars.load_state_dict(whole(scalars))

@@ -11,6 +11,7 @@ exist (pytorch issue 135712). So the first rank serves a new store, and publishe
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 KEY = "counterpoint/port"
 SECONDS = 600.0
 _served: list[Any] = []  # a store ends with the object that serves it
+_num_asked: Counter[str] = Counter()
 
 
 def use_own_store() -> None:
@@ -41,21 +43,25 @@ def use_own_store() -> None:
 def agreed(name: str, decide: Callable[[], str]) -> str:
     """Returns what the first process of the run decides, in each of its processes.
 
-    Those that Lightning starts inherit it; those of torchrun and srun ask the store at
-    `MASTER_PORT`, which the first of them serves, now or already.
+    Those that Lightning starts inherit it, and decide themselves what is asked again later; those
+    of torchrun and srun ask the store at `MASTER_PORT`, which the first of them serves, now or
+    already.
 
     Args:
-        name: of the decision, in capitals.
+        name: of the decision, in capitals. All processes ask as often for one of a name.
         decide: is called in the first process only.
     """
     env, key = os.environ, f"COUNTERPOINT_{name}"
     if "TORCHELASTIC_RUN_ID" not in env:
         is_child = int(env.get("LOCAL_RANK", "0")) > 0
-        if not is_child or key not in env:
-            env[key] = decide()
+        if is_child:
+            return env.pop(key, None) or decide()
+        env[key] = decide()
         return env[key]
     if env["WORLD_SIZE"] == "1":
         return decide()
+    _num_asked[name] += 1
+    key += f"/{_num_asked[name]}"
     host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     if env["RANK"] == "0":
         choice = decide()

@@ -4,6 +4,7 @@ In: a run folder, and the configuration to continue with. Out: the newest whole 
 sentence that names every change that would make the continued run another run.
 """
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 from torch.optim import Optimizer
 
 from ...train.checkpointing import checkpoint as checkpoints
+from ...train.checkpointing.disk import remove
 from ...train.module import ContrastiveModule
 from ..config.identity import OF_A_RUN, Difference, differences, leaves
-from .env import is_first_process, log
+from .env import log
+from .rendezvous import agreed
 
 
 def find_checkpoint(
@@ -22,16 +25,10 @@ def find_checkpoint(
 ) -> Path:
     """Returns the newest whole checkpoint of a run, after checking that it may be continued.
 
-    Damaged ones that are newer are renamed, so that they are not taken for whole ones later.
-
     Raises:
         ValueError: no whole checkpoint, one past the end, or a change that may not be made.
     """
-    path, damaged = checkpoints.newest_whole(run_dir)
-    for worse, reason in damaged.items():
-        log(f"{worse} is damaged ({reason}); {path.name} is used instead")
-        if is_first_process():
-            worse.replace(worse.with_suffix(".damaged"))
+    path = agreed_checkpoint(run_dir)
     saved = checkpoints.load(path, mmap=True)  # of which no tensor is looked at
     if "counterpoint" not in saved:
         raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
@@ -45,6 +42,34 @@ def find_checkpoint(
             f"{path} is past the end of a run of {end} steps; raise phases.NAME.samples"
         )
     return path
+
+
+def agreed_checkpoint(run_dir: Path) -> Path:
+    """Returns the newest whole checkpoint of a run, as the first process finds it.
+
+    It alone reads every byte; hundreds would keep the file system busy with it. Damaged ones that
+    are newer are renamed, so that they are not taken for whole ones later.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def find() -> str:
+        try:
+            path, damaged = checkpoints.newest_whole(run_dir)
+        except ValueError as error:
+            return json.dumps({"error": str(error)})
+        for worse, reason in damaged.items():
+            log(f"{worse} is damaged ({reason}); {path.name} is used instead")
+            aside = worse.with_suffix(".damaged")
+            remove(aside)
+            worse.replace(aside)
+        return json.dumps({"name": path.name})
+
+    found = json.loads(agreed("CHECKPOINT", find))
+    if "error" in found:
+        raise ValueError(found["error"])
+    return run_dir / "checkpoints" / found["name"]
 
 
 def check_resume(

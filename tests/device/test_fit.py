@@ -25,6 +25,8 @@ def cases():
 @pytest.mark.parametrize(("strategy", "precision", "world_size"), cases())
 def test_a_run_ends(null_gpu, run_file, tmp_path, strategy, precision, world_size):
     options = {"trainer.strategy": strategy, "trainer.precision": precision}
+    if strategy == "fsdp2":
+        options["checkpoint.format"] = "distributed"
     null_gpu(world_size, fit, run_file, tmp_path / "run", options, (8, 9))
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [8, 16, 17]

@@ -1,15 +1,16 @@
-"""Checkpoints: atomic files `RUN/checkpoints/step-00000500.ckpt`, the last few kept.
+"""Checkpoints `RUN/checkpoints/step-00000500.ckpt`, a file or a folder each, the last few kept.
 
-In: the trainer's state after a step. Out: a file that is either whole or not there. A disk that is
-full costs that file and neither the run nor the last good one. Files are read with
+In: the trainer's state after a step. Out: a checkpoint that is either whole or not there. A disk
+that is full costs that one and neither the run nor the last good one. They are read with
 `weights_only=True`: they hold tensors and plain values, never code.
 """
 
-import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,11 +18,21 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ...data.files import durable_file, remove_parts
+from ...losses.distributed.collectives import world
+from ...models.distributed_checkpoint import STATE
 from ...models.weights import damage, read_torch
 from ..distributed import ControlGroup
 from ..screen import log_line
+from ..strategies.choose import sharding_of
+from ..torch_internals import dump_checkpoint
+from .disk import disk_error, remove
+from .distributed import DistributedWriter
 
+# One file, written by the first rank while training waits; or a folder with a part of each rank,
+# written while training goes on.
+Format = Literal["single", "distributed"]
 PATTERN = re.compile(r"step-(\d+)\.ckpt")
+PATIENCE = 60.0  # seconds for a checkpoint that is being written when the run fails
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -49,6 +60,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not PATTERN.fullmatch(Path(path).name):  # a user's callback, which does not check
                 log_line(f"{path} could not be written ({error.strerror or error})", sys.stderr)
 
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Reads a checkpoint, a folder too."""
+        return read_torch(path)
+
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint that outlives a loss of power once it has its name.
@@ -66,17 +81,17 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
             raise disk_error(error, path) from error
 
 
-def disk_error(error: Exception, path: Path) -> OSError:
-    """Turns torch's error about a write on a full disk into the OSError behind it.
+@contextmanager
+def change(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields what a checkpoint holds beside parts of tensors, and writes it back with its changes.
 
-    Any other error becomes an OSError too, to reach the other ranks in the same way.
+    Raises:
+        OSError: it cannot be written; the checkpoint is as it was.
     """
-    if isinstance(error, OSError):
-        return error
-    free = os.statvfs(path.parent)
-    if free.f_bavail * free.f_frsize < 1 << 20 or "file write failed" in str(error):
-        return OSError(28, "No space left on device", str(path))
-    return OSError(f"{type(error).__name__}: {error}")
+    file = path / STATE if path.is_dir() else path
+    content = read_torch(file)
+    yield content
+    write(content, file)
 
 
 def newest(run_dir: str | Path) -> Path | None:
@@ -145,34 +160,47 @@ def load(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 class Checkpoints(Checkpoint):
     """Saves every `every_n_steps` steps, when the run stops, and at its end.
 
-    A file that a stop leaves between two regular ones is deleted once a later file is whole. It
-    counts towards no limit, so that a run has the same regular files however often it is stopped.
+    What a stop leaves between two regular ones is deleted once a later one is whole. It counts
+    towards no limit, so that a run has the same regular ones however often it is stopped.
 
     If a checkpoint cannot be written, that is logged and training goes on: disk space may be freed
     before the next one, and to end would lose the steps since the last. The run ends after
     `max_failures` of them in a row, or if it is the last one.
 
     It is a `Checkpoint` for Lightning, which calls these last and in order: a user's
-    ModelCheckpoint has acted on the same step before, and its state is in the file.
+    ModelCheckpoint has acted on the same step before, and its state is in the checkpoint.
 
     Args:
-        folder: where the files go.
-        every_n_steps: distance between two files.
-        keep: how many regular files stay (0: all); older ones are deleted after a new one is whole.
+        folder: where they go.
+        every_n_steps: distance between two.
+        keep: how many regular ones stay (0: all); older ones are deleted after a new one is whole.
         max_failures: how many in a row may fail.
+        format: of those that are written; either is read.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, keep: int, max_failures: int = 3):
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        keep: int,
+        max_failures: int = 3,
+        format: Format = "single",
+    ):
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.max_failures = max_failures
+        self.format = format
         self._num_failed = 0
         self._size_is_known = False
+        self._writer: DistributedWriter | None = None
+        self._begun: int | None = None  # the step that is being written
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Makes the process group through which failures are shared (collective)."""
+        """Makes the process groups through which ranks speak about files (collective)."""
         self._control = ControlGroup()
+        if self.format == "distributed":
+            self._writer = DistributedWriter(self._is_whole)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -183,34 +211,66 @@ class Checkpoints(Checkpoint):
         if self.is_regular(step) or last:
             self.save(trainer, step, last)
 
+    def on_exception(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Leaves what was begun a while to become whole, which it does not if a rank is lost."""
+        if self._writer is not None:
+            self._writer.wait(PATIENCE)
+
     def is_regular(self, step: int) -> bool:
         """Whether a run that nothing stops is saved after that step."""
         return step % self.every_n_steps == 0
 
     def save(self, trainer: pl.Trainer, step: int, last: bool) -> None:
-        """Writes one checkpoint (collective) and prunes the oldest.
+        """Writes one checkpoint (collective), or begins to; then prunes the oldest.
 
         Raises:
             ValueError: too many could not be written, or the last one; on every rank alike.
         """
         path = self.folder / f"step-{step:08d}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
-        failure = self._control.gather(_failure(trainer))[0]
-        if failure is None:
+        if self._writer is None:
+            trainer.save_checkpoint(path, weights_only=False)
+            failure = getattr(trainer.strategy.checkpoint_io, "failure", None)
+            if failure is None and trainer.is_global_zero:
+                self._is_whole(path)
+            self._check(failure, step, last)
+            return
+        self.settle()
+        with sharding_of(trainer.strategy).pieces():
+            checkpoint = dump_checkpoint(trainer)
+        self._writer.begin(checkpoint, path)
+        self._begun = step
+        if last:
+            self.settle(last)
+
+    def settle(self, last: bool = False) -> None:
+        """Waits until what was begun is whole (collective).
+
+        Raises:
+            ValueError: as `save`.
+        """
+        if self._writer is not None and self._begun is not None:
+            failure, step, self._begun = self._writer.wait(), self._begun, None
+            self._check(failure, step, last)
+
+    def _check(self, failure: OSError | None, step: int, last: bool) -> None:
+        """Agrees on whether a checkpoint is whole (collective), as the first rank saw it."""
+        text = None if failure is None else failure.strerror or str(failure)
+        if (reason := self._control.gather(text)[0]) is None:
             self._num_failed = 0
-            if trainer.is_global_zero:
-                self._report_size(path)
-                self._prune(step)
             return
         self._num_failed += 1
         good = newest(self.folder.parent)
-        text = f"step {step}: the checkpoint could not be written ({failure}); " + (
+        text = f"step {step}: the checkpoint could not be written ({reason}); " + (
             "there is none yet" if good is None else f"the last good one is {good.name}"
         )
         if last or self._num_failed >= self.max_failures:
             raise ValueError(f"{text}; make room and continue with `fit --resume`")
-        if trainer.is_global_zero:
+        if world()[0] == 0:
             log_line(f"{text}; the run goes on and tries again", sys.stderr)
+
+    def _is_whole(self, path: Path) -> None:
+        self._report_size(path)
+        self._prune(step_of(path))
 
     def _report_size(self, path: Path) -> None:
         """Logs the size of a checkpoint, once a process, before a disk is full of them."""
@@ -218,9 +278,10 @@ class Checkpoints(Checkpoint):
             return
         self._size_is_known = True
         kept = f"the last {self.keep} stay" if self.keep else "all stay"
+        files = [file for file in (path, *path.rglob("*")) if file.is_file()]
         log_line(
-            f"checkpoint {path.name}: {path.stat().st_size / 1e6:,.0f} MB, one every "
-            f"{self.every_n_steps} steps and after the last; {kept}"
+            f"checkpoint {path.name}: {sum(file.stat().st_size for file in files) / 1e6:,.0f} MB, "
+            f"one every {self.every_n_steps} steps and after the last; {kept}"
         )
 
     def _prune(self, step: int) -> None:
@@ -231,12 +292,6 @@ class Checkpoints(Checkpoint):
             stops = [path for path in files if path not in regular and step_of(path) < step]
             old = regular[: -self.keep] + stops
         for path in old:
-            path.unlink(missing_ok=True)
+            remove(path)
         # What a kill left of a file is of no use once a later one is whole.
         remove_parts(self.folder)
-
-
-def _failure(trainer: pl.Trainer) -> str | None:
-    """Returns why this process could not write; only the first one writes."""
-    error = getattr(trainer.strategy.checkpoint_io, "failure", None)
-    return None if error is None else f"{error.strerror or error}"

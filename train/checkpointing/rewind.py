@@ -17,7 +17,8 @@ from ...models.weights import damage
 from ..module import ContrastiveModule
 from ..screen import log_line
 from ..spike_guard import SpikeGuard
-from .checkpoint import Checkpoints, checkpoints_in, load, step_of, write
+from .checkpoint import Checkpoints, change, checkpoints_in, step_of
+from .disk import remove
 
 
 class RewindingCheckpoints(Checkpoints):
@@ -67,6 +68,7 @@ class RewindingCheckpoints(Checkpoints):
     def _go_back(self, trainer: pl.Trainer, guard: SpikeGuard, begin: int, end: int) -> None:
         """Prepares the checkpoint to be resumed from (collective) and stops the fit."""
         assert guard.spikes is not None
+        self.settle()
         steps: Steps = trainer.datamodule.steps  # type: ignore[attr-defined]
         row = f"steps {begin + 1} to {end} were left out in a row (guard.spikes)"
         if int(guard.state["rewinds"]) >= guard.spikes.max_rewinds:
@@ -107,13 +109,12 @@ class RewindingCheckpoints(Checkpoints):
             # Later ones first: a kill in between makes the run come here once more.
             for later in checkpoints_in(self.folder.parent):
                 if step_of(later) > step_of(path):
-                    later.unlink()
-            state = load(path)
-            state[data]["left_out"] = steps.passing_over(step_of(path), end)
-            past = state["counterpoint"]["guard"]
-            past |= {name: guard.state[name].cpu() for name in ("nonfinite", "spikes")}
-            past["rewinds"] = guard.state["rewinds"].cpu() + 1
-            write(state, path)
+                    remove(later)
+            with change(path) as state:
+                state[data]["left_out"] = steps.passing_over(step_of(path), end)
+                past = state["counterpoint"]["guard"]
+                past |= {name: guard.state[name].cpu() for name in ("nonfinite", "spikes")}
+                past["rewinds"] = guard.state["rewinds"].cpu() + 1
         except OSError as error:
             return f"{error.strerror or error}", 0
         return "", step_of(path)

@@ -4,7 +4,8 @@ In: a strategy of Lightning's or ours. Out: its adapter for gradients and parame
 over ranks, and what checks need to know. Nothing else in the package looks at a strategy's class.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -27,12 +28,15 @@ class Sharding:
             be reached.
         gathers_in_forward: parameters are whole only inside of their module's `forward`; its other
             methods find pieces.
+        saves_pieces: states for checkpoints hold a `Piece` where a rank has one, and are not put
+            together; inside of `pieces`.
     """
 
     cuts_inside_tensors = False
     cuts_states = False
     knows_extra_backward = True
     gathers_in_forward = False
+    saves_pieces = False
 
     def shard(
         self,
@@ -55,6 +59,15 @@ class Sharding:
     def tensors(self) -> Tensors:
         """Returns the adapter for gradients and parameters; called once, when all is set up."""
         return LocalTensors()
+
+    @contextmanager
+    def pieces(self) -> Iterator[None]:
+        """Leaves states for checkpoints as they lie on the ranks, within the block."""
+        self.saves_pieces = True
+        try:
+            yield
+        finally:
+            self.saves_pieces = False
 
     def prepare_compiled(self, layers: Iterable[nn.Module]) -> None:
         """Adapts the strategy to layers of which each runs as one graph."""

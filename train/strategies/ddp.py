@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from ...models.distributed_checkpoint import is_distributed
+from ...models.weights import read_torch
 from .base import Sharding
 
 
@@ -32,6 +34,14 @@ class Ddp(Sharding, DDPStrategy):
         options = {name: learns_statistics(model), **self._ddp_kwargs}
         devices = self.determine_ddp_device_ids()
         return DistributedDataParallel(model, device_ids=devices, **options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        """Reads a checkpoint; before a GPU, what goes there is not copied in between.
+
+        What stayed on the host would read a file that is removed later.
+        """
+        is_mapped = self.root_device.type == "cuda" and not is_distributed(checkpoint_path)
+        return read_torch(checkpoint_path, mmap=is_mapped)
 
 
 def learns_statistics(model: nn.Module) -> bool:

@@ -1,10 +1,10 @@
 """DeepSpeed ZeRO 1, 2 and 3 on GPUs and CPUs, with checkpoints like every other strategy's.
 
-In: the stage. Out: a Lightning strategy. A checkpoint is one file with whole fp32 parameters and
-whole optimizer states, which any strategy can continue from.
+In: the stage. Out: a Lightning strategy. A checkpoint has fp32 parameters and optimizer states,
+whole or in pieces, which any strategy can continue from.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +15,8 @@ from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 
+from ...models.distributed_checkpoint import StoredTensor
+from ...models.weights import read_torch
 from .base import Sharding
 from .deepspeed_ema import ZeroAverage
 from .deepspeed_internals import (
@@ -23,12 +25,14 @@ from .deepspeed_internals import (
     gather_layers_at_once,
     gather_working_copy,
     load_scaler_state,
+    piece,
     prepare_for_cpu,
     scaler_state,
     scatter,
     set_working_copy,
 )
 from .deepspeed_tensors import ZeroTensors
+from .pieces import whole_of
 from .row_shards import refuse_row_shards
 
 
@@ -158,21 +162,22 @@ class Zero(Sharding, DeepSpeedStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Returns whole parameters in fp32, and buffers, on the host (collective)."""
+        """Returns parameters in fp32, whole on the host or in pieces, and buffers (collective)."""
         module = self.lightning_module
         assert module is not None
         state = module.state_dict()
         for name, parameter in module.named_parameters():
             if self.average is not None and parameter in self.average:
-                state[name] = self.average.gather(parameter)
+                of_average = self.average.piece if self.saves_pieces else self.average.gather
+                state[name] = of_average(parameter)
             elif parameter.requires_grad:
-                state[name] = gather(self.zero, parameter, lambda flat: flat)
+                state[name] = self._values(parameter, lambda flat: flat)
             else:
                 state[name] = gather_working_copy(parameter).cpu()
         return state
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Returns the optimizer's `state_dict` as if nothing were sharded (collective)."""
+        """Returns the optimizer's `state_dict`, whole as if nothing were sharded or in pieces."""
         numbers = {p: i for i, p in enumerate(p for group in self._groups for p in group)}
         inner = self.zero.optimizer
         groups = [
@@ -188,10 +193,7 @@ class Zero(Sharding, DeepSpeedStrategy):
         # A step count each: an optimizer that loads one shared by all would count every parameter.
         state = {
             number: {k: v.clone() if isinstance(v, Tensor) else v for k, v in same.items()}
-            | {
-                key: gather(self.zero, p, lambda flat, k=key: inner.state[flat][k])
-                for key in sharded
-            }
+            | {key: self._values(p, lambda flat, k=key: inner.state[flat][k]) for key in sharded}
             for p, number in numbers.items()
         }
         saved = {"state": state if example else {}, "param_groups": groups}
@@ -199,13 +201,17 @@ class Zero(Sharding, DeepSpeedStrategy):
             saved["loss_scaler"] = scaler_state(self.zero)
         return saved
 
+    def _values(self, parameter: nn.Parameter, values: Callable[[Tensor], Tensor]) -> Any:
+        """Returns what ranks keep for a parameter: all of it (collective), or this rank's piece."""
+        return (piece if self.saves_pieces else gather)(self.zero, parameter, values)
+
     def save_checkpoint(self, checkpoint: Any, filepath: Any, storage_options: Any = None) -> None:
         """Writes one file, from the first process."""
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        """Reads one file, in every process."""
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """Opens a checkpoint, of which each process reads what it needs."""
+        return read_torch(checkpoint_path, mmap=True)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -215,7 +221,7 @@ class Zero(Sharding, DeepSpeedStrategy):
         state = checkpoint["state_dict"]
         for name, buffer in module.named_buffers():
             if name in state:
-                buffer.copy_(state[name])
+                buffer.copy_(whole_of(state[name]))
         for name, parameter in module.named_parameters():
             if self.average is not None and parameter in self.average:
                 self.average.load(parameter, state[name])
@@ -249,4 +255,4 @@ class Zero(Sharding, DeepSpeedStrategy):
 
 def is_sharded(value: Any) -> bool:
     """Whether an optimizer's state has a value for each element (a step count has not)."""
-    return isinstance(value, Tensor) and value.ndim > 0
+    return isinstance(value, Tensor | StoredTensor) and value.ndim > 0

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ...models.distributed_checkpoint import StoredTensor
 from .deepspeed_internals import (
     Fragment,
     all_reduce,
@@ -23,6 +24,7 @@ from .deepspeed_internals import (
     whole_shape,
     working_slice,
 )
+from .pieces import Piece, elements_of
 
 BUCKET = 1 << 26  # elements sent at once
 
@@ -66,10 +68,16 @@ class ZeroAverage:
         all_reduce(self.zero, flat)
         return flat.view(whole_shape(parameter)).cpu()
 
-    def load(self, parameter: nn.Parameter, whole: Tensor) -> None:
-        """Takes back what `gather` gave."""
+    def piece(self, parameter: nn.Parameter) -> Piece:
+        """Returns what this rank keeps of one of its parameters, in fp32."""
         for fragment, value in self._fragments[parameter]:
-            value.copy_(fragment.of_parameter(whole))
+            return Piece(value, whole_shape(parameter), fragment.first)
+        return Piece(torch.empty(0), whole_shape(parameter), 0)
+
+    def load(self, parameter: nn.Parameter, whole: Tensor | StoredTensor) -> None:
+        """Takes back what `gather` or all ranks' `piece` gave."""
+        for fragment, value in self._fragments[parameter]:
+            value.copy_(elements_of(whole, fragment.first, fragment.count))
         set_working_copy(parameter, whole)
 
     def _own_elements(self, parameter: nn.Parameter) -> Tensor:

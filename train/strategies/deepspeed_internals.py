@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ...models.distributed_checkpoint import StoredTensor
+from .pieces import Piece, elements_of, whole_of
+
 # The state of a dynamic loss scaler.
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -110,6 +113,14 @@ def gather(zero: Any, parameter: nn.Parameter, values: Callable[[Tensor], Tensor
     return whole.view(shape).cpu()
 
 
+def piece(zero: Any, parameter: nn.Parameter, values: Callable[[Tensor], Tensor]) -> Piece:
+    """Returns what this rank keeps for a parameter, in fp32; `values` as for `gather`."""
+    for fragment in find_fragments(zero, parameter):
+        kept = fragment.of_partition(values(fragment.flat))
+        return Piece(kept.detach().float(), whole_shape(parameter), fragment.first)
+    return Piece(torch.empty(0), whole_shape(parameter), 0)
+
+
 def meeting_device() -> torch.device:
     """Returns this process's device, which collectives take, wherever the parameters are."""
     from deepspeed.accelerator import get_accelerator
@@ -119,11 +130,15 @@ def meeting_device() -> torch.device:
 
 
 def scatter(
-    zero: Any, parameter: nn.Parameter, whole: Tensor, values: Callable[[Tensor], Tensor]
+    zero: Any,
+    parameter: nn.Parameter,
+    whole: Tensor | StoredTensor,
+    values: Callable[[Tensor], Tensor],
 ) -> None:
-    """Writes this rank's fragment of `whole`; the reverse of `gather`."""
+    """Writes this rank's fragment of `whole`; the reverse of `gather` and `piece`."""
     for fragment in find_fragments(zero, parameter):
-        fragment.of_partition(values(fragment.flat)).copy_(fragment.of_parameter(whole))
+        own = elements_of(whole, fragment.first, fragment.count)
+        fragment.of_partition(values(fragment.flat)).copy_(own)
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
@@ -147,13 +162,13 @@ def gather_working_copy(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
 
 
-def set_working_copy(parameter: nn.Parameter, whole: Tensor) -> None:
+def set_working_copy(parameter: nn.Parameter, whole: Tensor | StoredTensor) -> None:
     """Sets what a forward pass reads: the parameter, in stage 3 its slice and maybe all of it."""
     if parameter.numel() == whole.numel():
-        parameter.copy_(whole.view_as(parameter))
+        parameter.copy_(whole_of(whole).view_as(parameter))
     if (cut := working_slice(parameter)) is not None:
         first = cut.numel() * dist.get_rank(parameter.ds_process_group)  # type: ignore[attr-defined]
-        values = whole.flatten()[first : first + cut.numel()]
+        values = elements_of(whole, first, min(cut.numel(), max(whole.numel() - first, 0)))
         cut[: len(values)].copy_(values)
 
 

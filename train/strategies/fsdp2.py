@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from ...models.weights import read_torch
 from .base import Sharding
+from .pieces import elements_of, first_row, piece_of, whole_of
 from .row_shards import row_shards_in
 from .sharded_tensors import ShardedTensors
 
 
 class Fsdp2(Sharding, ModelParallelStrategy):
-    """FSDP2 over all processes; a checkpoint is one file with whole tensors, like DDP's.
+    """FSDP2 over all processes; a checkpoint holds whole tensors, or parts of them, like DDP's.
 
     Lightning numbers the states of this strategy's optimizer by the model's order, those of all
     others by the groups': here they are numbered by the groups'.
@@ -92,13 +94,27 @@ class Fsdp2(Sharding, ModelParallelStrategy):
         """True: optimizer states come from our checkpoints."""
         return True
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Returns parameters and buffers as if nothing were sharded (collective), or pieces."""
+        if not self.saves_pieces:
+            return super().lightning_module_state_dict()
+        assert self.lightning_module is not None
+        state = self.lightning_module.state_dict()
+        return {name: piece_of(value) for name, value in state.items()}
+
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Returns the optimizer's `state_dict` as if nothing were sharded (collective).
+        """Returns the optimizer's `state_dict` as if nothing were sharded (collective), or pieces.
 
         Only the first rank, which writes them, has what was cut: all ranks of a node together would
         hold as many copies in its memory.
         """
         state = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        if self.saves_pieces:
+            pieces = {
+                number: {name: piece_of(value) for name, value in values.items()}
+                for number, values in state["state"].items()
+            }
+            return {**state, "state": pieces}
         whole: dict[int, dict[str, Any]] = {}
         for number, values in state["state"].items():
             of_parameter = whole.setdefault(number, {})
@@ -111,7 +127,8 @@ class Fsdp2(Sharding, ModelParallelStrategy):
         return {**state, "state": whole}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+        """Opens a checkpoint, of which this rank reads no more than its own rows."""
+        return read_torch(checkpoint_path, mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Loads parameters and buffers from a checkpoint of any strategy."""
@@ -141,8 +158,18 @@ def is_sharded(value: Any) -> bool:
 
 
 def cut_like(parameter: nn.Parameter, value: Any) -> Any:
-    """Returns this rank's rows of a whole tensor of a parameter's shape; anything else as it is."""
+    """Returns this rank's rows of what has a parameter's shape; anything else whole."""
     if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
-        return value
-    value = value.to(parameter.device)
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return whole_of(value)
+    own = parameter.to_local()
+    first = first_row(parameter) * (parameter.numel() // max(len(parameter), 1))
+    rows = elements_of(value, first, own.numel()).view(own.shape)
+    return DTensor.from_local(
+        # A copy: what is read of a file that is removed later may be gone.
+        rows.to(parameter.device, copy=True),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

@@ -4,15 +4,22 @@ In: the module. Out: rows that strategies leave alone, and checkpoints in which 
 the optimizer's states, as if they never were cut.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...losses.distributed.collectives import world
-from ...losses.distributed.sharded_rows import RowShard, cut_rows, rows_of_this_rank, whole
+from ...losses.distributed.sharded_rows import (
+    RowShard,
+    cut_rows,
+    rows_of,
+    rows_of_this_rank,
+    whole,
+)
 from ..torch_internals import hide_from_ddp
+from .pieces import Piece
 
 
 def row_shards_in(module: nn.Module) -> dict[str, RowShard]:
@@ -37,23 +44,43 @@ def refuse_row_shards(module: nn.Module, strategy: str) -> None:
         )
 
 
-def gather_rows(checkpoint: dict[str, Any], module: nn.Module, optimizers: Sequence[Any]) -> None:
-    """Puts whole parameters and optimizer states into a checkpoint (collective).
+def put_rows(
+    checkpoint: dict[str, Any],
+    module: nn.Module,
+    optimizers: Sequence[Any],
+    written: Callable[[RowShard, Tensor], Any],
+) -> None:
+    """Puts parameters and optimizer states into a checkpoint as `written` makes them of rows.
 
-    The first rank's only is complete: it is the one that is written.
+    Collective if that is: `gathered` is, and `piece_of_rows` is not.
     """
     if not (shards := row_shards_in(module)):
         return
     for name, shard in shards.items():
-        checkpoint["state_dict"][name] = _on_first_rank(whole(shard))
+        checkpoint["state_dict"][name] = written(shard, shard)
     for optimizer, saved in zip(optimizers, checkpoint.get("optimizer_states", ()), strict=False):
         for number, shard in _numbered(optimizer):
             if number in saved["state"]:
                 # A new dictionary: torch's is the optimizer's own.
                 saved["state"][number] = {
-                    key: _on_first_rank(whole(shard, value)) if _is_like(value, shard) else value
+                    key: written(shard, value) if _is_like(value, shard) else value
                     for key, value in saved["state"][number].items()
                 }
+
+
+def gathered(shard: RowShard, value: Tensor) -> Tensor:
+    """Returns the rows of all ranks (collective), on the first, which writes them.
+
+    On the host: two copies on a machine are one too many.
+    """
+    value = whole(shard, value)
+    return value.cpu() if world()[0] == 0 else value.new_empty(0)
+
+
+def piece_of_rows(shard: RowShard, value: Tensor) -> Piece:
+    """Returns this rank's rows as a piece of all."""
+    shape = torch.Size((shard.total, *shard.shape[1:]))
+    return Piece(value.detach(), shape, rows_of(shard.total, *world()).start)
 
 
 def cut_states(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -75,8 +102,3 @@ def _numbered(optimizer: Any) -> Iterator[tuple[int, RowShard]]:
     for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         if isinstance(p, RowShard):
             yield number, p
-
-
-def _on_first_rank(value: Tensor) -> Tensor:
-    """Returns the value on the host, or nothing: two copies on a machine are one too many."""
-    return value.cpu() if world()[0] == 0 else value.new_empty(0)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....data.images.transforms import Transform
 from ....data.text.tokenize import ClipTokenizer, Tokenizer
+from ....models.distributed_checkpoint import is_distributed
 from ....models.image import ImageTower
 from ....models.interop.archive import read_tensors
 from ....models.interop.base import ForeignModel
@@ -120,7 +121,7 @@ def read_source(source: str) -> Source:
     path = Path(source)
     if is_foreign(source):
         return _foreign(read_foreign(source), source)
-    if path.is_dir():
+    if path.is_dir() and not is_distributed(path):
         path = checkpoint_of(path)
         return Source(str(path), read_weights(path), _tokenizer_of(path.parents[1]))
     if path.suffix != ".ckpt" and path.is_file() and is_openai(tensors := read_tensors(path)):

@@ -17,6 +17,7 @@ KEYS = {
     Role.WHERE: "run_dir name evaluation.suite evaluation.every_n_steps evaluation.batch_size "
     "evaluation.tasks_at_once "
     "evaluation.data_root checkpoint.every_n_steps checkpoint.keep checkpoint.max_failures "
+    "checkpoint.format "
     "watch.timeout trainer.accelerator trainer.devices trainer.num_nodes trainer.callbacks "
     "trainer.max_time trainer.log_every_n_steps trainer.enable_progress_bar "
     "trainer.enable_model_summary trainer.profiler trainer.logger trainer.peak_tflops "
