@@ -15,7 +15,7 @@ from .components.features import Tensors, full_precision, need
 from .components.similarity import Similarity
 from .distributed.collectives import share
 from .distributed.exchange import AllGather, Exchange
-from .kernels.pairing import TILE_BYTES, Pairing
+from .kernels.pairing import Pairing
 from .scalars import Scalar
 
 # Entry of the batch: the samples' weights, float32 [b], 0 or more.
@@ -114,7 +114,7 @@ class PairwiseTerm(SampleTerm):
         exchange: how the other ranks' columns arrive; the default is exact.
         scale: the logit scale: a scalar of its own, or the name of a feature (the model's
             `logit_scale`, or a scalar of the objective that several terms share).
-        tile_bytes: memory of one block of logits.
+        tile_bytes: memory of one block of logits; None: 32 MiB, on a GPU 256 MiB.
 
     Attributes:
         bias: as `scale`, in terms whose logits have one.
@@ -126,7 +126,7 @@ class PairwiseTerm(SampleTerm):
         self,
         exchange: Exchange | None = None,
         scale: Scalar | str = "logit_scale",
-        tile_bytes: int = TILE_BYTES,
+        tile_bytes: int | None = None,
     ):
         super().__init__()
         self.exchange = exchange or AllGather()

@@ -21,6 +21,7 @@ from torch import Tensor
 from .base import WEIGHT, Term
 from .components.features import Tensors, full_precision, need
 from .distributed.collectives import total
+from .kernels.tile_ops import multiply
 
 
 class CrossModalConsistency(Term):
@@ -66,14 +67,16 @@ def _traces(
     image, text = full_precision(image, text)
     with torch.autocast(image.device.type, enabled=False):
         plus, minus = image + text, image - text
-        grams = total(torch.stack([plus.T @ plus, minus.T @ minus, plus.T @ minus]))
+        grams = total(
+            torch.stack([multiply(plus.T, plus), multiply(minus.T, minus), multiply(plus.T, minus)])
+        )
         if weights is None:
             size = total(grams.new_full((), float(len(image)))).clamp_min(1.0)
             squares, products = (grams[0] * grams[1]).sum(), (grams[2] * grams[2].T).sum()
             return squares / size, products / size
         rows = weights.to(plus)[:, None]
-        by_weight = torch.stack([plus.T @ (rows * plus), minus.T @ (rows * minus)])
-        by_weight, cross = total(by_weight), total(plus.T @ (rows * minus))
+        by_weight = torch.stack([multiply(plus.T, rows * plus), multiply(minus.T, rows * minus)])
+        by_weight, cross = total(by_weight), total(multiply(plus.T, rows * minus))
         size = total(rows.sum()).clamp_min(torch.finfo(rows.dtype).tiny)
         squares = (by_weight[0] * grams[1] + by_weight[1] * grams[0]).sum() / 2
         products = (cross * grams[2].T).sum()

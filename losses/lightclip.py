@@ -20,6 +20,7 @@ from .components.features import Tensors
 from .kernels.pairing import Operands, Pairing, Target
 from .kernels.reductions import row_sums, softmax_sums
 from .kernels.targets import Uniform
+from .kernels.tile_ops import multiply
 from .weight_schedules import Weight
 
 
@@ -111,6 +112,6 @@ class _Neighbours:
         self.rows, self.columns = (image, by_image, text), (image, text, by_text)
 
     def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
-        of_rows = (rows[0] @ columns[0].T).mul_(self.scale).sub_(rows[1][:, None]).exp_()
-        of_columns = (rows[2] @ columns[1].T).mul_(self.scale).sub_(columns[2]).exp_()
+        of_rows = multiply(rows[0], columns[0].T).mul_(self.scale).sub_(rows[1][:, None]).exp_()
+        of_columns = multiply(rows[2], columns[1].T).mul_(self.scale).sub_(columns[2]).exp_()
         return of_rows, of_columns

@@ -276,7 +276,8 @@ class _Setting:
         total = rows * self.cluster.count
         widths = [x.shape[1] for x in count.features.values() if x.ndim == 2]
         terms = [m for m in self.parts.objective.modules() if isinstance(m, PairwiseTerm)]
-        tiles = [min(term.tile_bytes, 4 * rows * total) for term in terms]
+        device = torch.device(self.device.kind)
+        tiles = [min(term.pairing().bytes_on(device), 4 * rows * total) for term in terms]
         return 2 * 4 * total * max(widths, default=0) + 2 * max(tiles, default=0) if terms else 0.0
 
     def _seconds(
@@ -296,7 +297,9 @@ class _Setting:
         if isinstance(loss, LossCount):
             num_pairs = rows * rows * ranks * max(1, len(self.parts.objective.named_terms))
             traffic = num_pairs * PAIR_BYTES / device.memory_rate
-            seconds["loss"] = loss.flops / device.flops("fp32") + traffic
+            # On GPUs three products of TF32, which has half of bf16's rate (`products_triton`).
+            rate = device.flops("bf16") / 6 if device.kind == "cuda" else device.flops("fp32")
+            seconds["loss"] = loss.flops / rate + traffic
         trained = sum(_bytes(p) for p in self.parts.model.parameters() if p.requires_grad)
         # Weights and states are read and written, gradients read twice, and scaled.
         shards = ranks if self.strategy.startswith(("fsdp2", "zero")) else 1

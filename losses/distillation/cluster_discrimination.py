@@ -21,7 +21,7 @@ from ..distributed.collectives import share
 from ..distributed.exchange import Local
 from ..kernels.keyed_random import mix
 from ..kernels.masks import Different
-from ..kernels.pairing import TILE_BYTES, Pairing
+from ..kernels.pairing import Pairing
 from ..kernels.reductions import row_sums
 from ..scalars import Fixed, Scalar
 
@@ -82,7 +82,7 @@ class ClusterDiscrimination(Term):
         margin: of the own cluster's cosine; None: none.
         scale: s, a scalar of its own (None: fixed at 64).
         seed: of the parts.
-        tile_bytes: memory of one block of logits.
+        tile_bytes: memory of one block of logits; None: 32 MiB, on a GPU 256 MiB.
 
     Raises:
         ValueError: no clusters, or a rate outside 0 to 1.
@@ -100,7 +100,7 @@ class ClusterDiscrimination(Term):
         margin: Margin | None = None,
         scale: Scalar | None = None,
         seed: int = 0,
-        tile_bytes: int = TILE_BYTES,
+        tile_bytes: int | None = None,
     ):
         super().__init__()
         if num_clusters < 1 or not 0 < rate <= 1:

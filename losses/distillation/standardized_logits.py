@@ -25,6 +25,7 @@ from ..components.features import Tensors
 from ..distributed.collectives import total
 from ..kernels.reductions import softmax_sums
 from ..kernels.targets import Soft
+from ..kernels.tile_ops import multiply
 from .base import TeacherTerm
 
 
@@ -81,6 +82,6 @@ class StandardizedLogits(TeacherTerm):
         count = sums[-1].detach().clamp_min(1.0)
         centred = rows - sums[:-1] / count
         with torch.autocast(rows.device.type, enabled=False):
-            covariance = total(centred.T @ centred) / count
-            variance = (columns @ covariance * columns).sum(1, keepdim=True).clamp_min(0.0)
+            covariance = total(multiply(centred.T, centred)) / count
+            variance = (multiply(columns, covariance) * columns).sum(1, keepdim=True).clamp_min(0.0)
         return centred, columns * (variance + self.eps).rsqrt()

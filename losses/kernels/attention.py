@@ -51,7 +51,8 @@ class _Retrieval(torch.autograd.Function):
             logits, before = tile.compute(), normaliser[tile.rows]
             after = torch.logaddexp(before, logits.logsumexp(1))
             retrieved[tile.rows] *= (before - after).exp_()[:, None]
-            retrieved[tile.rows].addmm_(logits.sub_(after[:, None]).exp_(), tile.values)
+            weights = logits.sub_(after[:, None]).exp_()
+            tiling.ops.add_product(weights, tile.values, retrieved[tile.rows])
             normaliser[tile.rows] = after
         ctx.save_for_backward(states, beta, retrieved, normaliser)
         ctx.joined, ctx.pairing = joined, pairing
@@ -65,16 +66,16 @@ class _Retrieval(torch.autograd.Function):
         # Of a softmax: dL/dl_ij = w_ij (g_i.s_j - g_i.r_i), r_i the mean of s_j under w_i.
         mean_grad = (by_retrieved * retrieved).sum(1, keepdim=True)
         tiling = Tiling(states, beta, None, ctx.pairing, ctx.joined)
-        gradients = Gradients(tiling)
+        gradients, ops = Gradients(tiling), tiling.ops
         for tile in tiling.tiles_backward(gradients):
             weights = tile.compute().sub_(normaliser[tile.rows, None]).exp_()
             by_weighted = by_retrieved[tile.rows]
-            grad = torch.mm(by_weighted, tile.values.T, out=tile.buffer("grad"))
+            grad = ops.product(by_weighted, tile.values.T, tile.buffer("grad"))
             grad.sub_(mean_grad[tile.rows]).mul_(weights)
-            gradients.by_rows[tile.rows].addmm_(grad, tile.values)
+            ops.add_product(grad, tile.values, gradients.by_rows[tile.rows])
             by_store = gradients.by_columns[: len(tile.values)]
-            by_store.addmm_(grad.T, tiling.scaled_rows[tile.rows])
-            by_store.addmm_(weights.T, by_weighted)
+            ops.add_product(grad.T, tiling.scaled_rows[tile.rows], by_store)
+            ops.add_product(weights.T, by_weighted, by_store)
         by_states = gradients.by_rows
         by_beta = (by_states * states).sum().view_as(beta)
         return by_states * beta, ctx.joined.gradient(), by_beta, None

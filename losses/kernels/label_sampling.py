@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .keyed_random import finalised, mix, shifted
-from .pairing import Operands, Pairing
+from .pairing import TILE_BYTES, Operands, Pairing
+from .tile_ops import multiply
 
 
 @torch.no_grad()
@@ -44,12 +45,12 @@ def sample_labels(
     for where, (block, block_keys) in pairing.exchange.open(columns.detach(), keys[1]).blocks():
         if not len(block):
             continue
-        step = max(1, pairing.tile_bytes // (8 * len(block)))
+        step = max(1, (pairing.tile_bytes or TILE_BYTES) // (8 * len(block)))
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
             # The probabilities drawn from are those of the kernels, which leave autocast, too.
             with torch.autocast(rows.device.type, enabled=False):
-                logits = rows[part] @ block.T
+                logits = multiply(rows[part], block.T)
             if pairing.point is not None:
                 logits = pairing.point.value(logits)
             noisy, number = (logits * scale + gumbel(keys[0][part], block_keys, seed)).max(1)

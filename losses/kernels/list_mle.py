@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..distributed.columns import join
-from .pairing import Pairing
+from .pairing import TILE_BYTES, Pairing
+from .tile_ops import multiply
 
 
 class Side(NamedTuple):
@@ -50,7 +51,8 @@ def listwise_losses(
         widths = [first.columns.shape[1], second.columns.shape[1]]
         both = torch.cat([first.columns, second.columns], 1)
         all_columns = join(both, pairing.exchange.open(both.detach())).split(widths, 1)
-        num_rows = max(1, pairing.tile_bytes // max(1, len(all_columns[0]) * rows.element_size()))
+        row_bytes = max(1, len(all_columns[0]) * rows.element_size())
+        num_rows = max(1, (pairing.tile_bytes or TILE_BYTES) // row_bytes)
         # A rank without rows has one empty block, so that it takes part in the backward pass.
         blocks = zip(first.rows.split(num_rows), second.rows.split(num_rows), strict=True)
         losses = [
@@ -63,7 +65,7 @@ def listwise_losses(
 
 
 def _block(rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], scale: Tensor) -> Tensor:
-    one, other = (x @ y.T * scale for x, y in zip(rows, columns, strict=True))
+    one, other = (multiply(x, y.T) * scale for x, y in zip(rows, columns, strict=True))
     return _list_mle(one, other.detach()) + _list_mle(other, one.detach())
 
 

@@ -6,6 +6,7 @@ In: keys, ids or teachers' features of rows and columns. Out: booleans a tile at
 from torch import Tensor
 
 from .pairing import Operands
+from .tile_ops import multiply
 
 
 class Different:
@@ -35,7 +36,7 @@ class Below:
         self.rows, self.columns, self.limit = (rows.detach(),), (columns.detach(),), limit
 
     def tile(self, rows: Operands, columns: Operands) -> Tensor:
-        return rows[0] @ columns[0].T < self.limit
+        return multiply(rows[0], columns[0].T) < self.limit
 
 
 class Distance:
@@ -45,4 +46,4 @@ class Distance:
         self.rows, self.columns = (rows.detach(),), (columns.detach(),)
 
     def tile(self, rows: Operands, columns: Operands) -> Tensor:
-        return (rows[0] @ columns[0].T).neg_().add_(1.0)
+        return multiply(rows[0], columns[0].T).neg_().add_(1.0)

@@ -8,13 +8,15 @@ carry no gradient.
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from ..distributed.exchange import AllGather, Exchange, NoGradGather
 
 # Of one block of logits: large enough for matrix products to run at full speed, small against the
-# features of a batch that needs blocks.
+# features of a batch that needs blocks. On a GPU a thin block would leave most of it idle.
 TILE_BYTES = 32 << 20
+CUDA_TILE_BYTES = 256 << 20
 
 
 # Tensors of rows or of columns, one row of each for each of them.
@@ -68,7 +70,8 @@ class Pairing:
         factor: multiplies the logits (before the bias).
         diagonal: the part of a target that is on a row's own column; the rest is on `targets`.
         targets: further parts with their share.
-        tile_bytes: memory of one block of logits; two or three such blocks exist at a time.
+        tile_bytes: memory of one block of logits; two or three such blocks exist at a time. None:
+            32 MiB, on a GPU 256 MiB.
     """
 
     exchange: Exchange = field(default_factory=AllGather)
@@ -78,7 +81,11 @@ class Pairing:
     factor: Relation | None = None
     diagonal: float = 1.0
     targets: tuple[tuple[float, Target], ...] = ()
-    tile_bytes: int = TILE_BYTES
+    tile_bytes: int | None = None
+
+    def bytes_on(self, device: torch.device) -> int:
+        """Returns the memory of one block of logits."""
+        return self.tile_bytes or (CUDA_TILE_BYTES if device.type == "cuda" else TILE_BYTES)
 
     @property
     def relations(self) -> list[Relation | Target]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import tile_ops
 from .pairing import Pairing
 from .tiling import Gradients, Tile, Tiling, has_safe_logits, is_all_pairs, open_columns
 
@@ -134,7 +133,7 @@ class _RowSums:
             self.over_columns[tile.rows] += powers.sum(1)
             self.powers = [powers] if is_all_pairs(tile) else []
         else:
-            by_row, by_column = tile_ops.of(tile.logits.device).log_sum_exps(tile.logits)
+            by_row, by_column = tile.tiling.ops.log_sum_exps(tile.logits)
             rows, columns = self.over_columns[tile.rows], self.over_rows[tile.columns]
             self.over_columns[tile.rows] = torch.logaddexp(rows, by_row)
             self.over_rows[tile.columns] = torch.logaddexp(columns, by_column)
@@ -177,8 +176,8 @@ class _SoftmaxGrad:
     def __call__(self, tile: Tile, powers: None) -> Tensor:
         shifts = self.over_columns[tile.rows], self.over_rows[tile.columns]
         factors = self.by_row[tile.rows], self.by_column[tile.columns]
-        ops = tile_ops.of(tile.logits.device)
-        return ops.softmax_grad(tile.logits, *shifts, *factors, out=tile.buffer("grad"))
+        ops, out = tile.tiling.ops, tile.buffer("grad")
+        return ops.softmax_grad(tile.logits, *shifts, *factors, out=out)
 
 
 class _SafeSoftmaxGrad:

@@ -50,6 +50,7 @@ class _SoftmaxMeans(torch.autograd.Function):
         wide = torch.cat([rows, rows.new_zeros(len(rows), 1)], 1)
         joined = open_columns(columns, pairing)
         tiling = Tiling(wide, wide.new_ones(1), None, pairing, joined)
+        add_product = tiling.ops.add_product
         by_rows, by_columns = torch.zeros_like(rows), torch.zeros_like(rows)
         for tile in tiling.tiles():
             values, sums = tile.values[:, :-1], tile.values[:, -1]
@@ -57,8 +58,8 @@ class _SoftmaxMeans(torch.autograd.Function):
             weights = torch.sub(
                 logits, row_sums[tile.rows, None], out=tile.buffer("weights")
             ).exp_()
-            by_rows[tile.rows].addmm_(weights, values)
-            by_columns[tile.rows].addmm_(logits.sub_(sums).exp_(), values)
+            add_product(weights, values, by_rows[tile.rows])
+            add_product(logits.sub_(sums).exp_(), values, by_columns[tile.rows])
         ctx.save_for_backward(wide, row_sums)
         ctx.joined, ctx.pairing = joined, pairing
         return by_rows, by_columns
@@ -69,7 +70,7 @@ class _SoftmaxMeans(torch.autograd.Function):
         wide, row_sums = ctx.saved_tensors
         by_p, by_q = (grad.contiguous() for grad in grads)
         tiling = Tiling(wide, wide.new_ones(1), None, ctx.pairing, ctx.joined)
-        gradients = Gradients(tiling)
+        gradients, ops = Gradients(tiling), tiling.ops
         by_row_sums = torch.zeros_like(row_sums)
         for tile in tiling.tiles_backward(gradients):
             values, sums = tile.values[:, :-1], tile.values[:, -1]
@@ -78,14 +79,14 @@ class _SoftmaxMeans(torch.autograd.Function):
             weights = torch.sub(
                 logits, row_sums[tile.rows, None], out=tile.buffer("weights")
             ).exp_()
-            by_values[:, :-1].addmm_(weights.T, by_p[tile.rows])
-            weights.mul_(torch.mm(by_p[tile.rows], values.T, out=grad))
+            ops.add_product(weights.T, by_p[tile.rows], by_values[:, :-1])
+            weights.mul_(ops.product(by_p[tile.rows], values.T, grad))
             by_row_sums[tile.rows] -= weights.sum(1)
             logits.sub_(sums).exp_()
-            by_values[:, :-1].addmm_(logits.T, by_q[tile.rows])
-            logits.mul_(torch.mm(by_q[tile.rows], values.T, out=grad))
+            ops.add_product(logits.T, by_q[tile.rows], by_values[:, :-1])
+            logits.mul_(ops.product(by_q[tile.rows], values.T, grad))
             by_values[:, -1] -= logits.sum(0)
             weights.add_(logits)
-            gradients.by_rows[tile.rows, :-1] += weights @ values
-            by_values[:, :-1].addmm_(weights.T, wide[tile.rows, :-1])
+            ops.add_product(weights, values, gradients.by_rows[tile.rows, :-1])
+            ops.add_product(weights.T, wide[tile.rows, :-1], by_values[:, :-1])
         return gradients.by_rows[:, :-1], ctx.joined.gradient(), by_row_sums, None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..distributed.exchange import Exchange
 from .pairing import Operands, Pairing
 from .reductions import softmax_sums
+from .tile_ops import multiply
 
 
 class Soft:
@@ -40,7 +41,7 @@ class Soft:
             self.columns = (columns.detach(), sums.columns)
 
     def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
-        logits = rows[0] @ columns[0].T
+        logits = multiply(rows[0], columns[0].T)
         by_rows = (logits - rows[1][:, None]).exp_()
         return by_rows, logits.sub_(columns[1]).exp_()
 
@@ -67,7 +68,7 @@ class SoftMatch:
         self.columns = (torch.cat([columns, one], 1),)
 
     def tile(self, rows: Operands, columns: Operands, total: int) -> tuple[Tensor, Tensor]:
-        match = (rows[0] @ columns[0].T).sigmoid_()
+        match = multiply(rows[0], columns[0].T).sigmoid_()
         return match, match
 
 

@@ -1,18 +1,36 @@
-"""What happens to one tile of logits of any size: its sums of exponentials, and their gradient.
+"""What happens to one tile of logits of any size: products, sums of exponentials, their gradient.
 
-In: logits [r, c]. Out: log sum exp of rows and columns; gradients by the logits. Plain functions of
-tensors in torch; on CUDA the same in Triton, which reads the tile once (`tile_ops_triton`).
-`of(device)` chooses.
+In: features; logits [r, c]. Out: logits; log sum exp of rows and columns; gradients by the logits.
+Plain functions of tensors in torch; on CUDA the same in Triton, which reads the tile once
+(`tile_ops_triton`) and multiplies on tensor cores (`products_triton`). `of(tensor)` chooses.
+
+Products have float32's accuracy, whatever a program has set for its other ones
+(`torch.set_float32_matmul_precision`): rounded to TF32, gradients err by 0.1% and more.
 """
 
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Settings of torch under which float32 is multiplied as it is.
+EXACT = ("none", "ieee")
 
 
 class TileOps(Protocol):
     """The functions of a tile."""
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        """Writes a b to `out`."""
+        ...
+
+    def add_product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        """Adds a b to `out`."""
+        ...
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log sum exp of each row [r] and of each column [c]."""
@@ -39,7 +57,15 @@ class TileOps(Protocol):
 
 
 class TorchTileOps:
-    """The functions in torch, without graph breaks."""
+    """The functions in torch; but for products, without graph breaks."""
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        with full_float32():
+            return torch.mm(a, b, out=out)
+
+    def add_product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        with full_float32():
+            return out.addmm_(a, b)
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits.logsumexp(1), logits.logsumexp(0)
@@ -61,12 +87,56 @@ class TorchTileOps:
 TORCH = TorchTileOps()
 
 
-def of(device: torch.device) -> TileOps:
-    """Returns the fastest form for a device."""
-    if device.type != "cuda" or torch.version.hip is not None:
+def of(tensor: Tensor) -> TileOps:
+    """Returns the fastest form for a tensor's device and precision."""
+    is_fused = tensor.is_cuda and tensor.dtype == torch.float32
+    return _fused(tensor.device) if is_fused else TORCH
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """Returns a b, with gradients, in the precision of a tile's products."""
+    return _Product.apply(a, b)  # type: ignore[return-value]
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Inside, torch's own products round no float32 to fewer bits."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    lowered = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in EXACT]
+    for backend, _ in lowered:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in lowered:
+            backend.fp32_precision = precision
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return of(a).product(a, b, a.new_empty(len(a), b.shape[1]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (a, b), (grad,) = ctx.saved_tensors, grads
+        needs_a, needs_b = ctx.needs_input_grad
+        ops = of(grad)
+        return (
+            ops.product(grad, b.T, grad.new_empty(a.shape)) if needs_a else None,
+            ops.product(a.T, grad, grad.new_empty(b.shape)) if needs_b else None,
+        )
+
+
+@cache
+def _fused(device: torch.device) -> TileOps:
+    # Triton wants Ampere or newer; on Windows there is none.
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return TORCH
     try:
         from .tile_ops_triton import FUSED
-    except ImportError:  # Triton comes with torch on Linux only.
+    except ImportError:
         return TORCH
     return FUSED

@@ -1,4 +1,4 @@
-"""The functions of a tile (`inner`) in Triton: each reads the logits once.
+"""The functions of a tile in Triton: each reads the logits once.
 
 In: logits [r, c] on a CUDA device (or on the CPU with TRITON_INTERPRET=1, as tests do). Out: as
 `tile_ops.TileOps` documents.
@@ -10,8 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .products_triton import product, readable
+
 # Of a program: rows and columns. Powers of two; small enough for registers.
 BLOCK = {"ROWS": 32, "COLUMNS": 128}
+
+
+@triton.jit
+def _read(logits, rows, columns, num_rows, num_columns, width, stride):
+    """Reads logits, -inf outside of the tile; its rows are `width` long in memory."""
+    offsets = rows[:, None].to(tl.int64) * stride + columns[None, :]
+    in_memory = (rows[:, None] < num_rows) & (columns[None, :] < width)
+    x = tl.load(logits + offsets, mask=in_memory, other=float("-inf"))
+    return tl.where(columns[None, :] < num_columns, x, float("-inf"))
 
 
 @triton.jit
@@ -23,6 +34,7 @@ def _sums(
     column_sum,
     num_rows,
     num_columns,
+    width,
     stride,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -31,9 +43,7 @@ def _sums(
     row_part, column_part = tl.program_id(0), tl.program_id(1)
     rows = row_part * ROWS + tl.arange(0, ROWS)
     columns = column_part * COLUMNS + tl.arange(0, COLUMNS)
-    in_tile = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    offsets = rows[:, None].to(tl.int64) * stride + columns[None, :]
-    x = tl.load(logits + offsets, mask=in_tile, other=float("-inf"))
+    x = _read(logits, rows, columns, num_rows, num_columns, width, stride)
     most = tl.max(x, axis=1)
     shift = tl.where(most == float("-inf"), 0.0, most)
     total = tl.sum(tl.exp(x - shift[:, None]), axis=1)
@@ -56,6 +66,7 @@ def _softmax_grad(
     out,
     num_rows,
     num_columns,
+    width,
     stride,
     out_stride,
     ROWS: tl.constexpr,
@@ -65,20 +76,24 @@ def _softmax_grad(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     in_rows, in_columns = rows < num_rows, columns < num_columns
-    in_tile = in_rows[:, None] & in_columns[None, :]
-    offsets = rows[:, None].to(tl.int64) * stride + columns[None, :]
-    x = tl.load(logits + offsets, mask=in_tile, other=float("-inf"))
+    x = _read(logits, rows, columns, num_rows, num_columns, width, stride)
     row = tl.load(over_columns + rows, mask=in_rows, other=0.0)
     column = tl.load(over_rows + columns, mask=in_columns, other=0.0)
     g = tl.load(by_row + rows, mask=in_rows, other=0.0)
     h = tl.load(by_column + columns, mask=in_columns, other=0.0)
     grad = g[:, None] * tl.exp(x - row[:, None]) + h[None, :] * tl.exp(x - column[None, :])
     offsets = rows[:, None].to(tl.int64) * out_stride + columns[None, :]
-    tl.store(out + offsets, grad, mask=in_tile)
+    tl.store(out + offsets, grad, mask=in_rows[:, None] & (columns[None, :] < width))
 
 
 class TritonTileOps:
     """See `tile_ops.TileOps`."""
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        return product(a, b, out)
+
+    def add_product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        return product(a, b, out, adds=True)
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         num_rows, num_columns = logits.shape
@@ -86,7 +101,16 @@ class TritonTileOps:
         by_row = logits.new_empty(2, grid[1], num_rows)
         by_column = logits.new_empty(2, grid[0], num_columns)
         run: Any = _sums[grid]
-        run(logits, *by_row, *by_column, num_rows, num_columns, logits.stride(0), **BLOCK)
+        run(
+            logits,
+            *by_row,
+            *by_column,
+            num_rows,
+            num_columns,
+            readable(logits)[1],
+            logits.stride(0),
+            **BLOCK,
+        )
         return tuple((most + total.log()).logsumexp(0) for most, total in (by_row, by_column))  # type: ignore[return-value]
 
     def softmax_grad(
@@ -101,9 +125,10 @@ class TritonTileOps:
         num_rows, num_columns = logits.shape
         grid = _grid(num_rows, num_columns)
         vectors = [t.contiguous() for t in (over_columns, over_rows, by_row, by_column)]
+        width = min(readable(logits)[1], readable(out)[1])
         strides = logits.stride(0), out.stride(0)
         run: Any = _softmax_grad[grid]
-        run(logits, *vectors, out, num_rows, num_columns, *strides, **BLOCK)
+        run(logits, *vectors, out, num_rows, num_columns, width, *strides, **BLOCK)
         return out
 
 

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from ..distributed.columns import Columns
+from . import tile_ops
 from .pairing import Pairing, Relation, Target
 
 # Columns of a tile at most: with more, a tile of the same memory would be too thin to be fast.
 MAX_WIDTH = 1 << 15
+# Numbers in the rows of a GPU's tiles: a multiple.
+ALIGNED = 16
 # Exponentials of logits within these bounds, and sums of them, neither overflow nor vanish in fp32:
 # they need no shift by the maximum, so that one exponential serves both directions.
 SAFE_LOGIT = 60.0
@@ -41,6 +44,7 @@ class Tiling:
         self.scaled_rows = rows * scale if pairing.point is None else rows
         self.relations = pairing.relations
         self.relation_rows = [_as_precise(rows, relation.rows) for relation in self.relations]
+        self.ops = tile_ops.of(rows)
         self._buffers: dict[Buffer, Tensor] = {}
 
     def tiles(self) -> Iterator["Tile"]:
@@ -57,16 +61,18 @@ class Tiling:
 
     def buffer(self, name: Buffer, height: int, width: int) -> Tensor:
         """Returns memory for a tile, the same one at each call with this name."""
-        size = height * width
+        # On a GPU rows begin where several numbers can be read at once.
+        stride = -(-width // ALIGNED) * ALIGNED if self.rows.is_cuda else width
+        size = height * stride
         if name not in self._buffers or len(self._buffers[name]) < size:
             self._buffers[name] = self.rows.new_empty(size)
-        return self._buffers[name][:size].view(height, width)
+        return self._buffers[name][:size].view(height, stride)[:, :width]
 
     def _tiles(self, block: slice, tensors: tuple[Tensor, ...]) -> Iterator["Tile"]:
-        row_bytes = self.rows.element_size()
+        row_bytes, tile_bytes = self.rows.element_size(), self.pairing.bytes_on(self.rows.device)
         for columns in _equal_slices(len(tensors[0]), MAX_WIDTH):
             width = columns.stop - columns.start
-            max_rows = max(1, self.pairing.tile_bytes // (width * row_bytes))
+            max_rows = max(1, tile_bytes // (width * row_bytes))
             values = tuple(tensor[columns] for tensor in tensors)
             numbers = slice(block.start + columns.start, block.start + columns.stop)
             for rows in _equal_slices(len(self.rows), max_rows):
@@ -97,7 +103,8 @@ class Tile:
     def compute(self) -> Tensor:
         """Returns the logits, in memory that the next tile overwrites."""
         tiling, point = self.tiling, self.tiling.pairing.point
-        logits = torch.mm(tiling.scaled_rows[self.rows], self.values.T, out=self.buffer("products"))
+        rows, products = tiling.scaled_rows[self.rows], self.buffer("products")
+        logits = tiling.ops.product(rows, self.values.T, products)
         if point is not None:
             self._products = logits
             self._similarity = point.value(logits)
@@ -194,8 +201,9 @@ class Gradients:
         grad, by_scale = tile.products_grad(grad)
         if by_scale is not None:
             self.by_scale.add_(by_scale)
-        self.by_rows[tile.rows].addmm_(grad, tile.values)
-        self.by_columns[: len(tile.values)].addmm_(grad.T, self.tiling.rows[tile.rows])
+        add_product, rows = self.tiling.ops.add_product, self.tiling.rows[tile.rows]
+        add_product(grad, tile.values, self.by_rows[tile.rows])
+        add_product(grad.T, rows, self.by_columns[: len(tile.values)])
 
     def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Returns those of rows, of this rank's columns, of the scale and of the bias."""

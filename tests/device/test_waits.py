@@ -7,6 +7,7 @@ from null_gpu.jobs import fit
 from term_case import all_cases
 
 from counterpoint.losses.distributed.collectives import equal_rows
+from counterpoint.losses.kernels import products_triton
 
 # 0-based, of a run that logs every eighth. DDP takes the time of its first ten and waits for it.
 STEPS = (12, 15)
@@ -49,6 +50,8 @@ def test_a_read_in_the_step_is_found(null_gpu, run_file, tmp_path):
 def waits_of_terms(rank, world_size, messages):
     """Places in which a term waits for the device, forward and backward, as one of two ranks."""
     prepare()
+    # Triton compiles products for every odd size, a second each; whole runs launch them above.
+    products_triton._launch = lambda *_: None
     imagine_ranks(RANKS)
     torch.distributed.init_process_group()
     counts, found = Counts(), {}

@@ -1,4 +1,7 @@
-"""A tile's functions: in Triton (interpreted on the CPU) as in float64; no graph breaks."""
+"""A tile's functions: in Triton (interpreted on the CPU) as in float64; no graph breaks.
+
+The interpreter multiplies in float32, whatever a kernel asks for; here it rounds as tensor cores.
+"""
 
 import os
 import subprocess
@@ -7,6 +10,9 @@ import sys
 import pytest
 import torch
 
+from counterpoint.losses.kernels import tile_ops
+from counterpoint.losses.kernels.pairing import Pairing
+from counterpoint.losses.kernels.reductions import softmax_sums, softplus_sums
 from counterpoint.losses.kernels.tile_ops import TORCH
 
 SHAPES = [(1, 1), (5, 130), (70, 33), (33, 257)]
@@ -45,27 +51,81 @@ def test_torch(shape, dtype, rtol):
     check(TORCH, shape, dtype, rtol)
 
 
+def on_tensor_cores(builder, x, y, total, precision, _):
+    """A block's product as tensor cores make it of float32 (in place of the interpreter's)."""
+    import numpy as np
+    from triton.runtime.interpreter import TensorHandle
+
+    def cut(values, half):
+        bits = values.astype(np.float32).view(np.uint32) + np.uint32(half)
+        return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+    def parts(values):
+        big = cut(values, 0x1000)  # to the nearest
+        return big, cut(values - big, 0)  # what tensor cores read of a float32
+
+    (x_big, x_small), (y_big, y_small) = parts(x.data), parts(y.data)
+    product = x_big @ y_big
+    if precision.name == "TF32x3":
+        product += x_small @ y_big + x_big @ y_small
+    return TensorHandle(product + total.data, total.dtype.scalar)
+
+
+def padded(rows, columns, dtype=torch.float32):
+    """Memory of a tile as on a GPU: rows longer than the tile, with anything at their ends."""
+    return torch.full((rows, -(-columns // 16) * 16), torch.nan, dtype=dtype)[:, :columns]
+
+
+def check_products(form):
+    """Of every layout that the kernels use, with sizes that no block divides."""
+    g = torch.Generator().manual_seed(2)
+    for rows, columns, depth in [(1, 1, 1), (5, 140, 40), (150, 33, 7), (20, 16, 2100)]:
+        a, b = (torch.randn(n, depth, generator=g) for n in (rows, columns))
+        wide, tall, out = padded(rows, depth), padded(depth, rows), padded(rows, columns)
+        wide.copy_(a)
+        tall.copy_(a.T)
+        start = torch.randn(rows, columns, generator=g)
+        exact = a.double() @ b.double().T
+        tolerance = {"rtol": 0.0, "atol": 1e-6 * depth**0.5 * float(a.abs().max() * b.abs().max())}
+        for left, right in [(a, b.T), (wide, b.T.contiguous()), (tall.T, b.T.contiguous())]:
+            assert form.product(left, right, out) is out
+            torch.testing.assert_close(out.double(), exact, **tolerance)
+            found = form.add_product(left, right, start.clone())
+            torch.testing.assert_close(found.double(), start.double() + exact, **tolerance)
+    assert form.product(a[:0], b.T, out[:0]).shape == (0, columns)
+
+
+def losses(dtype):
+    """Values and gradients of sums over all pairs, in tiles of which none is whole."""
+    g = torch.Generator().manual_seed(1)
+    u, v = (torch.nn.functional.normalize(torch.randn(40, 24, generator=g)) for _ in range(2))
+    u, v = (x.to(dtype).requires_grad_() for x in (u, v))
+    s, c = (torch.tensor([x], dtype=dtype, requires_grad=True) for x in (100.0, -10.0))
+    pairing = Pairing(tile_bytes=17 * 40 * s.itemsize)
+    sums = softmax_sums(u, v, s, pairing)
+    softplus, _ = softplus_sums(u, v, s, c, pairing)
+    value = (sums.rows + 2 * sums.columns - sums.row_targets + softplus).mean()
+    return [value.detach(), *torch.autograd.grad(value, [u, v, s, c])]
+
+
 def interpreted():
     """Runs in a process of its own: Triton reads the variable when it is imported."""
-    from counterpoint.losses.kernels import tile_ops as inner
-    from counterpoint.losses.kernels.pairing import Pairing
-    from counterpoint.losses.kernels.reductions import softmax_sums
+    from triton.runtime.interpreter import InterpreterBuilder
+
     from counterpoint.losses.kernels.tile_ops_triton import FUSED
 
+    InterpreterBuilder.create_dot = on_tensor_cores
     for shape in SHAPES:
         check(FUSED, shape, torch.float32, 1e-6)
         check(FUSED, shape, torch.float64, 1e-12)
-    g = torch.Generator().manual_seed(1)
-    u, v = (torch.randn(40, 6, generator=g).requires_grad_() for _ in range(2))
-    s = torch.tensor([100.0], requires_grad=True)
-    results = []
-    for form in (inner.TORCH, FUSED):
-        inner.of = lambda device, form=form: form
-        sums = softmax_sums(u, v, s, Pairing(tile_bytes=40 * 16 * 4))
-        value = (sums.rows + 2 * sums.columns - sums.row_targets).sum()
-        results.append([value, *torch.autograd.grad(value, [u, v, s])])
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+    check_products(FUSED)
+    exact = losses(torch.float64)
+    # In units of the largest gradient: rounded to TF32 once, products err by 1e-3.
+    for form in (TORCH, FUSED):
+        tile_ops.of = lambda tensor, form=form: form
+        for found, wanted in zip(losses(torch.float32), exact, strict=True):
+            error = float((found - wanted).abs().max() / wanted.abs().max())
+            assert error < 1e-5, (form, error)
     print("equal")
 
 
@@ -80,6 +140,36 @@ def test_triton_interpreted():
         timeout=900,
     )
     assert done.stdout.strip().endswith("equal"), done.stdout + done.stderr
+
+
+def test_products_in_torch():
+    check_products(TORCH)
+
+
+@pytest.mark.parametrize("setting", ["high", "medium"])
+def test_no_setting_of_torch_rounds_products(monkeypatch, setting):
+    matmul, seen = torch.backends.cuda.matmul, []
+    for name, owner in (("mm", torch), ("addmm_", torch.Tensor)):
+        real = getattr(owner, name)
+
+        def record(*args, real=real, **options):
+            seen.append((matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision))
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, record)
+    torch.set_float32_matmul_precision(setting)
+    try:
+        before = matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        found = losses(torch.float32)
+        after = matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        assert torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        monkeypatch.undo()
+    assert before == after and before != ("ieee", "ieee")
+    assert len(seen) > 10 and set(seen) == {("ieee", "ieee")}
+    for value, wanted in zip(found, losses(torch.float32), strict=True):
+        assert torch.equal(value, wanted)
 
 
 @pytest.mark.gpu
