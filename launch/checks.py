@@ -39,7 +39,7 @@ def check(command: str, argv: list[str]) -> None:
             plan().parse_args(argv)
         else:
             find(options.on, "device")
-            fit_arguments.parse(rest)
+            fit_arguments.parse_words(rest)
     elif command == "prompts":
         prompts().parse_known_args(argv)
     elif command == "launch":

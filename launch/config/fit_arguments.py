@@ -12,7 +12,19 @@ AUTO = "auto"  # --resume: what the run folder holds, if there is one
 
 
 def parse(argv: list[str]) -> tuple[Written, str | None]:
-    """Reads the arguments of `counterpoint fit`.
+    """Reads the arguments of `counterpoint fit`, as `parse_words`; keep-lists have to be there.
+
+    Raises:
+        ValueError: as of `parse_words`, or a keep-list is not there.
+    """
+    written, resume = parse_words(argv)
+    if not any(option.key.startswith("print_config") for option in written.options):
+        check_keep_lists(written)
+    return written, resume
+
+
+def parse_words(argv: list[str]) -> tuple[Written, str | None]:
+    """Reads the arguments of `counterpoint fit`; of data nothing has to be there.
 
     Returns:
         What is written in files and as options, and what is to be resumed: a folder, `auto`, None.
@@ -36,8 +48,6 @@ def parse(argv: list[str]) -> tuple[Written, str | None]:
         argv = [*argv, "--run_dir", resume]
     written = read(argv)
     check_words(written)
-    if not any(option.key.startswith("print_config") for option in written.options):
-        check_keep_lists(written)
     return written, resume
 
 

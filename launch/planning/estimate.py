@@ -26,6 +26,8 @@ from .devices import GB, MICRO, Device
 COMPILED = 0.55
 # Elements of DeepSpeed's `reduce_bucket_size`, if it is not set.
 BUCKET = 5e8
+# Images a second that JPEG scaling decodes, against whole decoding (docs/benchmarks.md).
+SCALED_DECODING = 1.35
 # Bytes of memory traffic of the loss for each pair and term, beside its products: tiles are written
 # and read in both passes.
 PAIR_BYTES = 28
@@ -141,7 +143,7 @@ def estimate(config: Mapping[str, Any], cluster: Cluster, mean_tokens: float = 1
         device.tflops["fp32" if precision.startswith(("32", "64")) else "bf16"] * 1e12,
         saved,
         saving,
-        device.images,
+        device.images * (SCALED_DECODING if is_scaled(config["data"]) else 1.0),
         sum(phase.steps * phase.step for phase in phases) + num_saves * saving,
         notes,
     )
@@ -337,7 +339,13 @@ def assumptions(
         f"products reach {device.attained['bf16']:.0%} of the peak in bf16 and "
         f"{device.attained['fp32']:.0%} in fp32, memory {device.attained['bandwidth']:.0%}; "
         f"precision {precision}",
-        f"one core decodes {device.images:g} images a second; checkpoints are written at "
+        f"one core decodes {device.images:g} images a second"
+        + (
+            f", {SCALED_DECODING:g} times as many at reduced scale"
+            if is_scaled(config["data"])
+            else ""
+        )
+        + f"; checkpoints are written at "
         f"{device.storage:g} GB/s; evaluation is not counted",
     ]
     if cluster.count > 1:
@@ -365,6 +373,19 @@ def _batch_bytes(batch: Mapping[str, Any]) -> float:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def is_scaled(data: Mapping[str, Any]) -> bool:
+    """Whether the run's training transform decodes JPEGs at the scale that it needs."""
+    transform = data.get("train_transform") or {}
+    return (transform.get("init_args") or {}).get("decode") == "dct"
+
+
+def fed_seconds(found: Estimate, num_workers: int) -> float:
+    """Returns the seconds of the run if a rank's loader has so many workers, a core each."""
+    rate = found.images_per_core * max(1, num_workers)
+    waits = (max(0.0, p.rows * images_a_pair(p) / rate - p.step) * p.steps for p in found.phases)
+    return found.seconds + sum(waits)
 
 
 def cores(phase: PhaseEstimate, images_per_core: float) -> int:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .devices import GIB
-from .estimate import Cluster, Estimate, PhaseEstimate, cores, images_a_pair
+from .estimate import Cluster, Estimate, PhaseEstimate, cores, fed_seconds, images_a_pair
 
 NUM_SHOWN = 4  # parts of a step on its line
+FELT = 1.02  # times the hours from which the loader's own are shown
 
 
 def lines(plan: Mapping[str, Any]) -> Iterator[str]:
@@ -35,6 +36,12 @@ def lines(plan: Mapping[str, Any]) -> Iterator[str]:
     )
     cost = "" if plan["cost"] is None else f", {plan['cost']:,.0f} at {plan['price']:g} a GPU hour"
     yield f"run         {plan['hours']:,.1f} hours, {plan['gpu_hours']:,.0f} GPU hours{cost}"
+    if plan["fed_hours"] > FELT * plan["hours"]:
+        gpu_hours = plan["fed_hours"] * plan["devices"]
+        yield (
+            f"            {plan['fed_hours']:,.1f} hours, {gpu_hours:,.0f} GPU hours with "
+            f"data.num_workers {plan['num_workers']}, if each has a core"
+        )
     yield from (f"warning     {sentence}" for sentence in plan["warnings"])
     yield from (f"assumed     {sentence}" for sentence in plan["assumed"])
 
@@ -90,6 +97,8 @@ def values(
         "checkpoint_bytes": estimate.checkpoint_bytes,
         "checkpoint_seconds": estimate.checkpoint_seconds,
         "hours": hours,
+        "fed_hours": fed_seconds(estimate, config["data"]["num_workers"]) / 3600,
+        "num_workers": config["data"]["num_workers"],
         "gpu_hours": hours * cluster.count,
         "price": price,
         "cost": None if price is None else hours * cluster.count * price,

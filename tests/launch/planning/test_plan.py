@@ -12,7 +12,7 @@ from counterpoint.launch.cli import main
 from counterpoint.launch.planning import devices
 from counterpoint.launch.planning.advice import ROOM, advice
 from counterpoint.launch.planning.devices import load_device
-from counterpoint.launch.planning.estimate import Cluster, estimate
+from counterpoint.launch.planning.estimate import Cluster, estimate, fed_seconds
 from counterpoint.launch.run.load import build_slots
 
 GIB = 2.0**30
@@ -103,6 +103,10 @@ def test_what_will_be_waited_for_is_said(config):
     slow = replace(found, images_per_core=found.phases[1].rows / found.phases[1].step / 1.5)
     loader = [s for s in advice(slow, changed, cluster) if "data.num_workers is 1" in s]
     assert "needs 2 cores a device" in loader[-1] and "50% of the speed" in loader[-1]
+    saving = found.seconds - sum(phase.steps * phase.step for phase in found.phases)
+    fed = [max(p.step, p.rows / slow.images_per_core) * p.steps for p in found.phases]
+    assert found.seconds < fed_seconds(slow, 1) == pytest.approx(sum(fed) + saving)
+    assert fed_seconds(slow, 2) == found.seconds
     sentences = " ".join(advice(found, changed, cluster))
     assert "the host cannot launch" in sentences and "trainer.compile" in sentences
     assert "checkpoint.every_n_steps" in sentences
@@ -122,6 +126,7 @@ def test_the_page_and_its_numbers(run_file, tmp_path, capsys):
     (phase, _) = values["phases"]
     assert phase["pairs_per_second"] == pytest.approx(12 / phase["step_seconds"])
     assert sum(phase["seconds"].values()) == pytest.approx(phase["step_seconds"])
+    assert values["fed_hours"] >= values["hours"] and values["num_workers"] == 1
     assert 0 < phase["mfu"] < 1 and phase["cores"] >= 1
 
 
