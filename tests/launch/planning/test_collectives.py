@@ -36,7 +36,7 @@ def counted(term, world_size):
     return {each.kind: each for each in found.collectives}, found.flops
 
 
-@pytest.mark.parametrize("world_size", [2, 64])
+@pytest.mark.parametrize("world_size", [2, 64, 512])
 @pytest.mark.parametrize("term", [InfoNCE, SigLIP])
 def test_an_all_gather_moves_columns_once_each_way(term, world_size):
     """4Bd there, 4Bd back; of a softmax 4B of gradients by column and twice 4B of its sums."""
