@@ -41,7 +41,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     "Devices": [
         ("trainer.accelerator", "auto", "gpu or cpu; auto: what there is"),
         ("trainer.devices", "auto", "a number, or [0, 1]; several nodes: torchrun or launch"),
-        ("trainer.strategy", "auto", "ddp, fsdp2, zero1, zero2, zero3"),
+        ("trainer.strategy", "auto", "ddp, fsdp2, hsdp, zero1, zero2, zero3"),
         ("trainer.precision", "auto", "bf16-mixed, 16-mixed, 32-true, bf16-true"),
         ("trainer.compile", "null", "inductor compiles the towers"),
     ],

@@ -24,7 +24,7 @@ LOGGERS = "loggers are trainer.logger: wandb, tensorboard, mlflow or csv"
 DEVICES = (
     "GPUs of a node are trainer.devices; several nodes start by torchrun or `counterpoint launch`"
 )
-STRATEGY = "the strategy is trainer.strategy: ddp, fsdp2, zero1, zero2 or zero3"
+STRATEGY = "the strategy is trainer.strategy: ddp, fsdp2, hsdp, zero1, zero2 or zero3"
 ACCELERATOR = "the device is trainer.accelerator: gpu, cpu or auto (--trainer gpu, --trainer cpu)"
 WEIGHTS = "weights to start from are init_from: a run, a file or a model of another library"
 RESUME = "a run is continued with --resume RUN_DIR"
@@ -73,8 +73,8 @@ _MEANINGS = {
     "use_wandb wandb_project",
     DEVICES: "devices gpus num_gpus n_gpus ngpus gpu_ids nproc nproc_per_node world_size nodes "
     "num_nodes nnodes",
-    STRATEGY: "strategy fsdp fsdp2 ddp zero deepspeed deepspeed_stage zero_stage distributed "
-    "dist_backend",
+    STRATEGY: "strategy fsdp fsdp2 hsdp hybrid_shard ddp zero deepspeed deepspeed_stage zero_stage "
+    "distributed dist_backend",
     ACCELERATOR: "accelerator device gpu cuda cpu mps",
     WEIGHTS: "pretrained pretrained_weights weights init init_weights ckpt ckpt_path load "
     "checkpoint_path load_from finetune finetune_from pretrained_image",

@@ -33,7 +33,7 @@ def advice(estimate: Estimate, config: Mapping[str, Any], cluster: Cluster) -> l
         sentences.append(
             f"saving takes {share:.0%} of the time: a checkpoint of "
             f"{estimate.checkpoint_bytes / 1e9:.1f} GB every {every * step:.0f} s; set "
-            f"checkpoint.every_n_steps to {fewer}"
+            f"checkpoint.format to distributed, or checkpoint.every_n_steps to {fewer}"
         )
     return sentences
 

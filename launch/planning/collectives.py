@@ -37,6 +37,8 @@ KINDS: dict[str, Kind] = {
 # How often a tensor crosses a link; of all of it but one rank's part.
 CROSSINGS = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
 FEW = 2, 4  # rows
+# Names of the strategy that cuts everything, over all devices or over those of a node.
+FSDP2 = "fsdp2", "hsdp"
 # torch.nn.parallel.DistributedDataParallel's: of the first bucket, and of all others.
 BUCKETS = 1 << 20, 25 << 20
 
@@ -50,18 +52,24 @@ class Collective:
         kind: of the collective.
         calls: of it.
         bytes: of all of them, on the long side.
+        ranks: that take part; 0: all.
+        stays_in_node: whether these are of one node, however many nodes there are.
     """
 
     purpose: Literal["exchange", "gradients", "parameters"]
     kind: Kind
     calls: int
     bytes: float
+    ranks: int = 0
+    stays_in_node: bool = False
 
     def seconds(self, world_size: int, device: Device, is_one_node: bool) -> float:
         """Returns the time that it takes when nothing else happens."""
         crossings = CROSSINGS.get(self.kind, 1)
-        share = 1.0 if self.kind == "send" else (world_size - 1) / world_size
-        travelling = self.bytes * crossings * share / device.link(is_one_node)
+        ranks = self.ranks or world_size
+        share = 1.0 if self.kind == "send" else (ranks - 1) / ranks
+        link = device.link(is_one_node or self.stays_in_node)
+        travelling = self.bytes * crossings * share / link
         return travelling + self.calls * device.microseconds["collective"] * MICRO
 
 
@@ -161,6 +169,7 @@ def of_strategy(
     calls: Mapping[nn.Module, int],
     world_size: int,
     precision: str = "32-true",
+    nodes: int = 1,
 ) -> list[Collective]:
     """Returns what a strategy sends beside the loss.
 
@@ -170,13 +179,14 @@ def of_strategy(
         calls: of each layer in a step, without recomputation.
         world_size: ranks.
         precision: Lightning's name, such as bf16-mixed.
+        nodes: over which the ranks are spread.
     """
     if world_size == 1:
         return []
     trained = [p for p in model.parameters() if p.requires_grad]
     size = sum(map(_bytes, trained))
-    if strategy == "fsdp2":
-        return _fsdp2(model, calls, world_size, precision)
+    if strategy in FSDP2:
+        return _fsdp2(model, calls, world_size, precision, nodes if strategy == "hsdp" else 1)
     if strategy.startswith("zero3"):
         whole = sum(map(_bytes, model.parameters()))
         mean = math.fsum(calls.values()) / max(1, len(calls))
@@ -205,26 +215,39 @@ def num_buckets(sizes: Iterable[int]) -> int:
 
 
 def _fsdp2(
-    model: TwoTower, calls: Mapping[nn.Module, int], world_size: int, precision: str
+    model: TwoTower,
+    calls: Mapping[nn.Module, int],
+    world_size: int,
+    precision: str,
+    copies: int,
 ) -> list[Collective]:
-    """As `Fsdp2.shard`: layers that a step calls several times are gathered once, else twice."""
+    """As `Fsdp2.shard`: layers that a step calls several times are gathered once, else twice.
+
+    With a copy on each node, that is among the ranks of a node, and each adds up its part of the
+    gradients with those of the same place on other nodes.
+    """
+    shards = world_size // copies
     layers = list(model.layers())
     inside = {p for layer in layers for p in layer.parameters()}
     rest = [p for p in model.parameters() if p not in inside]
-    gathers, size = 1, sum(padded_bytes(p, world_size) for p in rest)
-    scattered = sum(padded_bytes(p, world_size) for p in rest if p.requires_grad)
+    gathers, size = 1, sum(padded_bytes(p, shards) for p in rest)
+    scattered = sum(padded_bytes(p, shards) for p in rest if p.requires_grad)
     width = 0.5 if precision == "bf16-mixed" else 1.0
     stays_whole = max(calls.values(), default=1) > 1
     for layer in layers:
-        whole = sum(padded_bytes(p, world_size) for p in layer.parameters())
+        whole = sum(padded_bytes(p, shards) for p in layer.parameters())
         is_trained = any(p.requires_grad for p in layer.parameters())
         times = 1 if stays_whole else 1 + is_trained
         gathers, size = gathers + times, size + times * whole * width
         scattered += whole * is_trained
-    return [
-        Collective("parameters", "all-gather", gathers, size),
-        Collective("gradients", "reduce-scatter", 1 + len(layers), scattered),
+    found = [
+        Collective("parameters", "all-gather", gathers, size, shards, copies > 1),
+        Collective("gradients", "reduce-scatter", 1 + len(layers), scattered, shards, copies > 1),
     ]
+    if copies > 1:
+        part = scattered / shards
+        found.append(Collective("gradients", "all-reduce", 1 + len(layers), part, copies))
+    return found
 
 
 def padded_bytes(parameter: Tensor, world_size: int) -> int:

@@ -18,7 +18,7 @@ from ...losses.base import PairwiseTerm
 from ...models.two_tower import view_of
 from ...train.phases import Phase
 from . import meta
-from .collectives import Collective, LossCount, of_objective, of_strategy
+from .collectives import FSDP2, Collective, LossCount, of_objective, of_strategy
 from .counting import StepCount, count_step
 from .devices import GB, MICRO, Device
 
@@ -90,7 +90,7 @@ class Estimate:
         parameters: of the model; `trainable` of them.
         phases: in order.
         peak_flops: of a device at the run's precision, a second.
-        checkpoint_bytes, checkpoint_seconds: of one checkpoint.
+        checkpoint_bytes, checkpoint_seconds: of one checkpoint, for which training waits.
         images_per_core: that one core decodes a second.
         seconds: of the run.
         notes: what was assumed.
@@ -131,7 +131,8 @@ def estimate(config: Mapping[str, Any], cluster: Cluster, mean_tokens: float = 1
     sizes = [p.numel() for p in parts.model.parameters()]
     trained = [p.numel() for p in parts.model.parameters() if p.requires_grad]
     saved = sum(sizes) * (setting.width + setting.average) + state_bytes
-    saving = saved / (device.storage * GB)
+    is_split = config["checkpoint"].get("format") == "distributed"  # written behind the steps
+    saving = saved / GB / (cluster.count * device.host if is_split else device.storage)
     num_saves = parts.phases.total_steps / config["checkpoint"]["every_n_steps"]
     notes = assumptions(config, cluster, precision, mean_tokens)
     notes += [] if is_counted else ["the optimizer's states are two numbers a parameter"]
@@ -206,7 +207,7 @@ class _Setting:
             count = count_step(parts.model, batch, needs, reduction, self.device, self.precision)
         loss = of_objective(parts.small, count.features, batch, rows, world_size)
         collectives = of_strategy(
-            self.strategy, parts.model, count.calls, world_size, self.precision
+            self.strategy, parts.model, count.calls, world_size, self.precision, self.cluster.nodes
         )
         if isinstance(loss, LossCount) and world_size > 1:
             collectives = [*loss.collectives, *collectives]
@@ -231,40 +232,45 @@ class _Setting:
 
     @property
     def _gathers_half(self) -> bool:
-        is_sharded = self.strategy == "fsdp2" and self.cluster.count > 1
+        is_sharded = self.strategy in FSDP2 and self.cluster.count > 1
         return is_sharded and self.precision == "bf16-mixed"
+
+    @property
+    def _num_shards(self) -> int:
+        """Ranks over which a strategy cuts what it cuts."""
+        return self.cluster.count // (self.cluster.nodes if self.strategy == "hsdp" else 1)
 
     def _memory(self, count: StepCount, rows: int, batch: Mapping[str, Any]) -> dict[str, float]:
         model, strategy = self.parts.model, self.strategy
-        ranks = self.cluster.count
+        ranks, shards = self.cluster.count, self._num_shards
         whole = float(sum(map(_bytes, model.parameters())))
         trained = float(sum(_bytes(p) for p in model.parameters() if p.requires_grad))
         layers = [float(sum(map(_bytes, layer.parameters()))) for layer in model.layers()]
         rest = whole - sum(layers)
-        cuts_weights = strategy.startswith(("fsdp2", "zero3"))
+        cuts_weights = strategy.startswith((*FSDP2, "zero3"))
         cuts_gradients = cuts_weights or strategy.startswith("zero2")
         cuts_states = cuts_gradients or strategy.startswith("zero1")
         states = self.state_bytes * (1 + (self.width == 2 and strategy.startswith("zero")))
-        states = 0.0 if strategy.endswith("_offload") else states / (ranks if cuts_states else 1)
+        states = 0.0 if strategy.endswith("_offload") else states / (shards if cuts_states else 1)
         gathered = rest + 2 * max(layers, default=0.0) if cuts_weights else 0.0
-        if strategy == "fsdp2":
+        if strategy in FSDP2:
             is_called_often = max(count.calls.values(), default=1) > 1
             inside = sum(layers) if is_called_often else 2 * max(layers, default=0.0)
             gathered = rest + inside * (0.5 if self._gathers_half else 1.0)
         # DDP's gradients are its buckets, which stay; one process makes them as activations go.
-        gradients = trained / ranks if cuts_gradients else trained
+        gradients = trained / shards if cuts_gradients else trained
         # FSDP2 has whole ones of layers until the last call's backward pass has ended.
         as_they_come = float(count.peak - count.activations)
-        if ranks == 1 or strategy == "fsdp2":
-            gradients = as_they_come + (trained / ranks if ranks > 1 else 0.0)
+        if ranks == 1 or strategy in FSDP2:
+            gradients = as_they_come + (trained / shards if ranks > 1 else 0.0)
         bucket = BUCKET * self.width if strategy.startswith(("zero1", "zero2")) else 0.0
         loss = self._loss_bytes(count, rows)
         activations = max(count.activations, count.kept + loss) - loss
         memory = {
-            "weights": whole / (ranks if cuts_weights else 1) + gathered,
+            "weights": whole / (shards if cuts_weights else 1) + gathered,
             "gradients": gradients,
             "optimizer": states,
-            "average": whole / self.width * self.average / (ranks if cuts_weights else 1),
+            "average": whole / self.width * self.average / (shards if cuts_weights else 1),
             "activations": activations,
             "loss": loss,
             "buckets": min(bucket, trained),
@@ -304,7 +310,7 @@ class _Setting:
             seconds["loss"] = loss.flops / rate + traffic
         trained = sum(_bytes(p) for p in self.parts.model.parameters() if p.requires_grad)
         # Weights and states are read and written, gradients read twice, and scaled.
-        shards = ranks if self.strategy.startswith(("fsdp2", "zero")) else 1
+        shards = self._num_shards if self.strategy.startswith((*FSDP2, "zero")) else 1
         touched = (2 * (trained + self.state_bytes) + 4 * trained) / shards
         seconds["optimizer"] = touched / device.memory_rate
         copied = _batch_bytes(batch) if device.kind == "cuda" else 0.0
@@ -319,7 +325,7 @@ class _Setting:
         # is gathered behind the one before.
         behind = {
             "gradients": count.backward_seconds / self.parts.model.chunks * 0.95,
-            "parameters": compute * 0.95 if self.strategy.startswith(("fsdp2", "zero3")) else 0.0,
+            "parameters": compute * 0.95 if self.strategy.startswith((*FSDP2, "zero3")) else 0.0,
         }
         exposed = {p: max(0.0, t - behind.get(p, 0.0)) for p, t in times.items()}
         seconds |= exposed

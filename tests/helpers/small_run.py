@@ -134,7 +134,6 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_pa
         for batch, value in zip(mine, values, strict=True):
             batch[entry] = torch.full_like(batch["key"], value)
     trainer = pl.Trainer(
-        devices=world_size,
         strategy=choose_strategy(name),
         max_steps=len(mine),
         logger=False,
@@ -143,7 +142,7 @@ def train(made, world_size, name, callbacks=(), entries=None, data=None, ckpt_pa
         enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=list(callbacks),
-        **{"accelerator": "cpu"} | options,
+        **{"accelerator": "cpu", "devices": world_size} | options,
     )
     trainer.fit(made, DataLoader(mine, batch_size=None), ckpt_path=ckpt_path, weights_only=True)
     return trainer

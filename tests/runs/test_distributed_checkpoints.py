@@ -90,6 +90,18 @@ def test_other_processes_and_strategies_go_on(tmp_path, arguments, ways):  # noq
 
 
 @pytest.mark.soak
+def test_copies_on_groups_write_each_element_once(tmp_path, arguments):  # noqa: F811
+    name = "counterpoint.train.strategies.fsdp2.Fsdp2"
+    hybrid = [SPLIT, "--trainer.strategy.copy_on=2", "--ema.decay=0.9"]
+    run_dir = train(arguments, tmp_path / "run", name, 4, *hybrid)
+    assert [damage(path) for path in checkpoints_in(run_dir)] == [None] * 4
+    again = back_to_step_6(run_dir, tmp_path / "again")
+    fit(["--resume", str(again)], 4, tmp_path / "again.log")
+    assert rows(again) == rows(run_dir)
+    same_tensors(newest(run_dir), newest(again))
+
+
+@pytest.mark.soak
 def test_training_goes_on_and_a_kill_leaves_the_last_one(tmp_path, arguments):  # noqa: F811
     """A rank's part is only written once later steps are done."""
     slow = slowly(arguments, tmp_path)

@@ -25,6 +25,7 @@ PACKAGED: dict[str, Callable[[], Strategy]] = {
     "ddp_find_unused_parameters_false": Ddp,
     "ddp_find_unused_parameters_true": partial(Ddp, find_unused_parameters=True),
     "fsdp2": Fsdp2,
+    "hsdp": partial(Fsdp2, "node"),
     **{f"zero{stage}": partial(Zero, stage) for stage in (1, 2, 3)},
     **{f"zero{stage}_offload": partial(Zero, stage, offload=True) for stage in (1, 2, 3)},
 }
@@ -69,8 +70,8 @@ def sharding_of(strategy: Strategy) -> Sharding:
 
 def _unusable(name: Any) -> ValueError:
     return ValueError(
-        f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, zero1, zero2 or zero3 (these three "
-        "also with _offload behind the number), or a class derived from "
+        f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, hsdp, zero1, zero2 or zero3 (these "
+        "three also with _offload behind the number), or a class derived from "
         "counterpoint.train.strategies.base.Sharding; a Trainer of your own takes "
         'strategy=counterpoint.train.strategies.choose.choose_strategy("fsdp2")'
     )

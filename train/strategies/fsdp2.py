@@ -5,11 +5,12 @@ parameters, gradients and optimizer states.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -21,17 +22,23 @@ from .sharded_tensors import ShardedTensors
 
 
 class Fsdp2(Sharding, ModelParallelStrategy):
-    """FSDP2 over all processes; a checkpoint holds whole tensors, or parts of them, like DDP's.
+    """FSDP2; a checkpoint holds whole tensors, or parts of them, like DDP's.
 
     Lightning numbers the states of this strategy's optimizer by the model's order, those of all
     others by the groups': here they are numbered by the groups'.
+
+    Args:
+        copy_on: how many processes hold a copy of the model together: `all` of them; those of a
+            `node`; or a number of neighbours. With several copies (hybrid sharding, HSDP) layers
+            are gathered among neighbours only, and gradients are averaged over copies too.
     """
 
     cuts_states = True
     gathers_in_forward = True
 
-    def __init__(self):
+    def __init__(self, copy_on: int | Literal["all", "node"] = "all"):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.copy_on = copy_on
         self._whole: list[FSDPModule] = []
 
     def shard(
@@ -50,7 +57,7 @@ class Fsdp2(Sharding, ModelParallelStrategy):
         several times are gathered once and stay whole until its backward pass has ended.
         """
         super().shard(module, parts, num_calls)
-        mesh = self.device_mesh["data_parallel"]
+        mesh = self._mesh()
         kept: set[nn.Parameter] = set(row_shards_in(module).values())
         for part, layers in parts.items():
             is_trained = any(parameter.requires_grad for parameter in part.parameters())
@@ -68,6 +75,24 @@ class Fsdp2(Sharding, ModelParallelStrategy):
                     self._whole.append(sharded)
             if any(parameter not in kept for parameter in part.parameters()):
                 fully_shard(part, mesh=mesh, ignored_params=kept)
+
+    def _mesh(self) -> DeviceMesh:
+        """Returns the processes by copy and by part of a copy, or by part where there is one copy.
+
+        Raises:
+            ValueError: copies would need other numbers of processes.
+        """
+        size = {"all": self.world_size, "node": self.num_processes}.get(self.copy_on, self.copy_on)  # type: ignore[arg-type]
+        if not isinstance(size, int) or size < 1 or self.world_size % size:
+            raise ValueError(
+                f"fsdp2: copy_on is {self.copy_on}, which does not divide {self.world_size} "
+                "processes into equal groups; take all, node, or a divisor"
+            )
+        if size == self.world_size:
+            return self.device_mesh["data_parallel"]
+        shape = self.world_size // size, size
+        names = ("replicate", "shard")
+        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
 
     def _precision_of_layers(self) -> MixedPrecisionPolicy:
         if self.precision_plugin.precision != "bf16-mixed":

@@ -5,15 +5,15 @@ on every rank; gradients scaled, clamped or dropped in place; bounds kept; whole
 Nothing here waits for the device, except where `drop` says so.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...losses.distributed.collectives import world
@@ -115,7 +115,7 @@ class LocalTensors(Tensors):
         """Computes them from the same numbers on each rank; squares of row shards are added up."""
         if not any(isinstance(p, RowShard) for group in groups for p in group):
             return torch.stack([norm_of(self.pieces(group), groups[0][0]) for group in groups])
-        return add_up_norms(groups, None)
+        return add_up_norms(groups)
 
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
         return [(p.detach(), p.grad) for p in parameters if p.grad is not None]
@@ -130,6 +130,8 @@ class LocalTensors(Tensors):
 class ShardedTensors(Tensors):
     """FSDP2: parameters and gradients are DTensors; one all-reduce of a vector for norms.
 
+    Where several groups of ranks hold a copy each (HSDP), every copy has the same gradients.
+
     Parameters outside every sharded module are counted once.
     """
 
@@ -137,15 +139,13 @@ class ShardedTensors(Tensors):
         return [local(p.grad) for p in parameters if p.grad is not None]
 
     def norms(self, groups: Sequence[Parameters]) -> Tensor:
-        """Adds up squares over the ranks of the mesh."""
-        meshes = {p.device_mesh for g in groups for p in g if isinstance(p, DTensor)}
-        assert len(meshes) == 1 and next(iter(meshes)).ndim == 1, "one flat mesh holds all shards"
-        return add_up_norms(groups, meshes.pop().get_group())
+        """Adds up squares over all ranks: copies that each took a sum could come to differ."""
+        return add_up_norms(groups)
 
     def rows(self, parameters: Parameters) -> list[tuple[Tensor, Tensor]]:
         """Shards of whole rows (FSDP2 cuts the first dimension unless told otherwise)."""
         pairs = [(p, p.grad) for p in parameters if p.grad is not None]
-        if any(isinstance(p, DTensor) and p.placements != (Shard(0),) for p, _ in pairs):
+        if any(isinstance(p, DTensor) and p.placements[-1] != Shard(0) for p, _ in pairs):
             raise ValueError("grad_clip: AGC needs parameters sharded along their first dimension")
         return [(local(p.detach()), local(g)) for p, g in pairs]
 
@@ -162,22 +162,36 @@ class ShardedTensors(Tensors):
                 part.reshard()
 
 
-def add_up_norms(groups: Sequence[Parameters], process_group: Any) -> Tensor:
-    """Returns the L2 norm of each group's gradient [groups], adding up squares over ranks.
+def add_up_norms(groups: Sequence[Parameters]) -> Tensor:
+    """Returns the L2 norm of each group's gradient [groups], adding up squares over all ranks.
 
-    Gradients that every rank has are counted once.
+    Gradients that every rank has, or each of several groups of ranks, are counted once.
     """
     sharded, copied = [], []
     for group in groups:
-        pairs = [(p, p.grad) for p in group if p.grad is not None]
-        shards = [local(grad) for p, grad in pairs if isinstance(p, DTensor | RowShard)]
-        copies = [grad for p, grad in pairs if not isinstance(p, DTensor | RowShard)]
-        sharded.append(norm_of(shards, groups[0][0]).square())
-        copied.append(norm_of(copies, groups[0][0]).square())
+        by_copies: dict[int, list[Tensor]] = {}
+        for parameter in group:
+            if (grad := parameter.grad) is not None:
+                by_copies.setdefault(num_copies(parameter), []).append(local(grad))
+        everywhere = by_copies.pop(world()[1], []) if world()[1] > 1 else []
+        squares = [norm_of(g, groups[0][0]).square() / n for n, g in by_copies.items()]
+        sharded.append(sum(squares, norm_of([], groups[0][0])))
+        copied.append(norm_of(everywhere, groups[0][0]).square())
     total = torch.stack(sharded)
     if world()[1] > 1:
-        dist.all_reduce(total, group=process_group)
+        dist.all_reduce(total)
     return (total + torch.stack(copied)).sqrt()
+
+
+def num_copies(parameter: nn.Parameter) -> int:
+    """Returns how many ranks hold the same rows of a parameter."""
+    if isinstance(parameter, RowShard):
+        return 1
+    if not isinstance(parameter, DTensor):
+        return world()[1]
+    mesh = parameter.device_mesh
+    replicated = (d for d, p in enumerate(parameter.placements) if isinstance(p, Replicate))
+    return math.prod(mesh.size(dimension) for dimension in replicated)
 
 
 @torch.no_grad()

@@ -91,7 +91,8 @@ class Gathers(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.bytes, self.calls = {"gather": 0, "scatter": 0}, 0
+        self.bytes, self.calls = {"gather": 0, "scatter": 0, "reduce": 0}, 0
+        self.reduced = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
@@ -100,24 +101,34 @@ class Gathers(torch.utils._python_dispatch.TorchDispatchMode):
             self.bytes["gather"] += args[0].numel() * args[0].element_size()
         elif name == "c10d::_reduce_scatter_base_":
             self.bytes["scatter"] += args[1].numel() * args[1].element_size()
+        elif name == "c10d::allreduce_":
+            self.bytes["reduce"] += sum(x.numel() * x.element_size() for x in args[0])
+            self.reduced += 1
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("text_parts", [1, 3])
-def test_fsdp2_gathers_what_torch_gathers(text_parts):
-    """A real step as `Fsdp2` shards it, on torch's fake group, of which we are rank 0 of 4."""
+def test_fsdp2_gathers_what_torch_gathers(text_parts, nodes):
+    """A real step as `Fsdp2` shards it, on torch's fake group, of which we are rank 0 of 4.
+
+    On two nodes as `hsdp`: half of a copy each, so that 4 rows are padded to 2 times 2, not 4.
+    """
     text = ClipTextTower(16, 1, 2, 8, vocab_size=50)
     model = TwoTower(tiny_vit(2, 16), text, 8, text_parts=text_parts)
     calls = dict.fromkeys(model.image.layers(), 1) | dict.fromkeys(text.layers(), text_parts)
-    parameters, gradients = of_strategy("fsdp2", model, calls, 4)
-    whole = sum(padded_bytes(p, 4) for p in model.parameters())
+    name, per_node = ("fsdp2", 4) if nodes == 1 else ("hsdp", 2)
+    parameters, gradients, *across = of_strategy(name, model, calls, 4, nodes=nodes)
+    whole = sum(padded_bytes(p, per_node) for p in model.parameters())
     batch = {
         "image": torch.zeros(6, 3, 16, 16, dtype=torch.uint8),
         "text": torch.ones(6, 8, dtype=torch.int64),
         "text_length": torch.full((6,), 8),
     }
     with fake_process_group(4):
-        mesh = dist.device_mesh.init_device_mesh("cpu", (4,))
+        mesh = dist.device_mesh.init_device_mesh(
+            "cpu", (4,) if nodes == 1 else (2, 2), mesh_dim_names=("copy", "part")[nodes % 2 :]
+        )
         for layer in model.layers():
             sharded = fully_shard(layer, mesh=mesh, reshard_after_forward=text_parts == 1)
             sharded.set_reshard_after_backward(text_parts == 1)
@@ -127,5 +138,8 @@ def test_fsdp2_gathers_what_torch_gathers(text_parts):
             sum(made[name].sum() for name in ("image", "text", "logit_scale")).backward()
     assert gradients.bytes == whole == seen.bytes["scatter"]
     assert (parameters.bytes, parameters.calls) == (seen.bytes["gather"], seen.calls)
-    half, _ = of_strategy("fsdp2", model, calls, 4, "bf16-mixed")
+    assert [(each.bytes, each.calls) for each in across] == [
+        (seen.bytes["reduce"], seen.reduced) for _ in range(nodes - 1)
+    ]
+    half, *_ = of_strategy(name, model, calls, 4, "bf16-mixed", nodes)
     assert half.calls == parameters.calls and half.bytes < parameters.bytes

@@ -63,6 +63,29 @@ def test_memory_is_that_of_the_real_tensors(config):
     assert memory["batch"] == batch
 
 
+def test_a_copy_on_each_node_is_cut_over_its_devices_and_sends_less_between_nodes(config):
+    cluster = Cluster(load_device("h100"), 4, 2)
+    one, two = (
+        estimate({**config, "trainer": {**config["trainer"], "strategy": name}}, cluster).phases[0]
+        for name in ("fsdp2", "hsdp")
+    )
+    assert two.memory["optimizer"] == 2 * one.memory["optimizer"]
+    across = [c for c in two.collectives if c.ranks and not c.stays_in_node]
+    inside = {c.kind: c.bytes for c in two.collectives if c.stays_in_node}
+    assert [(c.kind, c.ranks) for c in across] == [("all-reduce", 2)]
+    assert across[0].bytes == inside["reduce-scatter"] / 2 and inside.keys() >= {"all-gather"}
+
+
+def test_distributed_checkpoints_are_waited_for_until_they_are_copied(config):
+    one, *_ = planned(config)
+    split = {**config, "checkpoint": {**config["checkpoint"], "format": "distributed"}}
+    many, _, cluster = planned(split)
+    assert many.checkpoint_bytes == one.checkpoint_bytes
+    wanted = one.checkpoint_bytes / 2 / (cluster.device.host * 1e9)
+    assert many.checkpoint_seconds == pytest.approx(wanted)
+    assert many.seconds < one.seconds
+
+
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero2", "zero3"])
 def test_strategies_cut_up_what_they_say(config, strategy):
     whole, cut = (planned(config, 4, strategy=s)[0].phases[0].memory for s in ("ddp", strategy))
