@@ -34,6 +34,10 @@ Result = TypeVar("Result")
 AHEAD = 8
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 RETRIES = 3
+WORKER_KILLED = (
+    "a worker was killed, for want of memory perhaps; what is done is kept: start the command "
+    "again, with fewer --workers than {} if memory is short"
+)
 NO_CLUSTER = (
     "no Ray cluster lets this process in at '{}'; start one (ray start --head, and ray start "
     "--address=HOST:PORT on the other machines), give this process the RAY_AUTH_MODE and token of "
@@ -116,11 +120,7 @@ class Processes:
                     yield _checked(waiting.popleft().result())
             except BrokenExecutor as error:
                 self.close()
-                raise ValueError(
-                    "a worker was killed, for want of memory perhaps; what is done is kept: start "
-                    f"the command again, with fewer --workers than {self.num_workers} if memory is "
-                    "short"
-                ) from error
+                raise ValueError(WORKER_KILLED.format(self.num_workers)) from error
             except BaseException:  # also Ctrl-C, and a caller that wants no more
                 self.close()
                 raise

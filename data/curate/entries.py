@@ -1,12 +1,14 @@
 """Lists of entries (MetaCLIP's metadata) and the automaton that finds them in captions.
 
-In: files with one entry a line (or parquet, column `entry`), one file or one for each language.
+In: files with one entry a line (or parquet, column `entry`; or JSON, a list, as MetaCLIP's own is
+published), one file or one for each language.
 Out: entries by number, and a matcher. Xu et al., "Demystifying CLIP Data" (2023), section 3.2 and
 its code: an entry occurs in a caption if it does as a substring, case and all, spaces around it;
 punctuation stands apart.
 """
 
 import functools
+import json
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,10 +113,12 @@ def read_entries(path: Path, changed: int) -> list[str]:
     """Returns the entries of a file; `changed` is when it did.
 
     Raises:
-        ValueError: an entry comes twice, or there is none.
+        ValueError: an entry comes twice, or there is none; or it is no list.
     """
     if path.suffix == ".parquet":
         lines = pq.read_table(path, columns=["entry"])["entry"].drop_null().to_pylist()
+    elif path.suffix == ".json":
+        lines = _json_list(path)
     else:
         lines = read_text(path).split("\n")
     entries = [entry for line in lines if (entry := line.rstrip("\r")).strip()]
@@ -125,6 +129,19 @@ def read_entries(path: Path, changed: int) -> list[str]:
         twice = next(entry for entry in entries if entry in seen or seen.add(entry))
         raise ValueError(f"the file of entries '{path}' has '{twice}' twice; remove one of them")
     return entries
+
+
+def _json_list(path: Path) -> list[str]:
+    try:
+        found = json.loads(read_text(path))
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
+        raise ValueError(
+            f"the file of entries '{path}' is no list of texts in JSON; write one, or a text file "
+            "with one entry a line"
+        )
+    return found
 
 
 @functools.cache

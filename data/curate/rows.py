@@ -147,7 +147,10 @@ class Rows:
                 columns = [each.removeprefix(f"{name}.") for each in own]
                 arrays = store.read(source, stem, keys, columns)
                 # Some samples may have no row; a whole shard is one that was not written.
-                if len(keys) and all(array.null_count == len(keys) for array in arrays):
+                if all(array.null_count == len(keys) for array in arrays) and not any(
+                    array.null_count < len(array)
+                    for array in store.read(source, stem, self._keys(shard), columns)
+                ):
                     raise ValueError(
                         f"the store '{name}' ({store.folder}) has none of the {len(keys):,} "
                         f"samples of {self.file(shard)}: start the command that writes it again "
@@ -155,6 +158,10 @@ class Rows:
                     )
                 joined |= zip(own, arrays, strict=True)
         return joined
+
+    def _keys(self, shard: int) -> np.ndarray:
+        """Returns the keys of a shard's samples, int64 [n], left out or not."""
+        return self._column(shard, "key").drop_null().to_numpy()
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:

@@ -250,7 +250,7 @@ def _removed(
             "curate again"
         )
     columns = ["key", "source", "shard", "index", "caption"]
-    for path, (source, shard, _) in zip(table.files, table.shards, strict=True):
+    for path, (source, shard, samples) in zip(table.files, table.shards, strict=True):
         file = folders[0] / file_of(source, shard)
         if not file.is_file():
             raise ValueError(
@@ -258,6 +258,11 @@ def _removed(
                 "the table that it was made from"
             )
         verdict = pq.read_table(file, columns=["verdict"])["verdict"].to_numpy()
+        if len(verdict) != samples:
+            raise ValueError(
+                f"'{curation}' has {len(verdict):,} samples of the shard '{shard}' of the source "
+                f"'{source}', and the table {samples:,}; give the table that it was made from"
+            )
         at = np.flatnonzero(verdict == LEFT_OUT)
         if len(at):
             rows = _read(path, columns)

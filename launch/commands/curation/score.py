@@ -9,7 +9,7 @@ import multiprocessing
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,8 +103,9 @@ def written(scores: "Scores", shards: Sequence[int], workers: int) -> Iterator[i
     """Yields each shard once it is written, or is another's.
 
     Raises:
-        ValueError: some cannot be opened; all others are written.
+        ValueError: some cannot be opened, and all others are written; or a worker was killed.
     """
+    from ....data.curate.engine import WORKER_KILLED
     from ....data.curate.score import shard_names
 
     failed: list[str] = []
@@ -117,6 +118,8 @@ def written(scores: "Scores", shards: Sequence[int], workers: int) -> Iterator[i
                 shard, error = future.result()
                 failed += [error] * bool(error)
                 yield shard
+        except BrokenExecutor as error:
+            raise ValueError(WORKER_KILLED.format(workers)) from error
         finally:
             pool.shutdown(cancel_futures=True)
     elif shards:

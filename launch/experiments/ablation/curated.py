@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ....data.curate.digest import digest
+from ....data.curate.runner import VERSION
 from ....data.curate.stores import Store
 from ....data.files import write_json
 from ...config.curations import load_curation
@@ -87,16 +89,15 @@ def _stamp(file: Path, table: Path, stores: Mapping[str, str]) -> dict[str, Any]
         (str(path.relative_to(table)), path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(table.rglob("*.parquet"))
     ]
+    opened = {name: Store(Path(place)) for name, place in stores.items()}
     # Its file names filters; what these are and read lies in other files.
-    filters = hashlib.sha256()
+    filters = f"{VERSION}"
     for name, each in load_curation(file).items():
-        filters.update(f"{name} {each!r}\n".encode())
-        for path in map(Path, each.files()):
-            filters.update(path.read_bytes() if path.is_file() else b"")
+        filters = digest(f"{filters} {name}", each, opened)
     return {
-        "curation": filters.hexdigest()[:16],
+        "curation": filters,
         "table": hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:16],
-        "stores": {name: Store(Path(place)).fingerprint for name, place in stores.items()},
+        "stores": {name: each.fingerprint for name, each in opened.items()},
     }
 
 

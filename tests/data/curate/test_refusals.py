@@ -206,6 +206,16 @@ def test_a_store_without_a_shard_is_refused(tmp_path):
         curation.run()
 
 
+def test_a_sample_without_a_row_is_left_out_though_no_other_of_its_shard_is_left(tmp_path):
+    table = make_table(tmp_path / "table", {"width": WIDTHS}, [2, 3])
+    vectors = {row * 7919 - 10**6: {"image": np.ones(4, np.float16)} for row in (0, 1, 3, 4)}
+    make_store(tmp_path / "store", table, vectors)
+    stores = {"clip": Store(tmp_path / "store")}
+    filters = {"w": Given((("keep", (True, True, True, False, False)),)), "all": AllVectors()}
+    summary = Curation(table, filters, stores, tmp_path / "out").run()
+    assert (summary["kept"], summary["filters"][1]["lack"]) == (2, 1)
+
+
 def test_a_store_that_has_grown_is_read_again_by_the_same_object(tmp_path):
     old = make_table(tmp_path / "old", {"width": WIDTHS}, [2, 3])
     vectors = {row * 7919 - 10**6: {"image": np.ones(4, np.float16)} for row in range(5)}

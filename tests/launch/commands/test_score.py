@@ -3,12 +3,14 @@
 import io
 import json
 import os
+import signal
 import tarfile
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from counterpoint.data.curate.score import Scores
 from counterpoint.data.curate.table import Table
 from counterpoint.data.shards.manifest import Manifest
 from counterpoint.launch.cli import main
@@ -86,6 +88,23 @@ def test_a_lost_shard_is_named_and_the_others_are_written(pool, tmp_path, capsys
     assert "1 of 5 shards are not scored: '" in (told := capsys.readouterr().err)
     assert "1.tar' does not exist" in told or "restore it" in told
     assert len(list((tmp_path / "table").rglob("*.parquet"))) == 4
+
+
+def test_a_killed_worker_is_one_sentence_and_the_next_start_goes_on(
+    pool, tmp_path, capsys, monkeypatch
+):
+    parent, write = os.getpid(), Scores.write
+
+    def killed(scores, shard, name):
+        if shard == 2 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(scores, shard, name)
+
+    monkeypatch.setattr(Scores, "write", killed)
+    command = ["score", pool, "--out", str(tmp_path / "table"), *OPTIONS, "--workers"]
+    assert main([*command, "2"]) == 2
+    assert "a worker was killed, for want of memory perhaps; what is" in capsys.readouterr().err
+    assert main([*command, "1"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import re
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.score_table import make_table
 from helpers.tiny import write_shards
@@ -142,6 +144,9 @@ def test_wrong_folders_are_told(tmp_path, capsys):
     verdict = next(step.glob("*/*.parquet"))
     verdict.rename(verdict.with_name("another.parquet"))
     with pytest.raises(ValueError, match=r"has nothing of the shard .*; give the table"):
+        page(table, tmp_path / "mine", None)
+    pq.write_table(pa.table({"verdict": pa.array([1] * (N - 1), pa.int8())}), verdict)
+    with pytest.raises(ValueError, match=rf"has {N - 1} samples of the shard .* the table {N};"):
         page(table, tmp_path / "mine", None)
     step.rename(step.with_name("other-0"))
     with pytest.raises(

@@ -21,8 +21,9 @@ class MatchConcepts(Filter):
     """Writes `concepts`, the numbers of the entries in a caption, and `num_matches`.
 
     Args:
-        entries: a file with one entry a line, or parquet with a column `entry` (such as the table
-            of `pool_entries`); or such a file for each language by its code, `other` for all the
+        entries: a file with one entry a line, JSON with a list of them (such as MetaCLIP's
+            `metadata.json`), or parquet with a column `entry` (such as the table of
+            `pool_entries`); or such a file for each language by its code, `other` for all the
             rest, and the column `language` says which one is used.
         min_matches: so many entries have to occur.
         padding: `spaces`: an entry stands between spaces (MetaCLIP). `by_script`: but for edges of

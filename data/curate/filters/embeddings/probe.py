@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ...base import Columns, Filter, State, vectors
 from ...numerics.array_files import check_width, class_embeddings, read_arrays
+from ...numerics.fixed_point import check_finite
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Probe(Filter):
         return [self.file]
 
     def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
-        values = vectors(rows, self.embedding).astype(np.float64)
+        values = check_finite(vectors(rows, self.embedding), self.embedding).astype(np.float64)
         weight, bias = self._layer(values.shape[1])
         if not 0 <= self.of < len(weight):
             raise ValueError(f"of={self.of}: '{self.file}' has the classes 0 to {len(weight) - 1}")

@@ -38,7 +38,10 @@ class RandomSubset(Filter):
 
     def __post_init__(self):
         if [self.fraction, self.samples, self.pool_fraction].count(None) != 2:
-            raise ValueError("RandomSubset takes fraction, samples or pool_fraction, one of them")
+            raise ValueError(
+                f"RandomSubset has fraction={self.fraction}, samples={self.samples}, "
+                f"pool_fraction={self.pool_fraction}: give one of them, and null for the others"
+            )
         for name in ("fraction", "pool_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:

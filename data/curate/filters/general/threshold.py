@@ -51,7 +51,9 @@ class Threshold(Filter):
         limits = self.min is not None or self.max is not None
         if limits == (self.fraction is not None):
             raise ValueError(
-                f"Threshold of {self.column}: give fraction, or min and max (one of them or both)"
+                f"Threshold of {self.column} has fraction={self.fraction}, min={self.min}, "
+                f"max={self.max}: give fraction, or min and max (one of them or both), and for "
+                "what a packaged filter sets otherwise write null"
             )
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction} is not above 0 and at most 1")

@@ -137,6 +137,9 @@ def test_a_file_written_anew_is_read_anew(tmp_path):
     np.savez(path, weight=np.array([[np.nan, 0.0]]), bias=np.zeros(1))
     with pytest.raises(ValueError, match=r"'weight' in .* has numbers that are not finite"):
         run(Probe(path, embedding="v"), rows)
+    np.savez(path, weight=np.array([[1.0, 0.0]]), bias=np.zeros(1))
+    with pytest.raises(ValueError, match="v has numbers that are not finite"):
+        run(Probe(path, embedding="v"), batch(v=vector_column(np.array([[np.nan, 0.0]]))))
 
 
 def test_hits_written_anew_are_read_anew(tmp_path):

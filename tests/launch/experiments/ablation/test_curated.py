@@ -20,6 +20,15 @@ if "bad" in out.name:
 (out / "keep.parquet").write_bytes(b"")
 """
 
+OWN = """
+from dataclasses import dataclass
+from counterpoint.data.curate.filters.general.basic import Basic
+
+@dataclass(frozen=True)
+class Mine(Basic):
+    pass
+"""
+
 
 @pytest.fixture
 def ask(tmp_path):
@@ -67,6 +76,18 @@ def test_a_file_that_a_filter_reads_counts(ask, tmp_path):
     )
     assert ask()[1] == 1 and ask()[1] == 1
     entries.write_text("a cat\n")
+    assert ask()[1] == 2
+
+
+def test_a_class_of_ones_own_counts(ask, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "own_filter_of_an_ablation.py"
+    code.write_text(OWN)
+    (tmp_path / "rules.yaml").write_text(
+        "filters: {mine: {class_path: own_filter_of_an_ablation.Mine}}\n"
+    )
+    assert ask()[1] == 1 and ask()[1] == 1
+    code.write_text(OWN + "\n# other code\n")
     assert ask()[1] == 2
 
 

@@ -1,5 +1,7 @@
 """The automaton against naive search for substrings, as MetaCLIP's first code searched."""
 
+import json
+import os
 import random
 import re
 
@@ -104,6 +106,19 @@ def test_each_language_has_its_own_entries(tmp_path):
     assert run_filter(MatchConcepts(files), rows)["concepts"] == [[2], [0, 1], []]
     assert MatchConcepts(files).reads == ("caption", "language")
     assert list(MatchConcepts(files).files()) == [files["de"], files["en"]]
+
+
+def test_a_list_in_json_is_that_of_lines(entries, tmp_path):
+    """MetaCLIP's own list is published as JSON."""
+    path = tmp_path / "metadata.json"
+    path.write_text(json.dumps(ENTRIES))
+    rows = batch_of({"caption": captions(200)})
+    assert run_filter(MatchConcepts(path), rows) == run_filter(MatchConcepts(entries), rows)
+    for wrong in ('{"dog": 3}', '["dog", 3]', '["dog"'):
+        path.write_text(wrong)
+        os.utime(path, ns=(1, len(wrong)))
+        with pytest.raises(ValueError, match=r"metadata\.json' is no list of texts in JSON"):
+            run_filter(MatchConcepts(path), rows)
 
 
 def test_lists_that_cannot_be_are_refused(tmp_path):

@@ -47,9 +47,9 @@ def test_rows_are_told_apart_by_their_keys_alone():
 
 
 def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="takes fraction, samples or pool_fraction"):
+    with pytest.raises(ValueError, match="give one of them, and null for the others"):
         RandomSubset()
-    with pytest.raises(ValueError, match="takes fraction, samples or pool_fraction"):
+    with pytest.raises(ValueError, match="give one of them, and null for the others"):
         RandomSubset(0.1, 10)
     with pytest.raises(ValueError, match=r"fraction=1\.5 is not"):
         RandomSubset(1.5)
