@@ -11,17 +11,16 @@ In: the name of a packaged curation or a file. Out: the filters by name. Paths i
 filters start where the command is run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from ...data.curate.base import Filter
 from .diagnosis import Fault, build
 from .packaged import find
-from .run_files import load
+from .run_files import load, refuse_repeated
 
 
 def load_curation(curation: str | Path) -> dict[str, Filter]:
@@ -32,8 +31,7 @@ def load_curation(curation: str | Path) -> dict[str, Filter]:
     """
     file = find(curation, "curation")
     content = load(file, "filters: {copies: exact_duplicates}")
-    for name in _repeated(yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)):
-        raise ValueError(f"{curation}: {name} comes twice; give one of them another name")
+    refuse_repeated(file.read_text(encoding="utf-8"), curation)
     for key in content:
         if key != "filters":
             raise ValueError(f"{curation}: {key}: there is no such key; there is filters")
@@ -49,17 +47,6 @@ def load_curation(curation: str | Path) -> dict[str, Filter]:
         str(name): build(parser, Filter, curation, f"filters.{name}", written, _with_config)
         for name, written in filters.items()
     }
-
-
-def _repeated(node: yaml.Node | None, depth: int = 2) -> Iterator[str]:
-    """Yields names that come twice in a mapping, or in one below it; YAML drops the first."""
-    seen: set[str] = set()
-    for key, value in node.value if depth and isinstance(node, yaml.MappingNode) else ():
-        name = str(key.value)
-        if name in seen:
-            yield name
-        seen.add(name)
-        yield from (f"{name}.{below}" for below in _repeated(value, depth - 1))
 
 
 def _with_config(written: Any, key: str) -> Any:

@@ -175,6 +175,27 @@ def load(path: Path, example: str = "name: my_run") -> dict[str, Any]:
     return found
 
 
+def refuse_repeated(text: str, file: str | Path) -> None:
+    """Refuses YAML with a name twice in a mapping, of which it would drop the first.
+
+    Raises:
+        ValueError: the whole, or a mapping in it, has one.
+    """
+    for name in _repeated(yaml.compose(text, yaml.SafeLoader)):
+        raise ValueError(f"{file}: {name} comes twice; give one of them another name")
+
+
+def _repeated(node: yaml.Node | None, depth: int = 2) -> Iterator[str]:
+    """Yields names that come twice in a mapping, or in one below it."""
+    seen: set[str] = set()
+    for key, value in node.value if depth and isinstance(node, yaml.MappingNode) else ():
+        name = str(key.value)
+        if name in seen:
+            yield name
+        seen.add(name)
+        yield from (f"{name}.{below}" for below in _repeated(value, depth - 1))
+
+
 def value_of(text: str) -> Any:
     """Returns what the text of an option means; as it is, if it is no YAML."""
     try:

@@ -6,11 +6,19 @@ from typing import Any
 
 import yaml
 
+from ..config.run_files import refuse_repeated
+
 
 def read_yaml(file: Path) -> Any:
-    """Returns the content of a YAML file; {} of an empty one."""
+    """Returns the content of a YAML file; {} of an empty one.
+
+    Raises:
+        ValueError: it is none, or a name comes twice, of which YAML would drop the first.
+    """
     try:
-        return yaml.safe_load(file.read_bytes()) or {}
+        content = yaml.safe_load(file.read_bytes()) or {}
+        refuse_repeated(file.read_text(encoding="utf-8"), file)
+        return content
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is no YAML ({' '.join(str(error).split())}); mend it") from None
 

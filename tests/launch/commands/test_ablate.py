@@ -269,6 +269,13 @@ def test_mistakes_in_the_file_are_one_sentence(pool, tmp_path, stub, changes, me
     assert "\n" not in str(error.value)
 
 
+def test_a_curation_that_comes_twice_is_refused(pool, tmp_path, stub):
+    file = tiny_ablation.write(pool)
+    file.write_text(file.read_text().replace("  fewer:", "  some:"))
+    with pytest.raises(ValueError, match=r"ablation\.yaml: curations\.some comes twice"):
+        main([str(file), "--out", str(tmp_path)])
+
+
 def test_subsets_that_do_not_fit_the_pool_are_refused(pool, tmp_path, stub):
     beyond = tiny_ablation.write_keep_list(tmp_path / "beyond.parquet", [(0, 17)])
     file = tiny_ablation.write(pool, curations={"x": {"keep_list": beyond}})
