@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .base import KEEP, MAX_WEIGHT, WEIGHT, Columns
 from .stores import Store
-from .table import Table, file_of, write_rows
+from .table import Table, file_of, read_rows, write_rows
 
 ROWS_A_BATCH = 1 << 16
 
@@ -68,15 +67,15 @@ class Rows:
         """Returns what the earlier filters made of a shard's rows, int8 [rows]."""
         if not self.earlier:
             return np.zeros(self.table.shards[shard][2], dtype=np.int8)
-        verdict = pq.read_table(self._file(shard, -1), columns=["verdict"])["verdict"].to_numpy()
+        verdict = self._written(shard, -1, "verdict")["verdict"].to_numpy()
         return np.where(verdict == KEPT, KEPT, OUT_BEFORE).astype(np.int8)
 
     def weights(self, shard: int) -> np.ndarray:
         """Returns the product of the weights of the earlier filters, float64 [rows]."""
         if WEIGHT not in self.given:
             return np.ones(self.table.shards[shard][2])
-        path = self._file(shard, self.given[WEIGHT])
-        return pq.read_table(path, columns=[WEIGHT])[WEIGHT].fill_null(0.0).to_numpy()
+        written = self._written(shard, self.given[WEIGHT], WEIGHT)
+        return written[WEIGHT].fill_null(0.0).to_numpy()
 
     def write(
         self, folder: Path, shard: int, numbers: np.ndarray, columns: Columns, writes: Sequence[str]
@@ -124,13 +123,15 @@ class Rows:
         source, name, _ = self.table.shards[shard]
         return file_of(source, name)
 
-    def _file(self, shard: int, step: int) -> Path:
-        return self.earlier[step] / self.file(shard)
+    def _written(self, shard: int, step: int, column: str) -> pa.Table:
+        """Returns a column that an earlier filter wrote."""
+        folder = self.earlier[step]
+        return read_rows(folder / self.file(shard), [column], remove=folder)
 
     def _column(self, shard: int, name: str) -> pa.ChunkedArray:
-        given = self.given.get(name)
-        path = self.table.folder / self.file(shard) if given is None else self._file(shard, given)
-        return pq.read_table(path, columns=[name])[name]
+        if (given := self.given.get(name)) is not None:
+            return self._written(shard, given, name)[name]
+        return read_rows(self.table.folder / self.file(shard), [name])[name]
 
     def _joined(self, shard: int, keys: np.ndarray, names: Sequence[str]) -> dict[str, pa.Array]:
         """Returns the columns that come from stores.

@@ -29,7 +29,7 @@ from .rows import KEPT, LACKS, LEFT_OUT, Rows
 from .shuffle import BUCKET_BYTES, Shuffle
 from .state import STATE, load, save, state_of
 from .stores import Store
-from .table import Table, write_rows
+from .table import Table, read_rows, write_rows
 
 # What lies in the folder of a curation.
 STEPS, LIST, SUMMARY, TABLES = "steps", "keep.parquet", "summary.json", "tables"
@@ -183,7 +183,7 @@ class Curation:
                 kept = np.flatnonzero(rows.verdicts(shard) == KEPT)
                 names = ["source", "shard", "index", "key"]
                 path = self.table.folder / rows.file(shard)
-                table = pq.read_table(path, columns=names).take(pa.array(kept))
+                table = read_rows(path, names).take(pa.array(kept))
                 if weighted:
                     table = table.append_column(WEIGHT, pa.array(rows.weights(shard)[kept]))
                 file.write_table(table.cast(schema))
@@ -255,7 +255,8 @@ class Step:
         """Returns how many rows the filter has seen, left out, and could not judge."""
         counts = np.zeros(4, dtype=np.int64)
         for shard in range(len(self.rows.table.shards)):
-            verdict = pq.read_table(self.folder / self.rows.file(shard), columns=["verdict"])
+            file = self.folder / self.rows.file(shard)
+            verdict = read_rows(file, ["verdict"], remove=self.folder)
             counts += np.bincount(verdict["verdict"].to_numpy(), minlength=4)
         kept, left_out, lack = (int(counts[kind]) for kind in (KEPT, LEFT_OUT, LACKS))
         return {

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import SampleError
 from ..files import check_own
@@ -31,7 +30,7 @@ from ..sidecar import check_file_names
 from ..start_checks import check_captions, contents, some_samples
 from ..text.captions import FirstFound
 from ..urls import base_name, shown
-from .table import ABOUT, COLUMNS, file_of, write_about, write_rows
+from .table import ABOUT, COLUMNS, file_of, read_rows, write_about, write_rows
 
 VERSION = 1  # raise it when the same samples give other rows
 
@@ -256,7 +255,7 @@ class Scores:
         for shard in range(len(self.manifest.counts)):
             if not empty:
                 break
-            rows = pq.read_table(self.path(shard), columns=[column_of(name) for name in empty])
+            rows = read_rows(self.path(shard), [column_of(name) for name in empty])
             empty = [n for n in empty if rows[column_of(n)].null_count == len(rows)]
         return empty
 
@@ -264,7 +263,7 @@ class Scores:
         """Returns how many samples of the whole table cannot be used, by cause."""
         causes: Counter[str] = Counter()
         for shard in range(len(self.manifest.counts)):
-            column = pq.read_table(self.path(shard), columns=["error"])["error"]
+            column = read_rows(self.path(shard), ["error"])["error"]
             causes.update(column.drop_null().to_pylist())
         return causes
 

@@ -121,6 +121,27 @@ def write_about(
         part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
+def read_rows(path: Path, columns: Sequence[str], remove: Path | None = None) -> pa.Table:
+    """Reads columns of a file of a table or of a filter.
+
+    Args:
+        path: the file.
+        columns: their names.
+        remove: what has to be removed for the file to be written again; the file by default.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return pq.read_table(path, columns=list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"'{path}' cannot be read ({why}): remove '{remove or path}' and start the command "
+            "that wrote it again, it goes on where it stopped"
+        ) from error
+
+
 def write_rows(path: Path, rows: pa.Table) -> None:
     """Writes rows as a parquet file, whole or not at all; equal rows are equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...data.curate.rows import LEFT_OUT
-from ...data.curate.table import Table, file_of
+from ...data.curate.table import Table, file_of, read_rows
 from ...data.hashing import mix, seeded
 from ...data.shards.manifest import Manifest
 from .data_examples import (
@@ -176,7 +176,7 @@ def render_card(table: Table, curation: Path | None, manifest: Manifest | None) 
 
 
 def _read(path: Path, columns: Iterable[str]) -> dict[str, np.ndarray]:
-    rows = pq.read_table(path, columns=list(columns))
+    rows = read_rows(path, list(columns))
     return {name: _array(rows[name]) for name in rows.column_names}
 
 
@@ -257,7 +257,7 @@ def _removed(
                 f"'{curation}' has nothing of the shard '{shard}' of the source '{source}'; give "
                 "the table that it was made from"
             )
-        verdict = pq.read_table(file, columns=["verdict"])["verdict"].to_numpy()
+        verdict = read_rows(file, ["verdict"], remove=folders[0])["verdict"].to_numpy()
         if len(verdict) != samples:
             raise ValueError(
                 f"'{curation}' has {len(verdict):,} samples of the shard '{shard}' of the source "

@@ -19,7 +19,7 @@ from ...files import whole_file
 from ...hashing import mix, text_hash
 from ...order.keep_files import refuse_score_table
 from ..key_index import KeyIndex, open_index
-from ..table import Table
+from ..table import Table, read_rows
 
 # Its functions are made at import, where no type checker sees them.
 pc: Any = pyarrow.compute
@@ -209,7 +209,7 @@ def table_rows(table: Table, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
             "score --field json:NAME makes columns of fields"
         )
     for path in table.files:
-        rows = pq.read_table(path, columns=[*SCHEMA.names, *columns])
+        rows = read_rows(path, [*SCHEMA.names, *columns])
         rows = rows.cast(pa.schema([*SCHEMA, *(rows.schema.field(name) for name in columns)]))
         yield from rows.filter(pc.is_valid(rows["key"])).combine_chunks().to_batches()
 

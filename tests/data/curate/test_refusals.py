@@ -196,6 +196,22 @@ def test_a_table_that_was_written_again_is_curated_again(table, tmp_path):
     assert Curation(Table(other.folder), filters, {}, tmp_path / "out").run()["kept"] == 5
 
 
+def test_what_to_remove_of_damaged_files_is_named(table, tmp_path):
+    filters = {"w": Given((("keep", (True, False, True, True, False)),))}
+    curation = Curation(table, filters, {}, tmp_path / "out")
+    curation.run()
+    (step,) = (tmp_path / "out" / "steps").iterdir()
+    os.truncate(step / "web" / "00002.parquet", 40)
+    with pytest.raises(ValueError, match=r"00002\.parquet' cannot be read .*: remove '.*w-\w{12}'"):
+        curation.run()
+    shutil.rmtree(step)
+    assert curation.run()["kept"] == 3
+    shutil.rmtree(step)
+    os.truncate(table.files[2], 40)
+    with pytest.raises(ValueError, match=r"remove '.*00002\.parquet' and start the command that"):
+        Curation(Table(table.folder), filters, {}, tmp_path / "out").run()
+
+
 def test_a_store_without_a_shard_is_refused(tmp_path):
     table = make_table(tmp_path / "table", {"width": WIDTHS}, [2, 3])
     vectors = {row * 7919 - 10**6: {"image": np.ones(4, np.float16)} for row in range(2)}

@@ -36,7 +36,9 @@ class Where(Filter):
 
     def __post_init__(self):
         if (self.values is None) == (self.file is None):
-            raise ValueError(f"Where of {self.column} takes values or file, one of them")
+            raise ValueError(
+                f"Where of {self.column} takes values or file, one of them; write null for one"
+            )
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
