@@ -46,10 +46,12 @@ class WeightPolicy(ABC):
         keeps_weights: whether the compiled list holds weights, each sample once; else a sample is
             repeated by its `times`.
         keeps_keys: whether it holds keys.
+        max_weight: the highest that a sample may have.
     """
 
     keeps_weights = False
     keeps_keys = False
+    max_weight = float(1 << 20)
 
     @abstractmethod
     def times(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -93,7 +95,7 @@ def compile_lists(
     Raises:
         ValueError: see `Selection.compile`.
     """
-    lists = KeepLists(paths, manifest, policy.keeps_keys)
+    lists = KeepLists(paths, manifest, policy.keeps_keys, policy.max_weight)
     offsets = lists.count()
     if not offsets[-1]:
         raise ValueError(f"the keep-lists {_quoted(paths)} keep no sample; check what wrote them")
@@ -129,6 +131,7 @@ class KeepLists:
         manifest: the shards.
         reads_keys: whether keys are needed; those of lists without any are hashes of the shard's
             file name and the index.
+        max_weight: the highest that a sample may have.
 
     Attributes:
         names: file name of each shard.
@@ -136,8 +139,15 @@ class KeepLists:
         has_keys: whether keys are needed and every list has a `key`.
     """
 
-    def __init__(self, paths: Sequence[Path], manifest: Manifest, reads_keys: bool = False):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        manifest: Manifest,
+        reads_keys: bool = False,
+        max_weight: float = WeightPolicy.max_weight,
+    ):
         self.paths = paths
+        self.max_weight = max_weight
         self.manifest = manifest
         self.names = manifest.urls.names()
         self._shards: dict[str, list[int]] = {}
@@ -292,6 +302,11 @@ class KeepLists:
         if len(wrong):
             raise ValueError(
                 f"the keep-list '{path}' has the weight {weights[wrong[0]]}; weights are 0 or more"
+            )
+        if (highest := weights.max(initial=0)) > self.max_weight:
+            raise ValueError(
+                f"the keep-list '{path}' has the weight {highest:g}; more than "
+                f"{self.max_weight:,.0f} are too many: scale them down"
             )
 
 

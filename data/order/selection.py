@@ -49,6 +49,7 @@ class LossWeights(WeightPolicy):
     """The sample comes once an epoch, and batches have its `weight`."""
 
     keeps_weights = True
+    max_weight = float(np.finfo(np.float32).max)
 
     def times(self, weights: np.ndarray, draws: np.ndarray) -> np.ndarray:
         return np.ones(len(weights), dtype=np.int64)

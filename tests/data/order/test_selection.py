@@ -254,6 +254,7 @@ def test_a_column_of_words_and_a_folder_that_cannot_be_made(tmp_path):
         ([("00000.tar", 4), ("00003.tar", 4), ("00000.tar", 4)], None, "sample 4 of .* twice"),
         ([("00000.tar", 1)], [-0.5], "has the weight -0.5; weights are 0 or more"),
         ([("00000.tar", 1)], [float("nan")], "has the weight nan"),
+        ([("00000.tar", 1)], [1e18], r"weight 1e\+18; more than 1,048,576 are too many: scale"),
         ([("00000.tar", 1)], [0.0], "round to no sample"),
         ([("00000.tar", 1), (None, 2)], None, "has empty cells"),
         ([], None, "keep no sample"),

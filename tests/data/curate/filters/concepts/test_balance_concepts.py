@@ -7,7 +7,7 @@ import pytest
 from helpers.filter_run import batch_of, run_filter, state_of
 from helpers.score_table import kept, make_table
 
-from counterpoint.data.curate.filters.concepts.balance_concepts import BalanceConcepts
+from counterpoint.data.curate.filters.concepts.balance_concepts import BalanceConcepts, share_of
 from counterpoint.data.curate.filters.concepts.match_concepts import MatchConcepts
 from counterpoint.data.curate.runner import Curation
 
@@ -105,6 +105,10 @@ def test_other_languages_get_the_tail_share_of_english(tmp_path):
     np.testing.assert_allclose(
         table["probability"][:30], [min(1, t / max(c, 1)) for c in table["count"][:30]]
     )
+
+
+def test_the_tail_are_entries_below_t():
+    assert share_of(np.array([2, 3, 5]), 3) == 0.2
 
 
 def test_a_tail_share_instead_of_t(entries):
