@@ -83,6 +83,12 @@ def test_captions_meet_as_often_as_their_similarity_says():
         assert abs((minima[one] == minima[other]).mean() - exact) < 0.05
 
 
+def test_the_parts_have_all_bands():
+    rows, whole = pa.record_batch({"caption": captions(20)}), NearCaptions(bands=10)
+    parts = [part.groups(rows, {}) for part in whole.parts()]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole.groups(rows, {}))
+
+
 def test_work_in_a_band_is_bounded(monkeypatch):
     asked = []
     jaccard = Shingles.jaccard
