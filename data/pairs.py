@@ -244,6 +244,12 @@ class Pairs(LightningDataModule, ABC):
         """Joins the parts on the device."""
         return join(batch)
 
+    def go_on(self, step: int, left_out: Sequence[tuple[int, int]]) -> None:
+        """Starts after so many steps, with what the run has skipped (`Steps.left_out`)."""
+        self.first_step = step
+        if self.steps is not None:
+            self.steps.left_out = [(int(first), int(samples)) for first, samples in left_out]
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the next step, skipped samples, errors and the data's fingerprint."""
         step = self.trainer.global_step if self.trainer else self.first_step
@@ -255,8 +261,5 @@ class Pairs(LightningDataModule, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.first_step = int(state_dict["step"])
-        if self.steps is not None:
-            left_out = state_dict.get("left_out", [])
-            self.steps.left_out = [(int(step), int(samples)) for step, samples in left_out]
+        self.go_on(int(state_dict["step"]), state_dict.get("left_out", []))
         self.ledger.load_state_dict(state_dict["ledger"])

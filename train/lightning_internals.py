@@ -17,5 +17,14 @@ def leave_signals_to_callbacks(trainer: pl.Trainer) -> None:
     loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
 
+def begin_at(trainer: pl.Trainer, step: int) -> None:
+    """Lets a fit without a checkpoint count its steps from one on, as after resuming at it."""
+    loop = trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped = step
+    steps = loop.automatic_optimization.optim_progress.optimizer.step.total
+    steps.ready = steps.completed = step
+    assert trainer.global_step == step, "Lightning counts steps in another place"
+
+
 def _nothing() -> None:
     pass

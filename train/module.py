@@ -51,11 +51,13 @@ class RunInfo:
         config: the resolved configuration, as plain values.
         fingerprint: of the data; resume compares it.
         sources: names of the data's sources, in the order of the batch's `source`.
+        stage: name of the stage of a run of several; "": there are none.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     sources: list[str] = field(default_factory=list)
+    stage: str = ""
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -169,7 +171,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the loss of a batch."""
-        self.objective.progress = self.global_step / self.phases.total_steps
+        self.objective.progress = self.phases.progress(self.global_step)
         features = self.features(batch, self.global_step)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
@@ -285,8 +287,8 @@ class ContrastiveModule(pl.LightningModule):
         assert self.decision is not None
         # A skipped step must not move the average. Reading the decision waits for the device.
         if self.ema is not None and not bool(self.decision.skip):
-            step, total_steps = self.global_step, self.phases.total_steps
-            self.ema.update(self.model, self.objective, step, total_steps, self.tensors)
+            step, num_steps = self.global_step - self.phases.first_step, self.phases.own_steps
+            self.ema.update(self.model, self.objective, step, num_steps, self.tensors)
         if self.logs_itself:
             self._log_report()
 
@@ -338,6 +340,8 @@ class ContrastiveModule(pl.LightningModule):
         checkpoint["counterpoint"] = {
             "config": self.run.config,
             "fingerprint": self.run.fingerprint,
+            "stage": self.run.stage,
+            "earlier": [list(length) for length in self.phases.earlier],
             "samples": self.phases.samples_before(self.global_step),
             "grad_clip": {} if self.grad_clip is None else self.grad_clip.state_dict(),
             "guard": self.guard.state_dict(),

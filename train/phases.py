@@ -6,7 +6,7 @@ the step, so that nothing needs to be saved.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,32 +81,52 @@ class Phase:
 
 
 class Phases:
-    """The phases of a run in order, looked up by global step.
+    """The phases of a run, or of one of its stages, in order, looked up by global step.
+
+    Args:
+        phases: by name.
+        earlier: (steps, global batch size) of the phases of earlier stages; steps count through.
+
+    Attributes:
+        named: the phases.
+        first_step: of the stage.
 
     Raises:
         ValueError: no phases, or a value out of range.
     """
 
-    def __init__(self, phases: Mapping[str, Phase]):
+    def __init__(self, phases: Mapping[str, Phase], earlier: Sequence[tuple[int, int]] = ()):
         if not phases:
             raise ValueError("phases is empty: give at least one, such as phases: {train: {...}}")
         for name, phase in phases.items():
             _check(name, phase)
         self.named = dict(phases)
+        self.earlier = list(earlier)
+        self.first_step = sum(num_steps for num_steps, _ in self.earlier)
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
-        """(steps, global batch size) of each phase, for the data's steps."""
-        return [(phase.num_steps, phase.batch_size) for phase in self.named.values()]
+        """(steps, global batch size) of each phase from the run's start, for the data's steps."""
+        own = [(phase.num_steps, phase.batch_size) for phase in self.named.values()]
+        return [*self.earlier, *own]
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run."""
+        """Optimizer steps until the end of the last of these phases."""
         return sum(num_steps for num_steps, _ in self.lengths)
+
+    @property
+    def own_steps(self) -> int:
+        """Optimizer steps of these phases, without earlier stages."""
+        return self.total_steps - self.first_step
+
+    def progress(self, step: int) -> float:
+        """Returns which part of these phases is done before a global step, in [0, 1]."""
+        return (step - self.first_step) / self.own_steps
 
     def at(self, step: int) -> tuple[str, Phase, int]:
         """Returns (name, phase, step within the phase); past the end, the last step's."""
-        first = 0
+        first = self.first_step
         for name, phase in self.named.items():
             if step < first + phase.num_steps:
                 return name, phase, step - first
@@ -166,7 +186,10 @@ def connect_data(data: Pairs, model: TwoTower, phases: Phases, seed: int) -> Non
         seed=seed,
         image_size=model.image_size,
         context_length=model.context_length,
-        word_reducers=[phase.word_reducer for phase in phases.named.values()],
+        word_reducers=[
+            *[None] * len(phases.earlier),
+            *(phase.word_reducer for phase in phases.named.values()),
+        ],
     )
 
 

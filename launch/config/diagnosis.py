@@ -19,8 +19,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from . import signatures
 from .messages import shortened
 from .packaged import packaged_files
-from .run_files import EXAMPLES, KEYS, NAMED, SLOTS, Written
+from .run_files import EXAMPLES, KEYS, NAMED, SLOTS, STAGES, Written
 from .signatures import REQUIRED, Parameter
+from .stages import split_stages
 from .vocabulary import PHASE_WORDS, TRAINER_WORDS, accepted_value, meaning
 
 Part = TypeVar("Part")
@@ -106,6 +107,14 @@ def _is_missing(tree: Any, name: str) -> bool:
 
 def check_words(written: Written) -> None:
     """Refuses what cannot be right, without knowing the classes: before they are imported."""
+    for name, stage in split_stages(written).items():
+        try:
+            _check_words(stage)
+        except ValueError as error:
+            raise ValueError(f"{STAGES}.{name}: {error}" if name else f"{error}") from None
+
+
+def _check_words(written: Written) -> None:
     tree = written.whole()
     try:
         for name in tree:

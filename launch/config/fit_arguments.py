@@ -7,6 +7,7 @@ from pathlib import Path
 from . import fit_help
 from .diagnosis import check_words
 from .run_files import EXAMPLES, SLOTS, Written, read
+from .stages import FILE, split_stages
 
 AUTO = "auto"  # --resume: what the run folder holds, if there is one
 
@@ -53,6 +54,11 @@ def parse_words(argv: list[str]) -> tuple[Written, str | None]:
 
 def check_keep_lists(written: Written) -> None:
     """Refuses a keep-list that is not there, before anything slow is imported."""
+    for stage in split_stages(written).values():
+        _check_keep_lists(stage)
+
+
+def _check_keep_lists(written: Written) -> None:
     data = written.whole().get("data")
     lists = (data.get("keep_lists") if isinstance(data, Mapping) else None) or []
     lists = lists if isinstance(lists, list) else [lists]
@@ -101,6 +107,8 @@ def _help(topic: str) -> str:
 
 def _config_of(run_dir: str) -> Path:
     path = Path(run_dir, "config.yaml")
+    if (stages := Path(run_dir, FILE)).exists():
+        return stages
     if path.exists():
         return path
     file = Path(run_dir)

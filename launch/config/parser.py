@@ -40,6 +40,7 @@ from .diagnosis import diagnose
 from .identity import Identity
 from .messages import shortened
 from .run_files import Written, read
+from .stages import split_stages
 
 OWNED: set[str | int] = {
     # The phases own the run's length, the data module owns the order,
@@ -169,8 +170,18 @@ def add_model(parser: ArgumentParser) -> None:
 
 
 def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
-    """Reads the files that arguments name and parses all of it; a mistake becomes one sentence."""
-    return parse_written(parser, read(argv))
+    """Reads the files that arguments name and parses all of it; a mistake becomes one sentence.
+
+    Raises:
+        ValueError: there is a mistake, or the run has stages, each of which is a configuration.
+    """
+    stages = split_stages(read(argv))
+    if len(stages) > 1 or "" not in stages:
+        raise ValueError(
+            f"the run has the stages {', '.join(stages)}, and this command takes a run of one: "
+            "write a run file with the slots of the stage that is meant"
+        )
+    return parse_written(parser, stages[""])
 
 
 def parse_written(parser: ArgumentParser, written: Written) -> Namespace:

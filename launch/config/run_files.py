@@ -6,6 +6,9 @@ refused at once.
 
 A file in a slot, by path or by the name of a packaged one, on the command line too, replaces the
 whole slot: no argument of the class that stood there before is left.
+
+`stages` is written out at once: each stage then holds all slots, those of the run that it does not
+change as well (`stages.split_stages` makes a run file of each).
 """
 
 import copy
@@ -26,7 +29,8 @@ SLOTS = (
     *("trainer", "data", "model", "objective", "optim", "grad_clip", "guard", "phases", "teachers"),
     *("ema", "evaluation", "checkpoint", "watch"),
 )
-KEYS = ("config", "run_dir", "name", "seed", "init_from", "inherit_from", *SLOTS)
+STAGES = "stages"
+KEYS = ("config", "run_dir", "name", "seed", "init_from", "inherit_from", *SLOTS, STAGES)
 GROUPS = ("trainer", "data", "model", "objective", "guard", "evaluation", "checkpoint", "watch")
 # Slots whose value may be the name of a class.
 CLASSES = ("optim", "grad_clip")
@@ -124,16 +128,60 @@ def read(argv: list[str]) -> Written:
             if option.value is None:
                 raise ValueError(f"--{option.name} needs a value: {EXAMPLES}")
             _merge_file(found, find(option.value))
+    _write_out_stages(found)
     for option in options:
         if option.name == "config":
             continue
-        file = _slot_file(option.name, option.value, Path(), COMMAND_LINE)
+        stage, slot = of_stage(option.name)
+        file = _slot_file(slot, option.value, Path(), COMMAND_LINE)
         is_null = option.value is not None and value_of(option.value) is None
-        if file is not None or (is_null and option.name in GROUPS):
-            _put(found, option.name, file)
-        else:
+        if file is None and not (is_null and slot in GROUPS):
             found.options.append(option)
+            continue
+        for name in found.tree.get(STAGES, [""]):
+            if stage in ("", name):
+                _put(found, f"{STAGES}.{name}.{slot}" if name else slot, file)
     return found
+
+
+def of_stage(key: str) -> tuple[str, str]:
+    """Returns the stage that a key names, or "", and the key within it."""
+    if key.startswith(f"{STAGES}."):
+        _, stage, *rest = key.split(".", 2)
+        return stage, "".join(rest)
+    return "", key
+
+
+def _write_out_stages(found: Written) -> None:
+    """Gives each stage all slots: its own over those of the run.
+
+    Raises:
+        ValueError: `stages` is no mapping of names to slots, or the run has phases beside it.
+    """
+    stages = found.tree.pop(STAGES, None)
+    if stages is None:
+        return
+    place = found.place(STAGES)
+    if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
+        raise ValueError(f"{STAGES} ({place}): write `NAME: {{objective: ..., phases: ...}}` below")
+    if wrong := [name for name in stages if not re.fullmatch(r"\w[\w-]*", str(name))]:
+        raise ValueError(f"{STAGES}.{wrong[0]} ({place}): name it with letters, digits, _ and -")
+    if "phases" in found.tree:
+        raise ValueError(
+            f"phases ({found.place('phases')}): a run with stages has phases in each of them; move "
+            f"these to {STAGES}.{next(iter(stages), 'NAME')}.phases"
+        )
+    common, files = found.tree, found.files
+    found.tree, found.files = {STAGES: {}}, {"": files.get("", "")}
+    for name, own in stages.items():
+        of = f"{STAGES}.{name}."
+        stage = Written(copy.deepcopy(common))
+        stage.files = {k: v for k, v in files.items() if k and not k.startswith(f"{STAGES}.")}
+        stage.files |= {k.removeprefix(of): v for k, v in files.items() if k.startswith(of)}
+        for key, value in own.items():
+            _is_taken_whole(stage, str(key), value, Path(), place)
+        found.tree[STAGES][name] = stage.tree
+        found.files |= {f"{of}{key}": file for key, file in stage.files.items() if key}
 
 
 def split(argv: list[str]) -> Iterator[Option]:
@@ -226,27 +274,43 @@ def _merge_file(found: Written, path: Path) -> None:
     content = load(path)
     shown = shown_path(path)
     found.files.setdefault("", shown)
+    if isinstance(stages := content.get(STAGES), dict):
+        content[STAGES] = {n: _with_paths(stage, path.parent) for n, stage in stages.items()}
     for key, value in content.items():
-        place = f"in {shown}"
-        file = _slot_file(key, value, path.parent, place) if isinstance(value, str) else None
-        if file is not None:
-            _put(found, key, file)
-            continue
-        if value is None and key in GROUPS:
-            _put(found, key, None)
-            continue
-        found.tree[key] = _merged(found.tree.get(key), value)
-        found.files |= {name: shown for name, _ in flatten({key: value})}
+        if not _is_taken_whole(found, key, value, path.parent, f"in {shown}"):
+            found.files |= {name: shown for name, _ in flatten({key: value})}
 
 
-def _put(found: Written, slot: str, file: Path | None) -> None:
+def _with_paths(stage: Any, folder: Path) -> Any:
+    """Returns the slots of a stage, files beside the run file by their whole paths."""
+    if not isinstance(stage, dict):
+        return stage
+    files = {slot: folder / value for slot, value in stage.items() if isinstance(value, str)}
+    return stage | {slot: str(file.absolute()) for slot, file in files.items() if file.is_file()}
+
+
+def _is_taken_whole(found: Written, key: str, value: Any, folder: Path, place: str) -> bool:
+    """Takes a key of a run file or of a stage; returns whether it replaced all that was there."""
+    file = _slot_file(key, value, folder, place) if isinstance(value, str) else None
+    if file is not None or (value is None and key in GROUPS):
+        _put(found, key, file)
+        return True
+    found.tree[key] = _merged(found.tree.get(key), value)
+    return False
+
+
+def _put(found: Written, key: str, file: Path | None) -> None:
     """Replaces all of a slot by a file, or by its defaults."""
-    found.files = {k: v for k, v in found.files.items() if not (k and _is_below(k, slot))}
+    found.files = {k: v for k, v in found.files.items() if not (k and _is_below(k, key))}
+    tree = found.tree
+    *above, slot = key.split(".")
+    for name in above:
+        tree = tree[name]
     if file is None:
-        found.tree.pop(slot, None)
+        tree.pop(slot, None)
     else:
-        found.tree[slot] = load(file)
-        found.files[slot] = shown_path(file)
+        tree[slot] = load(file)
+        found.files[key] = shown_path(file)
 
 
 def _merged(old: Any, new: Any) -> Any:

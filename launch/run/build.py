@@ -1,6 +1,6 @@
 """A parsed configuration into the objects of a run, connected to one another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,21 @@ from ...train.phases import Phases, connect_data, prepare_reducers
 from ..config.messages import shortened
 
 
-def build_parts(parser: ArgumentParser, config: Namespace) -> Any:
-    """Instantiates all slots and connects the data; weights depend on the seed alone."""
+def build_parts(
+    parser: ArgumentParser, config: Namespace, earlier: Sequence[tuple[int, int]] = ()
+) -> Any:
+    """Instantiates all slots and connects the data; weights depend on the seed alone.
+
+    Args:
+        parser: of run files.
+        config: parsed.
+        earlier: (steps, global batch size) of the phases of earlier stages.
+    """
     torch.manual_seed(config.seed)
     config = config.clone()
     config.trainer.logger = None  # made with the trainer, which knows the step it begins at
     parts = instantiate(parser, config)
-    parts.phases = Phases(parts.phases)
+    parts.phases = Phases(parts.phases, earlier)
     prepare_reducers(parts.phases, parts.model)
     connect_data(parts.data, parts.model, parts.phases, config.seed)
     return parts

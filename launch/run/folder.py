@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ...train.checkpointing import checkpoint as checkpoints
 from ...train.phases import Phases
 from ..config.identity import Identity
 from ..config.parser import save
+from ..config.run_files import STAGES
+from ..config.stages import FILE
 from .env import is_first_process, under_torchrun
 from .means import means
 from .provenance import RECORDED, changes, commit, packages, versions
@@ -73,14 +75,27 @@ def folder_errors(run_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def freeze(run_dir: Path, resolved: dict[str, Any], step: int, facts: dict[str, Any]) -> None:
-    """Writes the configuration, and appends this start, after `step`: what runs where."""
-    save(resolved, run_dir / "config.yaml")
+def freeze(
+    run_dir: Path, resolved: Mapping[str, dict[str, Any]], stage: str, step: int, facts: Any
+) -> None:
+    """Writes the configuration, and appends this start, after `step`: what runs where.
+
+    Args:
+        run_dir: the folder.
+        resolved: configuration of each stage.
+        stage: which begins or goes on.
+        step: the last that is done.
+        facts: of the start.
+    """
+    save(resolved[stage], run_dir / "config.yaml")
+    if len(resolved) > 1:
+        save({STAGES: dict(resolved)}, run_dir / FILE)
     code = commit()
     if code["dirty"] and (text := changes()):
         code["changes"] = keep(run_dir, text, "diff")
     local, nodes = under_torchrun() or (None, 1)
     start = {
+        **({"stage": stage} if stage else {}),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "step": step,
         "command": sys.argv,
@@ -117,6 +132,7 @@ def is_finished(run_dir: Path, total_steps: int) -> bool:
 def write_summary(
     run_dir: Path,
     resolved: dict[str, Any],
+    identity: Identity,
     phases: Phases,
     step: int,
     spent: dict[str, float],
@@ -124,7 +140,14 @@ def write_summary(
 ) -> None:
     """Writes `summary.json`: last values, means over the run, and what produced them.
 
-    `spent` are seconds by name; `stopped_by` is the callback that ended the run before its time.
+    Args:
+        run_dir: the folder.
+        resolved: configuration of the last stage.
+        identity: of the run.
+        phases: of the last stage.
+        step: the last that is done.
+        spent: seconds by name.
+        stopped_by: the callback that ended the run before its time.
     """
     rows = read_rows(run_dir / "metrics.jsonl")
     start = read_rows(run_dir / "starts.jsonl")[-1]
@@ -142,7 +165,7 @@ def write_summary(
         "epochs": round(samples / start["epoch_size"], 4) if start["epoch_size"] else None,
         "seconds": round(max((row["wall"] for row in rows), default=0.0), 1),
         **{name: round(seconds, 1) for name, seconds in spent.items()},
-        "config_hash": Identity.of(resolved, {}).digest,
+        "config_hash": identity.digest,
         "seed": resolved["seed"],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **{name: start[name] for name in SUMMARISED},

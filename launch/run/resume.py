@@ -6,7 +6,7 @@ sentence that names every change that would make the continued run another run.
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,61 @@ from ...train.module import ContrastiveModule
 from ..config.identity import OF_A_RUN, Difference, differences, leaves
 from .env import log
 from .rendezvous import agreed
+from .stages import Stage
 
 
-def find_checkpoint(
-    run_dir: Path, resolved: dict[str, Any], chosen: dict[str, Any], module: ContrastiveModule
-) -> Path:
-    """Returns the newest whole checkpoint of a run, after checking that it may be continued.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of a run; its tensors stay on the disk until they are used.
 
     Raises:
-        ValueError: no whole checkpoint, one past the end, or a change that may not be made.
+        ValueError: it is none, or damaged.
     """
-    path = agreed_checkpoint(run_dir)
-    saved = checkpoints.load(path, mmap=True)  # of which no tensor is looked at
+    saved = checkpoints.load(path, mmap=True)
     if "counterpoint" not in saved:
         raise ValueError(f"{path} was not written by counterpoint; use --init_from for its weights")
-    ours, step = saved["counterpoint"], checkpoints.step_of(path)
-    data = (ours["fingerprint"], module.run.fingerprint)
-    check_resume(ours["config"], resolved, *data, step, leaves(chosen).keys())
+    return saved
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> int:
+    """Returns which stage the step after `step` belongs to; past the end, the last one."""
+    return next((i for i, stage in enumerate(stages) if step < stage.last_step), len(stages) - 1)
+
+
+def check_checkpoint(path: Path, stage: Stage, module: ContrastiveModule) -> None:
+    """Checks that a stage may go on from a checkpoint of its own.
+
+    Raises:
+        ValueError: it is past the end, or a change that may not be made.
+    """
+    saved = read_checkpoint(path)
+    data = (saved["counterpoint"]["fingerprint"], module.run.fingerprint)
+    check_stage(saved, path, stage, *data)
     optimizer = module.optim.build(module.model, module.objective)
     check_groups(saved["optimizer_states"][0], optimizer)
-    if step > (end := module.phases.total_steps):
+    if checkpoints.step_of(path) > (end := module.phases.total_steps):
         raise ValueError(
             f"{path} is past the end of a run of {end} steps; raise phases.NAME.samples"
         )
-    return path
+
+
+def check_stage(
+    saved: Mapping[str, Any], path: Path, stage: Stage, saved_data: str = "", wanted_data: str = ""
+) -> None:
+    """Checks that a checkpoint is of a stage as it is configured now.
+
+    Raises:
+        ValueError: it is of another stage, or a change was made that may not be.
+    """
+    ours, step = saved["counterpoint"], checkpoints.step_of(path)
+    name, earlier = ours.get("stage", ""), ours.get("earlier", [])
+    if name != stage.name or earlier != [list(length) for length in stage.earlier]:
+        raise ValueError(
+            f"cannot resume: {path.name} was written in the stage '{name}' after (steps, batch) of "
+            f"{earlier}, and step {step} lies in '{stage.name}' after {list(stage.earlier)} now; "
+            "stages that are over keep their names and lengths"
+        )
+    chosen, done = leaves(stage.chosen).keys(), step - stage.first_step
+    check_resume(ours["config"], stage.resolved, saved_data, wanted_data, done, chosen)
 
 
 def agreed_checkpoint(run_dir: Path) -> Path:
@@ -87,7 +118,7 @@ def check_resume(
         wanted: the one to continue with.
         saved_data: fingerprint of the data until now.
         wanted_data: fingerprint of the data from now on.
-        step: the run continues after it.
+        step: of the phases, after which the run continues.
         chosen: dotted names of the leaves of `wanted` that are not at their default (None: all).
 
     Raises:

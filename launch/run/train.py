@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from ...train.callbacks.stop import StopOnSignal
 from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.checkpoint import Checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
+from ...train.lightning_internals import begin_at
 from ...train.module import ContrastiveModule, RunInfo
 from ...train.phases import Phases
 from ...train.screen import log_line
 from ..config import parser as run_config
 from ..config.fit_arguments import AUTO
 from ..config.run_files import Written
+from ..config.stages import split_stages
 from .build import build_module, build_parts
 from .devices import world_size
 from .env import (
@@ -46,8 +48,10 @@ from .faults.lost_ranks import lost_ranks
 from .folder import folder_errors, freeze, is_finished, prepare_folder, run_dir_of, write_summary
 from .loggers import Loggers
 from .precision import settle_precision
-from .resume import find_checkpoint
+from .resume import check_checkpoint, check_stage, newest_whole, read_checkpoint, stage_at
 from .run_log import keep_screen
+from .stages import identity_of, stages_of
+from .start.carry_over import carry_model, carry_rest
 from .start.initial import load_initial_weights
 from .start.teachers import load_teachers
 from .trainer import make_trainer, saves, trainer_arguments
@@ -62,19 +66,25 @@ class Start:
         parts: the slots of the run.
         arguments: of the Trainer.
         loggers: not started.
-        checkpoint: what to resume from; None: a new run.
+        newest: the checkpoint that it goes on from, of this stage or the one before; None: a new
+            run.
     """
 
     module: ContrastiveModule
     parts: Any
     arguments: dict[str, Any]
     loggers: Loggers
-    checkpoint: Path | None
+    newest: Path | None
 
     @property
     def step(self) -> int:
         """The last step that is done."""
-        return 0 if self.checkpoint is None else checkpoints.step_of(self.checkpoint)
+        return 0 if self.newest is None else checkpoints.step_of(self.newest)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """What the fit resumes from; None: its stage begins."""
+        return None if self.step == self.parts.phases.first_step else self.newest
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Outcome:
 
     Attributes:
         step: the last one that is done.
-        phases: of the run.
+        phases: of the stage.
         is_rewound: the run has gone back to a checkpoint and is to be resumed.
         signum: the signal that stopped it, if one has.
         stopped_by: the callback that stopped it, if one has.
@@ -127,13 +137,19 @@ class Outcome:
     stopped_by: str | None = None
     lost: str | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all steps of the phases are done, and nothing ends the run."""
+        ended = (self.signum, self.stopped_by, self.lost) != (None, None, None)
+        return self.step == self.phases.total_steps and not ended
+
 
 class Run:
-    """A configuration and the folder in which it trains.
+    """A configuration, or one for each stage, and the folder in which it trains.
 
     Args:
         parser: of run files.
-        config: parsed.
+        config: parsed; of several stages, by their names.
         resume: run folder to continue; `auto`: the run's own, if it holds a checkpoint.
         callbacks: of the Trainer, beside those of the configuration.
     """
@@ -141,15 +157,16 @@ class Run:
     def __init__(
         self,
         parser: ArgumentParser,
-        config: Namespace,
+        config: Namespace | Mapping[str, Namespace],
         resume: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
     ):
-        self.parser, self.config, self.resume = parser, config, resume
+        self.parser, self.resume = parser, resume
         self.callbacks = callbacks
-        self.resolved = run_config.plain(parser, config)
-        self.chosen = run_config.without_defaults(parser, config)
-        self.run_dir = run_dir_of(config)
+        configs = {"": config} if isinstance(config, Namespace) else config
+        self.stages = stages_of(parser, configs)
+        self.stage = self.stages[0]
+        self.run_dir = run_dir_of(self.stage.config)
         # Then a run that is finished is no mistake: its last start was killed on its way out.
         self._may_be_finished = resume == AUTO or starts_again_by_itself()
         self._lock: RunLock | None = None
@@ -165,23 +182,38 @@ class Run:
             ValueError: the configuration is wrong, or does not fit the machine.
         """
         parser = run_config.make_parser()
-        config = run_config.parse_written(parser, written)
-        num_processes = world_size(config.trainer, written.place)
-        for name, phase in config.phases.items():
-            check_divides(phase.batch_size, num_processes, f"phases.{name}.")
-        fit_machine(config, resume)
-        return cls(parser, config, resume, callbacks)
+        configs = {}
+        for stage, own in split_stages(written).items():
+            of = f"stages.{stage}." if stage else ""
+            try:
+                config = run_config.parse_written(parser, own)
+            except ValueError as error:
+                raise ValueError(f"{of}{error}") from error
+            num_processes = world_size(config.trainer, own.place)
+            for name, phase in config.phases.items():
+                check_divides(phase.batch_size, num_processes, f"{of}phases.{name}.")
+            configs[stage] = config
+        fit_machine(list(configs.values()), resume)
+        return cls(parser, configs, resume, callbacks)
 
     def train(self) -> int:
-        """Trains to the end, as often as the run goes back by itself; returns the exit status."""
+        """Trains to the end of the last stage; returns the exit status.
+
+        A run may also go back to a checkpoint, and on from there, by itself.
+        """
         with folder_errors(self.run_dir), contextlib.closing(self):
             while (start := self.restore()) is not None:
                 outcome = self.fit(start)
                 del start  # the model that is built next needs its memory
-                if not outcome.is_rewound:
+                if not (outcome.is_rewound or (outcome.is_whole and not self.is_last_stage)):
                     return self.finish(outcome)
                 self.resume = self.run_dir
         return 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether no other stage follows."""
+        return self.stage is self.stages[-1]
 
     def close(self) -> None:
         """Lets another process train in the run folder.
@@ -194,12 +226,22 @@ class Run:
 
     def restore(self) -> Start | None:
         """Builds everything, and finds the checkpoint of a resumed run; None: it is finished."""
-        config, run_dir = self.config, self.run_dir
+        run_dir = self.run_dir
         if self.resume == AUTO:
             self.resume = run_dir if checkpoints.newest(run_dir) else None
-        wanted = self.resolved["trainer"].get("logger")
+        newest, saved = None, None
+        if self.resume is not None:
+            self._take_lock()
+            newest = newest_whole(Path(self.resume))
+            number = stage_at(self.stages, checkpoints.step_of(newest))
+            self.stage = stage = self.stages[number]
+            if checkpoints.step_of(newest) == stage.first_step:
+                saved = read_checkpoint(newest)
+                check_stage(saved, newest, self.stages[number - 1])
+        config = self.stage.config
+        wanted = self.stage.resolved["trainer"].get("logger")
         loggers = Loggers(wanted, config.name, run_dir, self.resume is not None)
-        parts = build_parts(self.parser, config)
+        parts = build_parts(self.parser, config, self.stage.earlier)
         arguments = trainer_arguments(parts.trainer)
         if self.callbacks:
             arguments["callbacks"] = [*(arguments.get("callbacks") or []), *self.callbacks]
@@ -211,16 +253,21 @@ class Run:
         if self.resume is None:
             read = parts.data.tokenizer, parts.data.eval_transform
             load_initial_weights(parts.model, config, *read)
-        info = RunInfo(self.resolved, parts.data.fingerprint, parts.data.source_names)
+        if saved is not None and newest is not None:
+            carry_model(saved, newest, parts)
+        data = parts.data
+        info = RunInfo(
+            self.stage.resolved, data.fingerprint, data.source_names, stage=self.stage.name
+        )
         module = build_module(parts, load_teachers(parts), info)
-        checkpoint = None
-        if self.resume is None:
+        if newest is None:
             prepare_folder(run_dir)
-        if is_first_process() and self._lock is None:
-            self._lock = RunLock(run_dir, PATIENCE if self._may_be_finished else 0.0)
-        if self.resume is not None:
-            checkpoint = find_checkpoint(Path(self.resume), self.resolved, self.chosen, module)
-        start = Start(module, parts, arguments, loggers, checkpoint)
+            self._take_lock()
+        elif saved is not None:
+            carry_rest(saved, newest, module, data)
+        else:
+            check_checkpoint(newest, self.stage, module)
+        start = Start(module, parts, arguments, loggers, newest)
         total_steps = parts.phases.total_steps
         if start.step < total_steps or not is_finished(run_dir, total_steps):
             return start
@@ -230,6 +277,10 @@ class Run:
             )
         log(f"{run_dir} is finished ({total_steps} steps)")
         return None
+
+    def _take_lock(self) -> None:
+        if is_first_process() and self._lock is None:
+            self._lock = RunLock(self.run_dir, PATIENCE if self._may_be_finished else 0.0)
 
     def fit(self, start: Start) -> Outcome:
         """Trains until the end of the run, a signal, or a rewind."""
@@ -257,16 +308,22 @@ class Run:
         parts, step, run_dir = start.parts, start.step, self.run_dir
         phases: Phases = parts.phases
         keep_screen(run_dir, step)
-        stop, saving = StopOnSignal(), saves(parts, run_dir)
-        loggers = start.loggers.start(self.resolved, step)
-        trainer = make_trainer(
-            start.arguments, parts, stop, saving, run_dir, start.checkpoint, loggers
-        )
-        known = facts(start.module.model, parts.data, trainer, self.chosen)
+        ends = [stage.last_step for stage in self.stages[:-1]]
+        stop, saving = StopOnSignal(), saves(parts, run_dir, ends)
+        stage, resolved = self.stage, {each.name: each.resolved for each in self.stages}
+        loggers = start.loggers.start(stage.resolved, step)
+        arguments = start.arguments
+        goes_on = None if start.newest is None else step
+        trainer = make_trainer(arguments, parts, stop, saving, run_dir, goes_on, loggers)
+        if start.checkpoint is None:
+            begin_at(trainer, step)
+        known = facts(start.module.model, parts.data, trainer, stage.chosen)
         if is_first_process():
-            freeze(run_dir, self.resolved, step, known)
+            freeze(run_dir, resolved, stage.name, step, known)
+        number = f"{self.stages.index(stage) + 1} of {len(self.stages)}"
+        name = stage.config.name + (f", stage {stage.name} ({number})" if stage.name else "")
         log(
-            f"{self.config.name}: {phases.total_steps} steps "
+            f"{name}: {phases.own_steps} steps "
             f"({passes(phases, known['epoch_size'])}), "
             f"{known['parameters']['total'] / 1e6:.1f} M parameters, {known['precision']}, "
             f"results in {run_dir}"
@@ -298,23 +355,33 @@ class Run:
                 "seconds_last_process": time.time() - self._began,
                 "cpu_seconds_last_process": time.process_time() - self._cpu_began,
             }
-            write_summary(self.run_dir, self.resolved, outcome.phases, step, spent, stopped_by)
+            identity = identity_of(self.stages)
+            resolved = self.stage.resolved
+            write_summary(self.run_dir, resolved, identity, outcome.phases, step, spent, stopped_by)
         return 0
 
 
 def passes(phases: Phases, epoch_size: int | None) -> str:
-    """How much a run sees: pairs, and epochs where the data have a size."""
-    samples = phases.samples_before(phases.total_steps)
+    """How much a run or a stage sees: pairs, and epochs where the data have a size."""
+    samples = sum(steps * size for steps, size in phases.lengths[len(phases.earlier) :])
     if epoch_size is None:
         return f"{samples:,} pairs"
     return f"{samples / epoch_size:.1f} epochs of {epoch_size:,} pairs"
 
 
-def fit_machine(config: Any, resume: str | None) -> None:
-    """Settles what follows from the machine: the precision for `auto`, threads, kernels."""
+def fit_machine(stages: Sequence[Any], resume: str | None) -> None:
+    """Settles what follows from the machine: the precision for `auto`, threads, kernels.
+
+    Args:
+        stages: their configurations, which share the trainer's slot.
+        resume: what is resumed.
+    """
+    config = stages[0]
     run_dir = Path(resume) if resume not in (None, AUTO) else run_dir_of(config)
     is_resumed = resume is not None and checkpoints.newest(run_dir) is not None
     settle_precision(config.trainer, run_dir if is_resumed else None)
+    for other in stages[1:]:
+        other.trainer.precision = config.trainer.precision
     choose_attention(config.trainer.precision)
     devices = str(config.trainer.devices)
     if under_torchrun() is None and config.trainer.accelerator == "cpu" and devices.isdigit():

@@ -4,6 +4,7 @@ In: the trainer's slot, parsed. Out: a Trainer whose callbacks run in the order 
 need, with every logger that the user wants beside the metrics file.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,12 @@ def make_trainer(
     stop: StopOnSignal,
     saving: Checkpoints,
     run_dir: Path,
-    checkpoint: Path | None,
+    step: int | None,
     loggers: list[Logger],
 ) -> Trainer:
     """The trainer with our loggers and callbacks; `arguments` are the user's.
+
+    `step` is what it goes on from; None: a new run.
 
     The user's loggers come first: callbacks that know one logger take the first for it.
 
@@ -71,7 +74,6 @@ def make_trainer(
     add up errors, log, evaluate, and save last, so that a checkpoint holds what was counted and
     logged.
     """
-    step = None if checkpoint is None else checkpoints.step_of(checkpoint)
     file = MetricsFile(run_dir / "metrics.jsonl", step)
     metrics = Metrics(parts.trainer.peak_tflops, parts.data.epoch_size)
     callbacks = checked_callbacks(arguments.get("callbacks") or [], parts.evaluation, run_dir)
@@ -116,10 +118,13 @@ def make_trainer(
     return Trainer(**{**arguments, **ours})
 
 
-def saves(parts: Any, run_dir: Path) -> Checkpoints:
-    """Returns the callback that saves, and that rewinds if the guard is configured to."""
+def saves(parts: Any, run_dir: Path, ends: Collection[int] = ()) -> Checkpoints:
+    """Returns the callback that saves, and that rewinds if the guard is configured to.
+
+    `ends` are the steps at which stages end.
+    """
     kind = RewindingCheckpoints if parts.guard.rewinds else Checkpoints
-    return kind(run_dir / "checkpoints", **vars(parts.checkpoint))
+    return kind(run_dir / "checkpoints", **vars(parts.checkpoint), ends=ends)
 
 
 def compilation(backend: str | None) -> list[Any]:

@@ -234,7 +234,7 @@ class Metrics(Reporter):
             "grad_norm": float(module.grad_norm) if module.grad_norm is not None else 0.0,
             "samples": samples(step),
             "pairs_per_s": pairs / seconds,
-            "phase": list(module.phases.named).index(phase),
+            "phase": len(module.phases.earlier) + list(module.phases.named).index(phase),
         }
 
     def _skew(self, ranks: Mapping[str, Tensor], speaks: bool, step: float) -> dict[str, float]:

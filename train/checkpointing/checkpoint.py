@@ -7,7 +7,7 @@ that is full costs that one and neither the run nor the last good one. They are 
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +176,7 @@ class Checkpoints(Checkpoint):
         keep: how many regular ones stay (0: all); older ones are deleted after a new one is whole.
         max_failures: how many in a row may fail.
         format: of those that are written; either is read.
+        ends: steps at which stages end, whose files stay.
     """
 
     def __init__(
@@ -185,12 +186,14 @@ class Checkpoints(Checkpoint):
         keep: int,
         max_failures: int = 3,
         format: Format = "single",
+        ends: Collection[int] = (),
     ):
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.max_failures = max_failures
         self.format = format
+        self.ends = ends
         self._num_failed = 0
         self._size_is_known = False
         self._writer: DistributedWriter | None = None
@@ -288,6 +291,7 @@ class Checkpoints(Checkpoint):
         old: list[Path] = []
         if self.keep:
             files = sorted(checkpoints_in(self.folder.parent), key=step_of)
+            files = [path for path in files if step_of(path) not in self.ends]
             regular = [path for path in files if self.is_regular(step_of(path))]
             stops = [path for path in files if path not in regular and step_of(path) < step]
             old = regular[: -self.keep] + stops

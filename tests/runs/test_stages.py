@@ -1,0 +1,247 @@
+"""Runs of several stages: one command, and bit-equal wherever they are killed."""
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from processes import Run, fit
+from progress import fence
+from recorder import read
+from test_resume import begun, flat, losses
+from tiny import config, write_shards
+
+from counterpoint.data.shards.index import index_shards
+from counterpoint.launch.cli import main
+from counterpoint.train.checkpointing.checkpoint import load, newest
+
+STEPS = {"texts": 5, "views": 8, "long": 4}
+TOTAL = sum(STEPS.values())
+STRONG = {"transform": {"class_path": "counterpoint.data.images.transforms.TrainTransform"}}
+SIMCLR = {
+    "class_path": "counterpoint.losses.simclr.SimCLR",
+    "init_args": {
+        "head": {
+            "class_path": "counterpoint.losses.components.heads.MLP",
+            "init_args": {"widths": [8, 16, 8]},
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory):
+    """Two, of other shards."""
+    folder = tmp_path_factory.mktemp("pairs")
+    paths = [str(p) for p in write_shards(folder, num_shards=5)]
+    for name, shards in (("one", paths[:2]), ("two", paths[2:])):
+        index_shards(shards, str(folder / f"{name}.parquet"))
+    return folder
+
+
+def values(manifests: Path) -> dict:
+    """A run of three stages: other data, heads, averages, frozen groups, optimizers and lengths."""
+    run = config(manifests / "one.parquet")
+    infonce = run.pop("objective")["terms"]
+
+    def phases(name: str, batch_size: int) -> dict:
+        size = {"samples": STEPS[name] * batch_size, "batch_size": batch_size}
+        return {name: {**size, "learning_rate": 1e-3, "warmup_samples": 2 * batch_size}}
+
+    del run["phases"]
+    run["checkpoint"] = {"every_n_steps": 3, "keep": 0}
+    run["stages"] = {
+        "texts": {
+            "objective": {"terms": infonce},
+            "optim": {"groups": {"frozen": ["image.*"]}},
+            "phases": phases("texts", 12),
+        },
+        "views": {
+            "objective": {"terms": {**infonce, "simclr": SIMCLR}, "weights": {"simclr": 0.5}},
+            "data": {
+                "manifest": str(manifests / "two.parquet"),
+                "views": {"strong_1": STRONG, "strong_2": STRONG},
+            },
+            "ema": {"decay": 0.9},
+            "phases": phases("views", 8),
+        },
+        "long": {
+            "objective": {"terms": infonce},
+            "model": {"text": {"init_args": {"context_length": 8}}},
+            "ema": {"decay": 0.5},
+            "optim": {"betas": [0.8, 0.9]},
+            "phases": phases("long", 16),
+        },
+    }
+    return run
+
+
+def write_config(folder: Path, run: dict) -> Path:
+    """Writes a run file; stages keep their order."""
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(run, sort_keys=False))
+    return path
+
+
+def run_file(folder: Path, manifests: Path, **trainer) -> list[str]:
+    folder.mkdir()
+    run = values(manifests)
+    keys = {"class_path": "recorder.Keys", "init_args": {"path": str(folder / "keys.txt")}}
+    progress = {"class_path": "progress.Progress", "init_args": {"path": str(folder / "at")}}
+    run["trainer"] |= {"callbacks": [keys, progress], **trainer}
+    return ["--config", str(write_config(folder, run)), "--run_dir", str(folder / "run")]
+
+
+def assert_equal(killed: Path, whole: Path, world_size: int) -> None:
+    want, got = read(whole / "keys.txt"), read(killed / "keys.txt")
+    assert len(want) == TOTAL * world_size
+    assert got == want
+    assert losses(killed / "run") == losses(whole / "run")
+    assert [step for step, _, _ in losses(whole / "run")] == list(range(1, TOTAL + 1))
+    one, other = (load(newest(folder / "run")) for folder in (whole, killed))
+    assert one["global_step"] == other["global_step"] == TOTAL
+    for part in ("state_dict", "optimizer_states"):
+        a, b = dict(flat(one[part])), dict(flat(other[part]))
+        assert a.keys() == b.keys() and a
+        assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def kill(arguments: list[str], folder: Path, step: int, world_size: int) -> None:
+    """Kill -9 to all ranks while `step` is under way."""
+    fence(folder / "at", step + 1)
+    run = Run(arguments, world_size, folder / "log")
+    begun(run, folder, step)
+    run.signal(signal.SIGKILL)
+    assert set(run.wait()) == {-9}
+    fence(folder / "at", None)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, manifests):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    fit(run_file(folder, manifests), 1, folder / "log")
+    return folder
+
+
+def state(run_dir: Path, step: int, prefix: str) -> dict[str, torch.Tensor]:
+    saved = load(run_dir / f"checkpoints/step-{step:08d}.ckpt")["state_dict"]
+    return {n.removeprefix(prefix): v for n, v in saved.items() if n.startswith(prefix)}
+
+
+def test_each_stage_goes_on_from_the_one_before(whole):
+    ends = [5, 13, 17]
+    saved = [load(whole / "run" / f"checkpoints/step-{end:08d}.ckpt") for end in ends]
+    assert [each["counterpoint"]["stage"] for each in saved] == list(STEPS)
+    assert [each["counterpoint"]["samples"] for each in saved] == [60, 124, 188]
+    # The image tower is frozen in the first stage, and trains in the second.
+    first = {n: v for n, v in state(whole / "run", 3, "model.image.").items()}
+    assert all(torch.equal(v, first[n]) for n, v in state(whole / "run", 5, "model.image.").items())
+    after = state(whole / "run", 6, "model.")
+    moved = [(v - after[n]).abs().max() for n, v in state(whole / "run", 5, "model.").items()]
+    # One step from the last weights, at most at the rate of a warm-up: no new start.
+    assert 0 < max(moved) < 3e-3
+    assert not any(n.startswith("objective.terms.simclr") for n in saved[0]["state_dict"])
+    assert any(n.startswith("objective.terms.simclr") for n in saved[1]["state_dict"])
+    assert not any(n.startswith("objective.terms.simclr") for n in saved[2]["state_dict"])
+    # Averages begin as the model is, and go on in a stage that has one.
+    begun_at, average = state(whole / "run", 5, "model."), state(whole / "run", 6, "ema.model.")
+    for name, value in average.items():
+        if value.is_floating_point():
+            expected = 0.9 * begun_at[name] + 0.1 * after[name]
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    log = (whole / "log").read_text()
+    assert "moving average: " not in log
+    assert "heads and state of the objective: 0 kept, 7 fresh (terms.simclr.head.0.weight" in log
+    assert "0 kept, 0 fresh, 7 dropped (terms.simclr.head.0.weight" in log
+    rows = [json.loads(x) for x in (whole / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["phase"] for row in rows] == [0] * 5 + [1] * 8 + [2] * 4
+    assert [row["samples"] for row in rows][-1] == 188
+    summary = json.loads((whole / "run/summary.json").read_text())
+    assert summary["steps"] == TOTAL and summary["samples"] == 188
+
+
+def test_optimizers_begin_anew_and_rates_are_the_stages_own(whole):
+    rows = [json.loads(x) for x in (whole / "run/metrics.jsonl").read_text().splitlines()]
+    for first in (0, 5, 13):
+        assert rows[first]["lr"] < rows[first + 1]["lr"] == pytest.approx(1e-3)
+    for step, steps in ((6, 1), (13, 8), (17, 4)):
+        saved = load(whole / "run" / f"checkpoints/step-{step:08d}.ckpt")
+        states = saved["optimizer_states"][0]["state"].values()
+        assert {int(each["step"]) for each in states} == {steps}
+
+
+@pytest.mark.parametrize("step", [4, 5, 13])
+def test_killed_in_a_stage_and_at_its_start(tmp_path, manifests, whole, step):
+    killed = tmp_path / "killed"
+    kill(["fit", *run_file(killed, manifests)], killed, step, 1)
+    fit(["--resume", str(killed / "run")], 1, killed / "log")
+    assert_equal(killed, whole, 1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_in_every_stage_and_at_both_boundaries(tmp_path, manifests, strategy, world_size):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    fit(run_file(whole, manifests, strategy=strategy), world_size, whole / "log")
+    draw = random.Random(f"{strategy}{world_size}")
+    arguments = ["fit", *run_file(killed, manifests, strategy=strategy)]
+    for step in (draw.randrange(1, 5), 5, draw.randrange(7, 13), 13, draw.randrange(14, 17)):
+        kill(arguments, killed, step, world_size)
+        arguments = ["fit", "--resume", str(killed / "run")]
+    fit(["--resume", str(killed / "run")], world_size, killed / "log")
+    assert_equal(killed, whole, world_size)
+
+
+def test_stages_that_cannot_be_are_refused(tmp_path, manifests, whole, capsys):
+    def refused(message: str, *options: str, **changes) -> None:
+        run = values(manifests) | changes
+        path = write_config(tmp_path, run)
+        assert main(["fit", "--config", str(path), "--run_dir", str(tmp_path / "x"), *options]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
+
+    phase = {"samples": 12, "batch_size": 12, "learning_rate": 1e-3}
+    refused("a run with stages has phases in each of them", phases={"train": phase})
+    refused("--stages.text.seed: there is no such stage", "--stages.text.seed=1")
+    refused("--phases.train.samples: there is no such stage or phase", "--phases.train.samples=1")
+    refused("stages.views.seed is 4, and 0 in texts: all stages share", "--stages.views.seed=4")
+    refused("stages.long.phases (in", stages={"long": {"objective": "clip"}})
+    refused("stages (in", stages=["texts"])
+    wider = "--stages.long.model.embed_dim=16"
+    refused("stages.long.model.embed_dim is 16, and 8 in texts", wider)
+
+
+def test_what_is_over_may_not_change(tmp_path, whole, capsys):
+    shutil.copytree(whole / "run", tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").glob("*.ckpt"):
+        if int(path.stem[5:]) > 6:
+            path.unlink()
+    stages = yaml.safe_load((tmp_path / "run/stages.yaml").read_text())["stages"]
+    assert [list(stage["phases"]) for stage in stages.values()] == [[name] for name in STEPS]
+
+    def refused(message: str, *options: str) -> None:
+        assert main(["fit", "--resume", str(tmp_path / "run"), *options]) == 2
+        assert message in capsys.readouterr().err
+
+    refused("was written in the stage 'views'", "--phases.texts.samples=120")
+    refused("stages that are over keep their names and lengths", "--phases.texts.samples=36")
+    (tmp_path / "run/checkpoints/step-00000006.ckpt").unlink()
+    refused("batch_size: 12 -> 6", "--phases.texts.batch_size=6", "--phases.texts.samples=30")
+
+
+def test_a_later_stage_may_be_changed_and_added(tmp_path, manifests, whole):
+    """A run that is over goes on with a longer last stage."""
+    shutil.copytree(whole / "run", tmp_path / "run")
+    longer = ["--phases.long.samples=96", "--checkpoint.keep=1"]
+    fit(["--resume", str(tmp_path / "run"), *longer], 1, tmp_path / "log")
+    # The last weights of stages stay.
+    names = {path.stem for path in (tmp_path / "run/checkpoints").glob("*.ckpt")}
+    assert names == {f"step-{step:08d}" for step in (5, 13, 18, 19)}
+    saved = load(newest(tmp_path / "run"))
+    assert saved["global_step"] == TOTAL + 2
+    assert saved["counterpoint"]["stage"] == "long"
