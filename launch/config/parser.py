@@ -37,7 +37,6 @@ from ...train.phases import Phase
 from ...train.spike_guard import SpikeGuard, Spikes
 from . import signatures
 from .diagnosis import diagnose
-from .identity import Identity
 from .messages import shortened
 from .run_files import Written, read
 from .stages import split_stages
@@ -210,11 +209,6 @@ def plain(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 def save(config: dict[str, Any], path: Path) -> None:
     """Writes a resolved configuration as YAML."""
     write_whole(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def identity(parser: ArgumentParser, config: Namespace) -> Identity:
-    """What is trained and on what; not where, on how many devices, how logged."""
-    return Identity.of(plain(parser, config), without_defaults(parser, config))
 
 
 def without_defaults(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:

@@ -91,7 +91,7 @@ _MEANINGS = {
     CONTEXT: "context_length max_length max_seq_length force_context_length",
     COMPILE: "compile torchcompile torch_compile",
     TEACHERS: "teacher distill distill_model distill_pretrained distillation",
-    PHASES: "phase stage stages train training",
+    PHASES: "phase stage train training",
     MODEL: "model_name arch architecture backbone image_encoder vision_model",
     EXACT: "local_loss gather_with_grad use_distributed_sampler horovod",
     PATCHES: "patch_dropout force_patch_dropout",

@@ -59,9 +59,11 @@ def identity(config: str, overrides: dict[str, Any]) -> Identity:
     Raises:
         ValueError: the run file or an override cannot be used.
     """
-    from ..config import parser as run_config
+    from ..config.run_files import read
+    from ..config.staged import identity_of, parse_stages, stages_of
 
-    return run_config.identity(_parser(), parsed(config, overrides))
+    written = read(["--config", config, *settings(overrides)])
+    return identity_of(stages_of(_parser(), parse_stages(_parser(), written)))
 
 
 def parsed(config: str, overrides: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ import yaml
 from ...data.order.steps import check_divides
 from ..config import parser as run_config
 from ..config.run_files import read
+from ..config.staged import parse_stages
 from .job_script import check_least, fill, groups
 from .results import Pair, settings
 
@@ -32,11 +33,16 @@ def run_parser() -> Any:
 
 
 def parsed(config: str, overrides: list[str], world_size: int) -> Any:
-    """Parses a run, so that a mistake is raised now and not when the job has waited for hours."""
-    run = run_config.parse(run_parser(), ["--config", config, *overrides])
-    for name, phase in run.phases.items():
-        check_divides(phase.batch_size, world_size, f"phases.{name}.")
-    return run
+    """Parses a run, so that a mistake is raised now and not when the job has waited for hours.
+
+    Returns the configuration of its first stage; name, folder and trainer are those of all.
+    """
+    stages = parse_stages(run_parser(), read(["--config", config, *overrides]))
+    for stage, run in stages.items():
+        of = f"stages.{stage}." if stage else ""
+        for name, phase in run.phases.items():
+            check_divides(phase.batch_size, world_size, f"{of}phases.{name}.")
+    return next(iter(stages.values()))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ...models.weights import load_weights, read_weights
 from ...train.checkpointing import checkpoint as checkpoints
 from ..config import parser as run_config
 from ..config.messages import shortened
+from ..config.stages import FILE
 from .build import instantiate
 from .env import log
 
@@ -72,6 +73,8 @@ def load_run(
     run_dir = Path(run_dir)
     path = checkpoint_of(run_dir, step)
     config = yaml.safe_load((run_dir / CONFIG).read_text())
+    if (run_dir / FILE).exists():  # that of the checkpoint's stage; the next may have begun
+        config = checkpoints.load(path, mmap=True)["counterpoint"]["config"]
     parts = build_slots(config, str(run_dir / CONFIG))
     tensors = read_weights(path) if weights == "trained" else read_average(path)
     if "image.mask_token" in tensors:  # which a phase's reducer gave the tower

@@ -16,9 +16,9 @@ from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.disk import remove
 from ...train.module import ContrastiveModule
 from ..config.identity import OF_A_RUN, Difference, differences, leaves
+from ..config.staged import Stage
 from .env import log
 from .rendezvous import agreed
-from .stages import Stage
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

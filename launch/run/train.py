@@ -31,7 +31,7 @@ from ...train.screen import log_line
 from ..config import parser as run_config
 from ..config.fit_arguments import AUTO
 from ..config.run_files import Written
-from ..config.stages import split_stages
+from ..config.staged import identity_of, parse_stages, stages_of
 from .build import build_module, build_parts
 from .devices import world_size
 from .env import (
@@ -48,9 +48,8 @@ from .faults.lost_ranks import lost_ranks
 from .folder import folder_errors, freeze, is_finished, prepare_folder, run_dir_of, write_summary
 from .loggers import Loggers
 from .precision import settle_precision
-from .resume import check_checkpoint, check_stage, newest_whole, read_checkpoint, stage_at
+from .resume import agreed_checkpoint, check_checkpoint, check_stage, read_checkpoint, stage_at
 from .run_log import keep_screen
-from .stages import identity_of, stages_of
 from .start.carry_over import carry_model, carry_rest
 from .start.initial import load_initial_weights
 from .start.teachers import load_teachers
@@ -182,17 +181,12 @@ class Run:
             ValueError: the configuration is wrong, or does not fit the machine.
         """
         parser = run_config.make_parser()
-        configs = {}
-        for stage, own in split_stages(written).items():
+        configs = parse_stages(parser, written)
+        for stage, config in configs.items():
+            num_processes = world_size(config.trainer, written.place)
             of = f"stages.{stage}." if stage else ""
-            try:
-                config = run_config.parse_written(parser, own)
-            except ValueError as error:
-                raise ValueError(f"{of}{error}") from error
-            num_processes = world_size(config.trainer, own.place)
             for name, phase in config.phases.items():
                 check_divides(phase.batch_size, num_processes, f"{of}phases.{name}.")
-            configs[stage] = config
         fit_machine(list(configs.values()), resume)
         return cls(parser, configs, resume, callbacks)
 
@@ -232,7 +226,7 @@ class Run:
         newest, saved = None, None
         if self.resume is not None:
             self._take_lock()
-            newest = newest_whole(Path(self.resume))
+            newest = agreed_checkpoint(Path(self.resume))
             number = stage_at(self.stages, checkpoints.step_of(newest))
             self.stage = stage = self.stages[number]
             if checkpoints.step_of(newest) == stage.first_step:

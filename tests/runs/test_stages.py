@@ -17,6 +17,8 @@ from tiny import config, write_shards
 
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
+from counterpoint.launch.experiments.results import identity
+from counterpoint.launch.run.load import load_run
 from counterpoint.train.checkpointing.checkpoint import load, newest
 
 STEPS = {"texts": 5, "views": 8, "long": 4}
@@ -214,6 +216,29 @@ def test_stages_that_cannot_be_are_refused(tmp_path, manifests, whole, capsys):
     refused("stages (in", stages=["texts"])
     wider = "--stages.long.model.embed_dim=16"
     refused("stages.long.model.embed_dim is 16, and 8 in texts", wider)
+
+
+def test_a_run_is_loaded_as_the_stage_of_its_checkpoint(whole):
+    for step, terms in ((5, {"infonce"}), (13, {"infonce", "simclr"}), (17, {"infonce"})):
+        loaded = load_run(whole / "run", step)
+        assert loaded.objective.terms.keys() == terms
+        assert torch.equal(
+            loaded.model.state_dict()["logit_scale"],
+            state(whole / "run", step, "model.")["logit_scale"],
+        )
+    shown = yaml.safe_load((whole / "run/config.yaml").read_text())
+    assert list(shown["phases"]) == ["long"]
+
+
+def test_a_change_in_any_stage_makes_another_result(tmp_path, manifests):
+    path = str(write_config(tmp_path, values(manifests)))
+    one = identity(path, {})
+    assert one.agrees(identity(path, {"seed": 3, "trainer.devices": 2}))
+    for key in ("stages.texts.phases.texts.samples", "phases.long.samples"):
+        assert not one.agrees(identity(path, {key: 600}))
+    assert not one.agrees(identity(path, {"stages.views.objective.weights.simclr": 0.25}))
+    precise = identity(path, {"trainer.precision": "bf16-mixed"})
+    assert not one.agrees(precise) and precise.trained_in("bf16-mixed").agrees(precise)
 
 
 def test_what_is_over_may_not_change(tmp_path, whole, capsys):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ....data.pairs import Pairs
+from ....models.distributed_checkpoint import whole
 from ....models.weight_resizing import resized
 from ....models.weights import load_weights
 from ....train.checkpointing import checkpoint as checkpoints
@@ -69,4 +70,4 @@ def _listed(names: list[str], what: str) -> str:
 
 def _below(saved: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
     state = saved["state_dict"]
-    return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    return whole({n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})

@@ -8,6 +8,7 @@ from counterpoint.data.sidecar import Sidecar
 from counterpoint.launch.config import parser as run_config
 from counterpoint.launch.config import signatures
 from counterpoint.launch.config.identity import ROLES, Identity, Role, leaves, names, role
+from counterpoint.launch.config.staged import identity_of, stages_of
 from counterpoint.models.teachers.frozen import Teacher
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase
@@ -117,7 +118,8 @@ def test_a_run_that_names_no_optimizer_is_one_of_adamw(tmp_path):
         values = {k: v for k, v in tiny.config(tmp_path / "m").items() if k != "optim"}
         path = tiny.write_config(tmp_path, values | slots)
         parser = run_config.make_parser()
-        return run_config.identity(parser, run_config.parse(parser, ["--config", str(path), *argv]))
+        config = run_config.parse(parser, ["--config", str(path), *argv])
+        return identity_of(stages_of(parser, {"": config}))
 
     name = f"{AdamW.__module__}.AdamW"
     without = trained()

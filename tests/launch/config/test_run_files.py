@@ -99,7 +99,7 @@ def test_values_reach_the_parser_as_they_stand_in_the_file(parser, tmp_path):
 
 def test_the_keys_known_early_are_the_parsers(parser):
     accepted = {name.partition(".")[0] for name in signatures.keys_of(parser)}
-    assert accepted | {"config"} == set(run_files.KEYS)
+    assert accepted | {"config", "stages"} == set(run_files.KEYS)
 
 
 def test_words_of_other_trainers_are_no_keys_of_ours(parser):

@@ -11,9 +11,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from ..config import parser as run_config
-from ..config.identity import Identity, leaves
-from ..config.stages import OF_MODEL, SHARED
+from . import parser as run_config
+from .identity import Identity, leaves
+from .run_files import Written
+from .stages import OF_MODEL, SHARED, split_stages
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ class Stage:
         return sum(steps for steps, _ in (*self.earlier, *self.lengths))
 
 
+def parse_stages(parser: ArgumentParser, written: Written) -> dict[str, Namespace]:
+    """Parses what is written for each stage; a mistake becomes one sentence."""
+    configs = {}
+    for stage, own in split_stages(written).items():
+        try:
+            configs[stage] = run_config.parse_written(parser, own)
+        except ValueError as error:
+            raise ValueError(f"stages.{stage}.{error}" if stage else f"{error}") from error
+    return configs
+
+
 def stages_of(parser: ArgumentParser, configs: Mapping[str, Namespace]) -> list[Stage]:
     """Returns the stages.
 
@@ -84,8 +96,10 @@ def identity_of(stages: list[Stage]) -> Identity:
     chosen: set[str] = set()
     for stage in stages:
         one = Identity.of(stage.resolved, stage.chosen)
-        values |= {f"stages.{stage.name}.{key}": value for key, value in one.values.items()}
-        chosen |= {f"stages.{stage.name}.{key}" for key in one.chosen}
+        of = f"stages.{stage.name}."
+        names = {k: k if k.partition(".")[0] in SHARED else f"{of}{k}" for k in one.values}
+        values |= {names[key]: value for key, value in one.values.items()}
+        chosen |= {names[key] for key in one.chosen}
     return Identity(values, frozenset(chosen))
 
 
