@@ -54,13 +54,24 @@ class Stage:
 
 
 def parse_stages(parser: ArgumentParser, written: Written) -> dict[str, Namespace]:
-    """Parses what is written for each stage; a mistake becomes one sentence."""
-    configs = {}
-    for stage, own in split_stages(written).items():
+    """Parses what is written for each stage; a mistake becomes one sentence.
+
+    Raises:
+        ValueError: there is a mistake.
+        SystemExit: the configurations were to be printed, and are.
+    """
+    stages, configs = split_stages(written), {}
+    prints = any(option.key.startswith("print_config") for option in written.options)
+    for stage, own in stages.items():
+        if stage and prints:
+            print(f"# stages.{stage}", flush=True)
         try:
             configs[stage] = run_config.parse_written(parser, own)
         except ValueError as error:
             raise ValueError(f"stages.{stage}.{error}" if stage else f"{error}") from error
+        except SystemExit:
+            if stage == list(stages)[-1]:
+                raise
     return configs
 
 

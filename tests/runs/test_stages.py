@@ -230,6 +230,17 @@ def test_a_run_is_loaded_as_the_stage_of_its_checkpoint(whole):
     assert list(shown["phases"]) == ["long"]
 
 
+def test_every_stage_is_printed(tmp_path, manifests, capsys):
+    path = write_config(tmp_path, values(manifests))
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config", str(path), "--print_config"])
+    assert ended.value.code == 0
+    texts = capsys.readouterr().out.split("# stages.")[1:]
+    assert [text.partition("\n")[0] for text in texts] == list(STEPS)
+    shown = [yaml.safe_load(text.partition("\n")[2]) for text in texts]
+    assert [list(each["phases"]) for each in shown] == [[name] for name in STEPS]
+
+
 def test_a_change_in_any_stage_makes_another_result(tmp_path, manifests):
     path = str(write_config(tmp_path, values(manifests)))
     one = identity(path, {})
