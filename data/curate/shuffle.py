@@ -23,6 +23,8 @@ from .state import state_of
 
 BUCKET_BYTES = 1 << 28
 BUCKET_KEY = seeded("bucket")
+# A file without rows; an empty one is what a loss of power leaves, and is none.
+NO_ROWS = b"no rows\n"
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _write_parts(path: Path, rows: pa.Table | None, parts: np.ndarray, num_parts
     path.parent.mkdir(parents=True, exist_ok=True)
     if rows is None:
         with whole_file(path) as part:
-            part.touch()
+            part.write_bytes(NO_ROWS)
         return
     order = np.argsort(parts, kind="stable")
     (batch,) = rows.take(pa.array(order)).combine_chunks().to_batches()
@@ -171,9 +173,14 @@ def _read_parts(folder: Path, num_files: int, part: int) -> list[pa.RecordBatch]
     found = []
     for number in range(num_files):
         path = folder / f"{number:06d}.arrow"
-        if path.stat().st_size:
-            with pa.memory_map(str(path)) as source:
-                batch = pa.ipc.open_file(source).get_batch(part)
+        if path.stat().st_size != len(NO_ROWS):
+            try:
+                with pa.memory_map(str(path)) as source:
+                    batch = pa.ipc.open_file(source).get_batch(part)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}); remove {folder.parents[1]} and start again"
+                ) from error
             if batch.num_rows:
                 found.append(batch)
     return found

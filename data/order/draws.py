@@ -126,7 +126,7 @@ class Draws:
         return self._cache[name]
 
     def counts(self, source: int, epoch: int, shards: np.ndarray) -> np.ndarray:
-        """Returns the samples of some shards of a source in an epoch, int32 [n]."""
+        """Returns the samples of some shards of a source in an epoch, int64 [n]."""
         return self.draw(source, epoch).counts[self._slots[shards]]
 
     def times(self, shard: int, epoch: int) -> np.ndarray:
@@ -194,11 +194,9 @@ class Draws:
         counts += np.bincount(self._slots[shards], minlength=len(counts))
         assert counts.sum() == self.totals[source], (source, epoch)
         if not len(come):
-            return Draw(low, -(1 << 63), -1, counts.astype(np.int32))
+            return Draw(low, -(1 << 63), -1, counts)
         last = come[-1]
-        return Draw(
-            float(last["rank"]), int(last["key"]), int(last["row"]), counts.astype(np.int32)
-        )
+        return Draw(float(last["rank"]), int(last["key"]), int(last["row"]), counts)
 
     def _pass(
         self, source: int, epoch: int, low: float, high: float

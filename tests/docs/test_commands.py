@@ -94,6 +94,10 @@ def project(tmp_path, monkeypatch, parser):
     run = paths.find("emoji_clip")
     (tmp_path / "icons").mkdir()
     (tmp_path / "icons/classes.txt").write_text("arrow\nstar\n")
+    for page in PAGES:  # run files that a page shows
+        for block in blocks(page, "yaml"):
+            if file := re.match(r"# (\w+\.yaml)\n", block.text):
+                (tmp_path / file[1]).write_text(block.text)
     # Keep-lists have to be there when a run is configured.
     for folder in ("unique", "dynamics", "curated/clip_score"):
         (tmp_path / folder).mkdir(parents=True)

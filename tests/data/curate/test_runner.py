@@ -272,6 +272,19 @@ def test_parts_of_a_filter_all_have_to_keep_a_row(tmp_path, many_tasks):
     assert kept(tmp_path / "again").keys() == expected
 
 
+def test_files_that_a_loss_of_power_left_empty_are_refused(tmp_path, many_tasks):
+    table = make_table(tmp_path / "table", COLUMNS, [100] * 7)
+    curation = Curation(table, {"low": LowestKeys()}, {}, tmp_path / "out", Stops(9))
+    with contextlib.suppress(KeyboardInterrupt):
+        curation.run()
+    (folder,) = (tmp_path / "out/steps").glob("low-*/scatter/0")
+    written = sorted(folder.iterdir())
+    assert len(written) > 1
+    written[0].write_bytes(b"")
+    with pytest.raises(ValueError, match="000000.arrow is damaged .*; remove .*low-.* and start"):
+        Curation(table, {"low": LowestKeys()}, {}, tmp_path / "out").run()
+
+
 @dataclass(frozen=True)
 class Everything(Filter):
     """Keeps what it sees."""
