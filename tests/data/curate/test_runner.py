@@ -281,7 +281,7 @@ def test_files_that_a_loss_of_power_left_empty_are_refused(tmp_path, many_tasks)
     written = sorted(folder.iterdir())
     assert len(written) > 1
     written[0].write_bytes(b"")
-    with pytest.raises(ValueError, match="000000.arrow is damaged .*; remove .*low-.* and start"):
+    with pytest.raises(ValueError, match=r"000000\.arrow is damaged .*; remove .*low-.* and start"):
         Curation(table, {"low": LowestKeys()}, {}, tmp_path / "out").run()
 
 
