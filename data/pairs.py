@@ -4,16 +4,18 @@ In: the choices of the `data` slot for every kind of source; from `fit`, through
 run's steps, the seed and the model's sizes. Out: a Lightning data module, except for the batches.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from .cores import num_workers as fitting_workers
 from .dataset import Batch, join
 from .errors import ErrorLedger
 from .images.transforms import EvalTransform, TrainTransform, Transform
@@ -25,6 +27,9 @@ from .text.syntax import WordReducer
 from .text.tokenize import ClipTokenizer, Tokenizer
 from .workers import start_worker
 
+AUTO = "auto"
+PREFETCH = 4  # parts that wait for each worker
+
 
 class Pairs(LightningDataModule, ABC):
     """Image-text pairs in batches of steps.
@@ -33,7 +38,8 @@ class Pairs(LightningDataModule, ABC):
         tokenizer: maps texts to token ids; CLIP's by default.
         train_transform: transform in training; random crops by default.
         eval_transform: transform in evaluation; the centre crop by default.
-        num_workers: loader processes a rank; 0 loads in the training process.
+        num_workers: loader processes a rank; 0 loads in the training process; `auto`: as many as
+            the rank has cores for beside its own threads, 16 at most.
         key_field: JSON field that identifies a sample.
         caption: a policy, or a list of fields: an extension (`txt`) or a JSON value
             (`json:caption`); the first with text is used.
@@ -58,7 +64,7 @@ class Pairs(LightningDataModule, ABC):
         tokenizer: Tokenizer | None = None,
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
-        num_workers: int = 2,
+        num_workers: int | Literal["auto"] = 2,
         key_field: str = "key",
         caption: tuple[str, ...] | CaptionPolicy = ("txt",),
         max_error_rate: float = 0.01,
@@ -66,8 +72,10 @@ class Pairs(LightningDataModule, ABC):
         texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
     ):
         super().__init__()
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers}: give 0 (no loader processes) or more")
+        if num_workers != AUTO and num_workers < 0:
+            raise ValueError(
+                f"num_workers={num_workers}: give 0 (no loader processes) or more, or auto"
+            )
         self.tokenizer: Tokenizer = ClipTokenizer() if tokenizer is None else tokenizer
         self.train_transform = train_transform or TrainTransform()
         self.eval_transform = eval_transform or EvalTransform()
@@ -180,6 +188,13 @@ class Pairs(LightningDataModule, ABC):
         """Returns those of the trainer, or of one process without a trainer."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
+    def workers(self) -> int:
+        """Returns the number of loader processes of this rank."""
+        if self.num_workers != AUTO:
+            return self.num_workers
+        local = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun's
+        return fitting_workers(self.trainer.num_devices if self.trainer else int(local))
+
     def recipe(self) -> Recipe:
         """Returns the recipe of every sample.
 
@@ -215,22 +230,23 @@ class Pairs(LightningDataModule, ABC):
 
     def loader(self, dataset: Dataset, **options: Any) -> DataLoader:
         """Returns the loader over a dataset of batches, or of parts of them."""
-        workers: dict[str, Any] = {}
-        if self.num_workers:
+        num_workers = self.workers()
+        options_of_workers: dict[str, Any] = {}
+        if num_workers:
             # Forked workers start at once and notice when a killed parent is gone. Those of a fork
             # server, torch's newer default, import everything again and wait for ever.
-            workers = {
+            options_of_workers = {
                 "persistent_workers": True,
-                "prefetch_factor": 4,
+                "prefetch_factor": PREFETCH,
                 "multiprocessing_context": "fork",
             }
         return DataLoader(
             dataset,
             batch_size=None,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=start_worker,
-            **workers,
+            **options_of_workers,
             **options,
         )
 

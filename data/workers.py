@@ -4,6 +4,7 @@ In: the fresh worker process. Out: the same process with one compute thread, whi
 for the training process.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ def start_worker(worker: int) -> None:
         worker: number of the worker.
     """
     torch.set_num_threads(1)
+    gc.enable()  # which the training process does by hand
     # Problems of single images are counted by the loader, not printed by every worker.
     warnings.filterwarnings("ignore", module="PIL")
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):

@@ -30,17 +30,17 @@ class ControlGroup:
                 _shared = dist.group.WORLD, dist.new_group(backend="gloo")
             self.group = _shared[1]
 
-    def start_highest(self, number: int) -> Callable[[], int]:
-        """Starts a maximum over ranks; the returned function waits for it."""
+    def start_highest(self, numbers: Sequence[int]) -> Callable[[], list[int]]:
+        """Starts a maximum over ranks of each number; the returned function waits for it."""
         if self.group is None:
-            return lambda: number
-        value = torch.tensor([number])
-        work = dist.all_reduce(value, dist.ReduceOp.MAX, group=self.group, async_op=True)
+            return lambda: list(numbers)
+        values = torch.tensor(numbers)
+        work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group, async_op=True)
 
-        def wait() -> int:
+        def wait() -> list[int]:
             assert work is not None
             work.wait()
-            return int(value.item())
+            return values.tolist()
 
         return wait
 

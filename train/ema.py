@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..losses.objective import Objective
 from ..models.teachers.frozen import FrozenTowers
@@ -97,8 +97,12 @@ class Ema(FrozenTowers):
         step: int,
         total_steps: int,
         tensors: Tensors | None = None,
+        skip: Tensor | None = None,
     ) -> None:
-        """Updates averages from their online modules, after `step` steps; buffers are copied."""
+        """Updates averages from their online modules, after `step` steps; buffers are copied.
+
+        Where `skip` [] is true the step was left out, and averages stay as they are.
+        """
         tensors = tensors or LocalTensors()
         modules = self.followed(student, objective)
         for average, online in modules:
@@ -106,7 +110,9 @@ class Ema(FrozenTowers):
             for mine, theirs in zip(average.buffers(), online.buffers(), strict=True):
                 mine.copy_(theirs)
         pairs = list(parameters_of(modules))
-        tensors.follow(pairs, self.config.at(step, total_steps))
+        # On the device: nothing waits for what the guard has decided.
+        counts = torch.ones((), dtype=torch.float64) if skip is None else (~skip).double()
+        tensors.follow(pairs, counts * (1 - self.config.at(step, total_steps)))
 
     def followed(
         self, student: nn.Module, objective: Objective

@@ -285,10 +285,10 @@ class ContrastiveModule(pl.LightningModule):
         for parameter, lowest, highest in (*self.model.bounds(), *self.objective.bounds()):
             self.tensors.bound(parameter, lowest, highest)
         assert self.decision is not None
-        # A skipped step must not move the average. Reading the decision waits for the device.
-        if self.ema is not None and not bool(self.decision.skip):
+        if self.ema is not None:
             step, num_steps = self.global_step - self.phases.first_step, self.phases.own_steps
-            self.ema.update(self.model, self.objective, step, num_steps, self.tensors)
+            skip = self.decision.skip
+            self.ema.update(self.model, self.objective, step, num_steps, self.tensors, skip)
         if self.logs_itself:
             self._log_report()
 

@@ -105,6 +105,17 @@ def clamp_all(tensors: Sequence[Tensor], limit: float) -> None:
     torch._foreach_clamp_max_(list(tensors), limit)  # type: ignore[attr-defined]
 
 
+@torch.no_grad()
+def move_toward(tensors: Sequence[Tensor], targets: Sequence[Tensor], weight: Tensor) -> None:
+    """Moves tensors in place by `weight` [] of the way to their targets, in few kernels.
+
+    Where it is 0 nothing changes. (torch's lerp over lists takes its weight from the host.)
+    """
+    ways = torch._foreach_sub(list(targets), list(tensors))  # type: ignore[attr-defined]
+    scale_all(ways, weight.to(ways[0].device, ways[0].dtype))
+    torch._foreach_add_(list(tensors), ways)  # type: ignore[attr-defined]
+
+
 def norms_of(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Returns the L2 norm of each tensor, computed in `dtype`, in few kernels."""
     return torch._foreach_norm(list(tensors), 2.0, dtype=dtype)  # type: ignore[attr-defined]

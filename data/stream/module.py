@@ -100,13 +100,13 @@ class StreamingPairs(Pairs):
             ValueError: there are fewer shards than loader workers to share them.
         """
         steps = self.require_steps(world_size)
-        num_shards, readers = len(self.shard_urls), world_size * max(1, self.num_workers)
+        num_shards, readers = len(self.shard_urls), world_size * max(1, self.workers())
         if num_shards < readers and not self.stream.resampled:
             most = num_shards // world_size
             fix = f"data.num_workers={most}" if most else "fewer processes"
             raise ValueError(
                 f"data.stream has {num_shards} shards, and {world_size} processes with "
-                f"{self.num_workers} loader workers each share them: use {fix}, more shards, or "
+                f"{self.workers()} loader workers each share them: use {fix}, more shards, or "
                 "data.stream.resampled=true"
             )
         return StreamDataset(

@@ -221,7 +221,7 @@ class EmbeddingStore:
     def batches(self, shard: int, variant: int) -> Iterator[Batch]:
         """The batches of a shard, made by as many processes as in training."""
         places = ShardBatches(self.dataset, shard, variant, self.batch_size)
-        processes = min(self.data.num_workers, len(places))
+        processes = min(self.data.workers(), len(places))
         yield from DataLoader(places, batch_size=None, num_workers=processes)
 
     def columns_of(self, batch: Batch, texts: dict[str, list[str]] | None = None) -> Batch:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ...data.cores import cores_for
 from ...data.shards.manifest import Manifest, is_remote
 from ..config import parser as run_config
 from ..experiments.job_script import (
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
         overrides.append(f"--data.cache.init_args.folder={options.cache}")
     named = [] if options.container is None else named_folders(options.config, config)
     if options.cpus is None:
-        options.cpus = config.data.num_workers + 1
+        options.cpus = cores_for(config.data.num_workers)
     text = render(options, config.name, run_dir, overrides, named)
     path = options.out or run_dir / "job.sbatch"
     write_script(path, text, run_dir)

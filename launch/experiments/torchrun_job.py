@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from ...data.cores import cores_for
 from ...data.order.steps import check_divides
 from ..config import parser as run_config
 from ..config.run_files import read
@@ -123,7 +124,7 @@ def read_run(options: argparse.Namespace, config: str, overrides: list[str], tas
     run = parsed(config, overrides, options.nodes * tasks)
     written = read(["--config", config, *overrides])
     words = [option.word for option in written.options if option.name != "run_dir"]
-    cpus = tasks * (run.data.num_workers + 1)
+    cpus = tasks * cores_for(run.data.num_workers)
     return Run(run.name, run.run_dir or f"runs/{run.name}", written.tree, words, cpus)
 
 

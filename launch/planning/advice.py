@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...data.cores import MOST
 from .devices import GIB
 from .estimate import Cluster, Estimate, PhaseEstimate, cores
 
@@ -98,7 +99,13 @@ def _time(phase: PhaseEstimate, config: Mapping[str, Any]) -> Iterator[str]:
 
 def _loader(phase: PhaseEstimate, estimate: Estimate, config: Mapping[str, Any]) -> Iterator[str]:
     needed, workers = cores(phase, estimate.images_per_core), config["data"]["num_workers"]
-    if needed > max(1, workers):
+    if workers == "auto":
+        if needed > MOST:
+            yield (
+                f"the loader needs {needed} cores a device, and data.num_workers=auto takes {MOST} "
+                f"at most; set it to {needed} if the cores are there, or store smaller images"
+            )
+    elif needed > max(1, workers):
         yield (
             f"the loader needs {needed} cores a device and data.num_workers is {workers}: at best "
             f"{max(1, workers) / needed:.0%} of the speed; set data.num_workers to {needed} if the "

@@ -27,6 +27,7 @@ class Device:
 
     Attributes:
         kind: `cuda` or `cpu`.
+        names: of GPUs with these peaks, as torch says them.
         tflops: peaks of `bf16` and `fp32` products, dense, in TFLOP/s.
         memory: GiB.
         bandwidth: of its memory, GB/s.
@@ -42,6 +43,7 @@ class Device:
     """
 
     kind: Literal["cuda", "cpu"]
+    names: list[str]
     tflops: dict[str, float]
     memory: float
     bandwidth: float
@@ -96,6 +98,7 @@ def measure() -> Device:
     values: dict[str, Any] = asdict(load_device("h100"))
     device = torch.device(kind)
     rates = {name: measure_peak(device, name, SECONDS) for name in ("bf16", "fp32")}
+    values["names"] = [torch.cuda.get_device_name()] if kind == "cuda" else []
     values |= {"kind": kind, "tflops": {k: round(v / 1e12, 4) for k, v in rates.items()}}
     values["attained"] |= {"bf16": 1.0, "fp32": 1.0, "bandwidth": 1.0}
     values["bandwidth"] = round(_copy_rate(kind) / GB, 2)

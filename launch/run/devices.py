@@ -4,11 +4,16 @@ In: the trainer's slot, before anything is built. Out: how many processes train.
 find the same later, in a stack trace, once a process.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ...data.dataset import PART_BYTES
+from ...data.pairs import PREFETCH, Pairs
+from ..config.packaged import packaged_files
+from ..config.run_files import load
 from .env import under_torchrun
 
 GPUS = ("gpu", "cuda")
@@ -46,6 +51,50 @@ def world_size(trainer: Any, place: Callable[[str], str] = lambda key: "") -> in
     on_gpus = accelerator != "cpu" and num_gpus > 0
     count = _count(trainer.devices, num_gpus if on_gpus else None, _where("trainer.devices", place))
     return count * trainer.num_nodes
+
+
+def check_shared_memory(
+    data: Pairs, local_ranks: int, ranks: int, folder: str = "/dev/shm"
+) -> str | None:
+    """Returns a sentence if loader workers may need more shared memory than there is; else None.
+
+    A worker that finds none left is killed by SIGBUS, of which nothing is said.
+    """
+    assert data.steps is not None
+    rows = max(size for _, size in data.steps.phases) // ranks
+    part = min(PART_BYTES, rows * data.recipe().bytes_per_sample)
+    needed = data.workers() * PREFETCH * part * local_ranks
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return None
+    there = status.f_bavail * status.f_frsize
+    if needed <= there:
+        return None
+    return (
+        f"the loader workers of this machine may hold {needed / 2**30:.1f} GiB of batches in "
+        f"{folder}, which has {there / 2**30:.1f}: give the container more (docker --ipc host or "
+        "--shm-size, in Kubernetes an emptyDir with medium Memory), or lower data.num_workers"
+    )
+
+
+def known_peak(precision: str) -> tuple[float, str] | None:
+    """Returns the TFLOP/s of this machine's GPU at a precision, and where they stand.
+
+    None: there is no GPU, or none of those in configs/device. An H100 for PCIe, say, has a name and
+    a peak of its own.
+    """
+    kind = next((k for k in ("bf16", "16", "32") if precision.startswith(k)), None)
+    if kind is None or not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    for device, path in packaged_files("device").items():
+        values = load(path, "kind: cuda")
+        if name in values["names"]:
+            # Tensor cores are as fast in fp16 as in bf16.
+            peak = values["tflops"]["fp32" if kind == "32" else "bf16"]
+            return float(peak), f"configs/device/{device}.yaml, for {name}"
+    return None
 
 
 def _count(devices: Any, num_gpus: int | None, where: str) -> int:

@@ -5,21 +5,21 @@ than torch's defaults on the machine at hand.
 """
 
 import logging
-import math
 import os
 import re
+import resource
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+from ...data.cores import OF_SRUN, cores_of
 from ...train.screen import log_line
 from .rendezvous import use_own_store
 
-OF_SRUN = "slurm-"  # what the name of a run of srun's tasks begins with
+FILES = 1 << 16  # that one process may need: a shard each, and a connection to each rank
 _shared = ""  # the number of threads that this process has given itself
 
 
@@ -60,8 +60,22 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Collectives of NCCL that the hang watchdog can write down.
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    # Else gloo connects every two ranks, at every start.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    allow_files()
     quieten()
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def allow_files() -> None:
+    """Raises the limit of open files, usually 1,024, as far as this user may.
+
+    Loader workers keep hundreds of shards open, and inherit the connections of their process.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def share_cores(num_processes: int) -> None:
@@ -71,31 +85,11 @@ def share_cores(num_processes: int) -> None:
     (torchrun itself sets OMP_NUM_THREADS=1 where it is not set; loader workers have one thread.)
     """
     global _shared
-    threads = num_threads(num_processes)
+    threads = cores_of(num_processes)
     is_open = os.environ.get("OMP_NUM_THREADS", _shared) == _shared
     if is_open and threads < torch.get_num_threads():
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = _shared = str(threads)  # else Lightning sets its own number
-
-
-def num_threads(num_processes: int) -> int:
-    """Returns how many threads each of this machine's processes should have."""
-    cores = len(os.sched_getaffinity(0))
-    per_task = os.environ.get("SLURM_CPUS_PER_TASK")
-    if per_task and os.environ.get("TORCHELASTIC_RUN_ID", "").startswith(OF_SRUN):
-        return min(cores, int(per_task))  # srun may have bound the task to these already
-    quota = cpu_quota()
-    cores = cores if quota is None else min(cores, math.ceil(quota))
-    return max(1, cores // num_processes)
-
-
-def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
-    """Returns how many cores' time the container may use (Docker's --cpus); None: no limit."""
-    try:
-        quota, period = file.read_text().split()
-    except OSError:
-        return None
-    return None if quota == "max" else int(quota) / int(period)
 
 
 def choose_attention(precision: str | int | None) -> None:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from ...train.callbacks.early_stopping import ActOnMetrics
 from ...train.callbacks.evaluation import Evaluate
+from ...train.callbacks.garbage import CollectGarbage
 from ...train.callbacks.hang_watchdog import HangWatchdog
 from ...train.callbacks.metrics import Metrics, MetricsFile
 from ...train.callbacks.out_of_memory import OutOfMemory
@@ -25,7 +26,7 @@ from ...train.checks import at_least
 from ...train.strategies.choose import choose_strategy
 from ..config.suites import load_suite
 from .callbacks import checked_callbacks, progress_bar
-from .devices import world_size
+from .devices import known_peak, world_size
 from .env import cluster_plugins, under_torchrun
 from .progress import progress
 
@@ -75,7 +76,13 @@ def make_trainer(
     logged.
     """
     file = MetricsFile(run_dir / "metrics.jsonl", step)
-    metrics = Metrics(parts.trainer.peak_tflops, parts.data.epoch_size)
+    given = parts.trainer.peak_tflops
+    known = (
+        None
+        if given or parts.trainer.accelerator == "cpu"
+        else known_peak(str(parts.trainer.precision or 32))
+    )
+    metrics = Metrics(given, parts.data.epoch_size, known)
     callbacks = checked_callbacks(arguments.get("callbacks") or [], parts.evaluation, run_dir)
     bar = progress_bar(arguments)
     own_bar = [] if "enable_progress_bar" in arguments else progress(callbacks, metrics)
@@ -96,6 +103,7 @@ def make_trainer(
             ActOnMetrics(file, evaluation, errors),
             saving,
             *compilation(parts.trainer.compile),
+            CollectGarbage(),
             OutOfMemory(run_dir / "memory"),
             HangWatchdog(parts.watch.timeout, run_dir / "hang"),
         ],

@@ -108,9 +108,7 @@ def resample_scores(
         part: that of the view to score; what lies outside `whole` takes its edge's scores.
         grid: rows and columns of patches of `part`.
     """
-    # Not `inv`, which checks for success and so makes the host wait for a GPU.
-    from_image = torch.linalg.inv_ex(view_to_image(whole)).inverse
-    matrices = (from_image @ view_to_image(part))[:, :2].to(scores.dtype)
+    matrices = (inverse(view_to_image(whole)) @ view_to_image(part))[:, :2].to(scores.dtype)
     positions = F.affine_grid(matrices, [len(scores), 1, *grid], align_corners=False)
     # Bilinear between the centres of patches, as resizing the map would be.
     resampled = F.grid_sample(
@@ -136,6 +134,19 @@ def view_to_image(place: Float[Tensor, "n 8"]) -> Float[Tensor, "n 3 3"]:
         [none, none, one],
     ]
     return _matrices(cut) @ _matrices(turned)
+
+
+def inverse(maps: Float[Tensor, "n 3 3"]) -> Float[Tensor, "n 3 3"]:
+    """Inverts affine maps of the plane, in elementwise operations.
+
+    A library of matrices would be asked for one of nine numbers; `inv` also waits for a GPU.
+    """
+    (a, b, x), (c, d, y) = (row.unbind(1) for row in maps[:, :2].unbind(1))
+    none, one = torch.zeros_like(a), torch.ones_like(a)
+    scaled = [[d, -b, b * y - d * x], [-c, a, c * x - a * y]]
+    size = a * d - b * c
+    rows = [[entry / size for entry in row] for row in scaled]
+    return _matrices([*rows, [none, none, one]])
 
 
 def _place(batch: Tensors, view: str) -> Float[Tensor, "n 8"]:

@@ -16,6 +16,8 @@ CASES = [
     ("auto", 1, {}, 900, 0, 55),
     ("ddp", 2, {}, 950, 2, 55),
     ("fsdp2", 2, {}, 850, 6, 50),
+    ("ddp", 2, {"ema.decay": 0.9}, 1000, 2, 60),
+    ("fsdp2", 2, {"ema.decay": 0.9}, 900, 6, 55),
 ]
 # Drawn clusters are as many on a rank as the draw says, which is made on the device.
 WAITING = {"clusters/sharded_part"}

@@ -127,17 +127,24 @@ class Metrics(Reporter):
     """Collects, averages and logs the training metrics every `trainer.log_every_n_steps`.
 
     Args:
-        peak_tflops: of one device, in the run's precision; None: what a matrix product reaches.
+        peak_tflops: of one device, in the run's precision; None: see `known_peak`.
         epoch_size: samples of one pass over the data; None: epochs are not counted.
+        known_peak: of this device, and where that stands; None: what a matrix product reaches.
 
     Attributes:
         latest: the last row.
     """
 
-    def __init__(self, peak_tflops: float | None = None, epoch_size: int | None = None):
+    def __init__(
+        self,
+        peak_tflops: float | None = None,
+        epoch_size: int | None = None,
+        known_peak: tuple[float, str] | None = None,
+    ):
         self._wait = self._busy = 0.0
         self._last_step = 0
         self._peak_tflops = peak_tflops
+        self._known_peak = known_peak
         self._epoch_size = epoch_size
         self.latest: dict[str, float] = {}
 
@@ -153,10 +160,16 @@ class Metrics(Reporter):
         self._last_step = trainer.global_step
         hosts = ControlGroup().gather(socket.gethostname())
         self._stragglers = Stragglers([f"rank {rank} ({host})" for rank, host in enumerate(hosts)])
-        if self._peak_tflops is None:
-            self._peak = measure_peak(pl_module.device, trainer.precision)
-        else:
+        if self._peak_tflops is not None:
             self._peak = self._peak_tflops * 1e12
+            return
+        if self._known_peak is None:
+            self._peak = measure_peak(pl_module.device, trainer.precision)
+            source = "measured: what a product of random matrices reaches"
+        else:
+            self._peak, source = 1e12 * self._known_peak[0], self._known_peak[1]
+        if trainer.is_global_zero:
+            log_line(f"mfu is a share of {self._peak / 1e12:.4g} TFLOP/s a device ({source})")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any

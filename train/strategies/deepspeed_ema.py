@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+<<<<<<< HEAD
 from ...models.distributed_checkpoint import StoredTensor
+=======
+from ..torch_internals import move_toward
+>>>>>>> 96c78cb (Ranks agree on signals as often as that is cheap; garbage, files, cores, peaks and averages cost no waits)
 from .deepspeed_internals import (
     Fragment,
     all_reduce,
@@ -44,11 +47,11 @@ class ZeroAverage:
         return parameter in self._fragments
 
     @torch.no_grad()
-    def follow(self, decay: float) -> None:
+    def follow(self, weight: Tensor) -> None:
         """Moves all fragments, and brings them to where they are read (collective)."""
         if fragments := [pair for pairs in self._fragments.values() for pair in pairs]:
             online = [fragment.of_partition(fragment.flat.detach()) for fragment, _ in fragments]
-            get_ema_multi_avg_fn(decay)([value for _, value in fragments], online, None)
+            move_toward([value for _, value in fragments], online, weight)
         for parameter, pairs in self._fragments.items():
             # Stage 3 cuts the average and what it follows in the same places.
             if (cut := working_slice(parameter)) is not None:

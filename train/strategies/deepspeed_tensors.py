@@ -93,10 +93,10 @@ class ZeroTensors(Tensors):
     def value(self, tensor: Tensor) -> Tensor:
         return gather_working_copy(tensor)
 
-    def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], decay: float) -> None:
+    def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], weight: Tensor) -> None:
         """Moves fragments in fp32, each rank its own; then all of them go where they are read."""
         assert self.average is not None
-        self.average.follow(decay)
+        self.average.follow(weight)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self.skipping:

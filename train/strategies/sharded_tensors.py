@@ -14,12 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ...losses.distributed.collectives import world
 from ...losses.distributed.sharded_rows import RowShard, whole
 from ..distributed import average_gradients
-from ..torch_internals import clamp_all, norms_of, scale_all
+from ..torch_internals import clamp_all, move_toward, norms_of, scale_all
 
 Parameters = Sequence[nn.Parameter]
 
@@ -89,8 +88,8 @@ class Tensors(ABC):
         """Averages over ranks the gradients of a backward pass that no wrapper saw (collective)."""
 
     @torch.no_grad()
-    def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], decay: float) -> None:
-        """Moves averages, each beside what it follows: a <- decay a + (1 - decay) o (collective).
+    def follow(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], weight: Tensor) -> None:
+        """Moves averages by `weight` [] of the way to what each follows (collective).
 
         Raises:
             ValueError: an average is kept in 16 bits, where its small steps are lost.
@@ -102,7 +101,11 @@ class Tensors(ABC):
                 "trainer.precision with mixed in its name"
             )
         if averages:
-            get_ema_multi_avg_fn(decay)(averages, [online for _, online in pairs], None)
+            move_toward(
+                [local(average) for average in averages],
+                [local(online.detach()) for _, online in pairs],
+                weight,
+            )
 
 
 class LocalTensors(Tensors):

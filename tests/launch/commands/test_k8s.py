@@ -64,7 +64,7 @@ def test_a_manifest_is_an_indexed_job_with_a_service(manifest, tmp_path, monkeyp
     (container,) = pod["containers"]
     assert container["image"] == "reg/cp:1"
     assert container["resources"] == {
-        "requests": {"cpu": 6, "memory": "200Gi"},  # three ranks with a loader worker each
+        "requests": {"cpu": 12, "memory": "200Gi"},  # three ranks with a loader worker each
         "limits": {"nvidia.com/gpu": 3, "memory": "200Gi"},
     }
     volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
@@ -120,7 +120,7 @@ def test_a_pod_alone_needs_no_service(manifest, tmp_path, monkeypatch):
     config_map, job = k8s("--config", str(path), "--gpus=0", "--tasks=2")
     pod = job["spec"]["template"]["spec"]
     assert "subdomain" not in pod and "labels" not in job["metadata"]
-    assert pod["containers"][0]["resources"] == {"requests": {"cpu": 4}}
+    assert pod["containers"][0]["resources"] == {"requests": {"cpu": 8}}
     words = words_of(config_map["data"]["start.sh"], tmp_path)
     assert words[:3] == ["--standalone", "--nproc_per_node=2", "--max_restarts=10"]
     assert words[-1] == "--run_dir=/data/runs/tiny"

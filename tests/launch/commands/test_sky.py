@@ -59,7 +59,7 @@ def test_a_node_alone_may_keep_its_run_in_a_bucket(manifest, tmp_path, monkeypat
     options = ["--image=reg/cp:1", "--tasks=2", "--volume=gs://mine:/data"]
     task = sky("--config", str(path), *options)
     assert task["resources"]["image_id"] == "docker:reg/cp:1"
-    assert task["resources"]["cpus"] == "4+" and "accelerators" not in task["resources"]
+    assert task["resources"]["cpus"] == "8+" and "accelerators" not in task["resources"]
     # It is appended to and renamed in, which a plain mount of a bucket does not allow.
     assert task["file_mounts"] == {"/data": {"source": "gs://mine", "mode": "MOUNT_CACHED"}}
     assert {"setup", "volumes", "envs"}.isdisjoint(task)

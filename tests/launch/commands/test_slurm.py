@@ -40,7 +40,7 @@ def test_a_script_says_what_was_asked_and_is_bash(manifest, tmp_path, monkeypatc
     text = file.read_text()
     assert directives(text) == {
         *("--job-name=it-s", "--nodes=2", "--ntasks-per-node=3", "--gpus-per-node=3"),
-        *("--cpus-per-task=4", "--mem=200G"),  # three loader workers, see below
+        *("--cpus-per-task=6", "--mem=200G"),  # three loader workers, see below
         *("--time=2-12:00:00", "--partition=gpu", "--qos=high"),
         *("--exclusive", f"--output={file.parent}/slurm-%j.log", "--open-mode=append"),
         *("--signal=USR1@90", "--requeue"),

@@ -1,18 +1,19 @@
 """What a process sets for itself before anything runs."""
 
 import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from counterpoint.data import cores
+from counterpoint.data.cores import cores_for, cores_of, cpu_quota, num_workers
+from counterpoint.data.dataset import PART_BYTES
 from counterpoint.launch.run import env
-from counterpoint.launch.run.env import (
-    choose_attention,
-    cpu_quota,
-    num_threads,
-    prepare,
-    share_cores,
-)
+from counterpoint.launch.run.devices import check_shared_memory
+from counterpoint.launch.run.env import choose_attention, prepare, share_cores
 
 
 def test_float32_products_stay_float32():
@@ -27,7 +28,7 @@ def eight_cores(monkeypatch):
     for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(env, "cpu_quota", lambda: None)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: None)
     found = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1] if found else 8)
     monkeypatch.setattr(env, "_shared", "")
@@ -36,19 +37,19 @@ def eight_cores(monkeypatch):
 
 
 def test_processes_share_the_cores(monkeypatch, eight_cores):
-    assert [num_threads(n) for n in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+    assert [cores_of(n) for n in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
     share_cores(1)
     assert eight_cores == [] and "OMP_NUM_THREADS" not in os.environ
     share_cores(2)
     assert eight_cores == [4] and os.environ.pop("OMP_NUM_THREADS") == "4"
     eight_cores.clear()
-    monkeypatch.setattr(env, "cpu_quota", lambda: 2.5)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: 2.5)
     share_cores(1)
     assert eight_cores == [3] and os.environ.pop("OMP_NUM_THREADS") == "3"
 
 
 def test_processes_share_what_a_container_may_use(monkeypatch, eight_cores):
-    monkeypatch.setattr(env, "cpu_quota", lambda: 4)
+    monkeypatch.setattr(cores, "cpu_quota", lambda: 4)
     share_cores(1)  # before it is known how many processes the run has
     share_cores(2)
     assert eight_cores == [4, 2] and os.environ.pop("OMP_NUM_THREADS") == "2"
@@ -59,9 +60,9 @@ def test_what_the_user_or_the_scheduler_says_about_threads_holds(monkeypatch, ei
     share_cores(4)
     assert eight_cores == []
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    assert num_threads(2) == 4  # two processes that this one has started
+    assert cores_of(2) == 4  # two processes that this one has started
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "slurm-17")
-    assert num_threads(2) == 3  # two tasks of srun, bound to three cores each or not
+    assert cores_of(2) == 3  # two tasks of srun, bound to three cores each or not
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,46 @@ def test_fused_attention_where_it_is_faster(monkeypatch, precision, has_gpu, fus
         assert torch.backends.cuda.flash_sdp_enabled() == fused
     finally:
         torch.backends.cuda.enable_flash_sdp(before)
+
+
+def test_workers_leave_cores_to_training(monkeypatch, eight_cores):
+    assert [num_workers(n) for n in (1, 2, 8)] == [5, 1, 1]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(192)))
+    assert [num_workers(n) for n in (1, 8, 16)] == [16, 16, 9]
+    assert (cores_for("auto"), cores_for(8)) == (12, 11)
+
+
+def test_files_and_connections(tmp_path):
+    """In a process of its own: limits once lowered may stay so."""
+    program = (
+        "import os, resource\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096))\n"
+        "from counterpoint.launch.run.env import allow_files, prepare\n"
+        "prepare()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE), os.environ['TORCH_GLOO_LAZY_INIT'])\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))\n"
+        "allow_files()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("TORCH_GLOO_LAZY_INIT", None)
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["(4096, 4096) 1", "(300, 300)"]
+
+
+@pytest.mark.parametrize(("free", "needed"), [(1000, 3), (2, 3)])
+def test_too_little_shared_memory_is_said(monkeypatch, free, needed):
+    """Three workers of each of two ranks, with four parts of 128 MiB: three GiB."""
+    data = SimpleNamespace(
+        steps=SimpleNamespace(phases=[(5, 64), (5, 4096)]),
+        recipe=lambda: SimpleNamespace(bytes_per_sample=PART_BYTES // 512),
+        workers=lambda: 3 * (1 << 27) // PART_BYTES,
+    )
+    status = SimpleNamespace(f_bavail=free << 18, f_frsize=1 << 12)
+    monkeypatch.setattr(os, "statvfs", lambda path: status)
+    said = check_shared_memory(data, 2, 8)
+    assert (said is None) == (free > needed)
+    if said is not None:
+        assert f"may hold {needed:.1f} GiB" in said and f"has {free:.1f}" in said

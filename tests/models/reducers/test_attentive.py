@@ -9,7 +9,12 @@ from counterpoint.data.images.decode import Pixels
 from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.models.attention import run_with_attention
 from counterpoint.models.image import TimmTower
-from counterpoint.models.reducers.attentive import PLACE, AttentivePatches, resample_scores
+from counterpoint.models.reducers.attentive import (
+    PLACE,
+    AttentivePatches,
+    inverse,
+    resample_scores,
+)
 from counterpoint.models.reducers.base import Reduction
 from counterpoint.models.reducers.mask_token import MaskTokens
 from counterpoint.models.reducers.patches import Resize
@@ -141,3 +146,9 @@ def test_what_cannot_be_kept_is_said():
         AttentivePatches(cell=1).keep((3, 3), KEYS, "image.strong", reduction)
     with pytest.raises(ValueError, match=r"drop=1.0"):
         AttentivePatches(1.0)
+
+
+def test_the_inverse_of_affine_maps_is_that_of_their_matrices():
+    maps = torch.randn(64, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    maps[:, 2] = torch.tensor([0.0, 0.0, 1.0])
+    torch.testing.assert_close(inverse(maps), torch.linalg.inv(maps))

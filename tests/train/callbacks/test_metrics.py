@@ -36,3 +36,19 @@ def test_the_clock_is_read_when_the_device_is_done(monkeypatch, device, busy):
         clock[0] += 3.0  # the host queues a step
         metrics.on_train_batch_end(trainer, made)
     assert seen == [busy]
+
+
+@pytest.mark.parametrize("known", [None, (989.0, "a datasheet")])
+def test_the_peak_that_mfu_is_a_share_of_is_said(monkeypatch, capsys, known):
+    monkeypatch.setattr("counterpoint.train.callbacks.metrics.measure_peak", lambda *_: 2.5e12)
+    made = module(1)
+    trainer = SimpleNamespace(global_step=0, precision="32-true", is_global_zero=True)
+    metrics = Metrics(known_peak=known)
+    metrics.on_train_start(trainer, made)
+    said = capsys.readouterr().out
+    assert metrics._peak == (2.5e12 if known is None else 989e12)
+    assert (
+        "2.5 TFLOP/s a device (measured" if known is None else "989 TFLOP/s a device (a d"
+    ) in said
+    Metrics(peak_tflops=1.0, known_peak=known).on_train_start(trainer, made)
+    assert capsys.readouterr().out == ""
