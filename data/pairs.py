@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from .cores import num_workers as fitting_workers
 from .dataset import Batch, join
 from .errors import ErrorLedger
 from .images.transforms import EvalTransform, TrainTransform, Transform
@@ -25,9 +24,9 @@ from .sidecar import Sidecar
 from .text.captions import CaptionPolicy, policy_of
 from .text.syntax import WordReducer
 from .text.tokenize import ClipTokenizer, Tokenizer
+from .workers import num_workers as fitting_workers
 from .workers import start_worker
 
-AUTO = "auto"
 PREFETCH = 4  # parts that wait for each worker
 
 
@@ -72,7 +71,7 @@ class Pairs(LightningDataModule, ABC):
         texts: dict[str, tuple[str, ...] | CaptionPolicy | Text] | None = None,
     ):
         super().__init__()
-        if num_workers != AUTO and num_workers < 0:
+        if isinstance(num_workers, int) and num_workers < 0:
             raise ValueError(
                 f"num_workers={num_workers}: give 0 (no loader processes) or more, or auto"
             )
@@ -190,7 +189,7 @@ class Pairs(LightningDataModule, ABC):
 
     def workers(self) -> int:
         """Returns the number of loader processes of this rank."""
-        if self.num_workers != AUTO:
+        if isinstance(self.num_workers, int):
             return self.num_workers
         local = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun's
         return fitting_workers(self.trainer.num_devices if self.trainer else int(local))

@@ -56,6 +56,12 @@ def nccl_trace() -> bytes | None:
     return torch._C._distributed_c10d._dump_nccl_trace()  # type: ignore[attr-defined]
 
 
+def record_memory(on: bool) -> None:
+    """Begins or ends to remember every block of GPU memory, with the stack that asked for it."""
+    limit = 1_000_000  # blocks: some hundred bytes of the host's memory each
+    torch.cuda.memory._record_memory_history("all" if on else None, max_entries=limit)
+
+
 def dump_memory_snapshot(path: Path) -> None:
     """Writes which blocks of GPU memory are held, by whom if that was recorded (a pickle)."""
     torch.cuda.memory._dump_snapshot(str(path))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ...data.files import write_whole
+from ...data.workers import cores_of
 from ...train.evaluation.details import Detail
 from ...train.evaluation.evaluate import evaluate
 from ...train.evaluation.outcomes import Outcomes, Stored, read_outcomes, write_outcomes
@@ -22,7 +23,7 @@ from ...train.evaluation.suite import Suite
 from ..config.suites import load_suite
 from ..experiments.ablation.statistics import Interval
 from ..experiments.compare import Comparison, compare, intervals
-from ..run.env import choose_attention, is_first_process, num_threads
+from ..run.env import choose_attention, is_first_process
 from ..run.load import Weights
 from ..run.precision import slow_bf16
 from .sources import Loaded
@@ -97,7 +98,7 @@ def evaluate_loaded(
         batch_size=batch_size
         or (loaded.config.get("evaluation") or {}).get("batch_size")
         or BATCH_SIZE,
-        num_threads=min(8, num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
+        num_threads=min(8, cores_of(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))),
         metric=loaded.metric.to(device, weights_type(name)),
         prompts=None if prompts is None else PromptCache(prompts, model, about),
         outcomes=outcomes,

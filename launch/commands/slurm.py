@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from ...data.cores import cores_for
 from ...data.shards.manifest import Manifest, is_remote
+from ...data.workers import cores_for
 from ..config import parser as run_config
 from ..experiments.job_script import (
     check_least,

@@ -75,6 +75,7 @@ ABOUT = {
     "evaluation": "the suite, and when",
     "checkpoint": "how often, and how many",
     "watch": "when a run that hangs is ended",
+    "trace": "steps that a profiler records",
 }
 WIDTH = 28
 MAX_COMMENT = 100

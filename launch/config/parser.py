@@ -28,6 +28,7 @@ from ...losses.objective import Objective
 from ...models.teachers.frozen import Teacher
 from ...models.two_tower import TwoTower
 from ...train.callbacks.evaluation import EvaluationConfig
+from ...train.callbacks.trace import TraceConfig
 from ...train.checkpointing.checkpoint import Format
 from ...train.checks import at_least
 from ...train.ema import EmaConfig
@@ -157,6 +158,7 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(EvaluationConfig, "evaluation")
     parser.add_class_arguments(CheckpointConfig, "checkpoint")
     parser.add_class_arguments(WatchConfig, "watch")
+    parser.add_class_arguments(TraceConfig, "trace")
     return parser
 
 

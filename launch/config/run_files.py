@@ -27,11 +27,14 @@ from .packaged import CONFIGS, find, find_packaged
 
 SLOTS = (
     *("trainer", "data", "model", "objective", "optim", "grad_clip", "guard", "phases", "teachers"),
-    *("ema", "evaluation", "checkpoint", "watch"),
+    *("ema", "evaluation", "checkpoint", "watch", "trace"),
 )
 STAGES = "stages"
 KEYS = ("config", "run_dir", "name", "seed", "init_from", "inherit_from", *SLOTS, STAGES)
-GROUPS = ("trainer", "data", "model", "objective", "guard", "evaluation", "checkpoint", "watch")
+GROUPS = (
+    *("trainer", "data", "model", "objective", "guard", "evaluation", "checkpoint"),
+    *("watch", "trace"),
+)
 # Slots whose value may be the name of a class.
 CLASSES = ("optim", "grad_clip")
 # What a class and its arguments are written with.

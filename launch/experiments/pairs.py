@@ -214,12 +214,12 @@ def shares_of_machine(jobs: int) -> list[dict[str, str]]:
         return [{}]
     import torch
 
-    from ..run.env import num_threads
+    from ...data.workers import cores_of
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     devices = named.split(",") if named else [str(i) for i in range(count)]
-    threads = os.environ.get("OMP_NUM_THREADS", str(num_threads(jobs)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(cores_of(jobs)))
     shares = [{"OMP_NUM_THREADS": threads} for _ in range(jobs)]
     for i, share in enumerate(shares):
         if devices:

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from ...data.cores import cores_for
 from ...data.order.steps import check_divides
+from ...data.workers import cores_for
 from ..config import parser as run_config
 from ..config.run_files import read
 from ..config.staged import parse_stages

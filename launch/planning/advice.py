@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...data.cores import MOST
+from ...data.workers import MOST
 from .devices import GIB
 from .estimate import Cluster, Estimate, PhaseEstimate, cores
 

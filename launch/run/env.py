@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from ...data.cores import OF_SRUN, cores_of
+from ...data.workers import OF_SRUN, cores_of
 from ...train.screen import log_line
 from .rendezvous import use_own_store
 

@@ -19,6 +19,7 @@ from ...train.callbacks.metrics import Metrics, MetricsFile
 from ...train.callbacks.out_of_memory import OutOfMemory
 from ...train.callbacks.sample_errors import CountErrors
 from ...train.callbacks.stop import StopOnSignal
+from ...train.callbacks.trace import Trace
 from ...train.checkpointing import checkpoint as checkpoints
 from ...train.checkpointing.checkpoint import Checkpoints
 from ...train.checkpointing.rewind import RewindingCheckpoints
@@ -103,6 +104,7 @@ def make_trainer(
             ActOnMetrics(file, evaluation, errors),
             saving,
             *compilation(parts.trainer.compile),
+            Trace(parts.trace, run_dir / "trace"),
             CollectGarbage(),
             OutOfMemory(run_dir / "memory"),
             HangWatchdog(parts.watch.timeout, run_dir / "hang"),

@@ -35,7 +35,7 @@ STANDS_FOR = {
 }
 SLOTS = (
     *("trainer", "data", "model", "objective", "optim", "grad_clip", "guard", "phases", "teachers"),
-    *("ema", "evaluation", "checkpoint", "watch"),
+    *("ema", "evaluation", "checkpoint", "watch", "trace"),
 )
 # Mappings whose keys are names that a user chooses.
 NAMED = {"phases", "teachers", "objective.terms", "objective.scalars", "objective.weights"}

@@ -13,11 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from ...models.distributed_checkpoint import StoredTensor
-=======
 from ..torch_internals import move_toward
->>>>>>> 96c78cb (Ranks agree on signals as often as that is cheap; garbage, files, cores, peaks and averages cost no waits)
 from .deepspeed_internals import (
     Fragment,
     all_reduce,

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from counterpoint.data import cores
-from counterpoint.data.cores import cores_for, cores_of, cpu_quota, num_workers
+from counterpoint.data import workers
 from counterpoint.data.dataset import PART_BYTES
+from counterpoint.data.workers import cores_for, cores_of, cpu_quota, num_workers
 from counterpoint.launch.run import env
 from counterpoint.launch.run.devices import check_shared_memory
 from counterpoint.launch.run.env import choose_attention, prepare, share_cores
@@ -28,7 +28,7 @@ def eight_cores(monkeypatch):
     for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(cores, "cpu_quota", lambda: None)
+    monkeypatch.setattr(workers, "cpu_quota", lambda: None)
     found = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1] if found else 8)
     monkeypatch.setattr(env, "_shared", "")
@@ -43,13 +43,13 @@ def test_processes_share_the_cores(monkeypatch, eight_cores):
     share_cores(2)
     assert eight_cores == [4] and os.environ.pop("OMP_NUM_THREADS") == "4"
     eight_cores.clear()
-    monkeypatch.setattr(cores, "cpu_quota", lambda: 2.5)
+    monkeypatch.setattr(workers, "cpu_quota", lambda: 2.5)
     share_cores(1)
     assert eight_cores == [3] and os.environ.pop("OMP_NUM_THREADS") == "3"
 
 
 def test_processes_share_what_a_container_may_use(monkeypatch, eight_cores):
-    monkeypatch.setattr(cores, "cpu_quota", lambda: 4)
+    monkeypatch.setattr(workers, "cpu_quota", lambda: 4)
     share_cores(1)  # before it is known how many processes the run has
     share_cores(2)
     assert eight_cores == [4, 2] and os.environ.pop("OMP_NUM_THREADS") == "2"
