@@ -46,8 +46,9 @@ _KEYS = {
     # Resume compares the fingerprint of the manifest's shards.
     Role.WHERE: "run_dir name evaluation checkpoint watch trace trainer.accelerator "
     "trainer.devices trainer.num_nodes trainer.callbacks trainer.max_time "
-    "trainer.log_every_n_steps trainer.enable_progress_bar trainer.enable_model_summary trainer.profiler trainer.logger "
-    "trainer.peak_tflops data.num_workers data.manifest data.cache data.allow_pipe "
+    "trainer.log_every_n_steps trainer.enable_progress_bar trainer.enable_model_summary "
+    "trainer.profiler trainer.logger trainer.peak_tflops "
+    "data.num_workers data.manifest data.cache data.allow_pipe "
     "data.sidecars.*.init_args.folder data.sidecars.*.init_args.max_open "
     "teachers.*.init_args.placement",
 }
