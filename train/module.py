@@ -7,10 +7,10 @@ device, for callbacks to log.
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from ..losses.objective import Objective
 from ..models.chunks import check_parts
 from ..models.teachers.frozen import FrozenTowers
 from ..models.two_tower import TwoTower
+from .batch_transfer import BatchTransfer
 from .distributed import mean_over_ranks
 from .ema import Ema, parameters_of
 from .features import frozen_features, score_patches, stored_features
@@ -122,6 +123,7 @@ class ContrastiveModule(pl.LightningModule):
         self.source_loss: Tensor | None = None
         self.logs_itself = False
         self._settings: list[dict[str, Any]] = []
+        self._batch_transfer = BatchTransfer()
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **arguments: Any) -> Any:
@@ -195,14 +197,9 @@ class ContrastiveModule(pl.LightningModule):
         device: torch.device,
         dataloader_idx: int,
     ) -> Any:
-        """Keeps captions' lengths on the host as well, so that trimming does not wait for them."""
-        on_device = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        if device.type == "cpu":
-            return on_device
-        if isinstance(batch, dict):  # of a loader of one's own
-            return on_device | lengths_on_host(batch)
-        pairs = zip(on_device, batch, strict=True)
-        return [part | lengths_on_host(part_on_host) for part, part_on_host in pairs]
+        """Copies beside the device's work; see `batch_transfer`."""
+        move = partial(super().transfer_batch_to_device, dataloader_idx=dataloader_idx)
+        return self._batch_transfer(batch, device, move)
 
     def configure_model(self) -> None:
         """Shards model, objective and average, as the strategy does.
@@ -375,11 +372,3 @@ class ContrastiveModule(pl.LightningModule):
     def _groups(self) -> list[dict[str, Any]]:
         """Returns the optimizer's parameter groups (DeepSpeed's wrapper passes them on)."""
         return self.trainer.optimizers[0].param_groups
-
-
-def lengths_on_host(batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Returns a batch's text lengths, under names that stay on the host.
-
-    As arrays: DDP and FSDP2 move every tensor among the arguments of a forward to the device.
-    """
-    return {f"{name}.host": batch[name].numpy() for name in batch if name.endswith("_length")}

@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from ...losses.objective import Objective
 from ...models.reducers.base import Reduction
 from ...models.two_tower import TwoTower, view_of
+from ...train.batch_transfer import lengths_on_host
 from ...train.callbacks.flops import on_meta
-from ...train.module import lengths_on_host
 from ...train.optim.adamw import AdamW
 from ...train.optim.freeze import freeze
 from ...train.phases import Phase, Phases, prepare_reducers

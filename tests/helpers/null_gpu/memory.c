@@ -92,18 +92,19 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void
 
 static const char *const KINDS[] = {"copy:HtoH", "copy:HtoD", "copy:DtoH", "copy:DtoD", "copy:default"};
 
-static cudaError_t copy(void *to, const void *from, size_t n, int kind) {
+static cudaError_t copy(void *to, const void *from, size_t n, int kind, cudaStream_t stream) {
     char name[64];
     const void *host = kind == cudaMemcpyHostToDevice ? from : kind == cudaMemcpyDeviceToHost ? to : 0;
     const char *pinned = !host ? "" : find(host).at ? ":pinned" : ":pageable";
-    snprintf(name, sizeof name, "%s%s", KINDS[kind], pinned);
+    const char *side = host && stream ? ":side" : ""; /* not the stream in which torch computes */
+    snprintf(name, sizeof name, "%s%s%s", KINDS[kind], pinned, side);
     null_gpu_note(name, n);
     if (n <= REAL_BYTES) memmove(to, from, n);
     return 0;
 }
-cudaError_t cudaMemcpy(void *d, const void *s, size_t n, enum cudaMemcpyKind k) { null_gpu_waits("cudaMemcpy"); return copy(d, s, n, k); }
-cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, enum cudaMemcpyKind k, cudaStream_t t) { return copy(d, s, n, k); }
-cudaError_t cudaMemcpyPeerAsync(void *d, int a, const void *s, int b, size_t n, cudaStream_t t) { return copy(d, s, n, 3); }
+cudaError_t cudaMemcpy(void *d, const void *s, size_t n, enum cudaMemcpyKind k) { null_gpu_waits("cudaMemcpy"); return copy(d, s, n, k, 0); }
+cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, enum cudaMemcpyKind k, cudaStream_t t) { return copy(d, s, n, k, t); }
+cudaError_t cudaMemcpyPeerAsync(void *d, int a, const void *s, int b, size_t n, cudaStream_t t) { return copy(d, s, n, 3, t); }
 cudaError_t cudaMemcpy2DAsync(void *d, size_t dp, const void *s, size_t sp, size_t w, size_t h, enum cudaMemcpyKind k, cudaStream_t t) {
     null_gpu_note(KINDS[k], (double)w * h);
     for (size_t i = 0; w * h <= REAL_BYTES && i < h; i++) memmove((char *)d + i * dp, (char *)s + i * sp, w);

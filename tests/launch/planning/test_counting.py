@@ -15,8 +15,8 @@ from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.base import Reduction
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
+from counterpoint.train.batch_transfer import lengths_on_host
 from counterpoint.train.callbacks.flops import on_meta
-from counterpoint.train.module import lengths_on_host
 
 N, CONTEXT = 24, 24
 NEEDS = frozenset(("image", "text"))
