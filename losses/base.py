@@ -50,6 +50,15 @@ class Term(nn.Module, ABC):
         """Returns what evaluation should rank by under this term; None: no preference."""
         return None
 
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """Names of features that the term gathers from all ranks as the model gives them.
+
+        They are sent as soon as their tower has made them, while the other tower runs. The term
+        must give these very tensors as columns to `softmax_sums`, `row_sums` or `softplus_sums`.
+        """
+        return ()
+
     def averages(self) -> list[tuple[nn.Module, nn.Module]]:
         """Returns [(online module, its moving average), ...] among the term's own modules.
 
@@ -137,6 +146,11 @@ class PairwiseTerm(SampleTerm):
         """Returns features in full precision, passed through the exchange."""
         values = full_precision(*(need(features, name, self) for name in names))
         return [self.exchange.enter(value) for value in values]
+
+    def sends_as_is(self, similarity: Similarity) -> bool:
+        """Whether images are gathered as the model gives them: neither lifted nor divided."""
+        is_lifted = similarity.form or type(similarity).lift_image is not Similarity.lift_image
+        return type(self.exchange) is AllGather and not is_lifted
 
     def logit_scale(self, features: Tensors) -> Float[Tensor, "1"]:
         """Returns the scale [1]."""

@@ -24,7 +24,7 @@ from .kernels.reductions import softmax_sums
 class InfoNCE(PairwiseTerm):
     """Mean over both directions of the cross-entropy of each row against all columns.
 
-    Only the texts travel: their normalisers are completed by exchanging vectors.
+    Only the images travel: their normalisers are completed by exchanging vectors.
 
     Args:
         similarity: what is scaled to logits; the default is the cosine.
@@ -49,8 +49,13 @@ class InfoNCE(PairwiseTerm):
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Mean of both directions of each pair; reads both views [b, d]."""
+        image, text, scale = self._compared(features)
         pairing = self.pairing(point=self.similarity.point)
-        return softmax_sums(*self._compared(features), pairing).cross_entropy()
+        return softmax_sums(text, image, scale, pairing).cross_entropy()
+
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        return self.needs[:1] if self.sends_as_is(self.similarity) else ()
 
     def sampled(self, features: Tensors, batch: Tensors, seed: int) -> Float[Tensor, ""]:
         """Returns this rank's share of the loss with labels drawn from its own softmax.

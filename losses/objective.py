@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .base import Term
 from .components.features import MODEL_SCALARS, Tensors
 from .components.similarity import Cosine, Metric
-from .distributed.collectives import equal_rows
+from .distributed import ahead
+from .distributed.collectives import equal_rows, world
 from .scalars import Scalar
 from .weight_schedules import Weight
 
@@ -100,7 +101,22 @@ class Objective(nn.Module):
         # parameter, if only zero.
         scalars = (*MODEL_SCALARS, *self.scalars)
         parts += [0.0 * features[name].sum() for name in scalars if name in features]
+        ahead.forget()
         return torch.stack(parts).sum(), report
+
+    def send_ahead(self, name: str, feature: Tensor) -> Tensor:
+        """Starts to gather a feature that a term will compare with those of other ranks.
+
+        To be called as soon as its tower has made it; returns the feature as `forward` is to be
+        given it. While it travels the other tower runs, and as its gradients come home the other
+        tower's backward pass. Ranks that may have any number of rows, rings, lifted and divided
+        features travel when the term asks for them.
+        """
+        terms = self.named_terms.values()
+        world_size, rows = world()[1], self.batch_rows
+        if world_size == 1 or rows is None or len(feature) % rows:
+            return feature
+        return ahead.send(feature, world_size) if any(name in t.ahead for t in terms) else feature
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Tensor | None:
         """Returns the weighted loss of each of this rank's samples [b], of the terms that have it.

@@ -18,7 +18,7 @@ from .scalars import Scalar
 
 
 class SigLIP(PairwiseTerm):
-    """Binary classification of every image-text pair; only the texts travel.
+    """Binary classification of every image-text pair; only the images travel.
 
     Args:
         similarity: what is scaled to logits; the default is the cosine.
@@ -44,7 +44,7 @@ class SigLIP(PairwiseTerm):
         return self.similarity
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
-        """Each image against all texts; reads `image`, `text` [b, d].
+        """Each text against all images; reads `image`, `text` [b, d].
 
         Raises:
             ValueError: the model has no logit bias.
@@ -53,10 +53,14 @@ class SigLIP(PairwiseTerm):
         # log sigmoid(-x) of all pairs, then the sign of the positive ones turned:
         # log sigmoid(x) - log sigmoid(-x) = x.
         sums, positive = softplus_sums(
-            self.similarity.lift_image(image, features),
             self.similarity.lift_text(text, features),
+            self.similarity.lift_image(image, features),
             self.similarity.scale(self.logit_scale(features), features),
             self.logit_bias(features),
             self.pairing(point=self.similarity.point),
         )
         return sums - positive
+
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        return self.needs[:1] if self.sends_as_is(self.similarity) else ()

@@ -114,6 +114,7 @@ class TwoTower(nn.Module):
         needs: Iterable[str] = ("image", "text"),
         reduction: Reduction | None = None,
         chunks: int | None = None,
+        on_feature: Callable[[str, Tensor], Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Computes the union of what is needed, each view once.
 
@@ -125,6 +126,8 @@ class TwoTower(nn.Module):
             chunks: parts that each view is encoded in. None: the model's `chunks`; without
                 gradients one, since ranks may have unequal batches in evaluation and must call
                 the towers equally often.
+            on_feature: called with the name of each normalised feature and the feature, as soon as
+                there is one, images' first; returns what stands for it.
         """
         chunks = chunks or (self.chunks if torch.is_grad_enabled() else 1)
         features = {"logit_scale": self.logit_scale.exp()}
@@ -152,7 +155,8 @@ class TwoTower(nn.Module):
                 for form, value in made.items()
                 if form == ".raw" or view + form in needs
             }
-            features[view] = F.normalize(raw.float() if raw.dtype.itemsize < 4 else raw, dim=-1)
+            unit = F.normalize(raw.float() if raw.dtype.itemsize < 4 else raw, dim=-1)
+            features[view] = unit if on_feature is None else on_feature(view, unit)
         return features | _per_caption(tokens)
 
     def _encode_images(

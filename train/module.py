@@ -5,7 +5,7 @@ device, for callbacks to log.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -174,20 +174,28 @@ class ContrastiveModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the loss of a batch."""
         self.objective.progress = self.phases.progress(self.global_step)
-        features = self.features(batch, self.global_step)
+        features = self.features(batch, self.global_step, self.objective.send_ahead)
         loss, report = self.objective(features, batch)
         self.report = {"loss": loss.detach()} | {f"loss/{k}": v for k, v in report.items()}
         self.report |= {k: v for k, v in features.items() if k.startswith("tokens/")}
         self.source_loss = self._loss_by_source(features, batch)
         return loss
 
-    def features(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Returns the features that the objective needs: of towers, teachers and the batch."""
+    def features(
+        self,
+        batch: dict[str, Tensor],
+        step: int,
+        on_feature: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Returns the features that the objective needs: of towers, teachers and the batch.
+
+        `on_feature` is of the two-tower model's forward.
+        """
         needs = self.objective.needs
         reduction = self.phases.reduction(step, self.seed)
         frozen, tower = self.frozen_towers, self.model.image
         reduction, scoring_features = score_patches(reduction, tower, frozen, batch, needs)
-        features = self.model(batch, needs, reduction) | scoring_features
+        features = self.model(batch, needs, reduction, on_feature=on_feature) | scoring_features
         features |= frozen_features(frozen, batch, needs - scoring_features.keys())
         return features | stored_features(batch, needs, features)
 

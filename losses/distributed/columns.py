@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .ahead import sent
 from .collectives import gather, pad_rows, row_counts, scatter_sum
 
 
@@ -21,7 +22,8 @@ class Columns(ABC):
     """The columns of a group of ranks, numbered through in rank order.
 
     Args:
-        tensors: this rank's, one row a column; only the first may need a gradient.
+        tensors: this rank's, one row a column; only the first may need a gradient, which is
+            given by `gradient` or `return_gradient`.
         rank, world_size: of the group that shares its columns.
 
     Attributes:
@@ -35,6 +37,7 @@ class Columns(ABC):
 
     def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
         self.rank, self.world_size = rank, world_size
+        self.tensors = tuple(tensor.detach() for tensor in tensors)
         self.counts = row_counts(tensors[0], world_size)
         self.total, self.first = sum(self.counts), sum(self.counts[:rank])
 
@@ -49,6 +52,10 @@ class Columns(ABC):
     @abstractmethod
     def gradient(self) -> Tensor:
         """Returns the gradients of this rank's columns from all ranks, after `blocks_with_grad`."""
+
+    def return_gradient(self, factor: Tensor) -> Tensor | None:
+        """Returns `gradient` times a factor [1]; None: it is on its way to whoever sent ahead."""
+        return self.gradient().mul_(factor)
 
     def where(self, rank: int) -> slice:
         """Returns the numbers of a rank's columns."""
@@ -89,23 +96,34 @@ class GatheredColumns(Columns):
 
     def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
         super().__init__(tensors, rank, world_size)
-        if world_size > 1:
-            tensors = tuple(gather(t, self.counts) for t in tensors)
-        self._tensors = tensors
+        self._sent = sent(tensors[0]) if world_size > 1 else None
+        if self._sent is not None:
+            gathered = self._sent.gathered()
+            self.tensors = gathered, *(gather(t, self.counts) for t in self.tensors[1:])
+        elif world_size > 1:
+            self.tensors = tuple(gather(t, self.counts) for t in self.tensors)
         self._gradient: Tensor | None = None
 
     def blocks(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-        yield slice(0, self.total), self._tensors
+        yield slice(0, self.total), self.tensors
 
     def blocks_with_grad(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
-        self._gradient = torch.zeros_like(self._tensors[0])
-        yield slice(0, self.total), self._tensors, self._gradient
+        self._gradient = torch.zeros_like(self.tensors[0])
+        yield slice(0, self.total), self.tensors, self._gradient
 
     def gradient(self) -> Tensor:
         """Adds up the ranks' gradients; each gets those of its own columns."""
         assert self._gradient is not None
         gradient, self._gradient = self._gradient, None
         return gradient if self.world_size == 1 else scatter_sum(gradient, self.counts, self.rank)
+
+    def return_gradient(self, factor: Tensor) -> Tensor | None:
+        if self._sent is None or not self._sent.needs_grad:
+            return super().return_gradient(factor)
+        assert self._gradient is not None
+        gradient, self._gradient = self._gradient, None
+        self._sent.return_gradient(gradient, factor)
+        return None
 
 
 class RingColumns(Columns):
@@ -117,7 +135,7 @@ class RingColumns(Columns):
 
     def __init__(self, tensors: tuple[Tensor, ...], rank: int, world_size: int):
         super().__init__(tensors, rank, world_size)
-        self._tensors = tuple(pad_rows(t, max(1, *self.counts)) for t in tensors)
+        self.tensors = tuple(pad_rows(t, max(1, *self.counts)) for t in self.tensors)
         self.num_blocks = world_size
         self._gradient: Tensor | None = None
 
@@ -128,7 +146,7 @@ class RingColumns(Columns):
 
     def blocks_with_grad(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
         """Yields the same; the gradients travel with the columns and come home at last."""
-        gradient = torch.zeros_like(self._tensors[0])
+        gradient = torch.zeros_like(self.tensors[0])
         for owner, held in self._rounds():
             count = self.counts[owner]
             yield self.where(owner), tuple(t[:count] for t in held), gradient[:count]
@@ -140,7 +158,7 @@ class RingColumns(Columns):
         return self._gradient[: self.counts[self.rank]]
 
     def _rounds(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        held = self._tensors
+        held = self.tensors
         for turn in range(self.world_size):
             # On their way while the block is worked on.
             transfers = self._send_on(held, 0) if turn + 1 < self.world_size else None

@@ -205,14 +205,17 @@ class Gradients:
         add_product(grad, tile.values, self.by_rows[tile.rows])
         add_product(grad.T, rows, self.by_columns[: len(tile.values)])
 
-    def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Returns those of rows, of this rank's columns, of the scale and of the bias."""
+    def all(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Returns those of rows, of this rank's columns, of the scale and of the bias.
+
+        None: columns that were sent ahead have their gradient from elsewhere; there is no bias.
+        """
         tiling = self.tiling
         if tiling.pairing.point is None:
             # Row by row, without the products of all of them in memory.
             by_row = torch.einsum("bd,bd->b", self.by_rows, tiling.rows)
             self.by_scale = by_row.sum().view_as(tiling.scale)
-        by_columns = tiling.joined.gradient().mul_(tiling.scale)
+        by_columns = tiling.joined.return_gradient(tiling.scale)
         bias = None if tiling.bias is None else self.by_bias.view_as(tiling.bias)
         return self.by_rows.mul_(tiling.scale), by_columns, self.by_scale, bias
 
@@ -220,7 +223,7 @@ class Gradients:
 def open_columns(columns: Tensor, pairing: Pairing) -> Columns:
     """Joins this rank's columns, and those of the pairing's relations, to the other ranks'."""
     more = [t for relation in pairing.relations for t in _as_precise(columns, relation.columns)]
-    return pairing.exchange.open(columns.detach(), *more)
+    return pairing.exchange.open(columns, *more)
 
 
 def is_all_pairs(tile: Tile) -> bool:

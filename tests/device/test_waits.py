@@ -40,9 +40,8 @@ def test_no_step_waits(
         assert counted.peak_bytes <= mebibytes * 2**20
         assert "\n".join(counted.waits) == ""
         assert counted.a_step["wait"] == 0
-        # The batch's entries beside the kernels, between them what the captions' order needs.
+        # The batch's entries are copied beside the kernels.
         assert counted.a_step.get("copy:HtoD:pinned:side", 0) >= 6
-        assert counted.a_step["copy:HtoD:pinned"] <= 3
 
 
 def test_a_read_in_the_step_is_found(null_gpu, run_file, tmp_path):

@@ -25,7 +25,7 @@ def softmax_pairs(u, v, scale):
 
 def sigmoid_pairs(u, v, scale, bias):
     signs = 2 * torch.eye(len(u), dtype=u.dtype) - 1
-    return -torch.log(torch.sigmoid(signs * (scale * u @ v.T + bias))).sum(1)
+    return -torch.log(torch.sigmoid(signs * (scale * u @ v.T + bias))).sum(0)
 
 
 def soft_pairs(u, v, scale, their_u, their_v):

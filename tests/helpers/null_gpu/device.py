@@ -88,6 +88,20 @@ class Counts:
         return {name: (int(times), float(total)) for times, total, name in rows}
 
     @contextmanager
+    def order(self) -> Iterator[list[str]]:
+        """Yields a list that holds, at the end, the names of all that was counted, in its order."""
+        names: list[str] = []
+        with tempfile.NamedTemporaryFile() as file:
+            self._library.null_gpu_order(file.name.encode())
+            yield names
+            self._library.null_gpu_order(None)
+            names += Path(file.name).read_text().splitlines()
+
+    def mark(self, name: str) -> None:
+        """Counts something of one's own."""
+        self._library.null_gpu_note(name.encode(), ctypes.c_double(0.0))
+
+    @contextmanager
     def waits(self) -> Iterator[Counter[str]]:
         """Yields the places in which the host waits for the device from now on."""
         places: Counter[str] = Counter()

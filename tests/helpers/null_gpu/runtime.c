@@ -30,6 +30,7 @@ static int num_devices(void) {
 typedef struct { char *name; long n; double amount; } Count;
 static Count counts[COUNTS];
 static void (*listener)(const char *);
+static FILE *order; /* names as they are noted, while somebody wants them */
 
 static Count *count_of(const char *name) {
     unsigned i = 5381;
@@ -43,6 +44,7 @@ void null_gpu_note(const char *name, double amount) {
     pthread_mutex_lock(&lock);
     Count *count = count_of(name);
     count->n++, count->amount += amount;
+    if (order) fprintf(order, "%s\n", name);
     pthread_mutex_unlock(&lock);
 }
 
@@ -56,6 +58,14 @@ void null_gpu_listen(void (*told)(const char *)) { listener = told; }
 
 void null_gpu_reset(void) {
     for (int i = 0; i < COUNTS; i++) counts[i].n = 0, counts[i].amount = 0;
+}
+
+/* Begins to write names to a file, in their order; NULL: ends. */
+void null_gpu_order(const char *path) {
+    pthread_mutex_lock(&lock);
+    if (order) fclose(order);
+    order = path ? fopen(path, "w") : 0;
+    pthread_mutex_unlock(&lock);
 }
 
 /* Lines of count, amount, name, separated by tabs. */
