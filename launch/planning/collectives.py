@@ -201,7 +201,8 @@ def of_strategy(
             Collective("gradients", "reduce-scatter", math.ceil(size / 1e9), size),
             Collective("parameters", "all-gather", math.ceil(size / 1e9), size),
         ]
-    return [Collective("gradients", "all-reduce", num_buckets(map(_bytes, trained)), size)]
+    count, width = num_buckets(map(_bytes, trained)), 0.5 if strategy == "ddp_bf16" else 1.0
+    return [Collective("gradients", "all-reduce", count, size * width)]
 
 
 def num_buckets(sizes: Iterable[int]) -> int:

@@ -22,6 +22,7 @@ from .fsdp2 import Fsdp2
 
 PACKAGED: dict[str, Callable[[], Strategy]] = {
     "ddp": Ddp,
+    "ddp_bf16": partial(Ddp, reduce_dtype="bf16"),
     "ddp_find_unused_parameters_false": Ddp,
     "ddp_find_unused_parameters_true": partial(Ddp, find_unused_parameters=True),
     "fsdp2": Fsdp2,
@@ -70,8 +71,8 @@ def sharding_of(strategy: Strategy) -> Sharding:
 
 def _unusable(name: Any) -> ValueError:
     return ValueError(
-        f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, hsdp, zero1, zero2 or zero3 (these "
-        "three also with _offload behind the number), or a class derived from "
+        f"trainer.strategy is '{name}'; it is auto, ddp, ddp_bf16, fsdp2, hsdp, zero1, zero2 or "
+        "zero3 (these three also with _offload behind the number), or a class derived from "
         "counterpoint.train.strategies.base.Sharding; a Trainer of your own takes "
         'strategy=counterpoint.train.strategies.choose.choose_strategy("fsdp2")'
     )

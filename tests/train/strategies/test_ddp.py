@@ -1,6 +1,7 @@
 """DDP as training uses it: gradients are the buckets, and only statistics that change are sent."""
 
 import pytest
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from small_run import Recorded, module, train
 from torch import nn
@@ -45,3 +46,23 @@ def test_every_name_of_it_is_ours(name, num_processes, options):
     made = choose_strategy(name, num_processes)
     assert type(made) is Ddp and isinstance(made, DDPStrategy)
     assert made._ddp_kwargs == {"gradient_as_bucket_view": True} | options
+
+
+def gradients_of(rank, world_size, name):
+    made = module(1)
+    train(made, world_size, name)
+    return made.pieces[0]
+
+
+def test_gradients_added_up_in_bf16_are_rounded_and_equal_on_all_ranks(gloo):
+    exact = gloo(2, gradients_of, "ddp")[0]
+    first, second = gloo(2, gradients_of, "ddp_bf16")
+    largest = max(float(g.abs().max()) for g in exact.values())
+    for name, wanted in exact.items():
+        assert torch.equal(first[name], second[name])
+        assert first[name].dtype == torch.float32
+        # Bf16 has eight bits; gradients of two ranks may cancel.
+        torch.testing.assert_close(first[name], wanted, rtol=0.02, atol=0.01 * largest)
+    assert any(not torch.equal(first[name], wanted) for name, wanted in exact.items())
+    rounded = [torch.equal(g, g.bfloat16().float()) for g in first.values()]
+    assert all(rounded)
