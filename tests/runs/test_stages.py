@@ -184,6 +184,14 @@ def test_killed_in_a_stage_and_at_its_start(tmp_path, manifests, whole, step):
     assert_equal(killed, whole, 1)
 
 
+def test_stages_whose_checkpoints_are_written_behind_them(tmp_path, manifests, whole):
+    killed = tmp_path / "killed"
+    kill(["fit", *run_file(killed, manifests), "--checkpoint.format=distributed"], killed, 6, 1)
+    fit(["--resume", str(killed / "run")], 1, killed / "log")
+    assert_equal(killed, whole, 1)
+    assert (killed / "run/checkpoints/step-00000005.ckpt").is_dir()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
 @pytest.mark.parametrize("world_size", [1, 2])
