@@ -95,6 +95,8 @@ class ClipTextTower(EncoderTower):
         mlp_ratio: hidden width of the MLPs as a multiple of `width`.
         activation: `gelu`, or `quick_gelu` for OpenAI's weights.
         dropout: on the attention weights, in training.
+        kept_positions: where weights of fewer positions are loaded, so many of the first stay as
+            they are, and the others are stretched alone (Long-CLIP: 20 of 77, for 248).
     """
 
     ignores_padding = True
@@ -109,9 +111,16 @@ class ClipTextTower(EncoderTower):
         mlp_ratio: float = 4.0,
         activation: str = "gelu",
         dropout: float = 0.0,
+        kept_positions: int = 0,
     ):
         super().__init__()
         check_heads(width, num_heads)
+        if not 0 <= kept_positions < context_length:
+            raise ValueError(
+                f"kept_positions={kept_positions} of {context_length}: give 0 or more, and fewer "
+                "than context_length"
+            )
+        self.kept_positions = kept_positions
         config = CLIPTextConfig(
             vocab_size=vocab_size,
             hidden_size=width,

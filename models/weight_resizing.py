@@ -25,8 +25,9 @@ def resized(weights: Mapping[str, Tensor], model: TwoTower) -> dict[str, Tensor]
 
     Positions of patches are resampled on their grid (bicubic, antialiased), those of class and
     register tokens stay apart. Positions of tokens are cut, or stretched linearly as open_clip does
-    it; where the last position is pooled they are stretched both ways. A vocabulary gives its first
-    rows; rows that it lacks stay the model's own.
+    it, or behind the first `kept_positions` of the tower; where the last position is pooled they
+    are stretched both ways. A vocabulary gives its first rows; rows that it lacks stay the model's
+    own.
     """
     own, fitted = model.state_dict(), {}
     for name, value in weights.items():
@@ -39,7 +40,11 @@ def resized(weights: Mapping[str, Tensor], model: TwoTower) -> dict[str, Tensor]
             tensor = _grid(value, own[name], model.image, name)  # type: ignore[arg-type]
         elif tower == "text" and name.endswith(POSITIONS):
             pooled_last = isinstance(model.text, SiglipTextTower) and model.text.pooling == "last"
-            tensor = _positions(value, len(own[name]), pooled_last)
+            kept = getattr(model.text, "kept_positions", 0)
+            if kept and len(own[name]) > len(value) > kept + 1:
+                tensor = _stretched_after(value, len(own[name]), kept)
+            else:
+                tensor = _positions(value, len(own[name]), pooled_last)
         elif tower == "text" and name.endswith(VOCABULARIES):
             rows = min(len(value), len(own[name]))
             tensor = own[name].clone()
@@ -71,6 +76,21 @@ def _grid(value: Tensor, own: Tensor, tower: ImageTower, name: str) -> Tensor | 
     flat = flat.float()
     patches = resampled(flat[prefix:], (old, old), (new, new))
     return torch.cat([flat[:prefix], patches]).view(own.shape)
+
+
+def _stretched_after(value: Tensor, length: int, kept: int) -> Tensor:
+    """Stretches positions [n, width] behind the first `kept`, which stay.
+
+    Zhang et al., "Long-CLIP: Unlocking the Long-Text Capability of CLIP" (2024), section 3.1, and
+    its code: position `kept + k` lies at `kept + k / factor` of the old ones, linearly between two
+    of them, and beyond the last one on the line through the last two.
+    """
+    factor = (length - kept) / (len(value) - kept)
+    at = kept + torch.arange(length - kept, dtype=torch.float64) / factor
+    before = at.floor().long().clamp(max=len(value) - 2)
+    share = (at - before)[:, None]
+    one, other = value[before].double(), value[before + 1].double()
+    return torch.cat([value[:kept], (one + share * (other - one)).to(value.dtype)])
 
 
 def _positions(value: Tensor, length: int, stretch: bool) -> Tensor:

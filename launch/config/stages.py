@@ -9,8 +9,8 @@ from .run_files import STAGES, Option, Written, of_stage
 FILE = "stages.yaml"  # of a run folder: the stages' configurations
 # What all stages of a run share: one command trains them, in one folder, from one start.
 SHARED = ("run_dir", "name", "seed", "init_from", "inherit_from", "trainer", "checkpoint", "watch")
-# Of the model, a stage changes what has no parameters of its own.
-OF_MODEL = ("context_length", "chunks", "text_parts")
+# Of the model, a stage may change what has no weights, and the number of positions.
+OF_MODEL = ("text.context_length", "text.kept_positions", "chunks", "text_parts")
 
 
 def split_stages(written: Written) -> dict[str, Written]:

@@ -40,9 +40,10 @@ def carry_rest(
     Counts of samples that could not be read go on where the data are the same.
     """
     ours, of_data = saved["counterpoint"], saved[type(data).__qualname__]
-    average = _below(saved, "ema.")
+    average = _below(saved, "ema.model.")
     if module.ema is not None and average:  # else it begins as the model is now
-        _carry(module.ema, average, "moving average")
+        average |= resized(average, module.ema.model)
+        _carry(module.ema.model, average, "moving average")
     module.guard.load_state_dict(ours["guard"])
     if ours["fingerprint"] == module.run.fingerprint:
         data.load_state_dict(of_data)
