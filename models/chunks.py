@@ -89,7 +89,7 @@ class Captions:
         computed: tokens that the tower computes.
     """
 
-    parts: list[tuple[Tensor | None, ...]]
+    parts: Sequence[tuple[Tensor | None, ...]]
     index: Int64[Tensor, "n"] | None
     computed: int
 
