@@ -34,7 +34,22 @@ def _date(run: Run) -> str:
     if ended not in ("-", times[0]):
         begun = times[0].removesuffix(" UTC")
         times[0] = f"{begun} to {ended.removeprefix(day + ' ')}"
-    return times[0] + (f", {len(times)} starts" if len(times) > 1 else "")
+    num_starts = len(times) - max(len(_first_steps(run)) - 1, 0)  # a stage that follows is none
+    return times[0] + (f", {num_starts} starts" if num_starts > 1 else "")
+
+
+def _stages(run: Run) -> str:
+    stages = _first_steps(run).items()
+    return ", ".join(f"{name} from step {step + 1:,}" for name, step in stages) or "-"
+
+
+def _first_steps(run: Run) -> dict[str, int]:
+    """Returns the steps that were done when each stage began."""
+    steps: dict[str, int] = {}
+    for start in run.starts:
+        if "stage" in start:
+            steps.setdefault(start["stage"], start["step"])
+    return steps
 
 
 def _minute(time: Any) -> str:
@@ -126,6 +141,7 @@ FACTS: list[tuple[str, str, Callable[[Run], str]]] = [
     ("precision", "Precision", _precision),
     ("parameters", "Parameters", _parameters),
     ("epoch_size", "Training set", _data),
+    ("stages", "Stages", _stages),
     ("skipped", "Left out", _skipped),
     ("warnings", "Warnings", _warnings),
     ("code", "Commit", _code),

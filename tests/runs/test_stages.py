@@ -18,6 +18,8 @@ from tiny import config, write_shards
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
 from counterpoint.launch.experiments.results import identity
+from counterpoint.launch.reporting.about import origin
+from counterpoint.launch.reporting.runs import read_run
 from counterpoint.launch.run.load import load_run
 from counterpoint.train.checkpointing.checkpoint import load, newest
 
@@ -234,6 +236,12 @@ def test_stages_that_cannot_be_are_refused(tmp_path, manifests, whole, capsys):
     refused("stages (in", stages=["texts"])
     wider = "--stages.long.model.embed_dim=16"
     refused("stages.long.model.embed_dim is 16, and 8 in texts", wider)
+
+
+def test_the_report_names_the_stages(whole):
+    rows = {row.title: row.cells[0] for row in origin([read_run(whole / "run")])}
+    assert rows["Stages"] == "texts from step 1, views from step 6, long from step 14"
+    assert "starts" not in rows["Date"]
 
 
 def test_a_run_is_loaded_as_the_stage_of_its_checkpoint(whole):
