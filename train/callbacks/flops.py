@@ -1,8 +1,9 @@
 """Floating-point operations of the towers, and how much of the machine's peak they are.
 
 In: the towers, as they are called in training. Out: FLOPs, counted by torch's own counter: once for
-each shape that a tower is called with, on a copy without memory (device `meta`). So reducers,
-trimmed captions, frozen parameters, views and frozen towers count with what they really compute.
+each shape of a row that a tower is called with, on a copy without memory (device `meta`). So
+reducers, trimmed captions, frozen parameters, views and frozen towers count with what they really
+compute.
 
 Model FLOPs are those of one forward and, where gradients flow, one backward pass; hardware FLOPs
 include recomputation. Attention counts as matrix products, causal or not, whichever
@@ -30,6 +31,9 @@ from ..screen import log_line
 from ..torch_internals import is_in_backward
 
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+# Rows of which costs are counted; those of other numbers of rows lie on a line. Parts of captions
+# have another number in almost every step, and counting one of a ViT-B/32 takes half a second.
+FEW = 2, 4
 # Of the products that measure a peak: sides, and how much longer one of twice the side may take (8
 # times the work, outside of caches, the first of its size).
 SMALLEST, LARGEST, GROWTH = 64, {"cuda": 8192, "cpu": 1024}, 24
@@ -89,13 +93,23 @@ class FlopMeter:
         """
         model = hardware = 0.0
         for call, count in self._calls.items():
-            if call not in self._costs:
-                self._costs[call] = self._cost_if_known(call)
-            forward, backward = self._costs[call]
+            forward, backward = self._cost_by_rows(call)
             hardware += count * (forward if call.again else forward + backward)
             model += 0 if call.again else count * (forward + backward)
         self._calls.clear()
         return model, hardware
+
+    def _cost_by_rows(self, call: Call) -> tuple[float, float]:
+        """Returns the cost of a call from those of two others that have few rows."""
+        rows = {x.size[0] for x in call.inputs if x is not None and x.size}
+        some = [call] if len(rows) != 1 else [with_rows(call, few) for few in FEW]
+        for one in some:
+            if one not in self._costs:
+                self._costs[one] = self._cost_if_known(one)
+        first, last = self._costs[some[0]], self._costs[some[-1]]
+        more = (rows.pop() - FEW[0]) / (FEW[1] - FEW[0]) if len(rows) == 1 else 0.0
+        forward, backward = (a + more * (b - a) for a, b in zip(first, last, strict=True))
+        return forward, backward
 
     def _cost_if_known(self, call: Call) -> tuple[float, float]:
         try:
@@ -108,6 +122,12 @@ class FlopMeter:
                 )
             self._uncounted.add(kind)
             return math.nan, math.nan
+
+
+def with_rows(call: Call, rows: int) -> Call:
+    """Returns a call of another number of rows."""
+    inputs = (x and x._replace(size=torch.Size((rows, *x.size[1:]))) for x in call.inputs)
+    return call._replace(inputs=tuple(inputs))
 
 
 def cost(call: Call) -> tuple[int, int]:
@@ -179,9 +199,14 @@ def random_matrices(
 
 
 def product_seconds(a: Tensor, b: Tensor) -> float:
-    """Returns the seconds that a product of two matrices takes."""
-    start = time.perf_counter()
+    """Returns the seconds that a product of two matrices takes; of a CPU, its thread's own time.
+
+    Other jobs on a processor take its time from the thread in the middle of a product.
+    """
+    is_cuda = a.device.type == "cuda"
+    clock = time.perf_counter if is_cuda else time.thread_time
+    start = clock()
     torch.mm(a, b)
-    if a.device.type == "cuda":
+    if is_cuda:
         torch.cuda.synchronize(a.device)
-    return time.perf_counter() - start
+    return clock() - start

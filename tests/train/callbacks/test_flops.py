@@ -207,3 +207,21 @@ def test_what_cannot_be_counted_is_reported_once_not_for_each_shape(capsys):
         model.image(torch.zeros(num_images, 3, 48, 48, dtype=torch.uint8))
     assert math.isnan(meter.take()[0])
     assert capsys.readouterr().out.count("FLOPs of Curious are not known") == 1
+
+
+def test_other_numbers_of_rows_are_not_counted_again(monkeypatch):
+    """Parts of captions have another number of rows in almost every step."""
+    model, counted, real = two_tower(vit()), [], flops.cost
+    monkeypatch.setattr(flops, "cost", lambda call: counted.append(call) or real(call))
+    meter = FlopMeter([model])
+    meter.listening = True
+    hook = next(iter(model.text._forward_pre_hooks.values()))
+    twin = hook.args[0]
+    sums = []
+    for rows in (7, 1, 40):
+        inputs = torch.ones(rows, 9, dtype=torch.int64), torch.full((rows,), 9)
+        hook(model.text, inputs)
+        sums.append(meter.take())
+        shapes = tuple(flops.Input(x.shape, x.dtype, False) for x in inputs)
+        assert sums[-1][0] == sum(real(flops.Call(twin, shapes, True, False)))
+    assert len(counted) == 2 and sums[0] == (7 * sums[1][0], 7 * sums[1][1])
