@@ -6,6 +6,7 @@ In: an estimate with its advice. Out: lines, or plain JSON.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...data.workers import MOST
 from .devices import GIB
 from .estimate import Cluster, Estimate, PhaseEstimate, cores, fed_seconds, images_a_pair
 
@@ -85,7 +86,8 @@ def values(
     price: float | None,
 ) -> dict[str, Any]:
     """Returns all numbers as plain values; `named` are the device's name and the precision."""
-    hours = estimate.seconds / 3600
+    hours, num_workers = estimate.seconds / 3600, config["data"]["num_workers"]
+    num_workers = MOST if num_workers == "auto" else num_workers
     return {
         "name": config["name"],
         **named,
@@ -97,8 +99,8 @@ def values(
         "checkpoint_bytes": estimate.checkpoint_bytes,
         "checkpoint_seconds": estimate.checkpoint_seconds,
         "hours": hours,
-        "fed_hours": fed_seconds(estimate, config["data"]["num_workers"]) / 3600,
-        "num_workers": config["data"]["num_workers"],
+        "fed_hours": fed_seconds(estimate, num_workers) / 3600,
+        "num_workers": num_workers,
         "gpu_hours": hours * cluster.count,
         "price": price,
         "cost": None if price is None else hours * cluster.count * price,

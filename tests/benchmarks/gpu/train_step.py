@@ -20,6 +20,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.train_step import make_batches
 
 from counterpoint.data.dataset import join
+from counterpoint.launch.config.packaged import packaged_files
 from counterpoint.launch.planning.devices import load_device
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
@@ -171,10 +172,10 @@ def with_memory(run: Any, *arguments: Any) -> dict[str, float]:
 
 def peak_tflops() -> float:
     """Returns the vendor's peak for dense bf16 products, else what a product reaches."""
-    name = torch.cuda.get_device_name().lower()
-    for known in ("h100", "h200", "a100", "b200"):
-        if known in name:
-            return load_device(known).tflops["bf16"]
+    known = (load_device(name) for name in packaged_files("device"))
+    for device in known:
+        if torch.cuda.get_device_name() in device.names:
+            return device.tflops["bf16"]
     return measure_peak(torch.device("cuda"), "bf16-mixed", 1.0) / 1e12
 
 

@@ -8,11 +8,13 @@ import tiny
 import torch
 import yaml
 
+from counterpoint.data.workers import MOST
 from counterpoint.launch.cli import main
 from counterpoint.launch.planning import devices
 from counterpoint.launch.planning.advice import ROOM, advice
 from counterpoint.launch.planning.devices import load_device
 from counterpoint.launch.planning.estimate import Cluster, estimate, fed_seconds
+from counterpoint.launch.planning.page import lines, values
 from counterpoint.launch.run.load import build_slots
 
 GIB = 2.0**30
@@ -135,6 +137,17 @@ def test_what_will_be_waited_for_is_said(config):
     assert "checkpoint.every_n_steps" in sentences
     changed["trainer"]["compile"] = "inductor"
     assert "trainer.compile" not in " ".join(advice(found, changed, cluster))
+
+
+@pytest.mark.parametrize(("workers", "number"), [("auto", MOST), (3, 3)])
+def test_hours_are_those_with_the_runs_own_workers(config, workers, number):
+    found, changed, cluster = planned(
+        {**config, "data": {**config["data"], "num_workers": workers}}
+    )
+    slow = replace(found, images_per_core=found.phases[0].rows / found.phases[0].step / 2 / number)
+    plan = values(changed, slow, cluster, [], {"device": "h100", "precision": "32-true"}, None)
+    assert plan["num_workers"] == number and plan["fed_hours"] > 1.3 * plan["hours"]
+    assert any(f"with data.num_workers {number}, if" in line for line in lines(plan))
 
 
 def test_the_page_and_its_numbers(run_file, tmp_path, capsys):
