@@ -12,11 +12,18 @@ import torch
 
 from ...data.dataset import PART_BYTES
 from ...data.pairs import PREFETCH, Pairs
+from ...losses.base import PairwiseTerm
+from ...losses.distributed.exchange import Ring
+from ...losses.objective import Objective
+from ...train.phases import Phases
 from ..config.packaged import packaged_files
 from ..config.run_files import load
 from .env import under_torchrun
 
 GPUS = ("gpu", "cuda")
+# Pairs of a process below which a ring of so many processes launches more than it computes: 15,330
+# kernels and 1,534 sends a step more for 64 pairs of each of 512 (counted, docs/benchmarks.md).
+RING_ROWS, RING_RANKS = 2048, 8
 
 
 def world_size(trainer: Any, place: Callable[[str], str] = lambda key: "") -> int:
@@ -51,6 +58,21 @@ def world_size(trainer: Any, place: Callable[[str], str] = lambda key: "") -> in
     on_gpus = accelerator != "cpu" and num_gpus > 0
     count = _count(trainer.devices, num_gpus if on_gpus else None, _where("trainer.devices", place))
     return count * trainer.num_nodes
+
+
+def check_rings(objective: Objective, phases: Phases, world_size: int) -> str | None:
+    """Returns a line if a term's ring passes on blocks that are too small; None: none does."""
+    rows = min(phase.batch_size for phase in phases.named.values()) // world_size
+    if rows >= RING_ROWS or world_size < RING_RANKS:
+        return None
+    for name, term in objective.named_terms.items():
+        if isinstance(term, PairwiseTerm) and isinstance(term.exchange, Ring):
+            return (
+                f"objective.terms.{name} passes blocks of {rows:,} pairs round {world_size:,} "
+                "processes, which takes longer to start than to compute: take AllGather, the "
+                f"default exchange, or {RING_ROWS:,} pairs a process"
+            )
+    return None
 
 
 def check_shared_memory(

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import resource
+import sys
 import warnings
 from typing import Any
 
@@ -19,6 +20,8 @@ from ...data.workers import OF_SRUN, cores_of
 from ...train.screen import log_line
 from .rendezvous import use_own_store
 
+# Settings of torch's allocator, the newest name first.
+ALLOCATOR = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
 FILES = 1 << 16  # that one process may need: a shard each, and a connection to each rank
 _shared = ""  # the number of threads that this process has given itself
 
@@ -62,9 +65,23 @@ def prepare() -> None:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     # Else gloo connects every two ranks, at every start.
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    prepare_cuda()
     allow_files()
     quieten()
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def prepare_cuda() -> None:
+    """Sets what CUDA's libraries read when they begin, where the user has not."""
+    # Triton 3.10 changes its default, and with it the last digits of our kernels.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    if sys.platform != "linux" or torch.version.cuda is None:
+        return
+    # Captions' parts have several lengths, whose blocks of memory would not serve one another.
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+    # Shards and losses talk in groups of their own, whose kernels must not wait crosswise.
+    os.environ.setdefault("NCCL_LAUNCH_ORDER_IMPLICIT", "1")
 
 
 def allow_files() -> None:

@@ -33,7 +33,7 @@ from ..config.fit_arguments import AUTO
 from ..config.run_files import Written
 from ..config.staged import identity_of, parse_stages, stages_of
 from .build import build_module, build_parts
-from .devices import check_shared_memory, world_size
+from .devices import check_rings, check_shared_memory, world_size
 from .env import (
     choose_attention,
     is_first_process,
@@ -312,6 +312,8 @@ class Run:
         if start.checkpoint is None:
             begin_at(trainer, step)
         if hint := check_shared_memory(parts.data, trainer.num_devices, trainer.world_size):
+            log(hint)
+        if hint := check_rings(parts.objective, phases, trainer.world_size):
             log(hint)
         known = facts(start.module.model, parts.data, trainer, stage.chosen)
         if is_first_process():

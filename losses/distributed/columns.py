@@ -146,12 +146,16 @@ class RingColumns(Columns):
 
     def blocks_with_grad(self) -> Iterator[tuple[slice, tuple[Tensor, ...], Tensor]]:
         """Yields the same; the gradients travel with the columns and come home at last."""
-        gradient = torch.zeros_like(self.tensors[0])
+        transfer = None
         for owner, held in self._rounds():
-            count = self.counts[owner]
+            count, gradient = self.counts[owner], torch.zeros_like(self.tensors[0])
             yield self.where(owner), tuple(t[:count] for t in held), gradient[:count]
-            (gradient,) = self._send_on((gradient,), len(held)).wait()
-        self._gradient = gradient
+            # What other ranks have added up has come while this one computed.
+            if transfer is not None:
+                gradient += transfer.wait()[0]
+            transfer = self._send_on((gradient,), len(held))
+        assert transfer is not None
+        (self._gradient,) = transfer.wait()
 
     def gradient(self) -> Tensor:
         assert self._gradient is not None

@@ -66,6 +66,7 @@ def build(folder: Path) -> dict[str, str]:
         "LD_PRELOAD": str(folder / LIBRARY),
         "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}",
         "TRITON_LIBCUDA_PATH": str(folder),
+        "PYTORCH_ALLOC_CONF": "expandable_segments:False",  # which the driver maps
         "TRITON_CACHE_DIR": str(folder / "triton"),
         # One root for all ranks: torch would gather the roots of a large world over the store.
         "TORCH_NCCL_RANKS_PER_ROOT": "100000",

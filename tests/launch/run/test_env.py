@@ -22,6 +22,45 @@ def test_float32_products_stay_float32():
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+CUDA = {
+    "TRITON_DEFAULT_FP_FUSION": "1",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "NCCL_LAUNCH_ORDER_IMPLICIT": "1",
+}
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """An environment that says nothing about CUDA, on a Linux with torch for it."""
+    for name in (*CUDA, "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+def test_cuda_is_told_what_suits_training(bare):
+    env.prepare_cuda()
+    assert {name: os.environ.get(name) for name in CUDA} == CUDA
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
+@pytest.mark.parametrize("name", [*CUDA, "PYTORCH_CUDA_ALLOC_CONF"])
+def test_what_the_user_says_to_cuda_holds(bare, monkeypatch, name):
+    monkeypatch.setenv(name, "0")
+    env.prepare_cuda()
+    assert os.environ[name] == "0"
+    if "ALLOC" in name:
+        assert sum("ALLOC_CONF" in other for other in os.environ) == 1
+
+
+def test_without_cuda_its_libraries_are_told_nothing(bare, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    env.prepare_cuda()
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    assert "NCCL_LAUNCH_ORDER_IMPLICIT" not in os.environ
+
+
 @pytest.fixture
 def eight_cores(monkeypatch):
     """A machine of eight cores, outside of SLURM, whose threads are only counted."""
