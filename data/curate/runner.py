@@ -234,7 +234,7 @@ class Step:
         self._reduce(blocks, over)
         if isinstance(self.filter, GroupFilter):
             parts = self.filter.parts()
-            buckets, rows_a_block = self._sizes(parts[0])
+            buckets, rows_a_block = self._sizes(parts)
             blocks = _blocks(samples, rows_a_block)
             shuffle = Shuffle(parts, self.rows, blocks, self.folder, buckets)
             numbers = range(len(blocks))
@@ -307,7 +307,7 @@ class Step:
         seen = np.concatenate(numbers) if numbers else np.zeros(0, dtype=np.int64)
         self.rows.write(self.folder, shard, seen, joined, self.filter.writes)
 
-    def _sizes(self, filter: GroupFilter) -> tuple[int, int]:
+    def _sizes(self, parts: Sequence[GroupFilter]) -> tuple[int, int]:
         """Into how many buckets rows go, and how many rows of the pool are in a block at most.
 
         Written down, so that a run that goes on has as many. A row of several groups is written as
@@ -319,14 +319,15 @@ class Step:
             return sizes["buckets"], sizes["rows_a_block"]
         width = 64.0
         for shard in range(len(self.rows.table.shards)):
-            _, rows = next(self.rows.batches(shard, filter.reads), (None, None))
+            _, rows = next(self.rows.batches(shard, parts[0].reads), (None, None))
             if rows is not None and rows.num_rows:
-                groups = filter.groups(rows, state_of(self.folder))
+                groups = parts[0].groups(rows, state_of(self.folder))
                 copies = 1 if groups.ndim == 1 else groups.shape[1]
                 width = (width + rows.get_total_buffer_size() / rows.num_rows) * copies
                 break
         buckets = max(1, int(self.rows.table.num_samples * width / BUCKET_BYTES))
-        rows_a_block = max(1, min(ROWS_A_BLOCK, int(2 * BUCKET_BYTES / width)))
+        # The results of all parts meet in a block.
+        rows_a_block = max(1, min(ROWS_A_BLOCK, int(2 * BUCKET_BYTES / width / len(parts))))
         write_json(path, {"buckets": buckets, "rows_a_block": rows_a_block})
         return buckets, rows_a_block
 
