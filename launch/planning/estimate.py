@@ -62,7 +62,7 @@ class PhaseEstimate:
         collectives: of the whole step.
         memory: bytes by part.
         seconds: of the step by part, those that nothing hides; they add up to the step.
-        hidden: seconds of collectives behind computation.
+        hidden: seconds of collectives and of the batch's copy behind computation.
     """
 
     name: str
@@ -314,16 +314,16 @@ class _Setting:
         touched = (2 * (trained + self.state_bytes) + 4 * trained) / shards
         seconds["optimizer"] = touched / device.memory_rate
         copied = _batch_bytes(batch) if device.kind == "cuda" else 0.0
-        seconds["copy"] = copied / (device.host * GB)
         compute = sum(seconds.values())
         is_one_node = self.cluster.nodes == 1
-        times: dict[str, float] = {}
+        times = {"copy": copied / (device.host * GB)}
         for each in collectives:
             spent = each.seconds(ranks, device, is_one_node)
             times[each.purpose] = times.get(each.purpose, 0.0) + spent
         # Gradients travel behind the last chunk's backward pass, but for the last bucket; a layer
         # is gathered behind the one before.
         behind = {
+            "copy": compute,  # beside the step before
             "gradients": count.backward_seconds / self.parts.model.chunks * 0.95,
             "parameters": compute * 0.95 if self.strategy.startswith((*FSDP2, "zero3")) else 0.0,
         }

@@ -8,8 +8,7 @@ Products have float32's accuracy, whatever a program has set for its other ones
 (`torch.set_float32_matmul_precision`): rounded to TF32, gradients err by 0.1% and more.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
@@ -19,6 +18,10 @@ from torch.autograd.function import once_differentiable
 
 # Settings of torch under which float32 is multiplied as it is.
 EXACT = ("none", "ieee")
+BACKENDS: tuple[Any, ...] = (
+    torch.backends.cuda.matmul,
+    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+)
 
 
 class TileOps(Protocol):
@@ -60,12 +63,10 @@ class TorchTileOps:
     """The functions in torch; but for products, without graph breaks."""
 
     def product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-        with full_float32():
-            return torch.mm(a, b, out=out)
+        return exactly(torch.mm, a, b, out=out)
 
     def add_product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-        with full_float32():
-            return out.addmm_(a, b)
+        return exactly(out.addmm_, a, b)
 
     def log_sum_exps(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits.logsumexp(1), logits.logsumexp(0)
@@ -98,17 +99,18 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
     return _Product.apply(a, b)  # type: ignore[return-value]
 
 
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Inside, torch's own products round no float32 to fewer bits."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    lowered = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in EXACT]
-    for backend, _ in lowered:
-        backend.fp32_precision = "ieee"
+def exactly(function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    """Calls a function of torch whose products round no float32 to fewer bits."""
+    lowered = [b for b in BACKENDS if b.fp32_precision not in EXACT]
+    if not lowered:
+        return function(*args, **options)
+    before = [backend.fp32_precision for backend in lowered]
     try:
-        yield
+        for backend in lowered:
+            backend.fp32_precision = "ieee"
+        return function(*args, **options)
     finally:
-        for backend, precision in lowered:
+        for backend, precision in zip(lowered, before, strict=True):
             backend.fp32_precision = precision
 
 

@@ -30,6 +30,7 @@ def planned(model, strategy, chunks):
     [
         ("vit_b32", "ddp", 1),
         ("vit_b32", "ddp", 4),
+        ("vit_b32", "ddp_bf16", 1),
         ("vit_b32", "ddp", 8),
         ("vit_b32", "fsdp2", 1),
         ("vit_b32", "fsdp2", 8),
