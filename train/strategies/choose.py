@@ -71,7 +71,7 @@ def sharding_of(strategy: Strategy) -> Sharding:
 
 def _unusable(name: Any) -> ValueError:
     return ValueError(
-        f"trainer.strategy is '{name}'; it is auto, ddp, ddp_bf16, fsdp2, hsdp, zero1, zero2 or "
+        f"trainer.strategy is '{name}'; it is auto, ddp, fsdp2, hsdp, ddp_bf16, zero1, zero2 or "
         "zero3 (these three also with _offload behind the number), or a class derived from "
         "counterpoint.train.strategies.base.Sharding; a Trainer of your own takes "
         'strategy=counterpoint.train.strategies.choose.choose_strategy("fsdp2")'
