@@ -264,6 +264,19 @@ def export() -> Arguments:
     return made
 
 
+def replay() -> Arguments:
+    """The options of `counterpoint replay`."""
+    made = Arguments(
+        prog="counterpoint replay",
+        description="Compute a step that was not finite again, on the CPU, and say where that "
+        "begins: module by module, then gradient by gradient.",
+    )
+    made.add_argument(
+        "capsule", type=Path, help="RUN_DIR/nonfinite/step-*.pt, of a run with --trace.nonfinite 1"
+    )
+    return made
+
+
 def check_export(options: Any) -> None:
     """Refuses a place that does not fit what is written there."""
     suffix = SUFFIXES.get(options.to, "")

@@ -11,6 +11,7 @@ from .arguments import (
     plan,
     probe,
     prompts,
+    replay,
 )
 from .config import fit_arguments
 from .config.diagnosis import check_words
@@ -21,7 +22,7 @@ from .job_arguments import LAUNCHERS, check_launcher
 
 def check(command: str, argv: list[str]) -> None:
     """Answers `--help` of a command and exits; refuses mistakes that its own options show."""
-    whole = {each.__name__: each for each in (evaluate, cluster, probe, curate, export)}
+    whole = {each.__name__: each for each in (evaluate, cluster, probe, curate, export, replay)}
     if command in whole:
         options = whole[command]().parse_args(argv)
         if command == "export":

@@ -27,6 +27,7 @@ COMMANDS = {
     "report": ("report", "write one HTML page about one or more runs"),
     "sweep": ("sweep", "run (config, seed) pairs and render the results"),
     "ablate": ("ablate", "compare subsets of a pool: train, test, one table"),
+    "replay": ("replay", "compute a step that was not finite again, and say where that begins"),
     "plan": ("plan", "compute what a run needs and costs, before it is started"),
     "launch": ("launch", "write (and submit) a job for SLURM, Kubernetes or SkyPilot"),
     "data": ("data", "build the emoji shards, index shards to a manifest"),

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
+from ...train.callbacks.capsule import Capsules
 from ...train.callbacks.early_stopping import ActOnMetrics
 from ...train.callbacks.evaluation import Evaluate
 from ...train.callbacks.garbage import CollectGarbage
@@ -104,6 +105,7 @@ def make_trainer(
             ActOnMetrics(file, evaluation, errors),
             saving,
             *compilation(parts.trainer.compile),
+            *capsules(parts.trace.nonfinite, run_dir / "nonfinite"),
             Trace(parts.trace, run_dir / "trace"),
             CollectGarbage(),
             OutOfMemory(run_dir / "memory"),
@@ -135,6 +137,11 @@ def saves(parts: Any, run_dir: Path, ends: Collection[int] = ()) -> Checkpoints:
     """
     kind = RewindingCheckpoints if parts.guard.rewinds else Checkpoints
     return kind(run_dir / "checkpoints", **vars(parts.checkpoint), ends=ends)
+
+
+def capsules(most: int, folder: Path) -> list[Any]:
+    """The callback that keeps steps that are not finite, if any are wanted."""
+    return [Capsules(folder, most)] if most else []
 
 
 def compilation(backend: str | None) -> list[Any]:

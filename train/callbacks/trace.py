@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from ..checks import at_least
 from ..screen import log_line
 from ..torch_internals import dump_memory_snapshot, record_memory
 
@@ -27,13 +28,17 @@ class TraceConfig:
         memory_steps: the first and the last one in which blocks of GPU memory are recorded with
             the stacks that asked for them, also for the snapshot of a run that is out of memory.
         ranks: which record, each into files of its own.
+        nonfinite: how many steps whose gradient is not finite are kept, each in a file that
+            `counterpoint replay` computes again. On GPUs each step then waits for its end.
     """
 
     steps: tuple[int, int] | None = None
     memory_steps: tuple[int, int] | None = None
     ranks: tuple[int, ...] = (0,)
+    nonfinite: int = 0
 
     def __post_init__(self) -> None:
+        at_least("trace.nonfinite", self.nonfinite, 0)
         for name in ("steps", "memory_steps"):
             window = getattr(self, name)
             if window is not None and not 1 <= window[0] <= window[1]:

@@ -19,7 +19,7 @@ KEYS = {
     "evaluation.tasks_at_once "
     "evaluation.data_root checkpoint.every_n_steps checkpoint.keep checkpoint.max_failures "
     "checkpoint.format "
-    "watch.timeout trace.steps trace.memory_steps trace.ranks "
+    "watch.timeout trace.steps trace.memory_steps trace.ranks trace.nonfinite "
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.callbacks "
     "trainer.max_time trainer.log_every_n_steps trainer.enable_progress_bar "
     "trainer.enable_model_summary trainer.profiler trainer.logger trainer.peak_tflops "
