@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     module = build_module(parts, teachers, RunInfo())
     ranks, world_size = capsule["ranks"], capsule["world_size"]
     print(f"step {capsule['step'] + 1}, rows of {len(ranks)} of {world_size} ranks, ", end="")
-    print(f"{capsule['precision']}; its gradient's norm was {capsule['grad_norm']:.6g}")
+    print(f"{capsule['precision']}; the norm of its gradient was {capsule['grad_norm']:.6g}")
     lines, was_seen = replay(module, capsule)
     print(*lines, sep="\n")
     if not was_seen:

@@ -32,7 +32,7 @@ def test_it_names_the_first_module(capsule, capsys):
     assert capsule.name == "step-00000002.pt"
     assert main(["replay", str(capsule)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "step 2, rows of 1 of 1 ranks, 32-true; its gradient's norm was nan"
+    assert lines[0] == "step 2, rows of 1 of 1 ranks, 32-true; the norm of its gradient was nan"
     assert any(re.match(r"the loss is (nan|inf)", line) for line in lines)
     assert any(re.match(r"the (out|in)put of model\.\w+\..* not finite", line) for line in lines)
 
