@@ -42,8 +42,8 @@ def data(num=STEPS):
 class Watched(ContrastiveModule):
     """Keeps the features of the bad step."""
 
-    def features(self, batch, step):
-        found = super().features(batch, step)
+    def features(self, batch, step, on_feature=None):
+        found = super().features(batch, step, on_feature)
         if step == BAD - 1:
             self.seen = {name: value.detach().clone() for name, value in found.items()}
         return found
