@@ -23,6 +23,7 @@ from .transfer import Incomplete, check, check_arrived, copy_output, watched
 Result = TypeVar("Result")
 
 MAX_DELAY = 30.0
+SLOWEST = 1e6  # bytes a second at which an upload is not given up
 # Answers of a web server that may differ at the next attempt; so may those from 500 on.
 PASSING_STATUS = (408, 416, 425, 429)
 PACKAGES = {
@@ -59,7 +60,7 @@ os.register_at_fork(after_in_child=_forget_parent)
 
 
 class FetchError(Exception):
-    """A remote file cannot be read; the message names it and the reason."""
+    """A remote file cannot be read or written; the message names it and the reason."""
 
 
 class Refused(FetchError):
@@ -71,7 +72,7 @@ class NotThere(Refused):
 
 
 class Transport:
-    """Fetches and lists remote files.
+    """Fetches, lists and writes remote files.
 
     Args:
         num_attempts: attempts per file.
@@ -190,6 +191,46 @@ class Transport:
         }
         return dict(sorted(sizes.items()))
 
+    def tree(self, url: str) -> dict[str, int]:
+        """Returns all files below a remote folder by their names there, with their bytes."""
+        system, patience = self._system(url), 20 * self.stall_timeout
+        system.invalidate_cache()
+        root = system._strip_protocol(url).rstrip("/") + "/"
+        try:
+            files = self._retried(
+                url, lambda: watched(lambda: system.find(root, detail=True), patience)
+            )
+        except NotThere:
+            return {}
+        sizes = {name.removeprefix(root): int(info["size"]) for name, info in files.items()}
+        # A store may name anything; a name is a path to us.
+        return {n: size for n, size in sizes.items() if not {"", ".", ".."} & {*n.split("/")}}
+
+    def upload(self, path: Path, url: str) -> None:
+        """Copies a local file to where it is whole or as it was before; raises FetchError."""
+        system = self._system(url)
+        patience = 20 * self.stall_timeout + path.stat().st_size / SLOWEST
+        self._retried(
+            url, lambda: watched(lambda: system.put_file(str(path), url), patience), "written"
+        )
+
+    def write(self, url: str, content: bytes) -> None:
+        """Writes a small remote file; raises FetchError."""
+        system = self._system(url)
+        self._retried(
+            url,
+            lambda: watched(lambda: system.pipe_file(url, content), self.stall_timeout),
+            "written",
+        )
+
+    def remove(self, url: str) -> None:
+        """Removes a remote file, if it is there; raises FetchError."""
+        system = self._system(url)
+        with contextlib.suppress(NotThere):
+            self._retried(
+                url, lambda: watched(lambda: system.rm_file(url), self.stall_timeout), "removed"
+            )
+
     def _attempt(self, url: str, path: Path, num_bytes: int, sha256: str, max_bytes: float) -> None:
         # Every attempt has its own file: an abandoned one may still write.
         with whole_file(path) as part:
@@ -223,7 +264,7 @@ class Transport:
         if progress.size and part.stat().st_size != progress.size:
             raise Incomplete(f"{part.stat().st_size} of {progress.size} bytes arrived")
 
-    def _retried(self, url: str, call: Callable[[], Result]) -> Result:
+    def _retried(self, url: str, call: Callable[[], Result], done: str = "read") -> Result:
         """Calls until it works, an error is final, or the attempts are used up."""
         # Python's global generator may be seeded alike in every process; these pauses must differ.
         chance = random.SystemRandom()
@@ -241,9 +282,9 @@ class Transport:
                 if is_missing(error):
                     raise NotThere(f"'{shown(url)}' does not exist") from error
                 if is_final(error):
-                    raise Refused(f"'{shown(url)}' cannot be read: {brief(error)}") from error
+                    raise Refused(f"'{shown(url)}' cannot be {done}: {brief(error)}") from error
         raise FetchError(
-            f"'{shown(url)}' could not be read in {self.num_attempts} attempts: {brief(error)}"
+            f"'{shown(url)}' could not be {done} in {self.num_attempts} attempts: {brief(error)}"
         ) from error
 
     def _system(self, url: str) -> Any:
@@ -287,7 +328,7 @@ class Transport:
             return {"client_kwargs": {"timeout": timeout, "headers": headers, "trust_env": True}}
         if protocol == "s3":
             return {"config_kwargs": {"connect_timeout": seconds, "read_timeout": seconds}}
-        return {}
+        return {} if protocol else {"auto_mkdir": True}
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -312,9 +353,13 @@ def is_missing(error: Exception) -> bool:
     """Whether the server has no such file."""
     # fsspec reports any failure to get a size as a missing file, with the reason as its cause.
     cause = error.__cause__
-    return isinstance(error, FileNotFoundError) and (
-        cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) == 404
-    )
+    if not isinstance(error, FileNotFoundError):
+        return False
+    if cause is None or isinstance(cause, FileNotFoundError | KeyError):
+        return True
+    answer = getattr(cause, "response", None)  # of S3's client
+    answer = answer.get("ResponseMetadata", {}) if isinstance(answer, dict) else {}
+    return 404 in (getattr(cause, "status", 0), answer.get("HTTPStatusCode"))
 
 
 def is_final(error: Exception) -> bool:

@@ -18,6 +18,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
     "The run": [
         ("name", "run", "name in reports"),
         ("run_dir", "null", "folder for results; null: runs/NAME"),
+        ("mirror", "null", "copy of that folder in a store, such as s3://bucket/run"),
         ("seed", "0", "of weights, order, augmentation"),
         ("init_from", "null", "weights to start from: a run, a file, another library's model"),
     ],

@@ -44,8 +44,8 @@ _KEYS = {
     "phases.*.timescale_samples phases.*.schedule phases.*.final_fraction phases.*.rate_batch "
     "phases.*.rate_scaling phases.*.image_reducer phases.*.text_reducer phases.*.word_reducer",
     # Resume compares the fingerprint of the manifest's shards.
-    Role.WHERE: "run_dir name evaluation checkpoint watch trace trainer.accelerator "
-    "trainer.devices trainer.num_nodes trainer.callbacks trainer.max_time "
+    Role.WHERE: "run_dir mirror name evaluation checkpoint watch trace "
+    "trainer.accelerator trainer.devices trainer.num_nodes trainer.callbacks trainer.max_time "
     "trainer.log_every_n_steps trainer.enable_progress_bar trainer.enable_model_summary "
     "trainer.profiler trainer.logger trainer.peak_tflops "
     "data.num_workers data.manifest data.cache data.allow_pipe "

@@ -111,6 +111,9 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="a run file, or a packaged run's name")
     parser.add_argument("--run_dir", type=str | None, help="where results go (runs/NAME)")
+    parser.add_argument(
+        "--mirror", type=str | None, help="copy of the run folder in a store: s3://bucket/run"
+    )
     parser.add_argument("--name", type=str, default="run", help="name in reports")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order, augmentation")
     parser.add_argument(

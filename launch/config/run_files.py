@@ -30,7 +30,11 @@ SLOTS = (
     *("ema", "evaluation", "checkpoint", "watch", "trace"),
 )
 STAGES = "stages"
-KEYS = ("config", "run_dir", "name", "seed", "init_from", "inherit_from", *SLOTS, STAGES)
+KEYS = (
+    *("config", "run_dir", "mirror", "name", "seed", "init_from", "inherit_from"),
+    *SLOTS,
+    STAGES,
+)
 GROUPS = (
     *("trainer", "data", "model", "objective", "guard", "evaluation", "checkpoint"),
     *("watch", "trace"),

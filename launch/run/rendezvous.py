@@ -20,6 +20,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 KEY = "counterpoint/port"
 SECONDS = 600.0
+REFUSED = "refused: "
 _served: list[Any] = []  # a store ends with the object that serves it
 _num_asked: Counter[str] = Counter()
 
@@ -50,6 +51,9 @@ def agreed(name: str, decide: Callable[[], str]) -> str:
     Args:
         name: of the decision, in capitals. All processes ask as often for one of a name.
         decide: is called in the first process only.
+
+    Raises:
+        ValueError: `decide` does, in the first process.
     """
     env, key = os.environ, f"COUNTERPOINT_{name}"
     if "TORCHELASTIC_RUN_ID" not in env:
@@ -64,14 +68,22 @@ def agreed(name: str, decide: Callable[[], str]) -> str:
     key += f"/{_num_asked[name]}"
     host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     if env["RANK"] == "0":
-        choice = decide()
-        (_served[-1] if _served else _serve(host, port)).set(key, choice)
+        store = _served[-1] if _served else _serve(host, port)
+        try:
+            choice = decide()
+        except ValueError as error:
+            store.set(key, f"{REFUSED}{error}")
+            raise
+        store.set(key, choice)
         return choice
     try:
         limit = timedelta(seconds=SECONDS)
-        return TCPStore(host, port, is_master=False, timeout=limit).get(key).decode()
+        choice = TCPStore(host, port, is_master=False, timeout=limit).get(key).decode()
     except RuntimeError as error:  # torch's errors of stores, that of time among them
         raise ValueError(f"rank 0 at {host}:{port} does not answer: {error}") from None
+    if choice.startswith(REFUSED):
+        raise ValueError(choice.removeprefix(REFUSED))
+    return choice
 
 
 def _serve(host: str, port: int) -> Any:

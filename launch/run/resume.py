@@ -4,7 +4,6 @@ In: a run folder, and the configuration to continue with. Out: the newest whole 
 sentence that names every change that would make the continued run another run.
 """
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -86,21 +85,15 @@ def agreed_checkpoint(run_dir: Path) -> Path:
     """
 
     def find() -> str:
-        try:
-            path, damaged = checkpoints.newest_whole(run_dir)
-        except ValueError as error:
-            return json.dumps({"error": str(error)})
+        path, damaged = checkpoints.newest_whole(run_dir)
         for worse, reason in damaged.items():
             log(f"{worse} is damaged ({reason}); {path.name} is used instead")
             aside = worse.with_suffix(".damaged")
             remove(aside)
             worse.replace(aside)
-        return json.dumps({"name": path.name})
+        return path.name
 
-    found = json.loads(agreed("CHECKPOINT", find))
-    if "error" in found:
-        raise ValueError(found["error"])
-    return run_dir / "checkpoints" / found["name"]
+    return run_dir / "checkpoints" / agreed("CHECKPOINT", find)
 
 
 def check_resume(

@@ -45,6 +45,7 @@ from .env import (
 from .facts import facts
 from .faults.lock import PATIENCE, RunLock
 from .faults.lost_ranks import lost_ranks
+from .faults.mirror import Mirror, open_mirror
 from .folder import folder_errors, freeze, is_finished, prepare_folder, run_dir_of, write_summary
 from .loggers import Loggers
 from .precision import settle_precision
@@ -151,6 +152,7 @@ class Run:
         config: parsed; of several stages, by their names.
         resume: run folder to continue; `auto`: the run's own, if it holds a checkpoint.
         callbacks: of the Trainer, beside those of the configuration.
+        mirror: what copies the folder to a store, in the first process of a run that has one.
     """
 
     def __init__(
@@ -159,7 +161,9 @@ class Run:
         config: Namespace | Mapping[str, Namespace],
         resume: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
+        mirror: Mirror | None = None,
     ):
+        self.mirror = mirror
         self.parser, self.resume = parser, resume
         self.callbacks = callbacks
         configs = {"": config} if isinstance(config, Namespace) else config
@@ -187,8 +191,11 @@ class Run:
             of = f"stages.{stage}." if stage else ""
             for name, phase in config.phases.items():
                 check_divides(phase.batch_size, num_processes, f"{of}phases.{name}.")
+        first = next(iter(configs.values()))
+        run_dir = Path(resume) if resume not in (None, AUTO) else run_dir_of(first)
+        mirror = open_mirror(first.mirror, run_dir, resume is not None) if first.mirror else None
         fit_machine(list(configs.values()), resume)
-        return cls(parser, configs, resume, callbacks)
+        return cls(parser, configs, resume, callbacks, mirror)
 
     def train(self) -> int:
         """Trains to the end of the last stage; returns the exit status.
@@ -210,13 +217,21 @@ class Run:
         return self.stage is self.stages[-1]
 
     def close(self) -> None:
-        """Lets another process train in the run folder.
+        """Lets another process train in the run folder, once its mirror has all of it.
 
         At once: what refers to an error would keep this object, and with it the lock, alive.
+
+        Raises:
+            ValueError: something could not be copied to the mirror.
         """
-        if self._lock is not None:
-            self._lock.release()
-        self._lock = None
+        mirror, self.mirror = self.mirror, None
+        try:
+            if mirror is not None:
+                mirror.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            self._lock = None
 
     def restore(self) -> Start | None:
         """Builds everything, and finds the checkpoint of a resumed run; None: it is finished."""

@@ -15,8 +15,8 @@ from counterpoint.train.phases import Phase
 
 # Every key that does not train, by what it does; a new one has to be thought of here.
 KEYS = {
-    Role.WHERE: "run_dir name evaluation.suite evaluation.every_n_steps evaluation.batch_size "
-    "evaluation.tasks_at_once "
+    Role.WHERE: "run_dir mirror name evaluation.suite evaluation.every_n_steps "
+    "evaluation.batch_size evaluation.tasks_at_once "
     "evaluation.data_root checkpoint.every_n_steps checkpoint.keep checkpoint.max_failures "
     "checkpoint.format "
     "watch.timeout trace.steps trace.memory_steps trace.ranks trace.nonfinite "
