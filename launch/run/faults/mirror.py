@@ -157,12 +157,15 @@ class Mirror:
             self._sent.pop(name, None)
 
     def _local_files(self) -> Iterator[str]:
-        """Yields names of files below the run folder: checkpoints first, an index last of its."""
+        """Yields names of files below the run folder: an index last, checkpoints behind all else.
+
+        So what a checkpoint needs, such as the rows of metrics before it, is there when it is.
+        """
         files = [
             path.relative_to(self.run_dir) for path in self.run_dir.rglob("*") if path.is_file()
         ]
         seen = [file for file in files if not any(part.startswith(".") for part in file.parts)]
-        seen.sort(key=lambda f: (f.parts[0] != CHECKPOINTS[:-1], f.name == INDEX, str(f)))
+        seen.sort(key=lambda f: (f.parts[0] == CHECKPOINTS[:-1], f.name == INDEX, str(f)))
         yield from map(Path.as_posix, seen)
 
     def _fetch_checkpoint(self, name: str, files: dict[str, int]) -> None:
