@@ -8,7 +8,10 @@ from .run_files import STAGES, Option, Written, of_stage
 
 FILE = "stages.yaml"  # of a run folder: the stages' configurations
 # What all stages of a run share: one command trains them, in one folder, from one start.
-SHARED = ("run_dir", "name", "seed", "init_from", "inherit_from", "trainer", "checkpoint", "watch")
+SHARED = (
+    *("run_dir", "mirror", "name", "seed", "init_from", "inherit_from"),
+    *("trainer", "checkpoint", "watch"),
+)
 # Of the model, a stage may change what has no weights, and the number of positions.
 OF_MODEL = ("text.context_length", "text.kept_positions", "chunks", "text_parts")
 

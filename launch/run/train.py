@@ -163,8 +163,7 @@ class Run:
         callbacks: Sequence[Callback] = (),
         mirror: Mirror | None = None,
     ):
-        self.mirror = mirror
-        self.parser, self.resume = parser, resume
+        self.parser, self.resume, self.mirror = parser, resume, mirror
         self.callbacks = callbacks
         configs = {"": config} if isinstance(config, Namespace) else config
         self.stages = stages_of(parser, configs)
