@@ -211,8 +211,7 @@ class TimmTower(ImageTower):
             keep: rising indices of the patches to encode; None: all. Li et al. (FLIP, 2023).
             hidden: which of these the mask token replaces; None: none.
         """
-        usual = image.shape[-2:] == (self.image_size, self.image_size)
-        if keep is None and (usual or self._vit() is None):
+        if not self._embeds_itself(image, keep):
             pooled = self.trunk(self.stem(image))
         else:
             tokens, trunk = self.tokens(image, keep, hidden)
@@ -231,8 +230,7 @@ class TimmTower(ImageTower):
         Of a convolutional network, the places of its last map, row by row.
         """
         network: Any = self.trunk
-        usual = image.shape[-2:] == (self.image_size, self.image_size)
-        if keep is None and (usual or self._vit() is None):
+        if not self._embeds_itself(image, keep):
             states = network.forward_features(self.stem(image))
         else:
             tokens, trunk = self.tokens(image, keep, hidden)
@@ -280,6 +278,19 @@ class TimmTower(ImageTower):
             x = x + (places if keep is None else F.embedding(keep, places))
         x = torch.cat([*(p.expand(num_images, -1, -1) for p in prefix), x], dim=1)
         return trunk.norm_pre(trunk.patch_drop(trunk.pos_drop(x))), trunk
+
+    def _embeds_itself(self, image: Tensor, keep: Tensor | None) -> bool:
+        """Whether patches are embedded by `tokens`, not by timm.
+
+        They are where some are left out, or images have another size. And on GPUs: a product of
+        patches is what a convolution of them makes, in fewer kernels.
+        """
+        if (trunk := self._vit()) is None:
+            return keep is not None
+        if keep is not None or image.shape[-2:] != (self.image_size, self.image_size):
+            return True
+        sides = trunk.patch_embed.patch_size
+        return image.is_cuda and not any(self.image_size % side for side in sides)
 
     def _vit(self) -> VisionTransformer | None:
         """The trunk, if its forward is the one that is repeated here."""

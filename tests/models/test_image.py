@@ -51,6 +51,18 @@ def dense(trunk, image, keep):
     return trunk.forward_head(trunk.norm(trunk.blocks(trunk.norm_pre(torch.stack(kept)))))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_product_of_patches_is_their_convolution(kind):
+    made, image = tower(kind), pixels()
+    got, trunk = made.tokens(image)
+    got = gradients(made, got) | {"": got}
+    want = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(made.stem(image))))
+    want = gradients(made, want) | {"": want}
+    assert got.keys() == want.keys() and "trunk.patch_embed.proj.weight" in want
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-11, atol=1e-11, msg=name)
+
+
 def gradients(model, value):
     weights = torch.linspace(-1, 1, value.numel(), dtype=value.dtype).view_as(value)
     model.zero_grad()
