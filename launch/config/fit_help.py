@@ -44,7 +44,7 @@ OPTIONS: dict[str, list[tuple[str, str, str]]] = {
         ("trainer.devices", "auto", "a number, or [0, 1]; several nodes: torchrun or launch"),
         ("trainer.strategy", "auto", "ddp, fsdp2, hsdp, zero1, zero2, zero3"),
         ("trainer.precision", "auto", "bf16-mixed, 16-mixed, 32-true, bf16-true"),
-        ("trainer.compile", "null", "inductor compiles the towers"),
+        ("trainer.compile", "null", "inductor compiles the towers; auto: on GPUs"),
     ],
     "Optimisation": [
         ("grad_clip", "null", "limits gradients: norm, zclip, agc, ... (--help grad_clip)"),

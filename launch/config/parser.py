@@ -141,8 +141,9 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--trainer.compile",
-        type=Literal["inductor", "aot_eager"] | None,
-        help="compile the towers' layers with this backend of torch.compile",
+        type=Literal["auto", "inductor", "aot_eager"] | None,
+        help="compile the towers' layers with this backend of torch.compile; auto: inductor on "
+        "GPUs, else none",
     )
     parser.add_argument(
         "--trainer.peak_tflops",

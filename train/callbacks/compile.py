@@ -6,7 +6,8 @@ only by rounding.
 
 Layers, not whole towers: FSDP2 and ZeRO gather parameters for a layer, so that all that these
 strategies do happens between graphs; and the layers of a tower share one graph, which is compiled
-in seconds. Nothing falls back to eager execution: a layer that is not one graph ends the run.
+in seconds. What cannot be compiled (no C compiler in the container, a layer that is not one graph)
+runs as it is, and a line says so.
 """
 
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from ..module import ContrastiveModule
@@ -23,12 +25,17 @@ from ..screen import log_line
 from ..torch_internals import is_compiler_error, set_compile_options
 
 # Of one kind of layer: training or not, one row or several, frozen towers of other widths. Past
-# the limit the run would end.
+# the limit the kind is no longer compiled.
 MAX_GRAPHS = 64
+AUTO = "auto"
 
 
 class Compile(pl.Callback):
-    """Compiles the towers by a backend of torch.compile, before any strategy wraps them."""
+    """Compiles the towers by a backend of torch.compile, before any strategy wraps them.
+
+    Args:
+        backend: `auto` is inductor on GPUs, and nothing elsewhere, where it takes minutes first.
+    """
 
     def __init__(self, backend: str | Callable[..., Any]):
         self.backend = backend
@@ -36,7 +43,11 @@ class Compile(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Replaces the layers' forward functions and prints how many of each kind."""
         assert isinstance(pl_module, ContrastiveModule)
-        layers = pl_module.model.layers()
+        backend, layers = self.backend, pl_module.model.layers()
+        if backend == AUTO:
+            if not layers or trainer.strategy.root_device.type != "cuda":
+                return
+            backend = "inductor"
         if not layers:
             raise ValueError(
                 "trainer.compile compiles the layers of the towers, and these towers name none "
@@ -44,12 +55,12 @@ class Compile(pl.Callback):
             )
         for towers in pl_module.frozen_towers.values():
             layers += towers.model.layers()
-        compile_layers(layers, self.backend)
+        compile_layers(layers, backend)
         pl_module.sharding.prepare_compiled(layers)
         if trainer.is_global_zero:
             counts = Counter(type(layer).__name__ for layer in layers)
             kinds = ", ".join(f"{count} {name}" for name, count in counts.items())
-            log_line(f"compiled with {self.backend}: {kinds}")
+            log_line(f"compiled with {backend}: {kinds}")
 
 
 def compile_layers(layers: Iterable[nn.Module], backend: str | Callable[..., Any]) -> None:
@@ -69,18 +80,23 @@ def compile_forward(kind: type[nn.Module], backend: str | Callable[..., Any]) ->
 
     Sizes are symbols from the first call on: captions' lengths, kept patches and parts of a batch
     may differ from call to call, and a recomputed part meets the graph that it was computed with.
+    After a failure all calls run as they are.
     """
-    graph = torch.compile(kind.forward, backend=backend, fullgraph=True, dynamic=True)
+    functions = [torch.compile(kind.forward, backend=backend, fullgraph=True, dynamic=True)]
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
-            return graph(self, *args, **kwargs)
+            return functions[-1](self, *args, **kwargs)
         except Exception as error:
-            if not is_compiler_error(error):
+            if functions[-1] is kind.forward or not is_compiler_error(error):
                 raise
-            raise ValueError(
-                f"trainer.compile cannot make one graph of {kind.__name__}; set "
-                f"trainer.compile=null, or mend this: {error}"
-            ) from error
+            functions.append(kind.forward)
+            if rank_zero_only.rank == 0:
+                reason = " ".join(str(error).split())[:300]
+                log_line(
+                    f"{kind.__name__} is not compiled, which costs time and nothing else: "
+                    f"{type(error).__name__}: {reason} (trainer.compile: null leaves it so)"
+                )
+        return kind.forward(self, *args, **kwargs)
 
     return forward
