@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from .packing import Packed, pack, send
+
 # Most captions are short: the steps are fine where they are many.
 STEPS = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
 MULTIPLE = 8
+Part = tuple[Tensor | Packed | None, ...]  # what a tower is called with
 
 
 def check_parts(model: nn.Module, num_parts: int) -> None:
@@ -58,7 +61,7 @@ def split(rows: Sequence[Tensor | None], num_parts: int) -> list[tuple[Tensor | 
 
 def encode(
     tower: Callable[..., dict[str, Tensor]],
-    parts: Sequence[tuple[Tensor | None, ...]],
+    parts: Sequence[Part],
     recompute: bool,
 ) -> dict[str, Tensor]:
     """Runs the tower over each part and joins the results.
@@ -84,24 +87,38 @@ class Captions:
     """Captions sorted by length and cut into parts, each without the columns that are only padding.
 
     Attributes:
-        parts: (token ids, lengths) of each part.
+        parts: (token ids, lengths) of each part, or packed captions.
         index: of each caption's result among the results; None: the results are in order.
         computed: tokens that the tower computes.
     """
 
-    parts: Sequence[tuple[Tensor | None, ...]]
+    parts: Sequence[Part]
     index: Int64[Tensor, "n"] | None
     computed: int
 
     def restored(self, results: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Puts results back into the captions' order."""
-        index = slice(None) if self.index is None else self.index
-        return {name: result[index] for name, result in results.items()}
+        if self.index is None:
+            return dict(results)
+        return {name: result.index_select(0, self.index) for name, result in results.items()}
 
 
 def whole(text: Int64[Tensor, "n t"], length: Int64[Tensor, "n"], num_parts: int) -> Captions:
     """Returns captions as they are, padding included: for towers whose result depends on it."""
     return Captions(split((text, length), num_parts), None, text.numel())
+
+
+def packed(
+    text: Int64[Tensor, "n t"],
+    length: Int64[Tensor, "n"],
+    num_parts: int,
+    context_length: int,
+    known: np.ndarray | None = None,
+) -> Captions:
+    """Leaves out all padding; for towers that take packed captions. Arguments as of `trimmed`."""
+    packs = pack(text, length, num_parts, known)
+    check_length(max(part.longest for part in packs), context_length)
+    return Captions([(part,) for part in packs], None, sum(len(part.ids) for part in packs))
 
 
 def trimmed(
@@ -130,7 +147,7 @@ def trimmed(
     rows = rows_of_parts(widths, num_parts)
     index = torch.empty_like(order)
     index[order] = torch.arange(len(order))
-    order, index = _send(order, text.device), _send(index, text.device)
+    order, index = send(order, text.device), send(index, text.device)
     pieces = zip(text[order].split(rows), length[order].split(rows), strict=True)
     ends = np.cumsum(rows)
     parts = [
@@ -209,17 +226,15 @@ def stop_at(lengths: np.ndarray, width: int, context_length: int) -> np.ndarray:
     Raises:
         ValueError: the tower takes fewer tokens.
     """
-    if (longest := lengths.max(initial=0)) > context_length:
-        raise ValueError(
-            f"a caption has {longest} tokens, and the text tower takes {context_length}: make "
-            "captions of at most as many, or the tower with a longer context_length"
-        )
+    check_length(int(lengths.max(initial=0)), context_length)
     limits = np.array(stops(context_length))
     return limits[np.searchsorted(limits, lengths)].clip(max=width)
 
 
-def _send(values: Tensor, device: torch.device) -> Tensor:
-    """Copies a few numbers to the device without waiting for it."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+def check_length(longest: int, context_length: int) -> None:
+    """Refuses captions that are longer than the tower takes."""
+    if longest > context_length:
+        raise ValueError(
+            f"a caption has {longest} tokens, and the text tower takes {context_length}: make "
+            "captions of at most as many, or the tower with a longer context_length"
+        )

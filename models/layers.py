@@ -1,6 +1,7 @@
 """The layers of a tower; of a network that another library built, found by its structure."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ class Tower(nn.Module):
         """
         return ()
 
-    def states(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+    def states(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """Returns the last states [n, tokens, d], normalised as they are pooled, and `forward`'s.
 
         Takes what `forward` takes. Of captions the rows behind a caption's end mean nothing.

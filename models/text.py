@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
+from .causal_attention import CausalAttention
 from .layers import Tower, repeated_layers
+from .packing import Packed, can_attend
 
 Ids = Int64[Tensor, "n tokens"]  # padded after the end of text
 Lengths = Int64[Tensor, " n"]  # tokens of each caption, start and end included
@@ -26,6 +29,13 @@ class TextTower(Tower):
 
     context_length: int
     ignores_padding: bool = False
+
+    def takes_packed(self, device_type: str, dtype: torch.dtype) -> bool:
+        """Whether `forward` and `states` also take `Packed` captions, where they are computed so.
+
+        They return the states of all tokens [tokens, width] then, and as ever a vector a caption.
+        """
+        return False
 
     def borrow(self, model: nn.Module) -> None:
         """Called once by the model when both towers exist; most towers borrow nothing."""
@@ -79,14 +89,17 @@ def at_end(
     states: Float[Tensor, "n tokens width"], text_length: Lengths
 ) -> Float[Tensor, "n width"]:
     """Returns the state at position `text_length - 1`, the end of text, of each caption."""
-    return states[torch.arange(len(states), device=states.device), text_length - 1]
+    rows = torch.arange(len(states), device=states.device)
+    # Not by two indices, whose gradient sorts.
+    return states.flatten(0, 1).index_select(0, rows * states.shape[1] + text_length - 1)
 
 
 class ClipTextTower(EncoderTower):
     """CLIP's causal text transformer, built from a configuration (nothing is downloaded).
 
     The pooled vector is the last layer's state at the end-of-text token. Attention is causal, so
-    padding after it changes nothing. Radford et al. (2021), section 2.4.
+    padding after it changes nothing. Radford et al. (2021), section 2.4. On GPUs in 16 bits
+    captions are packed, so that there is no padding.
 
     Args:
         width, depth, num_heads: of the transformer.
@@ -136,11 +149,34 @@ class ClipTextTower(EncoderTower):
             pad_token_id=0,
         )
         self.trunk = CLIPTextModel(config)
-        self.context_length = context_length
-        self.width = width
+        for layer in self.layers():
+            layer.self_attn = CausalAttention(layer.self_attn)  # type: ignore[arg-type]
+        self.context_length, self.width, self.num_heads = context_length, width, num_heads
+
+    def takes_packed(self, device_type: str, dtype: torch.dtype) -> bool:
+        return can_attend(device_type, dtype, self.width // self.num_heads)
+
+    def forward(
+        self, text: Ids | Packed, text_length: Lengths | None = None
+    ) -> Float[Tensor, "n width"]:
+        return self.states(text, text_length)[1]
 
     def states(  # type: ignore[override] - the tower's own inputs
-        self, text: Ids, text_length: Lengths
-    ) -> tuple[Float[Tensor, "n tokens width"], Float[Tensor, "n width"]]:
-        states = self.trunk(input_ids=text).last_hidden_state
+        self, text: Ids | Packed, text_length: Lengths | None = None
+    ) -> tuple[Float[Tensor, "*tokens width"], Float[Tensor, "n width"]]:
+        # Not the trunk's own forward, which makes masks and pools as well.
+        transformer: Any = getattr(self.trunk, "text_model", self.trunk)
+        packed = None
+        if isinstance(text, Packed):
+            packed = text.starts, text.longest
+            # As rows of one token: the embedding checks how long rows are.
+            x = transformer.embeddings(text.ids[:, None], text.positions[:, None]).transpose(0, 1)
+        else:
+            x = transformer.embeddings(text)
+        for layer in self.layers():
+            x = layer(x, None, packed=packed)
+        states = transformer.final_layer_norm(x)
+        if isinstance(text, Packed):
+            return states[0], states[0].index_select(0, text.ends)
+        assert text_length is not None
         return states, at_end(states, text_length)

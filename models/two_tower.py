@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from . import chunks as parts
 from .image import ImageTower
+from .packing import Packed
 from .reducers.base import Reduction
 from .text import Ids, Lengths, TextTower
 
@@ -48,12 +49,17 @@ class TwoTower(nn.Module):
             backward pass: memory of one part for a third more time. 1: nothing is recomputed.
         text_parts: parts that captions, sorted by length, are encoded in, each without the columns
             that are padding in all of it; at least `chunks` are made. 0: with all padding. Towers
-            that look at padding take captions as they come, in `chunks` parts.
+            that look at padding take captions as they come, in `chunks` parts; those that take
+            packed captions where it computes, without any padding, in `chunks` parts.
         image_projection: from the image tower's vector to the embedding: `linear` without a bias,
             `affine` with one; two layers with GELU between, of which `mlp` has no biases and an
             inner width halfway, and `wide_mlp` a bias in the first and twice the embedding's width
             (both are open_clip's); `none`.
         text_projection: from the text tower's vector, likewise.
+
+    Attributes:
+        computes_on: type of device and of what products read, as if it computed there; None: where
+            its inputs are, under the autocast that is on.
 
     Raises:
         ValueError: chunks or text_parts is out of range, a tower has no width, or one without a
@@ -80,6 +86,7 @@ class TwoTower(nn.Module):
             )
         self.chunks = chunks
         self.text_parts = text_parts
+        self.computes_on: tuple[str, torch.dtype] | None = None
         self.image = image
         self.text = text
         self.image_projection = _projection(image, embed_dim, image_projection)
@@ -99,6 +106,11 @@ class TwoTower(nn.Module):
     def context_length(self) -> int:
         """Longest caption in tokens."""
         return cast(int, self.text.context_length)
+
+    @property
+    def most_calls(self) -> int:
+        """Most parts of a view, and so most calls of a layer for it."""
+        return max(self.chunks, self.text_parts)
 
     def layers(self) -> list[nn.Module]:
         """Returns the layers of both towers."""
@@ -186,8 +198,15 @@ class TwoTower(nn.Module):
             text, length = reduction.text.tokens(text, length, batch["key"], view, reduction)
         if not (self.text_parts and self.text.ignores_padding):
             return parts.whole(text, length, chunks), length
+        if self.text.takes_packed(*(self.computes_on or self._computes_on(text.device.type))):
+            return parts.packed(text, length, chunks, self.context_length, known), length
         num_parts = max(chunks, self.text_parts) if torch.is_grad_enabled() else chunks
         return parts.trimmed(text, length, num_parts, self.context_length, known), length
+
+    def _computes_on(self, device_type: str) -> tuple[str, torch.dtype]:
+        if device_type != "meta" and torch.is_autocast_enabled(device_type):
+            return device_type, torch.get_autocast_dtype(device_type)
+        return device_type, next(self.text.parameters(), self.logit_scale).dtype
 
     def project_image(
         self,
@@ -214,15 +233,17 @@ class TwoTower(nn.Module):
         pooled = _pooled(self.image, pooled, len(image))
         return {".tokens": states, ".pooled": pooled, ".raw": self.image_projection(pooled)}
 
-    def _text_vectors(self, text: Ids, text_length: Lengths) -> dict[str, Tensor]:
-        pooled = _pooled(self.text, self.text(text, text_length), len(text))
+    def _text_vectors(self, text: Ids | Packed, *text_length: Lengths) -> dict[str, Tensor]:
+        pooled = _pooled(self.text, self.text(text, *text_length), len(text))
         return {".pooled": pooled, ".raw": self.text_projection(pooled)}
 
-    def _text_states(self, text: Ids, text_length: Lengths) -> dict[str, Tensor]:
-        states, pooled = self.text.states(text, text_length)
+    def _text_states(self, text: Ids | Packed, *text_length: Lengths) -> dict[str, Tensor]:
+        states, pooled = self.text.states(text, *text_length)
         pooled = _pooled(self.text, pooled, len(text))
-        # Parts of a batch are trimmed to lengths of their own.
-        states = F.pad(states, (0, 0, 0, self.context_length - states.shape[1]))
+        if isinstance(text, Packed):
+            states = text.padded(states, self.context_length)
+        else:  # parts of a batch are trimmed to lengths of their own
+            states = F.pad(states, (0, 0, 0, self.context_length - states.shape[1]))
         return {".tokens": states, ".pooled": pooled, ".raw": self.text_projection(pooled)}
 
     def encode_image(

@@ -18,6 +18,7 @@ from ..data.pairs import Pairs
 from ..losses.base import WEIGHT
 from ..losses.objective import Objective
 from ..models.chunks import check_parts
+from ..models.half_weights import MIXED, HalfWeights
 from ..models.teachers.frozen import FrozenTowers
 from ..models.two_tower import TwoTower
 from .batch_transfer import BatchTransfer
@@ -122,6 +123,7 @@ class ContrastiveModule(pl.LightningModule):
         self.step_ended = 0.0
         self.source_loss: Tensor | None = None
         self.logs_itself = False
+        self.half_weights: HalfWeights | None = None
         self._settings: list[dict[str, Any]] = []
         self._batch_transfer = BatchTransfer()
 
@@ -191,6 +193,8 @@ class ContrastiveModule(pl.LightningModule):
 
         `on_feature` is of the two-tower model's forward.
         """
+        if self.half_weights is not None and torch.is_grad_enabled():
+            self.half_weights.refresh()
         needs = self.objective.needs
         reduction = self.phases.reduction(step, self.seed)
         frozen, tower = self.frozen_towers, self.model.image
@@ -220,7 +224,7 @@ class ContrastiveModule(pl.LightningModule):
         parts = {self.model: self.model.layers(), self.objective: []}
         if self.ema is not None:
             parts[self.ema.model] = self.ema.model.layers()
-        self.sharding.shard(self, parts, max(self.model.chunks, self.model.text_parts))
+        self.sharding.shard(self, parts, self.model.most_calls)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Builds the optimizer; its learning rate is set before every step."""
@@ -240,6 +244,11 @@ class ContrastiveModule(pl.LightningModule):
         for group, settings in zip(self._groups(), self._settings, strict=True):
             group.update(settings)
         self.tensors = self.sharding.tensors()
+        dtype = MIXED.get(self.trainer.precision)  # type: ignore[attr-defined]
+        HalfWeights.remove(self.model)  # of a fit that an error has ended
+        self.half_weights = None
+        if self.device.type == "cuda" and dtype and type(self.tensors) is LocalTensors:
+            self.half_weights = HalfWeights(self.model, dtype)
         self.step_ended = time.monotonic()
         callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self.logs_itself = not any(isinstance(callback, Reporter) for callback in callbacks)
@@ -337,6 +346,11 @@ class ContrastiveModule(pl.LightningModule):
     def on_train_batch_end(self, *args: Any) -> None:
         """Runs after all callbacks; the time from here to the next step is data wait."""
         self.step_ended = time.monotonic()
+
+    def on_train_end(self) -> None:
+        """Makes layers plain again."""
+        HalfWeights.remove(self.model)
+        self.half_weights = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what resume compares, and statistics of gradient clipping and the guard."""

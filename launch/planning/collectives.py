@@ -186,7 +186,7 @@ def of_strategy(
     trained = [p for p in model.parameters() if p.requires_grad]
     size = sum(map(_bytes, trained))
     if strategy in FSDP2:
-        return _fsdp2(model, calls, world_size, precision, nodes if strategy == "hsdp" else 1)
+        return _fsdp2(model, world_size, precision, nodes if strategy == "hsdp" else 1)
     if strategy.startswith("zero3"):
         whole = sum(map(_bytes, model.parameters()))
         mean = math.fsum(calls.values()) / max(1, len(calls))
@@ -215,14 +215,8 @@ def num_buckets(sizes: Iterable[int]) -> int:
     return count + bool(filled)
 
 
-def _fsdp2(
-    model: TwoTower,
-    calls: Mapping[nn.Module, int],
-    world_size: int,
-    precision: str,
-    copies: int,
-) -> list[Collective]:
-    """As `Fsdp2.shard`: layers that a step calls several times are gathered once, else twice.
+def _fsdp2(model: TwoTower, world_size: int, precision: str, copies: int) -> list[Collective]:
+    """As `Fsdp2.shard`: layers that a step may call several times are gathered once, else twice.
 
     With a copy on each node, that is among the ranks of a node, and each adds up its part of the
     gradients with those of the same place on other nodes.
@@ -234,7 +228,7 @@ def _fsdp2(
     gathers, size = 1, sum(padded_bytes(p, shards) for p in rest)
     scattered = sum(padded_bytes(p, shards) for p in rest if p.requires_grad)
     width = 0.5 if precision == "bf16-mixed" else 1.0
-    stays_whole = max(calls.values(), default=1) > 1
+    stays_whole = model.most_calls > 1
     for layer in layers:
         whole = sum(padded_bytes(p, shards) for p in layer.parameters())
         is_trained = any(p.requires_grad for p in layer.parameters())

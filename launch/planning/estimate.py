@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...data.order.steps import check_divides
 from ...losses.base import PairwiseTerm
+from ...models.half_weights import MIXED, HalfWeights
 from ...models.two_tower import view_of
 from ...train.phases import Phase
 from . import meta
@@ -123,10 +124,14 @@ def estimate(config: Mapping[str, Any], cluster: Cluster, mean_tokens: float = 1
     for name, phase in config["phases"].items():
         check_divides(phase["batch_size"], cluster.count, f"phases.{name}.")
     parts = meta.build(dict(config), precision)
-    state_bytes, is_counted = optimizer_bytes(parts)
-    is_compiled = trainer.get("compile") is not None
+    state_bytes, is_counted = meta.optimizer_bytes(parts)
+    backend = trainer.get("compile")
+    is_compiled = backend is not None and (backend != "auto" or device.kind == "cuda")
     setting = _Setting(parts, cluster, precision, strategy, state_bytes, is_compiled, mean_tokens)
     setting.average = 4 if config.get("ema") else 0
+    dtype = MIXED.get(precision)
+    if device.kind == "cuda" and dtype and not strategy.startswith((*FSDP2, "zero")):
+        setting.half_weights = HalfWeights(parts.model, dtype)
     phases = [setting.phase(name, phase) for name, phase in parts.phases.named.items()]
     sizes = [p.numel() for p in parts.model.parameters()]
     trained = [p.numel() for p in parts.model.parameters() if p.requires_grad]
@@ -157,24 +162,6 @@ def settle(precision: str, device: Device) -> str:
     return "bf16-mixed" if device.flops("bf16") > device.flops("fp32") else "32-true"
 
 
-def optimizer_bytes(parts: meta.Parts) -> tuple[int, bool]:
-    """Returns bytes of the optimizer's states, and whether they were counted, by a step on meta."""
-    trained = [p for p in parts.model.parameters() if p.requires_grad]
-    try:
-        optimizer = parts.optim.build(parts.model, parts.objective, fused=False)
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        states = [value for state in optimizer.state.values() for value in state.values()]
-        return sum(_bytes(x) for x in states if isinstance(x, Tensor)), True
-    except Exception:  # of an optimizer that reads numbers, which `meta` does not have
-        return 2 * sum(map(_bytes, trained)), False
-    finally:
-        for parameter in (*parts.model.parameters(), *parts.objective.parameters()):
-            parameter.grad = None
-
-
 @dataclass
 class _Setting:
     """What is the same in all phases."""
@@ -186,6 +173,7 @@ class _Setting:
     state_bytes: int
     is_compiled: bool
     mean_tokens: float
+    half_weights: HalfWeights | None = None
     average: int = 0  # bytes a parameter of the moving average
 
     @property
@@ -204,7 +192,9 @@ class _Setting:
         reduction = meta.reduction_of(phase, parts.model, batch)
         needs = parts.objective.needs
         with self._as_gathered():
-            count = count_step(parts.model, batch, needs, reduction, self.device, self.precision)
+            count = count_step(
+                parts.model, batch, needs, reduction, self.device, self.precision, self.half_weights
+            )
         loss = of_objective(parts.small, count.features, batch, rows, world_size)
         collectives = of_strategy(
             self.strategy, parts.model, count.calls, world_size, self.precision, self.cluster.nodes
@@ -254,8 +244,8 @@ class _Setting:
         states = 0.0 if strategy.endswith("_offload") else states / (shards if cuts_states else 1)
         gathered = rest + 2 * max(layers, default=0.0) if cuts_weights else 0.0
         if strategy in FSDP2:
-            is_called_often = max(count.calls.values(), default=1) > 1
-            inside = sum(layers) if is_called_often else 2 * max(layers, default=0.0)
+            stays_whole = model.most_calls > 1
+            inside = sum(layers) if stays_whole else 2 * max(layers, default=0.0)
             gathered = rest + inside * (0.5 if self._gathers_half else 1.0)
         # DDP's gradients are its buckets, which stay; one process makes them as activations go.
         gradients = trained / shards if cuts_gradients else trained

@@ -95,6 +95,24 @@ def build(config: dict[str, Any], precision: str) -> Parts:
     return Parts(model.train(), parts.objective, small, parts.optim, phases, views)
 
 
+def optimizer_bytes(parts: Parts) -> tuple[int, bool]:
+    """Returns bytes of the optimizer's states, and whether they were counted, by a step on meta."""
+    trained = [p for p in parts.model.parameters() if p.requires_grad]
+    try:
+        optimizer = parts.optim.build(parts.model, parts.objective, fused=False)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(x.nbytes for x in states if isinstance(x, Tensor)), True
+    except Exception:  # of an optimizer that reads numbers, which `meta` does not have
+        return 2 * sum(x.nbytes for x in trained), False
+    finally:
+        for parameter in (*parts.model.parameters(), *parts.objective.parameters()):
+            parameter.grad = None
+
+
 @contextmanager
 def on_device_meta() -> Iterator[None]:
     """Makes new tensors on `meta`, but for the numbers that timm reads while it builds."""

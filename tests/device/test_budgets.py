@@ -16,10 +16,10 @@ MB, GIB = 10**6, 2**30
     ("setting", "launches", "gathered", "scattered", "reduced", "peak"),
     [
         # Texts are gathered, and their gradients scattered: 67 MB. Parameters are 605 MB in fp32.
-        pytest.param(DDP, 7800, 68 * MB, 68 * MB, 606 * MB, 15.0 * GIB, id="ddp"),
+        pytest.param(DDP, 3830, 68 * MB, 68 * MB, 606 * MB, 12.8 * GIB, id="ddp"),
         # Layers in bf16 once a step, the rest in fp32.
-        pytest.param(FSDP2, 6700, 440 * MB, 683 * MB, MB, 12.6 * GIB, id="fsdp2"),
-        pytest.param(CHUNKED, 20600, 440 * MB, 683 * MB, MB, 2.0 * GIB, id="fsdp2-8-chunks"),
+        pytest.param(FSDP2, 3750, 440 * MB, 683 * MB, MB, 10.6 * GIB, id="fsdp2"),
+        pytest.param(CHUNKED, 20300, 440 * MB, 683 * MB, MB, 2.0 * GIB, id="fsdp2-8-chunks"),
     ],
 )
 def test_a_step_of_vit_b32(null_gpu, setting, launches, gathered, scattered, reduced, peak):
@@ -31,4 +31,4 @@ def test_a_step_of_vit_b32(null_gpu, setting, launches, gathered, scattered, red
     for name, most in zip(names, (gathered, scattered, reduced), strict=True):
         assert 0 < found[f"{name} bytes"] <= most, name
     assert found["broadcast calls"] == 0
-    assert found["copy:DtoD"] <= 20  # gradients are not copied to buckets
+    assert found["copy:DtoD"] <= 30  # gradients are not copied to buckets

@@ -15,17 +15,19 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...models.packing import Packed
 from ...models.two_tower import TwoTower
 from ..screen import log_line
 from ..torch_internals import is_in_backward
@@ -71,7 +73,8 @@ class FlopMeter:
     def __init__(self, models: Iterable[TwoTower]):
         self.listening = False
         self._calls: Counter[Call] = Counter()
-        self._costs: dict[Call, tuple[float, float]] = {}
+        self._packed: dict[Call, np.ndarray] = {}
+        self._costs: dict[Call, tuple[Any, Any]] = {}
         self._uncounted: set[str] = set()
         for model in models:
             twin = on_meta(model)
@@ -79,12 +82,19 @@ class FlopMeter:
             for part, its_twin in twins.items():  # a shared projection is one part
                 part.register_forward_pre_hook(partial(self._note, its_twin))
 
-    def _note(self, twin: nn.Module, part: nn.Module, inputs: tuple[Tensor | None, ...]) -> None:
-        if self.listening:
-            shapes = tuple(
-                None if x is None else Input(x.shape, x.dtype, x.requires_grad) for x in inputs
-            )
-            self._calls[Call(twin, shapes, torch.is_grad_enabled(), is_in_backward())] += 1
+    def _note(self, twin: nn.Module, part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not self.listening:
+            return
+        modes = torch.is_grad_enabled(), is_in_backward()
+        if isinstance(inputs[0], Packed):
+            call, behind = Call(twin, (), *modes), inputs[0].lengths - 1
+            sums = np.array([len(behind), behind.sum(), (behind * (behind - 1) // 2).sum()])
+            self._packed[call] = self._packed.get(call, 0) + sums
+            return
+        shapes = tuple(
+            None if x is None else Input(x.shape, x.dtype, x.requires_grad) for x in inputs
+        )
+        self._calls[Call(twin, shapes, *modes)] += 1
 
     def take(self) -> tuple[float, float]:
         """Returns (model FLOPs, hardware FLOPs) of this rank since the last call.
@@ -96,7 +106,14 @@ class FlopMeter:
             forward, backward = self._cost_by_rows(call)
             hardware += count * (forward if call.again else forward + backward)
             model += 0 if call.again else count * (forward + backward)
+        for call, sums in self._packed.items():
+            if call not in self._costs:
+                self._costs[call] = self._cost_if_known(call, packed_cost)
+            forward, backward = (float(np.sum(each * sums)) for each in self._costs[call])
+            hardware += forward if call.again else forward + backward
+            model += 0 if call.again else forward + backward
         self._calls.clear()
+        self._packed.clear()
         return model, hardware
 
     def _cost_by_rows(self, call: Call) -> tuple[float, float]:
@@ -105,15 +122,15 @@ class FlopMeter:
         some = [call] if len(rows) != 1 else [with_rows(call, few) for few in FEW]
         for one in some:
             if one not in self._costs:
-                self._costs[one] = self._cost_if_known(one)
+                self._costs[one] = self._cost_if_known(one, cost)
         first, last = self._costs[some[0]], self._costs[some[-1]]
         more = (rows.pop() - FEW[0]) / (FEW[1] - FEW[0]) if len(rows) == 1 else 0.0
         forward, backward = (a + more * (b - a) for a, b in zip(first, last, strict=True))
         return forward, backward
 
-    def _cost_if_known(self, call: Call) -> tuple[float, float]:
+    def _cost_if_known(self, call: Call, function: Callable[[Call], Any]) -> tuple[Any, Any]:
         try:
-            return cost(call)
+            return function(call)
         except (RuntimeError, NotImplementedError) as error:
             kind = type(call.part).__name__
             if kind not in self._uncounted and rank_zero_only.rank == 0:
@@ -141,6 +158,19 @@ def cost(call: Call) -> tuple[int, int]:
             result.sum().backward()
     call.part.zero_grad()
     return forward, counter.get_total_flops() - forward
+
+
+def packed_cost(call: Call) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a packed call's FLOPs, by three numbers for each pass.
+
+    Those of a caption are a polynomial of second degree in its tokens: f(1), and the two
+    differences that follow. They are multiplied by the captions' 1, n - 1 and (n - 1)(n - 2) / 2.
+    """
+    ids = (Input(torch.Size((1, tokens)), torch.int64, False) for tokens in (1, 2, 3))
+    length = Input(torch.Size((1,)), torch.int64, False)
+    costs = np.array([cost(call._replace(inputs=(each, length))) for each in ids])
+    differences = np.array([[1, 0, 0], [-1, 1, 0], [1, -2, 1]]) @ costs
+    return differences[:, 0], differences[:, 1]
 
 
 def on_meta(model: TwoTower) -> TwoTower:

@@ -5,12 +5,14 @@ some of the steps.
 """
 
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from null_gpu.device import Counts, objects_over_gloo, prepare
 
@@ -24,7 +26,7 @@ class Counted:
 
     Attributes:
         a_step: launches, waits, calls and bytes of collectives (what a rank's tensor of all ranks
-            holds), averaged over the steps.
+            holds), averaged over the steps; the median of the host's milliseconds on all threads.
         peak_bytes: most memory that torch allocated in them.
         waits: places in which the host waited for the device, how often in all of the steps.
         kernels: launches by kernel, in all of the steps.
@@ -45,6 +47,7 @@ class Probe(pl.Callback):
     def __init__(self, first: int, last: int):
         self.first, self.last = first, last
         self.counted: Counted | None = None
+        self._times: list[float] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Begins and ends."""
@@ -54,9 +57,12 @@ class Probe(pl.Callback):
             self._listening = self._counts.waits()
             self._waits = self._listening.__enter__()
             self._counts.reset()
+        if trainer.global_step >= self.first:
+            self._times.append(time.process_time())
         if trainer.global_step == self.last:
             self._listening.__exit__(None, None, None)
             self.counted = counted(self._counts, self.last - self.first, self._waits)
+            self.counted.a_step["host ms"] = 1e3 * float(np.median(np.diff(self._times)))
 
 
 def counted(counts: Counts, num_steps: int, waits: Counter[str]) -> Counted:

@@ -21,13 +21,14 @@ from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
 from counterpoint.models.text import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
+from counterpoint.train.callbacks.compile import Compile
 from counterpoint.train.callbacks.stop import StopOnSignal
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.phases import Phase, Phases
 from counterpoint.train.strategies.choose import choose_strategy
 
-WARM, LAST = 12, 14  # DDP takes the time of its first ten steps, and waits for it
+WARM, LAST = 12, 22  # DDP takes the time of its first ten steps, and waits for it
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Setting:
     precision: str = "bf16-mixed"
     chunks: int = 1
     text_parts: int = 4
+    compile: str | None = None
 
 
 def step(rank: int, world_size: int, messages: str, setting: Setting) -> Counted:
@@ -74,7 +76,7 @@ def step(rank: int, world_size: int, messages: str, setting: Setting) -> Counted
         strategy=choose_strategy(setting.strategy, setting.world_size),
         precision=setting.precision,
         max_steps=LAST + 1,
-        callbacks=[probe, StopOnSignal()],
+        callbacks=[probe, StopOnSignal(), *([Compile(setting.compile)] if setting.compile else [])],
         use_distributed_sampler=False,
         log_every_n_steps=1000,
         **options,
