@@ -31,26 +31,26 @@ class HalfWeights:
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         self._copies: list[Tensor] = []
         self._weights: list[Tensor] = []
-        fused = [module for module in model.modules() if isinstance(module, CausalAttention)]
-        parts = {part for module in fused for part in module.inputs()}
-        for module in fused:
-            module.fused = self._fused(module.inputs(), dtype)
-        layers: list[Any] = list(model.modules())
-        for module in layers:
-            if type(module) is nn.Linear and module not in parts:
-                module.__class__ = HalfLinear
-                module.fused = self._fused([module], dtype)
+        attentions: list[Any] = [m for m in model.modules() if isinstance(m, CausalAttention)]
+        parts = {part for attention in attentions for part in attention.inputs()}
+        linears: list[Any] = [m for m in model.modules() if type(m) is nn.Linear]
+        for attention in attentions:
+            attention.fused = self._fused(attention.inputs(), dtype)
+        for linear in linears:
+            if linear not in parts:
+                linear.__class__ = HalfLinear
+                linear.fused = self._fused([linear], dtype)
 
     @staticmethod
     def remove(model: nn.Module) -> None:
         """Makes a model's layers plain again, whoever has replaced them."""
-        layers: list[Any] = list(model.modules())
-        for module in layers:
-            if isinstance(module, CausalAttention):
-                module.fused = None
-            elif isinstance(module, HalfLinear):
-                del module.fused
-                module.__class__ = nn.Linear
+        attentions: list[Any] = [m for m in model.modules() if isinstance(m, CausalAttention)]
+        linears: list[Any] = [m for m in model.modules() if isinstance(m, HalfLinear)]
+        for attention in attentions:
+            attention.fused = None
+        for linear in linears:
+            del linear.fused
+            linear.__class__ = nn.Linear
 
     def _fused(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> "FusedLinear":
         weights = [layer.weight for layer in layers]
