@@ -30,4 +30,4 @@ def test_a_step_of_vit_b32(null_gpu, setting, launches, gathered, scattered, red
     for name, most in zip(names, (gathered, scattered, reduced), strict=True):
         assert 0 < found[f"{name} bytes"] <= most, name
     assert found["broadcast calls"] == 0
-    assert found["copy:DtoD"] <= 30  # gradients are not copied to buckets
+    assert found["copy:DtoD"] <= 80  # the 300 gradients are not copied to buckets

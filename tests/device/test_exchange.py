@@ -71,7 +71,7 @@ def test_images_travel_while_the_text_tower_runs(null_gpu):
     assert is_beside(names, gather) and is_beside(names, scatter)
     for first, last in (("text forward", WAITS[0]), ("text backward", WAITS[1])):
         meanwhile = names[names.index(first) : names.index(last)]
-        assert sum(name.startswith(("kernel:", "gemm:")) for name in meanwhile) > 40
+        assert sum(name.startswith(("kernel:", "gemm:")) for name in meanwhile) > 20
 
 
 def test_an_exchange_that_waits_is_told_apart(null_gpu):
