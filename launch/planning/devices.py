@@ -5,6 +5,7 @@ and FLOPs a second, peaks times the share of them that real kernels attain.
 """
 
 import os
+import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from torch.nn import functional as F
 
 from ...train.callbacks.flops import measure_peak
 from ..config.packaged import find
@@ -90,7 +92,7 @@ def load_device(name_or_path: str) -> Device:
 
 
 def measure(seconds: float = SECONDS) -> Device:
-    """Measures the machine at hand in a few seconds: products and copies, the best of many.
+    """Measures the machine at hand in seconds: products and what moves bytes, the best of many.
 
     A processor is measured by its thread's own time, which other jobs disturb less than the clock.
 
@@ -103,7 +105,8 @@ def measure(seconds: float = SECONDS) -> Device:
     values["names"] = [torch.cuda.get_device_name()] if kind == "cuda" else []
     values |= {"kind": kind, "tflops": {k: round(v / 1e12, 4) for k, v in rates.items()}}
     values["attained"] |= {"bf16": 1.0, "fp32": 1.0, "bandwidth": 1.0}
-    values["bandwidth"] = round(_copy_rate(kind, seconds) / GB, 2)
+    rate = _copy_rate(seconds) if kind == "cuda" else _elementwise_rate(seconds)
+    values["bandwidth"] = round(rate / GB, 2)
     if kind == "cuda":
         values["memory"] = round(torch.cuda.mem_get_info()[1] / GIB, 1)
     else:
@@ -113,6 +116,9 @@ def measure(seconds: float = SECONDS) -> Device:
         values |= {"network": 1.0, "host": values["bandwidth"]}
         values["microseconds"] = {"kernel": 5, "launch": 0, "collective": 100}
         values["attained"]["attention"] = 0.5
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            share = _layer_rate(dtype, seconds) / rates[name]
+            values["attained"][name] = round(min(1.0, share), 3)
     return Device(**values)
 
 
@@ -132,15 +138,47 @@ def _name(device: Device) -> str:
     return f"a processor, {torch.get_num_threads()} threads"
 
 
-def _copy_rate(kind: str, seconds: float) -> float:
-    source = torch.zeros(1 << 27, dtype=torch.uint8, device=kind)
+def _copy_rate(seconds: float) -> float:
+    """Returns bytes a second of a large copy on the GPU."""
+    source = torch.zeros(1 << 27, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    clock = time.perf_counter if kind == "cuda" else time.thread_time
     end, best = time.perf_counter() + seconds, float("inf")
     while time.perf_counter() < end:
-        start = clock()
+        start = time.perf_counter()
         target.copy_(source)
-        if kind == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, clock() - start)
+        torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
     return 2 * source.numel() / best
+
+
+def _layer_rate(dtype: torch.dtype, seconds: float) -> float:
+    """Returns FLOP/s of a linear layer of a small tower, forward and backward, on the processor."""
+    rows, width, hidden = 4096, 192, 768
+    value, weight = (torch.randn(n, width).to(dtype) for n in (rows, hidden))
+    inputs = value.requires_grad_(), weight.requires_grad_()
+    outward = torch.ones(rows, hidden, dtype=dtype)
+    end, taken = time.perf_counter() + seconds, []
+    while time.perf_counter() < end or len(taken) < 3:
+        start = time.thread_time()
+        torch.autograd.grad(F.linear(*inputs), inputs, outward)
+        taken.append(time.thread_time() - start)
+    return 3 * 2 * rows * width * hidden / statistics.median(taken)
+
+
+def _elementwise_rate(seconds: float) -> float:
+    """Returns bytes a second of a layer's operations between its products, on the processor.
+
+    What they read and write lies in caches or in fresh pages, and GELU computes: a copy says little
+    about them.
+    """
+    value, weight = torch.randn(4096, 512, requires_grad=True), torch.ones(512)
+    outward = torch.ones_like(value)
+    end, taken = time.perf_counter() + seconds, []
+    while time.perf_counter() < end or len(taken) < 3:
+        start = time.thread_time()
+        result = value + F.gelu(F.layer_norm(value, (512,), weight))
+        torch.autograd.grad(result, value, outward)
+        taken.append(time.thread_time() - start)
+    # Of a median, since caches are shared with whatever else computes, as they are in a step.
+    # Forward a norm and a GELU (2 tensors each), a sum (3); backward each of them 3.
+    return (2 + 2 + 3 + 3 * 3) * value.numel() * value.element_size() / statistics.median(taken)
