@@ -27,7 +27,7 @@ PLATFORMS += ("manylinux_2_12", "manylinux_2_5", "manylinux2014", "manylinux2010
 
 def main() -> None:
     """Fills the folder, and says how large it is."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Fills a folder with what make gpu needs.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--there", type=Path, help="names of packages that are there already")
     parser.add_argument("--python", default="3.12", help="version there (%(default)s)")

@@ -34,7 +34,7 @@ SPARE = 15.0  # before the end, from which on a piece begins nothing more
 
 def main() -> int:
     """Runs pieces; returns the exit status, 1 if one of them has failed as a whole."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measures in pieces what needs a GPU.")
     parser.add_argument("pieces", nargs="*", metavar="PIECE", help=f"of {', '.join(PIECES)}")
     parser.add_argument("--scale", choices=("full", "tiny"), default="full")
     parser.add_argument("--carry", type=Path, help="folder that carry.py filled")
