@@ -151,10 +151,11 @@ class ClipTextTower(EncoderTower):
         self.trunk = CLIPTextModel(config)
         for layer in self.layers():
             layer.self_attn = CausalAttention(layer.self_attn)  # type: ignore[arg-type]
-        self.context_length, self.width, self.num_heads = context_length, width, num_heads
+        self.context_length, self.width = context_length, width
+        self._head_width = width // num_heads
 
     def takes_packed(self, device_type: str, dtype: torch.dtype) -> bool:
-        return can_attend(device_type, dtype, self.width // self.num_heads)
+        return can_attend(device_type, dtype, self._head_width)
 
     def forward(
         self, text: Ids | Packed, text_length: Lengths | None = None

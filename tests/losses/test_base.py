@@ -101,10 +101,10 @@ def test_world_size_changes_nothing(gloo, name, world_size, dtype, scale, rtol):
 
 
 def per_sample_formula(name, u, v, s, b):
-    """The loss taken apart: pair i's two cross-entropies, or image i against all texts."""
+    """The loss taken apart: pair i's two cross-entropies, or text i against all images."""
     if name == "siglip":
         z = 2 * torch.eye(B, dtype=u.dtype) - 1
-        return -torch.log(torch.sigmoid(z * (s * u @ v.T + b))).sum(1)
+        return -torch.log(torch.sigmoid(z * (s * u @ v.T + b))).sum(0)
     p = s * u @ v.T
     both = torch.log_softmax(p, 0).diagonal() + torch.log_softmax(p, 1).diagonal()
     return -both / 2
