@@ -169,7 +169,8 @@ def _write_out_stages(found: Written) -> None:
     if stages is None:
         return
     place = found.place(STAGES)
-    if not isinstance(stages, dict) or not all(isinstance(s, dict) for s in stages.values()):
+    values = stages.values() if isinstance(stages, dict) else ()
+    if not values or not all(isinstance(stage, dict) for stage in values):
         raise ValueError(f"{STAGES} ({place}): write `NAME: {{objective: ..., phases: ...}}` below")
     if wrong := [name for name in stages if not re.fullmatch(r"\w[\w-]*", str(name))]:
         raise ValueError(f"{STAGES}.{wrong[0]} ({place}): name it with letters, digits, _ and -")

@@ -234,6 +234,8 @@ def test_stages_that_cannot_be_are_refused(tmp_path, manifests, whole, capsys):
     refused("stages.views.seed is 4, and 0 in texts: all stages share", "--stages.views.seed=4")
     refused("stages.long.phases (in", stages={"long": {"objective": "clip"}})
     refused("stages (in", stages=["texts"])
+    refused("stages (in", stages={})
+    refused("stages.views.mirror is", "--stages.views.mirror=s3://b/r")
     wider = "--stages.long.model.embed_dim=16"
     refused("stages.long.model.embed_dim is 16, and 8 in texts", wider)
 
@@ -296,7 +298,7 @@ def test_what_is_over_may_not_change(tmp_path, whole, capsys):
     refused("batch_size: 12 -> 6", "--phases.texts.batch_size=6", "--phases.texts.samples=30")
 
 
-def test_a_later_stage_may_be_changed_and_added(tmp_path, manifests, whole):
+def test_the_last_stage_may_be_longer(tmp_path, whole):
     """A run that is over goes on with a longer last stage."""
     shutil.copytree(whole / "run", tmp_path / "run")
     longer = ["--phases.long.samples=96", "--checkpoint.keep=1"]
