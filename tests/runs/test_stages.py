@@ -21,7 +21,7 @@ from counterpoint.launch.experiments.results import identity
 from counterpoint.launch.reporting.about import origin
 from counterpoint.launch.reporting.runs import read_run
 from counterpoint.launch.run.load import load_run
-from counterpoint.train.checkpointing.checkpoint import load, newest
+from counterpoint.train.checkpointing.checkpoint import load, newest, write
 
 STEPS = {"texts": 5, "views": 8, "long": 4}
 TOTAL = sum(STEPS.values())
@@ -166,6 +166,35 @@ def test_each_stage_goes_on_from_the_one_before(whole):
     assert [row["samples"] for row in rows][-1] == 188
     summary = json.loads((whole / "run/summary.json").read_text())
     assert summary["steps"] == TOTAL and summary["samples"] == 188
+
+
+def test_each_step_has_its_stages_batch_and_the_average_goes_on(whole):
+    seen = read(whole / "keys.txt")
+    sizes = [12] * 5 + [8] * 8 + [16] * 4
+    for step, size in enumerate(sizes):
+        (row,) = seen[step, 0]
+        assert len(row.split(" ")[0].split(",")) == size
+    before, after = (state(whole / "run", step, "ema.model.") for step in (13, 15))
+    for name, weights in state(whole / "run", 15, "model.").items():
+        if weights.is_floating_point() and before[name].shape == weights.shape:
+            # Two steps at 0.5: a quarter of the average is of the stage before.
+            assert not torch.equal(before[name], weights)
+            rest = after[name] - before[name] / 4
+            assert (rest - 0.75 * weights).abs().max() < 3e-3
+
+
+def test_totals_of_the_guard_go_on(tmp_path, whole):
+    shutil.copytree(whole / "run", tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").glob("*.ckpt"):
+        if int(path.stem[5:]) > 13:
+            path.unlink()
+    end = tmp_path / "run/checkpoints/step-00000013.ckpt"
+    saved = load(end)
+    saved["counterpoint"]["guard"]["nonfinite"] += 3
+    write(saved, end)
+    fit(["--resume", str(tmp_path / "run")], 1, tmp_path / "log")
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == TOTAL and last["guard/nonfinite"] == 3
 
 
 def test_a_stage_of_longer_captions_stretches_their_positions(whole):

@@ -117,3 +117,15 @@ def test_reducers_that_do_not_fit_the_model_are_refused_before_the_run():
         phases = Phases({"a": Phase(8, 8, 1.0), "b": Phase(8, 8, 1.0, image_reducer=reducer)})
         with pytest.raises(ValueError, match=message):
             prepare_reducers(phases, net)
+
+
+def test_phases_behind_earlier_stages_count_their_steps_on():
+    phases = {"a": Phase(80, 8, 1e-3, warmup_samples=16), "b": Phase(20, 4, 1e-4)}
+    alone, later = Phases(phases), Phases(phases, [(3, 16), (2, 4)])
+    assert later.first_step == 5 and later.own_steps == 15 and later.total_steps == 20
+    assert later.lengths == [(3, 16), (2, 4), (10, 8), (5, 4)]
+    assert [later.samples_before(step) for step in (0, 4, 5, 20)] == [0, 52, 56, 156]
+    for step in range(15):
+        assert later.at(step + 5) == alone.at(step)
+        assert later.learning_rate(step + 5) == alone.learning_rate(step)
+        assert later.progress(step + 5) == alone.progress(step) == step / 15
