@@ -34,6 +34,7 @@ PACKAGES = {
     "models.interop": "Models of other libraries, in and out.",
     "models.reducers": "What leaves out patches and tokens.",
     "models.teachers": "Frozen teachers.",
+    "models.text": "Text towers.",
     "data": "The data module, samples, recipes, sidecars.",
     "data.order": "Which sample comes next.",
     "data.shards": "Bytes of any sample, here or far away.",

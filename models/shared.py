@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .image import OPENAI_MEAN, OPENAI_STD, ImageTower, PixelStem
-from .text import Ids, Lengths, TextTower, at_end
+from .text.base import Ids, Lengths, TextTower, at_end
 
 
 class SharedImageTower(ImageTower):

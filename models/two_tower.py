@@ -23,7 +23,7 @@ from . import chunks as parts
 from .image import ImageTower
 from .packing import Packed
 from .reducers.base import Reduction
-from .text import Ids, Lengths, TextTower
+from .text.base import Ids, Lengths, TextTower
 
 MAX_LOGIT_SCALE = 100.0
 # From a tower's width to the shared space: one layer, with a bias, two layers with GELU, nothing.

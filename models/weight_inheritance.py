@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .image import ImageTower
-from .text import TextTower
+from .text.base import TextTower
 from .two_tower import TwoTower
 
 # What timm's, BERT's and DistilBERT's attention modules call the number of their heads.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .image import ImageTower, TimmTower, resampled
-from .siglip_text import SiglipTextTower
+from .text.siglip import SiglipTextTower
 from .two_tower import TwoTower
 
 GRIDS = ("trunk.pos_embed", "trunk.head.pos_embed")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...models.image import TimmTower
 from ...models.interop.transformers import to_transformers
-from ...models.text import ClipTextTower
+from ...models.text.clip import ClipTextTower
 from .source import Source, end_of_text
 from .target import Reloaded, Target, quiet
 from .tokenizer_files import make_hf_tokenizer

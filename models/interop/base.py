@@ -16,9 +16,9 @@ from ..two_tower import TwoTower
 from ..weights import load_weights
 
 TIMM_TOWER = "counterpoint.models.image.TimmTower"
-CLIP_TEXT = "counterpoint.models.text.ClipTextTower"
-SIGLIP_TEXT = "counterpoint.models.siglip_text.SiglipTextTower"
-HF_TEXT = "counterpoint.models.hf_text.HFTextTower"
+CLIP_TEXT = "counterpoint.models.text.clip.ClipTextTower"
+SIGLIP_TEXT = "counterpoint.models.text.siglip.SiglipTextTower"
+HF_TEXT = "counterpoint.models.text.hf.HFTextTower"
 CLIP_TOKENIZER = "counterpoint.data.text.tokenize.ClipTokenizer"
 HF_TOKENIZER = "counterpoint.data.text.tokenize.HFTokenizer"
 SCALARS = ("logit_scale", "logit_bias")

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..hf_text import HFTextTower
-from ..siglip_text import SiglipTextTower
-from ..text import ClipTextTower
+from ..text.clip import ClipTextTower
+from ..text.hf import HFTextTower
+from ..text.siglip import SiglipTextTower
 from ..two_tower import TwoTower
 from .base import CLIP_TEXT, CLIP_TOKENIZER, HF_TEXT, HF_TOKENIZER, SIGLIP_TEXT
 from .names import Rule, ratio

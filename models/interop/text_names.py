@@ -2,8 +2,8 @@
 
 import functools
 
-from ..siglip_text import SiglipTextTower
-from ..text import ClipTextTower
+from ..text.clip import ClipTextTower
+from ..text.siglip import SiglipTextTower
 from .names import Rule
 
 

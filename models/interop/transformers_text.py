@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..hf_text import HFTextTower
-from ..siglip_text import SiglipTextTower
-from ..text import ClipTextTower
+from ..text.clip import ClipTextTower
+from ..text.hf import HFTextTower
+from ..text.siglip import SiglipTextTower
 from ..two_tower import TwoTower
 from .base import CLIP_TEXT, HF_TEXT, SIGLIP_TEXT
 from .names import Rule, ratio

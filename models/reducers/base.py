@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from ..image import ImageTower
-from ..text import Lengths
+from ..text.base import Lengths
 from .keyed_random import draw, stream
 
 Grid = tuple[int, int]  # rows and columns of patches

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ..text import Lengths
+from ..text.base import Lengths
 from .base import Keys, Reduction, TextReducer
 
 # Draws so many numbers a sample, uniform in 0 .. 2^63 - 1.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..image import ImageTower, PixelStem
 from ..layers import repeated_layers
-from ..text import Ids, Lengths, TextTower, is_token, padded
+from ..text.base import Ids, Lengths, TextTower, is_token, padded
 from ..two_tower import TwoTower
 from .frozen import DTYPES, FrozenTowers, Placement, Teacher, lowered
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.optim.adamw import AdamW
 

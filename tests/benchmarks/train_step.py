@@ -36,7 +36,7 @@ from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.base import ImageReducer, TextReducer
 from counterpoint.models.reducers.patches import RandomPatches, Resize
 from counterpoint.models.reducers.tokens import Truncate
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.optim.adamw import AdamW

@@ -9,7 +9,7 @@ from tiny_tower import tiny_vit
 from counterpoint.losses.distributed.ahead import Sent
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 ROWS = 8

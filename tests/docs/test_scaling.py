@@ -20,7 +20,7 @@ from counterpoint.launch.planning.meta import on_device_meta
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text()

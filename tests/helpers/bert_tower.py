@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from counterpoint.models.text import TextTower
+from counterpoint.models.text.base import TextTower
 
 
 class BertLayer(nn.Module):

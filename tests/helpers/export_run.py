@@ -21,7 +21,7 @@ IMAGE = {
     },
 }
 TEXT = {
-    "class_path": "counterpoint.models.text.ClipTextTower",
+    "class_path": "counterpoint.models.text.clip.ClipTextTower",
     "init_args": {"width": 16, "depth": 1, "num_heads": 2, "context_length": 12},
 }
 INFONCE = {"infonce": {"class_path": "counterpoint.losses.infonce.InfoNCE"}}

@@ -98,7 +98,10 @@ def config(manifest: Path, objective: str = "clip", steps: int = 40) -> dict:
         "model": {
             "embed_dim": 8,
             "image": {"class_path": "counterpoint.models.image.TimmTower", "init_args": image},
-            "text": {"class_path": "counterpoint.models.text.ClipTextTower", "init_args": text},
+            "text": {
+                "class_path": "counterpoint.models.text.clip.ClipTextTower",
+                "init_args": text,
+            },
         },
         "objective": {
             "terms": terms[objective],

@@ -8,7 +8,7 @@ from toy_evaluation import tokenizer, transform
 
 from counterpoint.data.image_sets import ImageSet, Item
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.suite import Suite

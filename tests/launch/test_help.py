@@ -101,7 +101,7 @@ def classes_in(folder: str, base: str) -> set[str]:
         ("data", "data.text.tokenize:Tokenizer"),
         ("data", "data.images.transforms:Transform"),
         ("model", "models.image:ImageTower"),
-        ("model", "models.text:TextTower"),
+        ("model", "models.text.base:TextTower"),
         ("teachers", "models.teachers.frozen:Teacher"),
     ],
 )

@@ -18,7 +18,8 @@ from counterpoint.models.chunks import (
     trimmed,
 )
 from counterpoint.models.reducers.base import ImageReducer, Patches
-from counterpoint.models.text import ClipTextTower, TextTower
+from counterpoint.models.text.base import TextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 N, CONTEXT = 13, 32

@@ -8,7 +8,7 @@ from tiny_tower import tiny_vit
 from torch import nn
 
 from counterpoint.models.half_weights import HalfLinear, HalfWeights
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 N, CONTEXT = 6, 16

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from counterpoint.models.head_contributions import HeadContributions
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 SIZES = {"patch_size": 8, "embed_dim": 12, "depth": 3, "num_heads": 3}

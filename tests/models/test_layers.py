@@ -12,7 +12,7 @@ from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
 from counterpoint.models.shared import SharedImageTower, SharedTextTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.models.weight_inheritance import inherit
 from counterpoint.train.callbacks.compile import Compile

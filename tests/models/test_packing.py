@@ -11,7 +11,8 @@ from counterpoint.models import packing
 from counterpoint.models.packing import can_attend, pack
 from counterpoint.models.reducers.base import Reduction
 from counterpoint.models.reducers.tokens import RandomTokens
-from counterpoint.models.text import ClipTextTower, TextTower
+from counterpoint.models.text.base import TextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.callbacks.flops import FlopMeter
 

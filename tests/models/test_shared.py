@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from counterpoint.models.shared import SharedImageTower, SharedTextTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 

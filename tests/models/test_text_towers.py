@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_tower import tiny_vit
 
-from counterpoint.models.hf_text import HFTextTower
-from counterpoint.models.siglip_text import SiglipTextTower
+from counterpoint.models.text.hf import HFTextTower
+from counterpoint.models.text.siglip import SiglipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.models.weight_inheritance import inherit
 

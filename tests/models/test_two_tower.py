@@ -9,7 +9,8 @@ from tiny_tower import tiny_vit
 from torch.nn import functional as F
 
 from counterpoint.models.image import OPENAI_MEAN, OPENAI_STD, PixelStem, TimmTower
-from counterpoint.models.text import ClipTextTower, TextTower
+from counterpoint.models.text.base import TextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.models.weights import load_weights, read_weights
 

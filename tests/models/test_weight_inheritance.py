@@ -11,7 +11,8 @@ from transformers import (
 
 from counterpoint.models.image import TimmTower
 from counterpoint.models.layers import repeated_layers
-from counterpoint.models.text import ClipTextTower, TextTower
+from counterpoint.models.text.base import TextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.models.weight_inheritance import inherit
 

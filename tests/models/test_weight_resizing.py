@@ -5,7 +5,7 @@ import torch
 from tiny_tower import tiny_vit
 from torch.nn import functional as F
 
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.models.weight_resizing import resized
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_tower import tiny_vit
 
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.models.weights import LoadReport, load_weights, percent, read_weights
 

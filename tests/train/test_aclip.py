@@ -27,7 +27,7 @@ from counterpoint.models.reducers.attentive import AttentivePatches
 from counterpoint.models.reducers.base import ImageView
 from counterpoint.models.reducers.mask_token import MaskTokens
 from counterpoint.models.reducers.patches import RandomPatches
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.ema import Ema, EmaConfig
 from counterpoint.train.features import check_needs, check_scores, score_patches

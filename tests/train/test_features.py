@@ -14,7 +14,7 @@ from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import ImageTower
 from counterpoint.models.teachers.frozen import FrozenTowers
-from counterpoint.models.text import TextTower
+from counterpoint.models.text.base import TextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.ema import Ema, EmaConfig
 from counterpoint.train.features import check_needs, frozen_features

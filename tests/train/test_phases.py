@@ -8,7 +8,7 @@ from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.base import Reduction
 from counterpoint.models.reducers.patches import RandomPatches, Resize
 from counterpoint.models.reducers.tokens import Truncate
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.phases import Phase, Phases, prepare_reducers
 

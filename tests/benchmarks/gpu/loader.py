@@ -29,7 +29,7 @@ from counterpoint.data.shards.index import index_shards
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.callbacks.metrics import Metrics
 from counterpoint.train.module import ContrastiveModule

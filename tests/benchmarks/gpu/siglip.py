@@ -16,7 +16,7 @@ from counterpoint.data.dataset import join
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.siglip import SigLIP
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.phases import Phase

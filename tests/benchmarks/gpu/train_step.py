@@ -27,7 +27,7 @@ from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.models.reducers.tokens import Truncate
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.callbacks.compile import Compile
 from counterpoint.train.callbacks.flops import measure_peak

@@ -19,7 +19,7 @@ from null_gpu.jobs import Counted, Probe
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.callbacks.compile import Compile
 from counterpoint.train.callbacks.stop import StopOnSignal

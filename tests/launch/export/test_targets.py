@@ -235,7 +235,7 @@ def siglip(tmp_path_factory):
     text = {"width": 16, "depth": 1, "num_heads": 2, "context_length": 12, "vocab_size": 20}
     values = export_run.config(
         image={"class_path": "counterpoint.models.image.TimmTower", "init_args": image},
-        text={"class_path": "counterpoint.models.siglip_text.SiglipTextTower", "init_args": text},
+        text={"class_path": "counterpoint.models.text.siglip.SiglipTextTower", "init_args": text},
         objective={"logit_bias_init": -10.0},
         tokenizer={
             "class_path": "counterpoint.data.text.tokenize.HFTokenizer",

@@ -16,7 +16,7 @@ from counterpoint.losses.distributed.exchange import Ring
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.siglip import SigLIP
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.strategies.fsdp2 import fully_shard
 from counterpoint.train.torch_internals import fake_process_group

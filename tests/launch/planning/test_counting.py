@@ -13,7 +13,7 @@ from counterpoint.launch.planning.counting import count_step
 from counterpoint.launch.planning.devices import load_device
 from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.base import Reduction
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.batch_transfer import lengths_on_host
 from counterpoint.train.callbacks.flops import on_meta

@@ -16,8 +16,8 @@ from counterpoint.data.text.tokenize import ClipTokenizer, Tokenizer
 from counterpoint.launch.run.start.initial import load_initial_weights
 from counterpoint.launch.run.start.teachers import load_model
 from counterpoint.models.image import TimmTower
-from counterpoint.models.siglip_text import SiglipTextTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
+from counterpoint.models.text.siglip import SiglipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 VISION = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}

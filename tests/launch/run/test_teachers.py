@@ -29,7 +29,7 @@ from counterpoint.models.image import TimmTower
 from counterpoint.models.reducers.attentive import AttentivePatches
 from counterpoint.models.reducers.base import ImageReducer
 from counterpoint.models.teachers.frozen import Frozen, FrozenTowers, Teacher
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.checkpointing import checkpoint as checkpoints
 from counterpoint.train.ema import EmaConfig

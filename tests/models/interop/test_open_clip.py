@@ -20,7 +20,7 @@ from counterpoint.models.interop.open_clip import (
 )
 from counterpoint.models.interop.read import read_foreign
 from counterpoint.models.shared import SharedImageTower, SharedTextTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 VISION = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16}

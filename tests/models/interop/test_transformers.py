@@ -8,8 +8,8 @@ from foreign_inputs import captions, images, shaken
 from counterpoint.models.image import TimmTower
 from counterpoint.models.interop.read import read_foreign
 from counterpoint.models.interop.transformers import to_transformers
-from counterpoint.models.siglip_text import SiglipTextTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
+from counterpoint.models.text.siglip import SiglipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}

@@ -8,7 +8,7 @@ from counterpoint.models.reducers.base import ImageReducer, Reduction
 from counterpoint.models.reducers.mask_token import MaskTokens
 from counterpoint.models.reducers.patches import RandomPatches, Resize
 from counterpoint.models.shared import SharedImageTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 SMALL = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

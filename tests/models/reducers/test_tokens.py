@@ -7,7 +7,7 @@ import torch
 
 from counterpoint.models.reducers.base import Reduction, TextReducer
 from counterpoint.models.reducers.tokens import RandomTokens, TokenBlock, Truncate
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 
 START, END = 98, 99
 STEP = Reduction(seed=1, step=5)

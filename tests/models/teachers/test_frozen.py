@@ -5,7 +5,7 @@ import torch
 from tiny_tower import tiny_vit
 
 from counterpoint.models.teachers.frozen import Frozen, FrozenTowers
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 
 NEEDS = ("image", "image.b.raw", "text.raw", "text.long", "logit_scale")

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from counterpoint.models.image import ImageTower
 from counterpoint.models.reducers.patches import RandomPatches
-from counterpoint.models.text import TextTower
+from counterpoint.models.text.base import TextTower
 from counterpoint.train.callbacks.compile import Compile, compile_layers
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")

@@ -12,7 +12,7 @@ from counterpoint.models.reducers.base import Reduction
 from counterpoint.models.reducers.patches import RandomPatches, Resize
 from counterpoint.models.reducers.tokens import Truncate
 from counterpoint.models.shared import SharedImageTower, SharedTextTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.callbacks import flops
 from counterpoint.train.callbacks.flops import FlopMeter, measure_peak, on_meta

@@ -10,7 +10,7 @@ from torch import nn
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
 from counterpoint.models.image import TimmTower
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.module import ContrastiveModule
 from counterpoint.train.optim.adamw import AdamW

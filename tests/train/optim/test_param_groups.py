@@ -6,7 +6,7 @@ from timm.optim._param_groups import param_groups_layer_decay
 from tiny_tower import tiny_vit
 from torch import nn
 
-from counterpoint.models.text import ClipTextTower
+from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
 from counterpoint.train.optim.adamw import AdamW
 from counterpoint.train.optim.param_groups import (

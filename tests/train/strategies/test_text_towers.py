@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_run import CONTEXT, module, train
 
-from counterpoint.models.hf_text import HFTextTower
-from counterpoint.models.siglip_text import SiglipTextTower
+from counterpoint.models.text.hf import HFTextTower
+from counterpoint.models.text.siglip import SiglipTextTower
 from counterpoint.train.callbacks.compile import Compile
 
 STEPS = 3

@@ -7,7 +7,7 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor
 
-from .text import EncoderTower, Ids, Lengths, is_token
+from .base import EncoderTower, Ids, Lengths, is_token
 
 Pooling = Literal["mean", "first", "pooler"]
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import SiglipTextConfig, SiglipTextModel
 
-from .text import EncoderTower, Ids, Lengths, at_end, check_heads, padded
+from .base import EncoderTower, Ids, Lengths, at_end, check_heads, padded
 
 
 class SiglipTextTower(EncoderTower):
