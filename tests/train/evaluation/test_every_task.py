@@ -33,6 +33,7 @@ from counterpoint.train.evaluation.geometry.clip_score import ClipScore
 from counterpoint.train.evaluation.geometry.conditional import ConditionalDiversity
 from counterpoint.train.evaluation.geometry.modality import ModalityGeometry
 from counterpoint.train.evaluation.geometry.text_span import TextSpan
+from counterpoint.train.evaluation.languages import RetrievalByLanguage, ZeroShotByLanguage
 from counterpoint.train.evaluation.probes.gaussian import GaussianDiscriminant
 from counterpoint.train.evaluation.probes.knn import NearestNeighbours
 from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
@@ -69,12 +70,19 @@ def every_task(folder):
     few_shot = {**split, "shots": 2, "templates": "a {c}"}
     others = Classes(12, seed=3, name="others")
     prompts = {"data": test, "templates": "a {c}"}
+    apart = {"apart": "cls"}
     counts = folder / "counts.parquet"
     if not counts.exists():
         pq.write_table(pa.table({"class": NAMES, "count": [5, 4, 9, 2, 3, 8, 1]}), counts)
     return {
         "zero_shot": ZeroShot(by="cls", **prompts),
         "retrieval": Retrieval(test, "caption"),
+        "retrieval_by_language": RetrievalByLanguage(
+            test, ["caption", "cls"], "{language}", **apart
+        ),
+        "zero_shot_by_language": ZeroShotByLanguage(
+            test, ["caption", "cls"], "{language}", **apart
+        ),
         "frequency": FrequencyCorrelation(str(counts), **prompts),
         "text_spotting": TextSpotting(test),
         "knn": NearestNeighbours(k=5, **split),
