@@ -7,7 +7,11 @@ from vector_model import NAMES, Classes, features, run, texts
 from counterpoint.data.corpora.emoji.corpus import Settings, build_emoji
 from counterpoint.launch.config.suites import load_suite
 from counterpoint.train.evaluation.evaluate import prepare
-from counterpoint.train.evaluation.languages import RetrievalByLanguage, ZeroShotByLanguage
+from counterpoint.train.evaluation.languages import (
+    ByLanguage,
+    RetrievalByLanguage,
+    ZeroShotByLanguage,
+)
 
 LANGUAGES = ("en", "de", "fr")
 FRENCH = {"Ant": "F", "Bee": "A", "Cat": "C", "Dog": "C", "Eel": "B", "Fox": "B", "Gnu": "G"}
@@ -117,6 +121,7 @@ def test_the_suite_of_the_emoji_has_all_their_languages(tmp_path):
     suite = load_suite("emoji_languages", tmp_path / "emoji")
     prepare(suite)
     for task in suite.tasks.values():
+        assert isinstance(task, ByLanguage)
         names = [set(item.get("names")) for item in task.data.items]
         assert len(names) == 4 and all(set(task.fields) == each for each in names)
         assert len(task.fields) == 14
