@@ -41,6 +41,10 @@ from counterpoint.train.evaluation.probes.logit_bias import LogitBias
 from counterpoint.train.evaluation.probes.tip_adapter import TipAdapter
 from counterpoint.train.evaluation.retrieval import Retrieval
 from counterpoint.train.evaluation.robustness.backdoor import BackdoorSuccess
+from counterpoint.train.evaluation.robustness.character_attacks import (
+    AttackedNames,
+    AttackedRetrieval,
+)
 from counterpoint.train.evaluation.robustness.fooling import FoolingImages
 from counterpoint.train.evaluation.robustness.identity import IdentityAudit
 from counterpoint.train.evaluation.robustness.label_design import LabelDesign
@@ -107,6 +111,8 @@ def every_task(folder):
         "word_order": WordOrder(["within_trigrams"], data=test, captions="caption"),
         "backdoor": BackdoorSuccess("Ant", "patch", **prompts),
         "misspelling": MisspelledNames(candidates=3, **prompts),
+        "attacked_names": AttackedNames(candidates=3, **prompts),
+        "attacked_captions": AttackedRetrieval(test, candidates=2, captions="caption"),
         "identity": IdentityAudit(data=test, templates=["a {c}", "{c}"]),
         "labels": LabelDesign(test, "cls", NAMES[:3], NAMES[3:5], NAMES[5:]),
         "fooling": FoolingImages(others, data=test, captions="cls"),
