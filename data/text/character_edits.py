@@ -23,9 +23,9 @@ class CharacterEdits(CaptionPolicy):
 
     Of the 2n + 1 places of a text with n characters every second one lies between two of them,
     where a character is inserted; at the others one is replaced, or left out (also where it would
-    be replaced by itself). Abad Rocamora et al., "Robustness in Both Domains: CLIP Needs a Robust Text
-    Encoder" (2025, LEAF), section 4, search among 50 such places, then 50 characters, with the text
-    tower in the loop; here a text is one proposal.
+    be replaced by itself). Abad Rocamora et al., "Robustness in Both Domains: CLIP Needs a Robust
+    Text Encoder" (2025, LEAF), section 4, search among 50 such places, then 50 characters, with the
+    text tower in the loop; here a text is one proposal.
 
     Args:
         of: the policy whose caption is edited; the first field found by default. It has to choose
