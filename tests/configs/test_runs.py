@@ -43,6 +43,8 @@ DISTILLING = {"clusters", "clusters_sharded"} | {
     if path.stem.startswith("distill_") and path.stem != "distill_none"
     for objective in parts_of(path, "objective")
 }
+# Of a batch: of so many, each of four versions of a text is somewhere the worst (LEAF).
+ROWS = 24
 SLOTS = ("trainer", "data", "model", "objective", "optim")
 STAGED = [path for path in RUNS if "stages" in yaml.safe_load(path.read_text())]
 CLIPS = sorted((CONFIGS / "grad_clip").glob("*.yaml"))
@@ -183,19 +185,21 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path):
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
     width = 128  # of the emoji model, which heads are made for
     batch = {
-        "key": torch.randint(-(2**63), 2**63 - 1, (6,)),
-        "text": torch.randint(1, 99, (6, 8)),
-        "text_length": torch.full((6,), 8),
-        "clusters.id": torch.arange(6),
-        "text.translated.present": torch.ones(6, dtype=torch.bool),
-        "clusters.present": torch.ones(6, dtype=torch.bool),
+        "key": torch.randint(-(2**63), 2**63 - 1, (ROWS,)),
+        "text": torch.randint(1, 99, (ROWS, 8)),
+        "text_length": torch.full((ROWS,), 8),
+        "clusters.id": torch.arange(ROWS),
+        "text.translated.present": torch.ones(ROWS, dtype=torch.bool),
+        "clusters.present": torch.ones(ROWS, dtype=torch.bool),
     }
     scales = {name for name in objective.needs if name.split(".")[-1].startswith("logit_")}
     rows = {
         name
         for name in objective.needs - scales - batch.keys() | {"image", "text"} & objective.needs
     }
-    features = {name: F.normalize(torch.randn(6, width), dim=-1).requires_grad_() for name in rows}
+    features = {
+        name: F.normalize(torch.randn(ROWS, width), dim=-1).requires_grad_() for name in rows
+    }
     features |= {name: torch.tensor([5.0], requires_grad=True) for name in scales}
     features["logit_scale"] = torch.tensor([objective.logit_scale_init], requires_grad=True)
     if objective.logit_bias_init is not None:
