@@ -104,9 +104,7 @@ class StepDataset(Dataset):
             return refusal(error)
 
     def _load(self, step: int, part: int | None) -> Batch:
-        # One worker of each rank prefetches for all of them.
-        if self.prefetcher and ((worker := get_worker_info()) is None or worker.id == 0):
-            self.prefetcher.at(step)
+        self.prefetch(step)
         # As many threads in the training process as in a worker, so that sums of floats agree.
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -114,6 +112,11 @@ class StepDataset(Dataset):
             return self._batch(step, part)
         finally:
             torch.set_num_threads(num_threads)
+
+    def prefetch(self, step: int) -> None:
+        """Fetches the shards of coming steps, in one worker of each rank for all of them."""
+        if self.prefetcher and ((worker := get_worker_info()) is None or worker.id == 0):
+            self.prefetcher.at(step)
 
     def positions(self, step: int) -> np.ndarray:
         """Returns this rank's positions at a step, ascending int64."""
@@ -179,7 +182,7 @@ class StepSampler(Sampler[tuple[int, int]]):
         first_step: the first step to yield.
     """
 
-    def __init__(self, dataset: StepDataset, first_step: int = 0):
+    def __init__(self, dataset: InParts, first_step: int = 0):
         self.dataset = dataset
         self.first_step = first_step
 
@@ -223,12 +226,18 @@ def accepted(part: Batch | Refusal) -> Batch:
 
 
 def join(parts: Sequence[Batch]) -> Batch:
-    """Joins the parts of a batch."""
+    """Joins the parts of a batch; those of different streams have different entries."""
     if len(parts) == 1:
         return parts[0]
-    return {entry: concatenated([part[entry] for part in parts]) for entry in parts[0]}
+    columns: dict[str, list[Any]] = {}
+    for part in parts:
+        for entry, values in part.items():
+            columns.setdefault(entry, []).append(values)
+    return {entry: concatenated(values) for entry, values in columns.items()}
 
 
 def concatenated(values: list[Any]) -> Any:
     """Joins tensors, or the arrays by which lengths stay on the host."""
+    if len(values) == 1:
+        return values[0]
     return torch.cat(values) if isinstance(values[0], Tensor) else np.concatenate(values)

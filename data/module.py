@@ -4,7 +4,7 @@ In: a manifest and the choices of the `data` slot; from `fit`, through `connect`
 seed and the model's sizes. Out: the training loader, and one integer to resume from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from .dataset import StepDataset, StepLoader, StepSampler
+from .hashing import text_hash
 from .order.counts import FixedCounts
 from .order.mixed_plan import MixedPlan
 from .order.mixture import Mixture
 from .order.selection import Selection, WeightPolicy
+from .order.steps import Steps, Turn
 from .pairs import Pairs
 from .recipe import Source, check_names, explicit_shares
 from .sample import SampleLoader
@@ -25,6 +27,9 @@ from .shards.prefetch import Prefetcher
 from .shards.reader import ShardReader
 from .sidecar import Sidecar, check_file_names
 from .start_checks import check_captions, check_keys
+from .streams import MAIN, MAIN_NAME, StreamsDataset
+from .text.syntax import WordReducer
+from .text.tokenize import Tokenizer
 from .urls import shown
 
 # Shards that a process keeps open: most systems allow 1,024 files.
@@ -32,6 +37,7 @@ MAX_OPEN = 512
 # Steps whose shards are prefetched. Few steps stay within the shards in use; shards that do not fit
 # into the cache are left for later, so that a long horizon costs little.
 STEPS_AHEAD = 256
+MAX_SEED = (1 << 31) - 1
 
 
 class PairsDataModule(Pairs):
@@ -52,7 +58,15 @@ class PairsDataModule(Pairs):
         keep_weights: how their weights act; they repeat samples by default.
         cache: holds copies of remote shards.
         allow_pipe: whether the commands of a manifest's `pipe:` addresses may run.
+        streams: further streams; NAME becomes the batch entries `NAME/...`, which the terms that
+            `objective.streams` names read.
+        turns: whose turn a step is: so many steps in a row by stream (`main` is this one), again
+            and again; streams that are not named, and without `turns` all, are in every step.
         choices: arguments of `Pairs`.
+
+    Raises:
+        ValueError: a name of a stream cannot be used, or turns name another stream or a number
+            below 1.
     """
 
     def __init__(
@@ -69,6 +83,8 @@ class PairsDataModule(Pairs):
         keep_weights: WeightPolicy | None = None,
         cache: ShardCache | None = None,
         allow_pipe: bool = False,
+        streams: dict[str, "DataStream"] | None = None,
+        turns: dict[str, int] | None = None,
         **choices: Any,
     ):
         super().__init__(**choices)
@@ -85,6 +101,11 @@ class PairsDataModule(Pairs):
         self.cache = cache
         if cache is not None and allow_pipe:
             cache.transport.allow_pipe = True
+        self.streams: Mapping[str, DataStream] = _checked(streams or {}, turns)
+        self.turns = turns
+        for stream in self.streams.values():
+            if not stream.has_tokenizer:
+                stream.tokenizer = self.tokenizer
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -119,16 +140,41 @@ class PairsDataModule(Pairs):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the shards and of the kept samples."""
-        if self.selection is None:
-            return self.manifest.fingerprint
-        return f"{self.manifest.fingerprint}-{self.selection.fingerprint}"
+        """Hash of the shards and of the kept samples, of every stream."""
+        parts = [self.manifest.fingerprint]
+        if self.selection is not None:
+            parts.append(self.selection.fingerprint)
+        parts += [f"{name}:{stream.fingerprint}" for name, stream in self.streams.items()]
+        return "-".join(parts)
 
     @property
     def has_weights(self) -> bool:
         return self.selection is not None and self.selection.has_weights
 
+    def connect(
+        self,
+        steps: Steps,
+        seed: int,
+        image_size: int,
+        context_length: int,
+        word_reducers: Sequence[WordReducer | None] = (),
+    ) -> None:
+        of_all = _turns(self.turns, [MAIN_NAME, *self.streams])
+        own = Steps(steps.phases, of_all[MAIN_NAME]) if self.turns else steps
+        super().connect(own, seed, image_size, context_length, word_reducers)
+        for name, stream in self.streams.items():
+            phases = [(num_steps, stream.batch_size or size) for num_steps, size in steps.phases]
+            # Of the same shards, another stream takes others at a time.
+            own_seed = text_hash(seed, name) & MAX_SEED
+            own = Steps(phases, of_all[name])
+            stream.connect(own, own_seed, image_size, context_length, word_reducers)
+
     def check(self, num_nodes: int = 1) -> None:
+        for name, stream in self.streams.items():
+            try:
+                stream.check(num_nodes)
+            except ValueError as error:
+                raise ValueError(f"data.streams.{name}: {error}") from error
         assert self.steps is not None, "connect comes first"
         check_names(self.sources, self.manifest.sources)
         # Made here, so that an error rate that is none is refused now.
@@ -188,7 +234,7 @@ class PairsDataModule(Pairs):
         )
 
     def train_dataset(self, rank: int = 0, world_size: int = 1) -> StepDataset:
-        """Returns the batches of one rank, by step."""
+        """Returns the batches of one rank, by step, without those of further streams."""
         steps = self.require_steps(world_size)
         plan, urls, sizes = self.plan(), self.manifest.urls, self.manifest.num_bytes
         sha256 = self.manifest.checksums
@@ -222,7 +268,11 @@ class PairsDataModule(Pairs):
 
     def train_dataloader(self) -> StepLoader:
         """Returns this rank's loader from `first_step` on; its length is that of the run."""
-        dataset = self.train_dataset(*self.rank_and_world_size())
+        rank_and_world_size = self.rank_and_world_size()
+        dataset: StepDataset | StreamsDataset = self.train_dataset(*rank_and_world_size)
+        if self.streams:
+            of_all = {n: s.train_dataset(*rank_and_world_size) for n, s in self.streams.items()}
+            dataset = StreamsDataset({MAIN: dataset, **of_all})
         loader = self.loader(dataset, sampler=StepSampler(dataset, self.first_step))
         return StepLoader(loader, dataset, self.first_step)
 
@@ -233,3 +283,69 @@ class PairsDataModule(Pairs):
                 "than the run began with; resume with those, or start a new run with --init_from"
             )
         super().load_state_dict(state_dict)
+
+
+class DataStream(PairsDataModule):
+    """A further stream: samples of its own, in batches and an order of their own.
+
+    Shards need no images where no term reads an image of the stream, and none is decoded then.
+    Loader processes and evaluation are those of the main stream.
+
+    Args:
+        manifest: path of the file that `counterpoint data index` wrote, or a list of such files.
+        batch_size: of the global batch; None: that of the phase.
+        tokenizer: maps texts to token ids; the main stream's by default.
+        choices: arguments of `PairsDataModule`.
+
+    Raises:
+        ValueError: batch_size is below 1.
+    """
+
+    def __init__(
+        self,
+        manifest: str | list[str],
+        batch_size: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        **choices: Any,
+    ):
+        super().__init__(
+            manifest,
+            tokenizer=tokenizer,
+            streams=None,
+            turns=None,
+            num_workers=0,
+            eval_transform=None,
+            **choices,
+        )
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"a stream has batch_size={batch_size}: give 1 or more")
+        self.batch_size = batch_size
+        self.has_tokenizer = tokenizer is not None
+
+
+def _checked(
+    streams: Mapping[str, DataStream], turns: Mapping[str, int] | None
+) -> Mapping[str, DataStream]:
+    for name in streams:
+        if not name or "/" in name or "." in name or name in (MAIN_NAME, "tokens"):
+            raise ValueError(
+                f"the stream '{name}' needs another name: without dots and slashes, and neither "
+                f"'{MAIN_NAME}', which is the stream that data itself describes, nor 'tokens'"
+            )
+    there = [MAIN_NAME, *streams]
+    for name, count in (turns or {}).items():
+        if name not in there or count < 1:
+            raise ValueError(
+                f"data.turns has {name}: {count}; give 1 or more steps for streams among "
+                f"{', '.join(there)}"
+            )
+    return streams
+
+
+def _turns(turns: Mapping[str, int] | None, names: Sequence[str]) -> dict[str, Turn]:
+    """Returns the steps of each stream."""
+    found, first, cycle = dict.fromkeys(names, Turn()), 0, sum((turns or {}).values())
+    for name, count in (turns or {}).items():
+        found[name] = Turn(first, count, cycle)
+        first += count
+    return found

@@ -6,7 +6,7 @@ run's steps, the seed and the model's sizes. Out: a Lightning data module, excep
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from .images.transforms import EvalTransform, TrainTransform, Transform
 from .order.steps import Steps
 from .recipe import Recipe, Source, Text, View
 from .sidecar import Sidecar
+from .streams import MAIN, MAIN_NAME, by_stream, named
 from .text.captions import CaptionPolicy, policy_of
 from .text.syntax import WordReducer
 from .text.tokenize import ClipTokenizer, Tokenizer
@@ -53,6 +54,9 @@ class Pairs(LightningDataModule, ABC):
         sources: settings of single sources, by name.
         sidecars: joined tensors by name.
         same_as, caption_same_as: entries that determine the main image and caption.
+        streams: further streams, by name.
+        turns: whose turn a step is, as numbers of steps by stream; None: that of all of them.
+        reads_images: whether batches have images; False where no term reads any.
         caveat: note to log when a run starts.
     """
 
@@ -97,6 +101,19 @@ class Pairs(LightningDataModule, ABC):
         self.image_size = 0
         self.context_length = 0
         self.word_reducers: Sequence[WordReducer | None] = ()
+        self.streams: Mapping[str, Pairs] = {}
+        self.turns: Mapping[str, int] | None = None
+        self.reads_images = True
+
+    @property
+    def every_stream(self) -> dict[str, "Pairs"]:
+        """All streams by name, this one under "" first."""
+        return {MAIN: self, **self.streams}
+
+    @property
+    def weighted(self) -> list[str]:
+        """The streams whose batches have a `weight`, which losses then have to read."""
+        return [name for name, stream in self.every_stream.items() if stream.has_weights]
 
     @property
     @abstractmethod
@@ -120,7 +137,7 @@ class Pairs(LightningDataModule, ABC):
 
     @property
     def has_weights(self) -> bool:
-        """Whether batches have a `weight`, which losses then have to read."""
+        """Whether this stream's batches have a `weight`."""
         return False
 
     @abstractmethod
@@ -172,6 +189,45 @@ class Pairs(LightningDataModule, ABC):
         self.context_length = context_length
         self.word_reducers = word_reducers
 
+    def check_needs(self, needs: Collection[str]) -> None:
+        """Takes note of what terms read: streams of which they read no image decode none.
+
+        Args:
+            needs: names of features and batch entries, those of a stream as `NAME/...`.
+
+        Raises:
+            ValueError: a term reads a stream that there is not, or none reads one that there is.
+        """
+        read = {name.rpartition("/")[0] for name in needs}
+        if unknown := sorted(read - self.every_stream.keys()):
+            there = ", ".join([MAIN_NAME, *self.streams])
+            raise ValueError(
+                f"objective.streams names '{unknown[0]}', and data has the streams {there}: add "
+                f"data.streams.{unknown[0]}, or name one of these"
+            )
+        if idle := sorted(self.streams.keys() - read):
+            raise ValueError(
+                f"no term reads data.streams.{idle[0]}: give it one in objective.streams (TERM: "
+                f"{idle[0]}), or leave the stream out"
+            )
+        for name, stream in self.every_stream.items():
+            own = (need.rpartition("/") for need in needs)
+            stream.reads_images = any(
+                of_stream == name and "image" in need.split(".") for of_stream, _, need in own
+            )
+
+    def error_counts(self) -> dict[str, int]:
+        """Returns numbers of samples and errors by cause and source, for the log."""
+        counts: dict[str, int] = {}
+        for name, stream in self.every_stream.items():
+            counts |= named(name, stream.ledger.summary())
+        return counts
+
+    def batch_rows(self, step: int, world_size: int) -> dict[str, int]:
+        """Returns the rows of every rank's batch of each stream at a step; 0: it takes none."""
+        steps = {name: stream.steps for name, stream in self.every_stream.items()}
+        return {n: s.batch_size(step) // world_size for n, s in steps.items() if s is not None}
+
     def require_steps(self, world_size: int) -> Steps:
         """Returns the steps set by `connect`.
 
@@ -202,6 +258,8 @@ class Pairs(LightningDataModule, ABC):
         """
         main = View(self.train_transform, same_as=self.same_as)
         views = {"image": main} | {f"image.{name}": view for name, view in self.views.items()}
+        if not self.reads_images:
+            views = {}
         names = self.source_names
         sources = {name: self.sources.get(name, Source()) for name in names}
         captions = {
@@ -251,30 +309,59 @@ class Pairs(LightningDataModule, ABC):
 
     def on_before_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> list[Batch]:
         """Counts unusable samples while the batch is still on the host."""
+        streams = self.every_stream
         for part in batch:
-            self.ledger.update(part)
+            for name, entries in by_stream(part).items():
+                streams[name].ledger.update(entries)
         return batch
 
     def on_after_batch_transfer(self, batch: list[Batch], dataloader_idx: int) -> Batch:
         """Joins the parts on the device."""
         return join(batch)
 
-    def go_on(self, step: int, left_out: Sequence[tuple[int, int]]) -> None:
-        """Starts after so many steps, with what the run has skipped (`Steps.left_out`)."""
+    def go_on(self, step: int, skipped: Mapping[str, Any]) -> None:
+        """Starts after so many steps, with the samples that a run has skipped.
+
+        Args:
+            step: the first one.
+            skipped: the state of the run's data; see `Steps.left_out`.
+        """
         self.first_step = step
-        if self.steps is not None:
-            self.steps.left_out = [(int(first), int(samples)) for first, samples in left_out]
+        for name, stream in self.every_stream.items():
+            state = skipped if name == MAIN else skipped.get("streams", {}).get(name, {})
+            if stream.steps is not None:
+                rows = state.get("left_out", [])
+                stream.steps.left_out = [(int(first), int(samples)) for first, samples in rows]
+
+    def pass_over(self, state: dict[str, Any], step: int, end: int) -> int:
+        """Makes a state of `step` go on behind the samples of all steps before `end`.
+
+        Returns:
+            The samples that are skipped, of all streams.
+        """
+        num_skipped = 0
+        for name, stream in self.every_stream.items():
+            assert stream.steps is not None
+            of_stream = state if name == MAIN else state["streams"][name]
+            of_stream["left_out"] = stream.steps.passing_over(step, end)
+            num_skipped += of_stream["left_out"][-1][1]
+        return num_skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the next step, skipped samples, errors and the data's fingerprint."""
+        """Returns the next step, and skipped samples and errors by stream."""
         step = self.trainer.global_step if self.trainer else self.first_step
-        return {
-            "step": step,
-            "left_out": [] if self.steps is None else list(self.steps.left_out),
-            "ledger": self.ledger.state_dict(),
-            "fingerprint": self.fingerprint,
+        states = {
+            name: {
+                "left_out": [] if stream.steps is None else list(stream.steps.left_out),
+                "ledger": stream.ledger.state_dict(),
+            }
+            for name, stream in self.every_stream.items()
         }
+        own = states.pop(MAIN)
+        return own | {"step": step, "streams": states, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.go_on(int(state_dict["step"]), state_dict.get("left_out", []))
+        self.go_on(int(state_dict["step"]), state_dict)
         self.ledger.load_state_dict(state_dict["ledger"])
+        for name, stream in self.streams.items():
+            stream.ledger.load_state_dict(state_dict["streams"][name]["ledger"])

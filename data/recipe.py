@@ -14,6 +14,8 @@ from .sidecar import Sidecar
 from .text.captions import CaptionPolicy
 from .text.tokenize import Tokenizer
 
+TEXT_BYTES = 4096  # of a sample without views
+
 
 @dataclass(frozen=True)
 class View:
@@ -150,8 +152,8 @@ class Recipe:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Memory of one sample's views in a batch."""
-        return sum(3 * view.side**2 for view in self.views.values())
+        """Memory of one sample's views in a batch; some without any, for its texts."""
+        return sum(3 * view.side**2 for view in self.views.values()) or TEXT_BYTES
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,8 @@ class Renderer:
 
     def _images(self, raw: RawSample) -> Images:
         """Opens the images of all views; all but the sample's own may be absent."""
+        if not self.recipe.views:
+            return {}
         images: Images = {None: opened(find_image(raw))}
         for member in {view.member for view in self.recipe.views.values()} - {None}:
             try:

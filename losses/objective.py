@@ -5,14 +5,14 @@ reported adds up, with the weights, to what is optimised.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .base import Term
-from .components.features import MODEL_SCALARS, Tensors
+from .components.features import MODEL_SCALARS, Tensors, in_stream, of_stream, stream_of
 from .components.similarity import Cosine, Metric
 from .distributed import ahead
 from .distributed.collectives import equal_rows, world
@@ -30,14 +30,17 @@ class Objective(nn.Module):
         logit_scale_init: multiplicative logit scale the model starts from (CLIP 1/0.07, SigLIP 10).
         logit_bias_init: logit bias the model starts from; None: the model has no bias.
         scalars: learned numbers by name (`scalars.Temperature`), which terms may share.
+        streams: stream of the data by term name; the main one where not named. A term is left out
+            of steps that take no batch of its stream.
 
     Attributes:
         progress: fraction of the run done, 0 to 1, set before each step. Terms read it as the
             feature `progress` (0-dimensional, on the CPU).
-        batch_rows: of every rank's batch, set before each step; None: ranks may have any number.
+        batch_rows: of every rank's batch by stream ("": the main one), set before each step;
+            without a number ranks may have any.
 
     Raises:
-        ValueError: no terms, a weight for an unknown term, or an object that is no term.
+        ValueError: no terms, a weight or stream for an unknown term, or an object that is no term.
     """
 
     def __init__(
@@ -47,16 +50,17 @@ class Objective(nn.Module):
         logit_scale_init: float = 1 / 0.07,
         logit_bias_init: float | None = None,
         scalars: dict[str, Scalar] | None = None,
+        streams: dict[str, str] | None = None,
     ):
         super().__init__()
         if not terms:
             raise ValueError("objective.terms is empty: name at least one term")
-        unknown = sorted(set(weights or {}) - set(terms))
-        if unknown:
-            raise ValueError(
-                f"objective.weights names {unknown}, which are no terms; "
-                f"the terms are {sorted(terms)}"
-            )
+        for key, named in {"weights": weights, "streams": streams}.items():
+            if unknown := sorted(set(named or {}) - set(terms)):
+                raise ValueError(
+                    f"objective.{key} names {unknown}, which are no terms; "
+                    f"the terms are {sorted(terms)}"
+                )
         for name, term in terms.items():
             if not isinstance(term, Term):
                 raise ValueError(
@@ -67,26 +71,41 @@ class Objective(nn.Module):
         self.scalars = nn.ModuleDict(scalars or {})
         self.weights: dict[str, float | Weight] = dict.fromkeys(terms, 1.0) | (weights or {})
         self.progress = 0.0
-        self.batch_rows: int | None = None
+        self.streams = streams or {}
+        self.batch_rows: Mapping[str, int] = {}
         self.logit_scale_init = logit_scale_init
         self.logit_bias_init = logit_bias_init
 
     @property
     def needs(self) -> frozenset[str]:
-        """The features and batch entries that the terms read."""
-        return frozenset(name for term in self.named_terms.values() for name in term.needs)
+        """The features and batch entries that the terms read, `STREAM/...` those of a stream."""
+        shared = {*MODEL_SCALARS, *self.scalars, "progress"}
+        return frozenset(
+            need if need in shared else in_stream(need, self.streams.get(name, ""))
+            for name, term in self.named_terms.items()
+            for need in term.needs
+        )
+
+    def needs_of(self, batch: Tensors) -> frozenset[str]:
+        """Returns `needs` without those of streams that a step takes no batch of."""
+        if not self.streams:
+            return self.needs
+        there = {stream_of(entry) for entry in batch}
+        return frozenset(need for need in self.needs if stream_of(need) in there)
 
     def forward(self, features: Tensors, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns (weighted sum, detached raw values `TERM` or `TERM/PART`).
 
         Both are this rank's share: their mean over ranks is the value of the global batch.
         """
-        features = self._with_scalars(features)
+        shared = self._shared(features)
         parts: list[Tensor] = []
         report: dict[str, Tensor] = {}
-        for name, term in self.named_terms.items():
-            with equal_rows(self.batch_rows):
-                values = term(features, batch)
+        present = self._present(batch)
+        for name, term in present.items():
+            own_features, own_batch = self._inputs(name, features, batch, shared)
+            with equal_rows(self._rows_of(name)):
+                values = term(own_features, own_batch)
             if not isinstance(values, Mapping):
                 raise ValueError(
                     f"objective.terms.{name}: {type(term).__name__} returns a "
@@ -97,10 +116,11 @@ class Objective(nn.Module):
             parts += [weight * value for value in values.values()]
             for part, value in values.items():
                 report[name if len(values) == 1 else f"{name}/{part}"] = value.detach()
-        # Terms may have scales of their own: data-parallel training wants a gradient for each
-        # parameter, if only zero.
-        scalars = (*MODEL_SCALARS, *self.scalars)
-        parts += [0.0 * features[name].sum() for name in scalars if name in features]
+        # Terms may have scales of their own, or be left out of this step: data-parallel training
+        # wants a gradient for each parameter, if only zero.
+        absent = [term for name, term in self.named_terms.items() if name not in present]
+        idle = [parameter for term in absent for parameter in term.parameters()]
+        parts += [0.0 * value.sum() for value in (*shared.values(), *idle)]
         ahead.forget()
         return torch.stack(parts).sum(), report
 
@@ -112,22 +132,28 @@ class Objective(nn.Module):
         tower's backward pass. Ranks that may have any number of rows, rings, lifted and divided
         features travel when the term asks for them.
         """
-        terms = self.named_terms.values()
-        world_size, rows = world()[1], self.batch_rows
+        world_size, rows = world()[1], self.batch_rows.get(stream_of(name))
         if world_size == 1 or rows is None or len(feature) % rows:
             return feature
-        return ahead.send(feature, world_size) if any(name in t.ahead for t in terms) else feature
+        is_sent = any(
+            name == in_stream(sent, self.streams.get(term_name, ""))
+            for term_name, term in self.named_terms.items()
+            for sent in term.ahead
+        )
+        return ahead.send(feature, world_size) if is_sent else feature
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Tensor | None:
         """Returns the weighted loss of each of this rank's samples [b], of the terms that have it.
 
-        For the log, without gradients; None when no term has parts by sample.
+        For the log, without gradients and further streams; None when no term has parts by sample.
         """
         parts: list[Tensor] = []
-        with torch.no_grad(), equal_rows(self.batch_rows):
-            features = self._with_scalars(features)
-            for name, term in self.named_terms.items():
-                rows = term.per_sample(features, batch)
+        with torch.no_grad(), equal_rows(self.batch_rows.get("")):
+            shared = self._shared(features)
+            for name, term in self._present(batch).items():
+                if self.streams.get(name):
+                    continue
+                rows = term.per_sample(*self._inputs(name, features, batch, shared))
                 if rows is not None:
                     parts.append(self.weight(name) * rows)
         return torch.stack(parts).sum(0) if parts else None
@@ -141,13 +167,14 @@ class Objective(nn.Module):
         Raises:
             ValueError: a term has no such form (`check_sampled`), or a negative weight.
         """
-        features = self._with_scalars(features)
         parts: list[Tensor] = []
-        for number, (name, term) in enumerate(self.named_terms.items()):
+        shared = self._shared(features)
+        for number, (name, term) in enumerate(self._present(batch).items()):
             if (weight := self.weight(name)) < 0:
                 raise ValueError(f"objective.weights.{name} is {weight}: curvature needs >= 0")
-            with equal_rows(self.batch_rows):
-                sampled = term.sampled(features, batch, seed + number)
+            with equal_rows(self._rows_of(name)):
+                own_features, own_batch = self._inputs(name, features, batch, shared)
+                sampled = term.sampled(own_features, own_batch, seed + number)
             parts.append(math.sqrt(weight) * sampled)
         return torch.stack(parts).sum()
 
@@ -164,14 +191,17 @@ class Objective(nn.Module):
                     "draw labels from (InfoNCE has): use another optimiser"
                 )
 
-    def check_reads_weight(self) -> None:
+    def check_reads_weight(self, weighted: Collection[str]) -> None:
         """Refuses terms that would not see the batch's `weight`.
+
+        Args:
+            weighted: the streams whose batches have one ("": the main one).
 
         Raises:
             ValueError: a term does not read it.
         """
         for name, term in self.named_terms.items():
-            if not term.reads_weight:
+            if self.streams.get(name, "") in weighted and not term.reads_weight:
                 raise ValueError(
                     f"objective.terms.{name} is a {type(term).__name__}, which does not read the "
                     "weights that data.keep_weights (LossWeights) gives to batches: let samples "
@@ -210,6 +240,26 @@ class Objective(nn.Module):
         """The terms by name, for type checkers: `nn.ModuleDict` knows modules only."""
         return cast("dict[str, Term]", dict(self.terms))
 
-    def _with_scalars(self, features: Tensors) -> Mapping[str, Tensor]:
-        scalars = {name: scalar() for name, scalar in self.scalars.items()}
-        return {**features, **scalars, "progress": torch.tensor(self.progress)}
+    def _shared(self, features: Tensors) -> dict[str, Tensor]:
+        """Returns the scalars that terms of all streams read."""
+        shared = {name: features[name] for name in MODEL_SCALARS if name in features}
+        return shared | {name: scalar() for name, scalar in self.scalars.items()}
+
+    def _present(self, batch: Tensors) -> dict[str, Term]:
+        """Returns the terms whose stream the step takes a batch of."""
+        if not self.streams:
+            return self.named_terms
+        there = {stream_of(entry) for entry in batch}
+        terms = self.named_terms.items()
+        return {name: term for name, term in terms if self.streams.get(name, "") in there}
+
+    def _inputs(
+        self, term: str, features: Tensors, batch: Tensors, shared: Tensors
+    ) -> tuple[Tensors, Tensors]:
+        """Returns the features and the batch that a term reads."""
+        stream, progress = self.streams.get(term, ""), torch.tensor(self.progress)
+        own = of_stream(features, stream)
+        return {**own, **shared, "progress": progress}, of_stream(batch, stream)
+
+    def _rows_of(self, term: str) -> int | None:
+        return self.batch_rows.get(self.streams.get(term, ""))

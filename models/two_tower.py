@@ -5,7 +5,7 @@ normalisation), `image.pooled` and `text.pooled` (the towers' output, before pro
 `image.tokens` and `text.tokens` (the towers' last states, [n, tokens, width], those of captions
 padded to the context length), `logit_scale` (multiplicative) and `logit_bias`. Further views
 (`image.strong_1`, `text.negative`) are batch entries of the same name, encoded by the tower of
-their first word.
+their first word; those of a further stream have its name before them (`sentences/text`).
 `tokens/computed` and `tokens/real` are positions a caption, with and without padding.
 """
 
@@ -146,10 +146,10 @@ class TwoTower(nn.Module):
         if self.logit_bias is not None:
             features["logit_bias"] = self.logit_bias
         needs = set(needs)
-        views = dict.fromkeys(view_of(name) for name in sorted(needs))
+        views = dict.fromkeys(view_of(name) for name in sorted(needs, key=_main_first))
         tokens: list[tuple[int, Tensor]] = []
         for view in views:
-            tower = view.split(".")[0]
+            tower = view.rpartition("/")[2].split(".")[0]
             has_tokens = f"{view}.tokens" in needs
             if tower == "image":
                 encode = self._image_states if has_tokens else self._image_vectors
@@ -184,7 +184,7 @@ class TwoTower(nn.Module):
         if reduction is not None and reduction.image is not None:
             image = reduction.image.pixels(image)
             grid = self.image.grid(image)  # type: ignore[operator] - see ImageTower
-            patches = reduction.image.keep(grid, batch["key"], view, reduction)
+            patches = reduction.image.keep(grid, batch[_key_of(view)], view, reduction)
         pieces = parts.split((image, *(patches or ())), chunks)
         return parts.encode(encode, pieces, chunks > 1)
 
@@ -195,7 +195,8 @@ class TwoTower(nn.Module):
         # Reducers only shorten captions, so that lengths known before are long enough.
         known = cast("np.ndarray | None", batch.get(f"{view}_length.host"))
         if reduction is not None and reduction.text is not None:
-            text, length = reduction.text.tokens(text, length, batch["key"], view, reduction)
+            keys = batch[_key_of(view)]
+            text, length = reduction.text.tokens(text, length, keys, view, reduction)
         if not (self.text_parts and self.text.ignores_padding):
             return parts.whole(text, length, chunks), length
         if self.text.takes_packed(*(self.computes_on or self._computes_on(text.device.type))):
@@ -270,6 +271,17 @@ def view_of(feature: str) -> str:
     for form in FORMS:
         feature = feature.removesuffix(form)
     return feature
+
+
+def _main_first(name: str) -> tuple[str, str]:
+    stream, _, view = name.rpartition("/")
+    return stream, view
+
+
+def _key_of(view: str) -> str:
+    """Returns the entry with the samples' keys, of the view's stream."""
+    stream, slash, _ = view.rpartition("/")
+    return f"{stream}{slash}key"
 
 
 def _per_caption(tokens: list[tuple[int, Int64[Tensor, " n"]]]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..losses.components.features import MODEL_SCALARS
+from ..losses.components.features import MODEL_SCALARS, in_stream, of_stream, stream_of
 from ..models.image import ImageTower
 from ..models.reducers.base import ImageView, Reduction
 from ..models.teachers.frozen import FrozenTowers, view_of
@@ -26,11 +26,13 @@ def frozen_features(
 ) -> dict[str, Tensor]:
     """Computes what is needed of frozen towers (`ema`, `teacher.NAME`), each view once."""
     features: dict[str, Tensor] = {}
-    for model, towers in frozen.items():
-        prefix = f"{model}."
-        wanted = {name.removeprefix(prefix) for name in needs if name.startswith(prefix)}
-        if wanted:
-            features |= {prefix + name: value for name, value in towers(batch, wanted).items()}
+    for stream in sorted({stream_of(name) for name in needs}) if frozen else ():
+        entries = of_stream(batch, stream)
+        for model, towers in frozen.items():
+            prefix = in_stream(f"{model}.", stream)
+            wanted = {name.removeprefix(prefix) for name in needs if name.startswith(prefix)}
+            if wanted:
+                features |= {prefix + name: v for name, v in towers(entries, wanted).items()}
     return features
 
 
@@ -73,7 +75,8 @@ def score_patches(
 
 def image_views(needs: Iterable[str]) -> list[str]:
     """Returns the image views that the student encodes."""
-    names = {view_of_student(name) for name in needs if name.split(".")[0] == "image"}
+    words = {name: name.rpartition("/")[2].split(".")[0] for name in needs}
+    names = {view_of_student(name) for name, word in words.items() if word == "image"}
     return sorted(names)
 
 

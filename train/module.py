@@ -33,7 +33,7 @@ from .optim.freeze import freeze
 from .optim.param_groups import named_parameters
 from .phases import Phase, Phases, connect_data, prepare_reducers
 from .seeds import step_seed
-from .spike_guard import Decision, SpikeGuard, update_rms
+from .spike_guard import Decision, SpikeGuard, check_turns, update_rms
 from .strategies.base import Sharding
 from .strategies.choose import sharding_of
 from .strategies.row_shards import gathered, piece_of_rows, put_rows
@@ -162,11 +162,13 @@ class ContrastiveModule(pl.LightningModule):
                 "counterpoint.train.grad_clip.fixed"
             )
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, Pairs) and data.steps is None:
+        if not isinstance(data, Pairs):
+            return
+        if data.steps is None:
             prepare_reducers(self.phases, self.model)
-            connect_data(data, self.model, self.phases, self.seed)
-        if isinstance(data, Pairs) and data.has_weights:
-            self.objective.check_reads_weight()
+            connect_data(data, self.model, self.phases, self.seed, self.objective.needs)
+        self.objective.check_reads_weight(data.weighted)
+        check_turns(data.turns, self.guard, self.trainer.log_every_n_steps)  # type: ignore
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Adds the optimizer's callbacks, unless the Trainer already has them."""
@@ -195,7 +197,7 @@ class ContrastiveModule(pl.LightningModule):
         """
         if self.half_weights is not None and torch.is_grad_enabled():
             self.half_weights.refresh()
-        needs = self.objective.needs
+        needs = self.objective.needs_of(batch)
         reduction = self.phases.reduction(step, self.seed)
         frozen, tower = self.frozen_towers, self.model.image
         reduction, scoring_features = score_patches(reduction, tower, frozen, batch, needs)
@@ -264,9 +266,8 @@ class ContrastiveModule(pl.LightningModule):
             if self.grad_clip is not None:
                 self.grad_clip.reset()
         # Loaders of one's own may give ranks any number of rows.
-        if isinstance(self.trainer.datamodule, Pairs):  # type: ignore[attr-defined]
-            batch_size = self.phases.at(step)[1].batch_size
-            self.objective.batch_rows = batch_size // self.trainer.world_size
+        if isinstance(data := self.trainer.datamodule, Pairs):  # type: ignore[attr-defined]
+            self.objective.batch_rows = data.batch_rows(step, self.trainer.world_size)
         torch.manual_seed(step_seed(self.seed, step, self.global_rank))
         for group in self._groups():
             group["lr"] = self.phases.learning_rate(step) * group["rate"]
@@ -285,6 +286,8 @@ class ContrastiveModule(pl.LightningModule):
         clipper = self.grad_clip or Unclipped()
         named = named_parameters(self.model, self.objective)
         trained = {name: p for name, p in named.items() if p.requires_grad}
+        if self.objective.streams:
+            self.tensors.fill(list(trained.values()))
         self.tensors.begin()
         clipped = clipper.clip(self.tensors, trained)
         self.grad_norm = clipped.norm
@@ -328,7 +331,6 @@ class ContrastiveModule(pl.LightningModule):
 
     @property
     def sharding(self) -> Sharding:
-        """How the strategy shards."""
         return sharding_of(self.trainer.strategy)
 
     def averaged(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
@@ -382,7 +384,11 @@ class ContrastiveModule(pl.LightningModule):
         """
         step = self.global_step + 1
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if len(self.run.sources) < 2 or (step % every and step != self.trainer.max_steps):
+        if (
+            "source" not in batch
+            or len(self.run.sources) < 2
+            or (step % every and step != self.trainer.max_steps)
+        ):
             return None
         losses = self.objective.per_sample(features, batch)
         if losses is None:

@@ -6,7 +6,7 @@ the step, so that nothing needs to be saved.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -179,8 +179,11 @@ def prepare_reducers(phases: Phases, model: TwoTower) -> None:
             raise ValueError(f"phases.{name}.image_reducer: {error}") from None
 
 
-def connect_data(data: Pairs, model: TwoTower, phases: Phases, seed: int) -> None:
-    """Passes the data what the model and the phases decide: sizes and steps."""
+def connect_data(
+    data: Pairs, model: TwoTower, phases: Phases, seed: int, needs: Collection[str]
+) -> None:
+    """Passes the data what the other slots decide: sizes, steps, what terms read."""
+    data.check_needs(needs)
     data.connect(
         steps=Steps(phases.lengths),
         seed=seed,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..losses.components.features import stream_of
 from .module import ContrastiveModule
 from .seeds import step_seed
 from .torch_internals import is_in_backward
@@ -113,21 +114,27 @@ def encode(
     for rank, part in zip(capsule["ranks"], capsule["parts"], strict=True):
         torch.manual_seed(step_seed(capsule["seed"], capsule["step"], rank))
         features.append(module.features(part, capsule["step"]))
-    rows = [len(part["text"]) for part in capsule["parts"]]
-    return join(features, rows), join(capsule["parts"], rows)
+    parts = capsule["parts"]
+    return join(features, parts), join(parts, parts)
 
 
-def join(parts: list[dict[str, Tensor]], rows: list[int]) -> dict[str, Tensor]:
+def join(parts: list[dict[str, Tensor]], batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Puts rows one below the other; what has no rows is that of the first part."""
 
     def has_rows(name: str) -> bool:
-        pairs = zip(parts, rows, strict=True)
-        return all(part[name].ndim and len(part[name]) == num for part, num in pairs)
+        stream, pairs = stream_of(name), zip(parts, batches, strict=True)
+        rows = [(part[name], rows_of(batch, stream)) for part, batch in pairs]
+        return all(values.ndim and len(values) == num_rows for values, num_rows in rows)
 
     return {
         name: torch.cat([part[name] for part in parts]) if has_rows(name) else value
         for name, value in parts[0].items()
     }
+
+
+def rows_of(batch: Mapping[str, Tensor], stream: str) -> int:
+    """Returns the rows of a stream's batch; 0 if there is none."""
+    return next((len(entry) for name, entry in batch.items() if stream_of(name) == stream), 0)
 
 
 def autocast(precision: str, module: nn.Module) -> Any:

@@ -247,3 +247,28 @@ def update_rms(
     debias = 1 - group["betas"][1] ** state["step"]
     second = (state["exp_avg_sq"] / debias).clamp(min=eps**2)
     return tensors.value((gradient.square() / second).mean()).sqrt()
+
+
+def check_turns(turns: Mapping[str, int] | None, guard: SpikeGuard, log_every: int) -> None:
+    """Refuses what looks at the losses of all steps as those of one stream.
+
+    Args:
+        turns: steps of each stream; see `PairsDataModule`.
+        guard: of the run.
+        log_every: steps from one row of the log to the next.
+
+    Raises:
+        ValueError: the guard looks for spikes, or one stream only would come into the log.
+    """
+    cycle = sum((turns or {}).values())
+    if cycle and guard.spikes:
+        raise ValueError(
+            "guard.spikes compares the losses of steps, which with data.turns are those of "
+            "different streams: leave guard.spikes or data.turns out"
+        )
+    if cycle > 1 and log_every % cycle == 0:
+        raise ValueError(
+            f"trainer.log_every_n_steps={log_every} is a multiple of the {cycle} steps of "
+            "data.turns, so that the losses of one stream alone would be logged: set it to "
+            f"{log_every + 1}"
+        )

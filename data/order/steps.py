@@ -1,15 +1,30 @@
 """How many samples each step takes, and which of them are this rank's.
 
-In: the phases as (number of steps, global batch size), and the samples to skip. Out:
-positions in the plan's endless sequence for any step, and a rank's part of them. The global batch
-of a step never depends on the world size.
+In: the phases as (number of steps, global batch size), whose turn each step is, and the samples to
+skip. Out: positions in the plan's endless sequence for any step, and a rank's part of them. The
+global batch of a step never depends on the world size.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The steps that take a batch of a stream: `count` from `first` on, of every `cycle`."""
+
+    first: int = 0
+    count: int = 1
+    cycle: int = 1
+
+    def taken(self, step: int) -> int:
+        """Returns how many of the steps before `step` are among them."""
+        cycles, rest = divmod(step, self.cycle)
+        return cycles * self.count + min(max(rest - self.first, 0), self.count)
 
 
 class Steps:
@@ -17,6 +32,7 @@ class Steps:
 
     Args:
         phases: (num_steps, batch_size) of each phase in order; batch_size is the global batch.
+        turn: the steps that take a batch; the others take none.
 
     Attributes:
         total_steps: steps of all phases.
@@ -27,7 +43,8 @@ class Steps:
         ValueError: there are no steps, or a number is not positive.
     """
 
-    def __init__(self, phases: Sequence[tuple[int, int]]):
+    def __init__(self, phases: Sequence[tuple[int, int]], turn: Turn = Turn()):
+        self.turn = turn
         self.phases = [(int(steps), int(size)) for steps, size in phases]
         self.left_out: list[tuple[int, int]] = []
         for steps, size in self.phases:
@@ -37,7 +54,11 @@ class Steps:
                     "1 step and a batch size of 1"
                 )
         self._first_steps = [0, *accumulate(steps for steps, _ in self.phases)]
-        self._first_positions = [0, *accumulate(steps * size for steps, size in self.phases)]
+        taken = [turn.taken(step) for step in self._first_steps]
+        samples = [
+            (taken[index + 1] - taken[index]) * size for index, (_, size) in enumerate(self.phases)
+        ]
+        self._first_positions = [0, *accumulate(samples)]
         self.total_steps = self._first_steps[-1]
         self.total_samples = self._first_positions[-1]
         if not self.total_steps:
@@ -50,15 +71,16 @@ class Steps:
         return bisect_right(self._first_steps, step) - 1
 
     def batch_size(self, step: int) -> int:
-        """Returns the global batch size at a step."""
-        return self.phases[self.phase(step)][1]
+        """Returns the global batch size at a step: 0 if it takes no batch."""
+        size = self.phases[self.phase(step)][1]
+        return size * (self.turn.taken(step + 1) - self.turn.taken(step))
 
     def first_position(self, step: int) -> int:
         """Returns how many samples were trained on before a step; `total_steps` is allowed."""
         if step == self.total_steps:
             return self.total_samples
         index = self.phase(step)
-        done = step - self._first_steps[index]
+        done = self.turn.taken(step) - self.turn.taken(self._first_steps[index])
         return self._first_positions[index] + done * self.phases[index][1]
 
     def positions(self, step: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,6 +43,7 @@ def index_shards(
     caption: Sequence[str] = ("txt",),
     transport: Transport | None = None,
     num_workers: int = 8,
+    images: Collection[str] = IMAGE_EXTENSIONS,
 ) -> Manifest:
     """Indexes shards and writes the manifest.
 
@@ -55,6 +56,7 @@ def index_shards(
         caption: caption fields that the shards are expected to have.
         transport: fetches remote shards.
         num_workers: threads for remote shards, processes for many local ones.
+        images: extensions of which samples are expected to have one; none: they are texts alone.
 
     Raises:
         ValueError: no or missing shards, a damaged tar, or one without images or captions.
@@ -70,7 +72,9 @@ def index_shards(
         transport.require(kind)
     folder = Path(out).parent.resolve()
     rows: list[tuple[str, str, int, int, str]] = []
-    measure = functools.partial(measure_shard, caption=caption, transport=transport)
+    measure = functools.partial(
+        measure_shard, caption=caption, transport=transport, images=images
+    )
     measured = _measured([item[1:] for item in shards], measure, num_workers)
     for done, ((name, url, _), (count, num_bytes)) in enumerate(
         zip(shards, measured, strict=True), start=1
@@ -119,7 +123,11 @@ def _measured(
 
 
 def measure_shard(
-    url: str, num_bytes: int, caption: Sequence[str], transport: Transport
+    url: str,
+    num_bytes: int,
+    caption: Sequence[str],
+    transport: Transport,
+    images: Collection[str] = IMAGE_EXTENSIONS,
 ) -> tuple[int, int]:
     """Returns the samples and bytes of one shard.
 
@@ -128,18 +136,19 @@ def measure_shard(
         num_bytes: its size if a listing has it, else 0.
         caption: caption fields that it is expected to have.
         transport: fetches a remote shard, or its sidecar.
+        images: extensions of which samples are expected to have one.
 
     Raises:
         ValueError: it cannot be read, is damaged, or has no images or captions.
     """
     if not scheme(url):
-        return count_samples(url, caption), os.path.getsize(url)
+        return count_samples(url, caption, images=images), os.path.getsize(url)
     try:
         stated = _remote_count(url, transport)
         if stated is not None:
             return stated, num_bytes or transport.num_bytes(url)
         with transport.temporary_copy(url, num_bytes) as path:
-            return count_samples(str(path), caption, shown(url)), path.stat().st_size
+            return count_samples(str(path), caption, shown(url), images), path.stat().st_size
     except FetchError as error:
         raise ValueError(
             f"a shard cannot be indexed: {error}; check the address, or leave it out"
@@ -157,13 +166,19 @@ def _remote_count(url: str, transport: Transport) -> int | None:
         return None
 
 
-def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") -> int:
+def count_samples(
+    path: str,
+    caption: Sequence[str] = ("txt",),
+    name: str = "",
+    images: Collection[str] = IMAGE_EXTENSIONS,
+) -> int:
     """Returns the number of samples in a shard, from its sidecar or by walking the headers.
 
     Args:
         path: a tar on this machine.
         caption: caption fields that it is expected to have.
         name: its name in messages; the path by default.
+        images: extensions of which samples are expected to have one.
 
     Raises:
         ValueError: the tar is damaged, its sidecar disagrees, or images or captions are missing.
@@ -172,7 +187,7 @@ def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") 
     stated = _sidecar_count(path)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if stated is not None and _looks_whole(descriptor, caption):
+        if stated is not None and _looks_whole(descriptor, caption, images):
             return stated
         index = open_index(path, descriptor)
     finally:
@@ -188,10 +203,10 @@ def count_samples(path: str, caption: Sequence[str] = ("txt",), name: str = "") 
             "it again, or remove the _stats.json to trust the tar"
         )
     present = {index.extensions[kind] for kind in set(index.kinds.tolist())}
-    if len(index) and not present.intersection(IMAGE_EXTENSIONS):
+    if len(index) and images and not present.intersection(images):
         raise ValueError(
             f"the shard '{name}' has no images (found: {_listed(present)}); its members must be "
-            "named KEY.jpg, KEY.png or KEY.webp"
+            "named KEY.jpg, KEY.png or KEY.webp (`--texts`: there are to be none)"
         )
     if len(index) and not present.intersection(map(caption_member, caption)):
         raise ValueError(
@@ -224,7 +239,7 @@ def _stated_count(statistics: bytes) -> int | None:
     return successes if isinstance(successes, int) and successes >= 0 else None
 
 
-def _looks_whole(descriptor: int, caption: Sequence[str]) -> bool:
+def _looks_whole(descriptor: int, caption: Sequence[str], images: Collection[str]) -> bool:
     """Whether a tar has its end mark, and images and captions in its first samples."""
     num_bytes = os.fstat(descriptor).st_size
     tail = os.pread(descriptor, 1024, max(0, num_bytes - 1024))
@@ -236,4 +251,5 @@ def _looks_whole(descriptor: int, caption: Sequence[str]) -> bool:
         return False
     present = {split[1] for name, _, _ in members if (split := split_name(name))}
     caption_members = {caption_member(field) for field in caption}
-    return bool(present & caption_members and present.intersection(IMAGE_EXTENSIONS))
+    has_images = not images or bool(present.intersection(images))
+    return has_images and bool(present & caption_members)

@@ -97,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
         help="where captions are: an extension, or json:NAME; may be repeated (txt)",
     )
     index.add_argument(
+        "--texts", action="store_true", help="shards of texts alone, for a further stream of a run"
+    )
+    index.add_argument(
         "--allow_pipe",
         action="store_true",
         help="run the commands of pipe: addresses, which you trust",
@@ -185,6 +188,7 @@ def run_index(arguments: argparse.Namespace) -> int:
             caption=arguments.caption or ["txt"],
             transport=transport,
             num_workers=arguments.workers,
+            **({"images": ()} if arguments.texts else {}),
         )
     if arguments.checksum:
         from ...data.shards.checksum import store_checksums

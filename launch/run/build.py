@@ -29,7 +29,8 @@ def build_parts(
     parts = instantiate(parser, config)
     parts.phases = Phases(parts.phases, earlier)
     prepare_reducers(parts.phases, parts.model)
-    connect_data(parts.data, parts.model, parts.phases, config.seed)
+    needs = parts.objective.needs
+    connect_data(parts.data, parts.model, parts.phases, config.seed, needs)
     return parts
 
 

@@ -254,8 +254,7 @@ class Run:
         if self.callbacks:
             arguments["callbacks"] = [*(arguments.get("callbacks") or []), *self.callbacks]
         parts.data.check(int(arguments.get("num_nodes", 1)))
-        if parts.data.has_weights:
-            parts.objective.check_reads_weight()
+        parts.objective.check_reads_weight(parts.data.weighted)
         if parts.data.caveat:
             log(parts.data.caveat)
         if self.resume is None:

@@ -1,6 +1,6 @@
 """How terms read features: by name, with a clear error where one is missing, in full precision."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,3 +23,26 @@ def need(features: Tensors, name: str, term: nn.Module, fix: str = "") -> Tensor
         fix = fix or f"there are {names}; a class lists in `needs` the features that it reads"
         raise ValueError(f"{type(term).__name__} needs the feature '{name}': {fix}")
     return features[name]
+
+
+def stream_of(name: str) -> str:
+    """Returns the stream of a feature or batch entry, `sentences` of `sentences/text`; or ""."""
+    return name.rpartition("/")[0]
+
+
+def in_stream(name: str, stream: str) -> str:
+    """Returns the name that a stream's feature or entry has among those of all streams."""
+    return f"{stream}/{name}" if stream else name
+
+
+def needs_of_stream(needs: Iterable[str], stream: str) -> set[str]:
+    """Returns the needs of a stream by the names that they have there."""
+    return {need.rpartition("/")[2] for need in needs if stream_of(need) == stream}
+
+
+def of_stream(values: Tensors, stream: str) -> Tensors:
+    """Returns a stream's features or entries by the names that they have there."""
+    if not stream:
+        return values
+    prefix = in_stream("", stream)
+    return {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}

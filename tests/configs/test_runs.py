@@ -90,7 +90,8 @@ def test_run(parser, path, monkeypatch):
         assert Steps(phases.lengths).total_steps == phases.total_steps
         assert (parts.model.logit_bias is None) == (parts.objective.logit_bias_init is None)
         # Every packaged loss works with weights of samples.
-        parts.objective.check_reads_weight()
+        streams = parts.objective.streams
+        parts.objective.check_reads_weight(["", *streams.values()])
 
 
 COMMENTED = [path for path in RUNS if re.search(r"# .*--(phases|model|data)", path.read_text())]

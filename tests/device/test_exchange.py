@@ -35,7 +35,7 @@ def calls_of_a_step(rank, world_size, messages, is_ahead):
     text = ClipTextTower(16, 2, 2, context_length=16)
     model = TwoTower(tiny_vit(), text, 16, text_parts=0).cuda()
     objective = Objective({"infonce": InfoNCE()})
-    objective.batch_rows = ROWS
+    objective.batch_rows = {"": ROWS}
     counts = Counts()
     # The stream waits for events, of which the null GPU's are over at once.
     for method, name in zip(("gathered", "gradient"), WAITS, strict=True):

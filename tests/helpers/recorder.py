@@ -12,8 +12,9 @@ class Keys(pl.Callback):
         self.path = Path(path)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        keys = ",".join(map(str, batch["key"].tolist()))
-        pixels = int(batch["image"].long().sum())
+        named = {name: rows for name, rows in batch.items() if name.rpartition("/")[2] == "key"}
+        keys = ";".join(",".join(map(str, rows.tolist())) for rows in named.values())
+        pixels = int(batch["image"].long().sum()) if "image" in batch else 0
         with open(self.path, "a") as file:
             file.write(f"{trainer.global_step} {trainer.global_rank} {keys} {pixels}\n")
 

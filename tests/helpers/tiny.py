@@ -24,6 +24,23 @@ WORDS = [
     "bird",
 ]
 
+TRIPLET = ("anchor", "positive", "negative")
+# How a stream of them is read, without its manifest.
+SENTENCES = {
+    "caption": ["json:anchor"],
+    "texts": {"positive": ["json:positive"], "negative": ["json:negative"]},
+    "lanes": 2,
+    "block": 8,
+}
+# The term that reads it.
+TEXT_PAIRS = {
+    "class_path": "counterpoint.losses.infonce.InfoNCE",
+    "init_args": {
+        "views": ["text", "text.positive"],
+        "scale": {"class_path": "counterpoint.losses.scalars.Fixed", "init_args": {"value": 20.0}},
+    },
+}
+
 
 # A suite of one task, whose images lie in the folder `images` beside its file.
 COLOURS = """
@@ -54,6 +71,22 @@ def write_shards(folder: Path, num_shards: int = 3, per_shard: int = 17) -> list
                 add(tar, f"{key}.png", image.getvalue())
                 add(tar, f"{key}.txt", caption.encode())
                 add(tar, f"{key}.json", json.dumps(meta).encode())
+        paths.append(path)
+    return paths
+
+
+def write_texts(folder: Path, num_shards: int = 2, per_shard: int = 13) -> list[Path]:
+    """Writes shards of text triplets, without images: KEY.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    paths = []
+    for shard in range(num_shards):
+        path = folder / f"{shard:05d}.tar"
+        with tarfile.open(path, "w") as tar:
+            for i in range(per_shard):
+                key = f"t{shard:05d}{i:04d}"
+                texts = {name: " ".join(rng.choice(WORDS, 3)) for name in TRIPLET}
+                add(tar, f"{key}.json", json.dumps({"key": key, **texts}).encode())
         paths.append(path)
     return paths
 

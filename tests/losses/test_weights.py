@@ -217,9 +217,9 @@ class Plain(Term):
 
 @pytest.mark.parametrize("term", [Own(), Plain()])
 def test_terms_that_do_not_read_weights_are_refused_by_name(term):
-    Objective({"infonce": InfoNCE()}).check_reads_weight()
+    Objective({"infonce": InfoNCE()}).check_reads_weight([""])
     with pytest.raises(ValueError, match=f"objective.terms.mine is a {type(term).__name__}, which"):
-        Objective({"infonce": InfoNCE(), "mine": term}).check_reads_weight()
+        Objective({"infonce": InfoNCE(), "mine": term}).check_reads_weight([""])
 
 
 def test_curvature_of_weighted_samples():

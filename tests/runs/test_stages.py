@@ -13,7 +13,7 @@ from processes import Run, fit
 from progress import fence
 from recorder import read
 from test_resume import begun, flat, losses
-from tiny import config, write_shards
+from tiny import SENTENCES, TEXT_PAIRS, config, write_shards, write_texts
 
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
@@ -39,17 +39,25 @@ SIMCLR = {
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory):
-    """Two, of other shards."""
+    """Two of pairs, of other shards, and one of texts."""
     folder = tmp_path_factory.mktemp("pairs")
     paths = [str(p) for p in write_shards(folder, num_shards=5)]
     for name, shards in (("one", paths[:2]), ("two", paths[2:])):
         index_shards(shards, str(folder / f"{name}.parquet"))
+    texts = [str(p) for p in write_texts(folder / "texts")]
+    index_shards(texts, str(folder / "texts.parquet"), caption=["json:anchor"], images=())
     return folder
 
 
 def values(manifests: Path) -> dict:
-    """A run of three stages: other data, heads, averages, frozen groups, optimizers and lengths."""
+    """A run of three stages: other data, heads, averages, frozen groups, optimizers and lengths.
+
+    The later ones have a second stream, which in the last takes turns with the first.
+    """
     run = config(manifests / "one.parquet")
+    streams = {"sentences": {"manifest": str(manifests / "texts.parquet"), "batch_size": 6}}
+    streams["sentences"] |= SENTENCES
+    of_streams = {"streams": {"sentences": "sentences"}}
     infonce = run.pop("objective")["terms"]
 
     def phases(name: str, batch_size: int) -> dict:
@@ -65,16 +73,22 @@ def values(manifests: Path) -> dict:
             "phases": phases("texts", 12),
         },
         "views": {
-            "objective": {"terms": {**infonce, "simclr": SIMCLR}, "weights": {"simclr": 0.5}},
+            "objective": {
+                "terms": {**infonce, "simclr": SIMCLR, "sentences": TEXT_PAIRS},
+                "weights": {"simclr": 0.5},
+                **of_streams,
+            },
             "data": {
                 "manifest": str(manifests / "two.parquet"),
+                "streams": streams,
                 "views": {"strong_1": STRONG, "strong_2": STRONG},
             },
             "ema": {"decay": 0.9},
             "phases": phases("views", 8),
         },
         "long": {
-            "objective": {"terms": infonce},
+            "objective": {"terms": {**infonce, "sentences": TEXT_PAIRS}, **of_streams},
+            "data": {"streams": streams, "turns": {"main": 2, "sentences": 1}},
             "model": {"text": {"init_args": {"context_length": 12}}},
             "ema": {"decay": 0.5},
             "optim": {"betas": [0.8, 0.9]},
@@ -170,10 +184,11 @@ def test_each_stage_goes_on_from_the_one_before(whole):
 
 def test_each_step_has_its_stages_batch_and_the_average_goes_on(whole):
     seen = read(whole / "keys.txt")
-    sizes = [12] * 5 + [8] * 8 + [16] * 4
+    # Step 13 is the second of a turn of three, whose third has sentences only.
+    sizes = [[12]] * 5 + [[8, 6]] * 8 + [[16], [6], [16], [16]]
     for step, size in enumerate(sizes):
         (row,) = seen[step, 0]
-        assert len(row.split(" ")[0].split(",")) == size
+        assert [len(keys.split(",")) for keys in row.split(" ")[0].split(";")] == size
     before, after = (state(whole / "run", step, "ema.model.") for step in (13, 15))
     for name, weights in state(whole / "run", 15, "model.").items():
         if weights.is_floating_point() and before[name].shape == weights.shape:
@@ -275,7 +290,8 @@ def test_the_report_names_the_stages(whole):
 
 
 def test_a_run_is_loaded_as_the_stage_of_its_checkpoint(whole):
-    for step, terms in ((5, {"infonce"}), (13, {"infonce", "simclr"}), (17, {"infonce"})):
+    both = {"infonce", "sentences"}
+    for step, terms in ((5, {"infonce"}), (13, both | {"simclr"}), (17, both)):
         loaded = load_run(whole / "run", step)
         assert loaded.objective.terms.keys() == terms
         assert torch.equal(

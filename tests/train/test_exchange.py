@@ -10,7 +10,7 @@ from counterpoint.losses.distributed import ahead
 def run(rank, world_size, strategy, parts):
     """Losses, norms and gradients of a run, and how many features were sent ahead."""
     made, sent, send = module(3, **parts), [], ahead.send
-    made.objective.batch_rows = B // world_size  # as of a run file's data
+    made.objective.batch_rows = {"": B // world_size}  # as of a run file's data
 
     def counted(rows, ranks):
         sent.append(ranks)

@@ -194,7 +194,7 @@ class Metrics(Reporter):
         self._busy += time.monotonic() - pl_module.step_ended
         if logs:
             values = self._training_values(pl_module, step)
-            values |= trainer.datamodule.ledger.summary()  # type: ignore[attr-defined]
+            values |= trainer.datamodule.error_counts()  # type: ignore[attr-defined]
             log_row(trainer, values, step)
             self.latest = values
             if trainer.is_global_zero:

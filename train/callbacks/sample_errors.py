@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from ...data.files import write_whole
+from ...data.pairs import Pairs
 from ..checkpointing.checkpoint import Checkpoints
 from ..distributed import ControlGroup
 
@@ -50,10 +51,20 @@ class CountErrors(pl.Callback):
         Raises:
             ValueError: more samples were unusable than the budget allows.
         """
-        ledger = trainer.datamodule.ledger  # type: ignore[attr-defined]
-        for delta in self._control.gather(ledger.take_delta()):
-            ledger.merge(delta)
-        if trainer.is_global_zero and ledger.errors != self._written:
-            write_whole(self.path, json.dumps(ledger.table(), indent=1) + "\n")
-            self._written = ledger.errors
-        ledger.check()
+        data: Pairs = trainer.datamodule  # type: ignore[attr-defined]
+        ledgers = {name: stream.ledger for name, stream in data.every_stream.items()}
+        own = {name: ledger.take_delta() for name, ledger in ledgers.items()}
+        for deltas in self._control.gather(own):
+            for name, ledger in ledgers.items():
+                ledger.merge(deltas[name])
+        num_errors = sum(ledger.errors for ledger in ledgers.values())
+        if trainer.is_global_zero and num_errors != self._written:
+            rows = [
+                ({"stream": name} if name else {}) | row
+                for name, ledger in ledgers.items()
+                for row in ledger.table()
+            ]
+            write_whole(self.path, json.dumps(rows, indent=1) + "\n")
+            self._written = num_errors
+        for ledger in ledgers.values():
+            ledger.check()

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from ...data.order.steps import Steps
+from ...data.pairs import Pairs
 from ...models.weights import damage
 from ..module import ContrastiveModule
 from ..screen import log_line
@@ -69,7 +69,7 @@ class RewindingCheckpoints(Checkpoints):
         """Prepares the checkpoint to be resumed from (collective) and stops the fit."""
         assert guard.spikes is not None
         self.settle()
-        steps: Steps = trainer.datamodule.steps  # type: ignore[attr-defined]
+        data: Pairs = trainer.datamodule  # type: ignore[attr-defined]
         row = f"steps {begin + 1} to {end} were left out in a row (guard.spikes)"
         if int(guard.state["rewinds"]) >= guard.spikes.max_rewinds:
             raise ValueError(
@@ -79,13 +79,11 @@ class RewindingCheckpoints(Checkpoints):
             )
         prepared = None
         if trainer.is_global_zero:
-            name = type(trainer.datamodule).__qualname__  # type: ignore[attr-defined]
-            prepared = self._prepare(steps, guard, begin, end, name)
-        error, step = self._control.gather(prepared)[0]
+            prepared = self._prepare(data, guard, begin, end)
+        error, step, samples = self._control.gather(prepared)[0]
         if error:
             raise ValueError(f"{row}, and the run cannot go back: {error}")
         if trainer.is_global_zero:
-            samples = steps.passing_over(step, end)[-1][1]
             log_line(
                 f"{row}: going back to step {step}, and on behind the {samples} samples since",
                 sys.stderr,
@@ -93,9 +91,9 @@ class RewindingCheckpoints(Checkpoints):
         self.rewound_to, trainer.should_stop = step, True
 
     def _prepare(
-        self, steps: Steps, guard: SpikeGuard, begin: int, end: int, data: str
-    ) -> tuple[str, int]:
-        """Returns what went wrong, if anything, and the step gone back to."""
+        self, data: Pairs, guard: SpikeGuard, begin: int, end: int
+    ) -> tuple[str, int, int]:
+        """Returns what went wrong, if anything, the step gone back to, and the samples since."""
         assert guard.spikes is not None
         latest = begin - guard.spikes.margin
         path = self._last_before(latest)
@@ -104,6 +102,7 @@ class RewindingCheckpoints(Checkpoints):
                 f"there is no whole checkpoint of step {latest} or before, of those every "
                 f"{self.every_n_steps} steps (checkpoint.every_n_steps)",
                 0,
+                0,
             )
         try:
             # Later ones first: a kill in between makes the run come here once more.
@@ -111,13 +110,13 @@ class RewindingCheckpoints(Checkpoints):
                 if step_of(later) > step_of(path):
                     remove(later)
             with change(path) as state:
-                state[data]["left_out"] = steps.passing_over(step_of(path), end)
+                samples = data.pass_over(state[type(data).__qualname__], step_of(path), end)
                 past = state["counterpoint"]["guard"]
                 past |= {name: guard.state[name].cpu() for name in ("nonfinite", "spikes")}
                 past["rewinds"] = guard.state["rewinds"].cpu() + 1
         except OSError as error:
-            return f"{error.strerror or error}", 0
-        return "", step_of(path)
+            return f"{error.strerror or error}", 0, 0
+        return "", step_of(path), samples
 
     def _last_before(self, step: int) -> Path | None:
         """The newest whole regular checkpoint of that step or an earlier one."""

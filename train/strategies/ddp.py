@@ -12,6 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from ...data.pairs import Pairs
 from ...models.distributed_checkpoint import is_distributed
 from ...models.weights import read_torch
 from .base import Sharding
@@ -39,6 +40,9 @@ class Ddp(Sharding, DDPStrategy):
         new = "forward_sync_buffers" in names
         name = "forward_sync_buffers" if new else "broadcast_buffers"
         options = {name: learns_statistics(model), **self._ddp_kwargs}
+        data = self.lightning_module.trainer.datamodule  # type: ignore[union-attr]
+        if isinstance(data, Pairs) and data.turns:  # a step may leave out a tower
+            options["find_unused_parameters"] = True
         devices = self.determine_ddp_device_ids()
         wrapped = DistributedDataParallel(model, device_ids=devices, **options)
         if self.reduce_dtype == "bf16":

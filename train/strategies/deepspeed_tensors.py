@@ -42,6 +42,9 @@ class ZeroTensors(Tensors):
         for parameter, piece in find_gradients(self.zero):
             self.owned.setdefault(id(parameter), []).append(piece)
 
+    def fill(self, parameters: Parameters) -> None:
+        """Nothing is missing: the partitions hold zeros."""
+
     def pieces(self, parameters: Parameters) -> list[Tensor]:
         """Returns this rank's pieces, still multiplied by the loss scale."""
         return [piece for p in parameters for piece in self.owned.get(id(p), [])]

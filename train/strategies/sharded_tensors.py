@@ -48,6 +48,12 @@ class Tensors(ABC):
             ValueError: the strategy cuts inside rows.
         """
 
+    def fill(self, parameters: Parameters) -> None:
+        """Gives parameters that the step has not used the gradient that they have: zero."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
     @torch.no_grad()
     def scale(self, parameters: Parameters, factor: Tensor) -> None:
         """Multiplies the gradients by `factor` []."""

@@ -48,7 +48,7 @@ def carry_rest(
     if ours["fingerprint"] == module.run.fingerprint:
         data.load_state_dict(of_data)
     else:
-        data.go_on(checkpoints.step_of(path), of_data["left_out"])
+        data.go_on(checkpoints.step_of(path), of_data)
 
 
 @torch.no_grad()

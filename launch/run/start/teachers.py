@@ -14,7 +14,7 @@ import torch
 from ....data.pairs import Pairs
 from ....data.recipe import View
 from ....data.text.tokenize import ClipTokenizer, Tokenizer
-from ....losses.components.features import MODEL_SCALARS
+from ....losses.components.features import MODEL_SCALARS, needs_of_stream
 from ....models.attention import class_token_blocks
 from ....models.image import ImageTower
 from ....models.reducers.base import ImageView
@@ -35,13 +35,11 @@ def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
         if "." in name or name in ("image", "text"):
             raise ValueError(f"the teacher '{name}' needs another name: no dots, no image or text")
     names = [f"teacher.{name}" for name in teachers] + ["ema"] * (parts.ema is not None)
-    stored = [
-        f"{name}.{entry}"
-        for name, sidecar in data.sidecars.items()
-        for entry in (*sidecar.columns, "present")
-    ]
-    needs, sizes = parts.objective.needs, sizes_of(parts)
-    check_needs(needs, names, sizes, stored)
+    needs, sizes, stored = parts.objective.needs, sizes_of(parts), _stored(data)
+    for stream, each in data.every_stream.items():
+        reader = f"a term of the stream {stream}" if stream else "a term"
+        own = needs_of_stream(needs, stream)
+        check_needs(own, names, sizes_of(parts, stream), _stored(each), reader)
     for name, phase in parts.phases.named.items():
         if phase.image_reducer is not None:
             reader = f"phases.{name}.image_reducer"
@@ -56,7 +54,8 @@ def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
     }
     check_scores(parts.phases, needs, image_views, parts.model.image)
     loaded = {name: load_teacher(parts, name)[0] for name in teachers}
-    _check_own_texts(needs, data, parts.model.context_length)
+    for stream, each in data.every_stream.items():
+        _check_own_texts(needs_of_stream(needs, stream), each, parts.model.context_length)
     return loaded
 
 
@@ -70,21 +69,32 @@ def load_teacher(
         name: of the teacher.
         chosen: the embeddings; None: those that terms and reducers need.
     """
-    teacher, data, prefix = parts.teachers[name], parts.data, f"teacher.{name}."
+    teacher, prefix = parts.teachers[name], f"teacher.{name}."
+    streams: dict[str, Pairs] = parts.data.every_stream if chosen is None else {"": parts.data}
     needs = parts.objective.needs | parts.phases.needs
-    wanted = {n.removeprefix(prefix) for n in needs if n.startswith(prefix)}
+    own = {stream: needs_of_stream(needs, stream) for stream in streams}
+    read = {s: {n.removeprefix(prefix) for n in own[s] if n.startswith(prefix)} for s in own}
     sizes = sizes_of(parts)
     if chosen is not None:
-        wanted = set(chosen)
-        if unknown := sorted(n for n in wanted if n.removesuffix(".raw") not in sizes):
+        read[""] = set(chosen)
+        if unknown := sorted(n for n in read[""] if n.removesuffix(".raw") not in sizes):
             raise ValueError(
                 f"batches have no '{unknown[0]}' to embed; they have {', '.join(sizes)} (further "
                 "ones are data.views.NAME and data.texts.NAME)"
             )
+    wanted = set[str]().union(*read.values())
     if not wanted:
         raise ValueError(f"no term needs the teacher '{name}': remove it, or name {prefix}...")
-    views = sorted({view_of(need) for need in wanted} & sizes.keys())
-    tokenizers = [data.reads(view)[0] for view in views if view.startswith("text")]
+    views = {
+        stream: sorted({view_of(need) for need in read[stream]} & sizes_of(parts, stream).keys())
+        for stream in streams
+    }
+    tokenizers = [
+        streams[stream].reads(view)[0]
+        for stream, of_stream in views.items()
+        for view in of_stream
+        if view.startswith("text")
+    ]
     towers = teacher.build(partial(load_model, parts, tokenizers))
     towers.model.chunks = parts.model.chunks
     for scalar in MODEL_SCALARS:
@@ -94,21 +104,31 @@ def load_teacher(
                 f"a term needs '{prefix}{scalar}', and this teacher has none of its own: give the "
                 "term numbers instead (teacher_scales, teacher_biases)"
             )
-    for view in views:
-        if view.startswith("image"):
-            _check_size(prefix + view, view, sizes[view], towers.model)
-        else:
-            _check_text(prefix + view, teacher, data, view, towers.model)
+    for stream, of_stream in views.items():
+        for view in of_stream:
+            if view.startswith("image"):
+                _check_size(prefix + view, view, sizes_of(parts, stream)[view], towers.model)
+            else:
+                _check_text(prefix + view, teacher, streams[stream], view, towers.model)
     if any(need.endswith(ATTENTION) for need in wanted):
         class_token_blocks(cast(ImageTower, towers.model.image))
     return towers, sorted(n for n in wanted if n.removesuffix(".raw") in sizes)
 
 
-def sizes_of(parts: Any) -> dict[str, int | None]:
+def sizes_of(parts: Any, stream: str = "") -> dict[str, int | None]:
     """Returns the side in pixels of each image that batches hold, and None for each text."""
+    data: Pairs = parts.data.every_stream[stream]
     sizes: dict[str, int | None] = {"image": parts.model.image_size, "text": None}
-    sizes |= {f"image.{n}": view.size or sizes["image"] for n, view in parts.data.views.items()}
-    return sizes | {f"text.{n}": None for n in parts.data.texts}
+    sizes |= {f"image.{n}": view.size or sizes["image"] for n, view in data.views.items()}
+    return sizes | {f"text.{n}": None for n in data.texts}
+
+
+def _stored(data: Pairs) -> list[str]:
+    return [
+        f"{name}.{entry}"
+        for name, sidecar in data.sidecars.items()
+        for entry in (*sidecar.columns, "present")
+    ]
 
 
 def load_model(parts: Any, tokenizers: Sequence[Tokenizer], source: str | None) -> TwoTower:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.data.order.steps import Steps
+from counterpoint.data.order.steps import Steps, Turn
 
 phase_lists = st.lists(
     st.tuples(st.integers(1, 5), st.integers(1, 4).map(lambda n: 4 * n)), min_size=1, max_size=4
@@ -26,6 +26,24 @@ def test_positions_cover_the_sequence_in_order(phases):
         assert steps.positions(step).tolist() == list(range(done, done + size))
         done += size
     assert steps.first_position(steps.total_steps) == steps.total_samples == done
+
+
+@given(phase_lists, st.integers(0, 3), st.integers(1, 3), st.integers(0, 3))
+def test_a_stream_takes_its_turns_and_no_sample_is_left_out(phases, first, count, rest):
+    cycle = first + count + rest
+    steps = Steps(phases, Turn(first, count, cycle))
+    done, step = 0, 0
+    for length, size in phases:
+        for _ in range(length):
+            is_turn = first <= step % cycle < first + count
+            assert steps.batch_size(step) == (size if is_turn else 0)
+            assert steps.first_position(step) == done
+            done += size if is_turn else 0
+            assert steps.positions(step).tolist() == list(
+                range(done - steps.batch_size(step), done)
+            )
+            step += 1
+    assert steps.first_position(step) == steps.total_samples == done
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 100), st.data())

@@ -64,7 +64,7 @@ def step(rank: int, world_size: int, messages: str, setting: Setting) -> Counted
     phase = Phase(total * 1000, total, 1e-4, schedule="constant")
     objective = Objective({"infonce": InfoNCE()})
     module = ContrastiveModule(model, objective, Phases({"train": phase}), AdamW(), seed=0)
-    objective.batch_rows = setting.batch
+    objective.batch_rows = {"": setting.batch}
     probe, data = Probe(WARM, LAST), InMemory(setting.batch)
     options: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False

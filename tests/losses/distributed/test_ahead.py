@@ -61,7 +61,7 @@ def step(rank, make, is_ahead, trains_images=True, rows=ROWS):
         weights = [torch.randn(4, D, generator=g).requires_grad_() for _ in range(2)]
         weights[0].requires_grad_(trains_images)
         objective = Objective(make(), logit_bias_init=-10.0)
-        objective.batch_rows = rows
+        objective.batch_rows = {"": rows}
         scale, bias = (torch.tensor([x], requires_grad=True) for x in (20.0, -10.0))
         features = {"logit_scale": scale, "logit_bias": bias}
         for view, given, weight in zip(("image", "text"), inputs, weights, strict=True):
@@ -118,11 +118,11 @@ def kept(rank, world_size):
     found = {}
     for name, make in WAITING.items():
         objective = Objective({"term": make()})
-        objective.batch_rows = ROWS
+        objective.batch_rows = {"": ROWS}
         found[name] = objective.send_ahead("image", feature) is feature
     objective = Objective(TERMS["infonce"]())
     found["any number of rows"] = objective.send_ahead("image", feature) is feature
-    objective.batch_rows = ROWS
+    objective.batch_rows = {"": ROWS}
     found["not compared"] = objective.send_ahead("image.strong", feature) is feature
     found["sent"] = objective.send_ahead("image", feature) is not feature
     ahead.forget()

@@ -25,7 +25,7 @@ def test_the_clock_is_read_when_the_device_is_done(monkeypatch, device, busy):
         return {}
 
     monkeypatch.setattr(metrics, "_training_values", noted)
-    data = SimpleNamespace(ledger=SimpleNamespace(summary=dict))
+    data = SimpleNamespace(error_counts=dict)
     trainer = SimpleNamespace(
         log_every_n_steps=2, max_steps=9, datamodule=data, loggers=[], is_global_zero=False
     )

@@ -62,7 +62,7 @@ class Data(pl.Callback):
 
     def on_train_start(self, trainer, pl_module):
         trainer.datamodule = pl.LightningDataModule()
-        trainer.datamodule.ledger = SimpleNamespace(summary=dict)
+        trainer.datamodule.error_counts = dict
 
 
 def rows_on(rank, world_size):

@@ -103,7 +103,7 @@ def test_samples_are_added_up_for_the_extra_checkpoint_of_step_one(tmp_path, kin
     trainer = SimpleNamespace(
         global_step=1, log_every_n_steps=5, max_steps=9, should_stop=False, is_global_zero=False
     )
-    trainer.datamodule = SimpleNamespace(ledger=ledger)
+    trainer.datamodule = SimpleNamespace(every_stream={"": SimpleNamespace(ledger=ledger)})
     count = CountErrors(kind(tmp_path, 4, keep=9), tmp_path / "skipped.json")
     count.on_train_start(trainer, None)
     count.on_train_batch_end(trainer, None)
