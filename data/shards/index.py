@@ -72,9 +72,7 @@ def index_shards(
         transport.require(kind)
     folder = Path(out).parent.resolve()
     rows: list[tuple[str, str, int, int, str]] = []
-    measure = functools.partial(
-        measure_shard, caption=caption, transport=transport, images=images
-    )
+    measure = functools.partial(measure_shard, caption=caption, transport=transport, images=images)
     measured = _measured([item[1:] for item in shards], measure, num_workers)
     for done, ((name, url, _), (count, num_bytes)) in enumerate(
         zip(shards, measured, strict=True), start=1

@@ -168,16 +168,16 @@ class StreamDataset(IterableDataset):
         samples = dataset if stream.pipeline is None else stream.pipeline(dataset)
         if isinstance(samples, Iterator):
             raise ValueError(
-                "data.stream.pipeline returns a generator, which ends with the first pass over the "
-                "shards; return the dataset with a further stage: dataset.compose(STAGE), where "
-                "STAGE is a generator function of samples"
+                "data.webdataset.pipeline returns a generator, which ends with the first pass over "
+                "the shards; return the dataset with a further stage: dataset.compose(STAGE), "
+                "where STAGE is a generator function of samples"
             )
         while True:
             sample = None
             for sample in samples:
                 if not isinstance(sample, dict) or "__key__" not in sample:
                     raise ValueError(
-                        f"data.stream.pipeline yields a {type(sample).__name__}; it must yield "
+                        f"data.webdataset.pipeline yields a {type(sample).__name__}; it must yield "
                         "samples: dicts with __key__ and their members by extension"
                     )
                 yield sample
@@ -185,9 +185,9 @@ class StreamDataset(IterableDataset):
                 causes = Counter(CAUSES[cause] for cause, _, _ in faults.counts.elements())
                 why = ", ".join(f"{count} {cause}" for cause, count in causes.items())
                 raise ValueError(
-                    f"data.stream: worker {worker} of process {self.rank} found no sample in a "
+                    f"data.webdataset: worker {worker} of process {self.rank} found no sample in a "
                     f"whole pass over its shards ({why or 'nothing failed'}); look at "
-                    "data.stream.urls and data.stream.pipeline"
+                    "data.webdataset.urls and data.webdataset.pipeline"
                 )
 
 
@@ -227,6 +227,6 @@ def _image(name: str, value: Any) -> EncodedImage:
     if isinstance(value, Tensor) and value.dtype == torch.uint8 and len(value) == 3:
         return Pixels(value.permute(1, 2, 0).contiguous().permute(2, 0, 1))
     raise ValueError(
-        f"data.stream.pipeline makes of the member '{name}' a {type(value).__name__}; leave its "
-        "bytes, or make a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]"
+        f"data.webdataset.pipeline makes of the member '{name}' a {type(value).__name__}; leave "
+        "its bytes, or make a PIL image, a uint8 array [h, w, 3] or a uint8 tensor [3, h, w]"
     )

@@ -44,8 +44,8 @@ class StreamingPairs(Pairs):
     @property
     def caveat(self) -> str:  # type: ignore[override]
         return (
-            f"data.stream reads {len(self.shard_urls)} shards as they come: which samples a step "
-            "sees cannot be repeated, and a resumed run goes on at its step with a new stream"
+            f"data.webdataset reads {len(self.shard_urls)} shards as they come: which samples a "
+            "step sees cannot be repeated, and a resumed run goes on at its step with a new stream"
         )
 
     @property
@@ -78,19 +78,19 @@ class StreamingPairs(Pairs):
         program = PROGRAMS.get(kind)
         if kind == "pipe" and not self.allow_pipe:
             raise ValueError(
-                f"data.stream: '{url}' is a command, and running commands is not allowed by "
+                f"data.webdataset: '{url}' is a command, and running commands is not allowed by "
                 "default; if you trust it, set data.allow_pipe=true"
             )
         if kind and kind not in gopen_schemes:
             raise ValueError(
-                f"data.stream: webdataset opens no {kind}:// addresses such as '{url}'; name a "
+                f"data.webdataset: webdataset opens no {kind}:// addresses such as '{url}'; name a "
                 "command that prints the shard ('pipe:aws s3 cp s3://... -', with "
                 "data.allow_pipe=true), or index the shards and set data.manifest and data.cache"
             )
         if program is not None and shutil.which(program) is None:
             raise ValueError(
-                f"data.stream: webdataset opens '{url}' with the program {program}, which is not "
-                "installed here"
+                f"data.webdataset: webdataset opens '{url}' with the program {program}, which is "
+                "not installed here"
             )
 
     def train_dataset(self, rank: int = 0, world_size: int = 1) -> StreamDataset:
@@ -105,9 +105,9 @@ class StreamingPairs(Pairs):
             most = num_shards // world_size
             fix = f"data.num_workers={most}" if most else "fewer processes"
             raise ValueError(
-                f"data.stream has {num_shards} shards, and {world_size} processes with "
+                f"data.webdataset has {num_shards} shards, and {world_size} processes with "
                 f"{self.workers()} loader workers each share them: use {fix}, more shards, or "
-                "data.stream.resampled=true"
+                "data.webdataset.resampled=true"
             )
         return StreamDataset(
             self.shard_urls,
@@ -133,25 +133,25 @@ class StreamingPairs(Pairs):
 
 
 def make_pairs(
-    manifest: str | list[str] | None = None, stream: Stream | None = None, **choices: Any
+    manifest: str | list[str] | None = None, webdataset: Stream | None = None, **choices: Any
 ) -> Pairs:
     """Image-text pairs from listed shards, or from a stream. `docs/data.md` describes every part.
 
     Args:
         manifest: path of the file that `counterpoint data index` wrote, or a list of such files.
-        stream: instead, shards that can be neither indexed nor cached; the samples of a step then
-            cannot be repeated.
+        webdataset: instead, shards that can be neither indexed nor cached; the samples of a step
+            cannot be repeated then.
         choices: arguments of `PairsDataModule` or `StreamingPairs`.
 
     Raises:
         ValueError: neither or both are given, or a choice that needs listed shards.
     """
-    if stream is not None:
-        return StreamingPairs(stream, **streamed(manifest, choices))
+    if webdataset is not None:
+        return StreamingPairs(webdataset, **streamed(manifest, choices))
     if manifest is None:
         raise ValueError(
             "data.manifest is missing: the path of what `counterpoint data index SHARDS --out "
-            "FILE` writes (or set data.stream.urls, for shards that cannot be indexed)"
+            "FILE` writes (or set data.webdataset.urls, for shards that cannot be indexed)"
         )
     return PairsDataModule(manifest, **choices)
 
@@ -169,7 +169,7 @@ def streamed(manifest: str | list[str] | None, choices: Mapping[str, Any]) -> di
         empty = (None, (), [], {}, usual[name].default)
         if name not in names and value not in empty:
             raise ValueError(
-                f"data.{name} needs listed shards, and data.stream has none: leave it out, or set "
-                "data.manifest in place of data.stream"
+                f"data.{name} needs listed shards, and data.webdataset has none: leave it out, or "
+                "set data.manifest in place of data.webdataset"
             )
     return {name: value for name, value in choices.items() if name in names}

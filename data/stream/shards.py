@@ -61,7 +61,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         if self.shuffle < 0:
-            raise ValueError(f"data.stream.shuffle={self.shuffle}: give 0 (no buffer) or more")
+            raise ValueError(f"data.webdataset.shuffle={self.shuffle}: give 0 (no buffer) or more")
 
 
 class Faults:
@@ -101,7 +101,7 @@ class Faults:
         if self.bad_shards >= MAX_BAD_SHARDS:
             reason = str(error.args[0] if error.args else error).splitlines()[0][:200]
             raise ValueError(
-                f"data.stream: {self.bad_shards} shards in a row could not be read; the last, "
+                f"data.webdataset: {self.bad_shards} shards in a row could not be read; the last, "
                 f"'{shown(self.url)}': {type(error).__name__}: {shown(reason)}"
             )
 
@@ -115,8 +115,8 @@ class Faults:
         self.bad_samples += 1
         if self.bad_samples >= MAX_BAD_SAMPLES:
             raise ValueError(
-                f"data.stream: {self.bad_samples} samples in a row could not be used; the last, in "
-                f"'{shown(url)}': {error}; look at data.caption and the shards"
+                f"data.webdataset: {self.bad_samples} samples in a row could not be used; the "
+                f"last, in '{shown(url)}': {error}; look at data.caption and the shards"
             )
 
     def count_good(self) -> None:

@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
     if not isinstance(parts.data, PairsDataModule):
         raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
     parts.data.check_keep_lists()
+    parts.data.reads_images = True  # what is stored is what the command names
     if chosen.run is not None:
         # A pool may have other sources than the run, and each of its samples has one row.
         sources = parts.data.sources.items()

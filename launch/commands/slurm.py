@@ -76,8 +76,9 @@ def named_folders(file: str, config: Any) -> set[str]:
     if os.path.isfile(file):
         parts = texts(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
         paths += [file, *(os.path.join(os.path.dirname(file), part) for part in parts)]
-    manifests = config.data.manifest or []  # none of a stream
-    for path in [manifests] if isinstance(manifests, str) else manifests:
+    streams = [stream.init_args for stream in (config.data.streams or {}).values()]
+    manifests = [data.manifest or [] for data in (config.data, *streams)]  # some have none
+    for path in (p for each in manifests for p in ([each] if isinstance(each, str) else each)):
         if os.path.exists(path):
             paths += [url for url in Manifest.load(path).urls if not is_remote(url)]
     existing = {os.path.abspath(path) for path in paths if os.path.exists(path)}

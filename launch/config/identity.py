@@ -38,7 +38,7 @@ _KEYS = {
     # A resumed run has init_from and inherit_from in its weights. Keep-lists may move; the
     # fingerprint covers the samples they keep. Samples of a stream cannot be repeated in any case.
     # Resume compares the samples of phases that are over (`check_resume`).
-    Role.ADJUSTS: "init_from inherit_from trainer.precision data.keep_lists data.stream "
+    Role.ADJUSTS: "init_from inherit_from trainer.precision data.keep_lists data.webdataset "
     "data.eval_transform data.max_error_rate grad_clip guard phases.*.samples "
     "phases.*.learning_rate phases.*.warmup_samples phases.*.cooldown_samples "
     "phases.*.timescale_samples phases.*.schedule phases.*.final_fraction phases.*.rate_batch "
@@ -53,6 +53,12 @@ _KEYS = {
     "teachers.*.init_args.placement",
 }
 ROLES = {key: role for role, keys in _KEYS.items() for key in keys.split()}
+# A further stream's keys decide what those of the main one do.
+ROLES |= {
+    f"data.streams.*.init_args.{key.removeprefix('data.')}": role
+    for key, role in ROLES.items()
+    if key.startswith("data.")
+}
 
 # The roles that count for each of the three.
 OF_A_RUN = frozenset({Role.TRAINS, Role.ORDERS, Role.SEEDS})

@@ -223,7 +223,7 @@ def without_defaults(parser: ArgumentParser, config: Namespace) -> dict[str, Any
     kinds = [(Phase, phase) for phase in chosen["phases"].values()]
     kinds += [(View, view) for view in (chosen.get("data", {}).get("views") or {}).values()]
     kinds += [(EmaConfig, chosen.get("ema")), (Spikes, (chosen.get("guard") or {}).get("spikes"))]
-    kinds += [(Stream, chosen.get("data", {}).get("stream"))]
+    kinds += [(Stream, chosen.get("data", {}).get("webdataset"))]
     for kind, values in kinds:
         _drop_defaults(values or {}, kind)
     _drop_all_defaults(chosen)

@@ -61,8 +61,13 @@ def build(config: dict[str, Any], precision: str) -> Parts:
     """Builds the parts of a resolved configuration.
 
     Raises:
-        ValueError: a class refuses its values.
+        ValueError: a class refuses its values, or the run has several streams.
     """
+    if config["data"].get("streams"):
+        raise ValueError(
+            "plan counts steps of one stream, and the run has data.streams: leave them and their "
+            "terms out (objective.terms, objective.streams), and add their share yourself"
+        )
     parser = ArgumentParser(exit_on_error=False)
     run_config.add_model(parser)
     parser.add_subclass_arguments(AdamW, "optim")

@@ -178,7 +178,7 @@ def test_mistakes(folder):
     with pytest.raises(ValueError, match="batch_size=0"):
         texts_of(folder, batch_size=0)
     data = connected(folder, streams={"sentences": texts_of(folder, caption=["json:nothing"])})
-    with pytest.raises(ValueError, match="data.streams.sentences: the source 'default' has no"):
+    with pytest.raises(ValueError, match=r"data\.streams\.sentences: the source 'default' has no"):
         data.check()
     with pytest.raises(ValueError, match="has no images"):
         index_shards([str(folder / "texts")], folder / "x.parquet", caption=["json:anchor"])

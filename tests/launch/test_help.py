@@ -53,7 +53,7 @@ def test_defaults_on_the_page_are_the_parsers(keys, key, default):
     assert f"--{key} " in fit_help.page()
     if default == fit_help.REQUIRED:
         needed = {*signatures.required_keys(run_config.make_parser())}
-        needed.add("data.manifest")  # of all runs that have no data.stream: make_pairs says so
+        needed.add("data.manifest")  # of all runs that have no data.webdataset: make_pairs says so
         assert parameter.default is signatures.REQUIRED or key in needed
         return
     found = parameter.default

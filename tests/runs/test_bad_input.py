@@ -176,7 +176,7 @@ def test_resume_refuses_to_become_another_run(tmp_path_factory, refused, option,
 
 def test_a_streams_command_is_not_run_unasked(refused, tmp_path):
     values = tiny.config(tmp_path / "none")
-    values["data"] = {"stream": {"urls": f"pipe:touch {tmp_path / 'touched'}"}}
+    values["data"] = {"webdataset": {"urls": f"pipe:touch {tmp_path / 'touched'}"}}
     argv = ["fit", "--config", str(tiny.write_config(tmp_path, values))]
     assert "data.allow_pipe=true" in refused(*argv)
     assert not (tmp_path / "touched").exists()

@@ -12,7 +12,7 @@ STEPS = 30
 def run_file(folder, urls, steps=STEPS, options=None):
     values = config(Path("none"), steps=steps)
     stream = {"urls": urls, "shuffle": 20}
-    data = {"stream": stream, "num_workers": 2, "max_error_rate": 0.2, **(options or {})}
+    data = {"webdataset": stream, "num_workers": 2, "max_error_rate": 0.2, **(options or {})}
     values["run_dir"], values["data"] = str(folder / "run"), data
     folder.mkdir(exist_ok=True)
     return ["--config", str(write_config(folder, values))]
@@ -39,7 +39,7 @@ def test_two_ranks_train_on_uneven_shards_and_go_on(tmp_path):
     commands = [f"pipe:cat '{path}'" for path in paths]
     argv = run_file(folder, commands, options={"allow_pipe": True})
     text = fit(argv, 2, folder / "log")
-    assert text.count("data.stream reads 4 shards as they come") == 1
+    assert text.count("data.webdataset reads 4 shards as they come") == 1
     assert f"({STEPS * 12} pairs)" in text
     rows = rows_of(folder)
     losses = [row["loss"] for row in rows]

@@ -232,7 +232,7 @@ def test_a_stream_without_a_sample_ends_in_a_sentence(write, num_workers, resamp
     urls = [f"pipe:cat {path}; false" for path in (paths[0] + ".none", paths[1] + ".none")]
     data = streaming(urls, [(1, 4)], num_workers, {"resampled": resampled}, allow_pipe=True)
     words = "64 shards in a row" if resampled else "no sample in a whole pass.*2 shard_truncated"
-    with pytest.raises(ValueError, match=f"data.stream: .*{words}"):
+    with pytest.raises(ValueError, match=f"data.webdataset: .*{words}"):
         list(batches_of(data))
 
 
@@ -319,14 +319,14 @@ def test_fewer_shards_than_workers(write):
     with pytest.raises(ValueError, match="fewer processes"):
         data.train_dataset(0, 4)
     assert streaming(paths, num_workers=2, options={"resampled": True}).train_dataset(0, 2)
-    with pytest.raises(ValueError, match=r"data\.stream\.shuffle=-1"):
+    with pytest.raises(ValueError, match=r"data\.webdataset\.shuffle=-1"):
         Stream("a", shuffle=-1)
 
 
 def test_choices_that_need_listed_shards_are_refused():
     stream = Stream("a.tar")
     usual = {"caption": ("txt",), "lanes": 16, "keep_lists": (), "sources": None, "num_workers": 3}
-    assert isinstance(make_pairs(stream=stream, **usual), StreamingPairs)
+    assert isinstance(make_pairs(webdataset=stream, **usual), StreamingPairs)
     for name, value in {
         "lanes": 8,
         "keep_lists": ("k.parquet",),
@@ -335,9 +335,9 @@ def test_choices_that_need_listed_shards_are_refused():
         "same_as": "teacher.augmentation",
     }.items():
         with pytest.raises(ValueError, match=f"data.{name} needs listed shards"):
-            make_pairs(stream=stream, **{name: value})
+            make_pairs(webdataset=stream, **{name: value})
     with pytest.raises(ValueError, match=r"data\.manifest needs listed shards"):
         make_pairs("m.parquet", stream)
-    with pytest.raises(ValueError, match=r"data\.manifest is missing.*data\.stream\.urls"):
+    with pytest.raises(ValueError, match=r"data\.manifest is missing.*data\.webdataset\.urls"):
         make_pairs(caption=FirstFound())
     assert isinstance(make_pairs("m.parquet", lanes=3), PairsDataModule)

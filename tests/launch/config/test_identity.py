@@ -30,7 +30,7 @@ KEYS = {
     "trainer.accumulate_grad_batches model.chunks model.text_parts",
     Role.SEEDS: "seed",
     Role.ORDERS: "data.lanes data.block data.temperature data.keep_weights data.sources.X.share",
-    Role.ADJUSTS: "init_from inherit_from trainer.precision data.keep_lists data.stream "
+    Role.ADJUSTS: "init_from inherit_from trainer.precision data.keep_lists data.webdataset "
     "data.eval_transform data.max_error_rate grad_clip guard.max_nonfinite guard.spikes "
     "phases.X.samples phases.X.learning_rate phases.X.warmup_samples phases.X.cooldown_samples "
     "phases.X.timescale_samples phases.X.schedule phases.X.final_fraction phases.X.rate_batch "
@@ -158,6 +158,12 @@ def all_keys():
 def test_every_key_has_the_role_that_it_should_have():
     expected = {name: kind for kind, keys in KEYS.items() for name in keys.split()}
     keys = set(all_keys()) - {"optim"}
+    # Those of a further stream are those of the main one.
+    of_stream = {
+        k: k.replace("data.", "data.streams.X.init_args.", 1) for k in keys if "data." in k
+    }
+    expected |= {of_stream[k]: kind for k, kind in expected.items() if k in of_stream}
+    keys |= set(of_stream.values())
     assert expected.keys() <= keys
     for name in keys:
         assert role(name, "a") is expected.get(name, Role.TRAINS), name
