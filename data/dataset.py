@@ -2,11 +2,12 @@
 
 In: the plan, the run's steps, a sample loader and a tokenizer. Out: `dict[str, Tensor]`. The batch
 is a function of the step alone, in any worker and however often. Several workers make the parts of
-a large batch, so that none of them holds many batches.
+a large batch, so that none of them holds many batches. A step may take batches of several streams:
+`NAME/text` is an entry of the stream NAME.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from .text.syntax import WordReducer
 
 Batch = dict[str, Tensor]
 TokenizeTexts = Callable[[list[str], int], tuple[Tensor, Tensor]]
+Value = TypeVar("Value")
+MAIN = ""  # the stream that `data` itself describes
+MAIN_NAME = "main"  # what users call it
 # Size of a part; a few parts per worker wait in memory.
 PART_BYTES = 64 << 20
 
@@ -174,6 +178,41 @@ def tokenize_texts(
     return tokens
 
 
+class StreamsDataset(Dataset):
+    """Maps (step, part) to a part of this rank's batches; the parts of a stream follow another's.
+
+    Args:
+        datasets: by stream.
+    """
+
+    def __init__(self, datasets: Mapping[str, StepDataset]):
+        self.datasets = dict(datasets)
+
+    def __len__(self) -> int:
+        return len(self.datasets[MAIN])
+
+    def num_parts(self, step: int) -> int:
+        """Returns how many parts make up this rank's batches of a step."""
+        return sum(dataset.num_parts(step) for dataset in self.datasets.values())
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Batch | Refusal:
+        """Makes a part, or all of them; a worker returns a user error as a `Refusal`."""
+        if not isinstance(index, tuple):
+            parts = [self[index, part] for part in range(self.num_parts(index))]
+            refused = next((part for part in parts if isinstance(part, Refusal)), None)
+            return refused or join([part for part in parts if not isinstance(part, Refusal)])
+        step, part = index
+        # The one worker that prefetches may never make a part of some stream.
+        for dataset in self.datasets.values():
+            dataset.prefetch(step)
+        for stream, dataset in self.datasets.items():
+            if part < (num_parts := dataset.num_parts(step)):
+                made = dataset[step, part]
+                return made if isinstance(made, Refusal) else named(stream, made)
+            part -= num_parts
+        raise IndexError(f"step {step} has no part {index[1]}")
+
+
 class StepSampler(Sampler[tuple[int, int]]):
     """The (step, part) pairs from the stored step to the last.
 
@@ -241,3 +280,17 @@ def concatenated(values: list[Any]) -> Any:
     if len(values) == 1:
         return values[0]
     return torch.cat(values) if isinstance(values[0], Tensor) else np.concatenate(values)
+
+
+def named(stream: str, values: Mapping[str, Value]) -> dict[str, Value]:
+    """Returns a stream's values under the names that they have among those of all streams."""
+    return {f"{stream}/{name}" if stream else name: value for name, value in values.items()}
+
+
+def by_stream(batch: Mapping[str, Tensor]) -> dict[str, Batch]:
+    """Returns each stream's entries under the names that they have in a stream alone."""
+    batches: dict[str, Batch] = {}
+    for name, rows in batch.items():
+        stream, _, entry = name.rpartition("/")
+        batches.setdefault(stream, {})[entry] = rows
+    return batches

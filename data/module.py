@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import StepDataset, StepLoader, StepSampler
+from .dataset import MAIN, MAIN_NAME, StepDataset, StepLoader, StepSampler, StreamsDataset
 from .hashing import text_hash
 from .order.counts import FixedCounts
 from .order.mixed_plan import MixedPlan
@@ -27,7 +27,6 @@ from .shards.prefetch import Prefetcher
 from .shards.reader import ShardReader
 from .sidecar import Sidecar, check_file_names
 from .start_checks import check_captions, check_keys
-from .streams import MAIN, MAIN_NAME, StreamsDataset
 from .text.syntax import WordReducer
 from .text.tokenize import Tokenizer
 from .urls import shown

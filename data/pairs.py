@@ -15,13 +15,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from .dataset import Batch, join
+from .dataset import MAIN, MAIN_NAME, Batch, by_stream, join, named
 from .errors import ErrorLedger
 from .images.transforms import EvalTransform, TrainTransform, Transform
 from .order.steps import Steps
 from .recipe import Recipe, Source, Text, View
 from .sidecar import Sidecar
-from .streams import MAIN, MAIN_NAME, by_stream, named
 from .text.captions import CaptionPolicy, policy_of
 from .text.syntax import WordReducer
 from .text.tokenize import ClipTokenizer, Tokenizer

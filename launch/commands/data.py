@@ -176,6 +176,7 @@ def run_index(arguments: argparse.Namespace) -> int:
     """Writes a manifest, or one to train on and one to validate on; prints what is in them."""
     if (out := Path(arguments.out)).suffix in (".csv", ".json", ".jsonl", ".txt", ".yaml"):
         raise ValueError(f"--out {out}: a manifest is parquet; write {out.with_suffix('.parquet')}")
+    from ...data.shards.fields import IMAGE_EXTENSIONS
     from ...data.shards.index import index_shards
     from ...data.shards.transport import Transport
 
@@ -188,7 +189,7 @@ def run_index(arguments: argparse.Namespace) -> int:
             caption=arguments.caption or ["txt"],
             transport=transport,
             num_workers=arguments.workers,
-            **({"images": ()} if arguments.texts else {}),
+            images=() if arguments.texts else IMAGE_EXTENSIONS,
         )
     if arguments.checksum:
         from ...data.shards.checksum import store_checksums
