@@ -51,9 +51,7 @@ class FirstFound(CaptionPolicy):
     """
 
     def __init__(self, fields: Sequence[str] = ("txt",)):
-        if isinstance(fields, str) or not fields:
-            raise ValueError(f"fields={fields!r} must be a list such as [txt, json:caption]")
-        self.fields = tuple(fields)
+        self.fields = _fields(fields)
 
     def __call__(self, sample: RawSample, draw: float) -> str:
         for field in self.fields:
@@ -112,9 +110,111 @@ class FirstSentence(CaptionPolicy):
         return text[: end.end()] if end and end.end() else text
 
 
+class AnyText(CaptionPolicy):
+    """A random text of all that the fields have, each as likely as any other.
+
+    What `WeightedChoice` does where every sample has equally many texts; here samples may have any
+    number of them.
+
+    Args:
+        fields: where the texts are.
+
+    Raises:
+        ValueError: no fields.
+    """
+
+    def __init__(self, fields: Sequence[str]):
+        self.fields = _fields(fields)
+
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        texts = [text for field in self.fields for text in field_texts(sample, field)]
+        if not texts:
+            raise _nothing_in(sample, self.fields)
+        return texts[min(int(draw * len(texts)), len(texts) - 1)]
+
+
+class AnyOf(CaptionPolicy):
+    """What a random one of several policies chooses, each as likely as any other.
+
+    Args:
+        policies: the policies; which of them is drawn tells nothing about what it draws.
+
+    Raises:
+        ValueError: no policies.
+    """
+
+    def __init__(self, policies: Sequence[CaptionPolicy]):
+        if not policies:
+            raise ValueError("AnyOf has no policies; give one or more")
+        self.policies = list(policies)
+        self.fields = tuple(dict.fromkeys(field for each in policies for field in each.fields))
+
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        # The remainder of the draw is as uniform as the draw itself.
+        number, rest = divmod(draw * len(self.policies), 1)
+        return self.policies[min(int(number), len(self.policies) - 1)](sample, rest)
+
+
+class NotTooShort(CaptionPolicy):
+    """The caption that a policy chooses; where it has too few words, that of another policy.
+
+    Rewrites that a language model failed at are replaced by the original so (LaCLIP: below two
+    words; `CsvDatasetAugCap` of LijieFan/LaCLIP).
+
+    Args:
+        of: the policy.
+        otherwise: the other one, also where `of` has none; the first field found by default.
+        min_words: so many words between spaces are enough.
+    """
+
+    def __init__(
+        self, of: CaptionPolicy, otherwise: CaptionPolicy | None = None, min_words: int = 2
+    ):
+        self.of, self.otherwise = of, otherwise or FirstFound()
+        self.min_words = min_words
+        self.fields = tuple(dict.fromkeys([*of.fields, *self.otherwise.fields]))
+
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        try:
+            text = self.of(sample, draw)
+        except SampleError as error:
+            if error.cause != "no_caption":
+                raise
+            text = ""
+        return text if len(text.split()) >= self.min_words else self.otherwise(sample, draw)
+
+
+class Joined(CaptionPolicy):
+    """The texts of several fields, one after the other: a long caption; what lacks is left out.
+
+    Args:
+        fields: in this order; of a list, all texts.
+        separator: between two texts.
+
+    Raises:
+        ValueError: no fields.
+    """
+
+    def __init__(self, fields: Sequence[str], separator: str = ". "):
+        self.fields = _fields(fields)
+        self.separator = separator
+
+    def __call__(self, sample: RawSample, draw: float) -> str:
+        texts = [text.strip() for field in self.fields for text in field_texts(sample, field)]
+        if not texts:
+            raise _nothing_in(sample, self.fields)
+        return self.separator.join(texts)
+
+
 def policy_of(caption: CaptionPolicy | Sequence[str]) -> CaptionPolicy:
     """Returns a policy as it is, and `FirstFound` for a list of fields."""
     return caption if isinstance(caption, CaptionPolicy) else FirstFound(caption)
+
+
+def _fields(fields: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(fields, str) or not fields:
+        raise ValueError(f"fields={fields!r} must be a list such as [txt, json:caption]")
+    return tuple(fields)
 
 
 def _nothing_in(sample: RawSample, fields: Sequence[str]) -> SampleError:

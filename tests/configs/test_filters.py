@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.data.curate.base import KEEP, WEIGHT
+from counterpoint.data.curate.filters.captions.word_frequency import WordFrequency
 from counterpoint.data.curate.filters.concepts.pool_entries import PoolEntries
 from counterpoint.launch.config.curations import load_curation
 
@@ -30,7 +31,7 @@ def test_filter(tmp_path, name):
 def test_curation(file):
     filters = load_curation(file)
     written = {column for each in filters.values() for column in each.writes}
-    lists = any(isinstance(each, PoolEntries) for each in filters.values())
+    lists = any(isinstance(each, PoolEntries | WordFrequency) for each in filters.values())
     assert written & {KEEP, WEIGHT} or lists
     assert file.read_text().startswith("# ")
 

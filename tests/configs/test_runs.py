@@ -184,7 +184,9 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path):
         str(path),
     ]
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
-    width = 128  # of the emoji model, which heads are made for
+    # That heads and prototypes are made for: the emoji model's unless the name says another.
+    named = re.search(r"_(64|512)$", path.stem)
+    width = int(named[1]) if named else 128
     batch = {
         "key": torch.randint(-(2**63), 2**63 - 1, (ROWS,)),
         "text": torch.randint(1, 99, (ROWS, 8)),

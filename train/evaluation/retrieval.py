@@ -46,9 +46,12 @@ class Retrieval(Task):
 
     def prepare(self) -> np.ndarray:
         chosen = super().prepare()
-        lists = self.data.lists(self.captions, chosen, self.separator)
-        self._captions = dict(zip(chosen.tolist(), lists, strict=True))
+        self._captions = dict(zip(chosen.tolist(), self.captions_of(chosen), strict=True))
         return chosen
+
+    def captions_of(self, chosen: np.ndarray) -> list[list[str]]:
+        """Returns the captions of each chosen item."""
+        return self.data.lists(self.captions, chosen, self.separator)
 
     def pairs(self, chosen: np.ndarray) -> tuple[list[str], list[list[int]], list[list[int]]]:
         """Returns the distinct texts, each image's texts and each text's images (as positions)."""

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 
 from counterpoint.data.errors import SampleError
 from counterpoint.data.text.captions import (
+    AnyOf,
+    AnyText,
     CaptionPolicy,
     FirstFound,
     FirstSentence,
+    Joined,
+    NotTooShort,
     WeightedChoice,
     policy_of,
 )
@@ -124,3 +128,59 @@ def test_mistakes_are_sentences():
     for weights in ({}, {"txt": 0.0}, {"txt": 1.0, "alt": -1.0}):
         with pytest.raises(ValueError, match="a weight above 0"):
             WeightedChoice(weights)
+
+
+def test_any_text_is_each_text_equally_often():
+    policy = AnyText(["txt", "alt", "json:rewrites", "json:none"])
+    drawn = Counter(policy(SAMPLE, (i + 0.5) / 400) for i in range(400))
+    assert drawn == {"original": 100, "one": 100, "two": 100, "three": 100}
+    assert policy.fields == ("txt", "alt", "json:rewrites", "json:none")
+    with pytest.raises(SampleError, match="no_caption"):
+        AnyText(["alt"])(SAMPLE, 0.5)
+
+
+def test_policies_are_drawn_apart_from_what_they_draw():
+    policy = AnyOf(
+        [FirstFound(["txt"]), AnyText(["json:rewrites"]), Joined(["txt", "json:caption"])]
+    )
+    drawn = Counter(policy(SAMPLE, (i + 0.5) / 900) for i in range(900))
+    rewrites = {"one": 100, "two": 100, "three": 100}
+    assert drawn == {"original": 300, "original. from json": 300, **rewrites}
+    assert policy.fields == ("txt", "json:rewrites", "json:caption")
+    with pytest.raises(ValueError, match="no policies"):
+        AnyOf([])
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "caption"),
+    [
+        (b"red house", "red house"),
+        (b"house", "original caption"),
+        (b" ", "original caption"),
+        (None, "original caption"),
+    ],
+)
+def test_a_rewrite_of_one_word_is_the_original(rewrite, caption):
+    # As LaCLIP's loader does: `if len(caption.split(' ')) < 2`, the first caption.
+    sample = {"__key__": "k", "txt": b"original caption"}
+    if rewrite is not None:
+        sample["rewrite"] = rewrite
+    policy = NotTooShort(FirstFound(["rewrite"]))
+    assert policy(sample, 0.5) == caption
+    assert set(policy.fields) == {"rewrite", "txt"}
+
+
+def test_what_cannot_be_read_is_not_replaced_by_the_original():
+    sample = {"__key__": "k", "txt": b"original caption", "rewrite": b"\xff\xfe\xff"}
+    with pytest.raises(SampleError, match="bad_text"):
+        NotTooShort(FirstFound(["rewrite"]))(sample, 0.5)
+
+
+def test_a_long_caption_is_what_the_fields_have():
+    policy = Joined(["json:caption", "alt", "json:rewrites", "json:none", "txt"])
+    assert policy(SAMPLE, 0.3) == "from json. one. two. three. original"
+    assert FirstSentence(policy)(SAMPLE, 0.3) == "from json."
+    with pytest.raises(SampleError, match="no_caption"):
+        Joined(["alt"])(SAMPLE, 0.3)
+    with pytest.raises(ValueError, match="must be a list"):
+        Joined("txt")

@@ -34,6 +34,7 @@ from counterpoint.train.evaluation.geometry.conditional import ConditionalDivers
 from counterpoint.train.evaluation.geometry.modality import ModalityGeometry
 from counterpoint.train.evaluation.geometry.text_span import TextSpan
 from counterpoint.train.evaluation.languages import RetrievalByLanguage, ZeroShotByLanguage
+from counterpoint.train.evaluation.long_retrieval import LongRetrieval
 from counterpoint.train.evaluation.probes.gaussian import GaussianDiscriminant
 from counterpoint.train.evaluation.probes.knn import NearestNeighbours
 from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
@@ -81,6 +82,7 @@ def every_task(folder):
     return {
         "zero_shot": ZeroShot(by="cls", **prompts),
         "retrieval": Retrieval(test, "caption"),
+        "long_retrieval": LongRetrieval(test, ["caption", "cls"], k=[1, 2]),
         "retrieval_by_language": RetrievalByLanguage(
             test, ["caption", "cls"], "{language}", **apart
         ),

@@ -22,6 +22,8 @@ from ...numerics.sparse import add_counts, count, look_up
 class WordFrequency(Filter):
     """Writes the score; the filter `threshold` keeps the highest.
 
+    `OUT/tables/` gets p(w) of each word that counts, by a hash of the word.
+
     Words are those of CLIP's tokenizer (letters, single digits, runs of other signs), lower-cased.
     Counts are held by hashes of the words: 16 bytes for each different one.
 
@@ -30,7 +32,8 @@ class WordFrequency(Filter):
         min_count: words that come less often count neither in f nor in the score.
         rare: what p(w) is of words with f(w) < t, where the formula is negative. `clamp`: 0, so
             that the caption has the highest score of its length. `neutral`: 1, as in the released
-            code, so that such a word changes nothing.
+            code, so that such a word changes nothing. `negative`: as the formula has it, which is
+            what CLIPF orders words by (`data.text.frequent_words.RareWords`).
         num_words: so many words at the beginning of a caption are scored.
         column: name of the score.
 
@@ -40,7 +43,7 @@ class WordFrequency(Filter):
 
     t: float = 1e-7
     min_count: int = 5
-    rare: Literal["clamp", "neutral"] = "clamp"
+    rare: Literal["clamp", "neutral", "negative"] = "clamp"
     num_words: int = 30
     column: str = "wfpp"
 
@@ -72,8 +75,12 @@ class WordFrequency(Filter):
         is_counted = total["counts"] >= self.min_count
         words, counts = total["values"][is_counted], total["counts"][is_counted]
         discard = 1 - np.sqrt(self.t * counts.sum() / counts)
-        rare = 0.0 if self.rare == "clamp" else 1.0
-        return {"words": words, "discard": np.where(discard < 0, rare, discard)}
+        if self.rare != "negative":
+            discard[discard < 0] = 0.0 if self.rare == "clamp" else 1.0
+        return {"words": words, "discard": discard}
+
+    def table(self, state: State) -> pa.Table:
+        return pa.table({"word": state["words"], "masked": state["discard"]})
 
     def apply(self, rows: pa.RecordBatch, state: State) -> Columns:
         hashes, _, codes, sizes = _words(texts(rows, "caption"), self.num_words)
