@@ -24,6 +24,7 @@ CAUSES = (
     "bad_image",
     "bad_text",
     "too_large",
+    "no_row",
 )
 
 

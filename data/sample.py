@@ -180,6 +180,9 @@ class SampleLoader:
         source, file = self._names(shard)
         key = sample_key(raw, source, file, self.recipe.key_fields[source])
         rows = self._joined(shard, epoch, key)
+        for name, sidecar in self.recipe.sidecars.items():
+            if sidecar.missing == "replaced" and not rows[f"{name}.present"]:
+                raise SampleError("no_row", f"the sidecar '{name}' has no row of key {key}")
         return self.renderer.prepare(raw, source, key, epoch, rows, status, weight)
 
     def _joined(self, shard: int, epoch: int, key: int) -> dict[str, Tensor]:

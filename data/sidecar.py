@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,12 +37,21 @@ class Sidecar:
             several augmentations; each epoch takes one of them, the same in all columns. 1: columns
             are [n, ...].
         max_open: limit of open files.
+        missing: samples without a row have `zeros`, or are `replaced` like others that cannot be
+            used (cause `no_row`): for what a tower reads.
 
     Raises:
         ValueError: no columns are named, or variants is below 1.
     """
 
-    def __init__(self, folder: str, columns: dict[str, str], variants: int = 1, max_open: int = 64):
+    def __init__(
+        self,
+        folder: str,
+        columns: dict[str, str],
+        variants: int = 1,
+        max_open: int = 64,
+        missing: Literal["zeros", "replaced"] = "zeros",
+    ):
         if variants < 1:
             raise ValueError(f"variants={variants} of the sidecar '{folder}' must be 1 or more")
         if not columns:
@@ -51,6 +60,7 @@ class Sidecar:
         self.columns = dict(columns)
         self.variants = variants
         self.max_open = max_open
+        self.missing: Literal["zeros", "replaced"] = missing
         self._open: OrderedDict[tuple[str, str], _Part | None] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,6 +146,24 @@ class Sidecar:
             )
         part = _Part(path, self.columns.values())
         return {entry: part.zeros(column) for entry, column in self.columns.items()}
+
+
+class EvenDraws(Sidecar):
+    """Rows without files: `draw`, one number for all samples, as the choice of their captions.
+
+    With `caption_same_as`, variant v of V has the draw (v + 1/2) / V: so V captions of equal weight
+    are each taken once, where as many random draws would take some of them twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("", {"draw": "draw"})
+        self.value = 0.5
+
+    def row(self, source: str, shard: str, key: int, draw: float = 0.0) -> dict[str, Tensor]:
+        return {
+            "draw": torch.tensor(self.value, dtype=torch.float64),
+            "present": torch.tensor(True),
+        }
 
 
 def check_file_names(manifest: Manifest) -> None:

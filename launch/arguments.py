@@ -99,10 +99,15 @@ def embed() -> Arguments:
     made = Arguments(
         prog="counterpoint embed",
         description="Stores embeddings beside the shards: a teacher's, of images as training sees "
-        "them, or those of a run of your own (--run), of images as evaluation sees them. Further "
-        "arguments are those of `counterpoint fit`: --config RUN, --data.manifest FILE, ...",
+        "them, those of a run of your own (--run), of images as evaluation sees them, or a "
+        "language model's, of captions (--language_model). Further arguments are those of "
+        "`counterpoint fit`: --config RUN, --data.manifest FILE, ...",
     )
-    _add_model(made)
+    _add_model(made).add_argument(
+        "--language_model",
+        action="store_true",
+        help="that of the run's text tower (a VectorTower); --variants: captions a sample",
+    )
     made.add_argument(
         "--transform",
         choices=("train", "eval"),
@@ -124,12 +129,13 @@ def embed() -> Arguments:
     return made
 
 
-def _add_model(made: Arguments) -> None:
-    """Adds the options that say whose embeddings are computed."""
+def _add_model(made: Arguments) -> Any:
+    """Adds the options that say whose embeddings are computed; returns the group of them."""
     whose = made.add_mutually_exclusive_group(required=True)
     whose.add_argument("--teacher", help="its name under `teachers` in the run file")
     whose.add_argument("--run", type=Path, metavar="RUN_DIR", help="instead of a run file")
     made.add_argument("--checkpoint", type=int, metavar="STEP", help="of --run (the newest whole)")
+    return whose
 
 
 def embed_words(argv: list[str]) -> tuple[Any, list[str]]:

@@ -132,7 +132,8 @@ class TwoTower(nn.Module):
 
         Args:
             batch: `image*` are uint8 [n, 3, h, w]; `text*` int64 [n, tokens] with `text*_length`
-                (and `text*_length.host`, the same as an array, or the device is waited for).
+                (and `text*_length.host`, the same as an array, or the device is waited for); or
+                what stands in their place (`TextTower.stored`).
             needs: names of features; names the model does not make are left to others.
             reduction: which tokens are left out, by the batch's `key`; None: none are.
             chunks: parts that each view is encoded in. None: the model's `chunks`; without
@@ -158,7 +159,8 @@ class TwoTower(nn.Module):
                 captions, length = self._captions(view, batch, reduction, chunks)
                 encode = self._text_states if has_tokens else self._text_vectors
                 made = captions.restored(parts.encode(encode, captions.parts, chunks > 1))
-                tokens.append((captions.computed, length))
+                if length is not None:
+                    tokens.append((captions.computed, length))
             else:
                 continue
             raw = made[".raw"]
@@ -190,7 +192,11 @@ class TwoTower(nn.Module):
 
     def _captions(
         self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None, chunks: int
-    ) -> tuple[parts.Captions, Int64[Tensor, " n"]]:
+    ) -> tuple[parts.Captions, Int64[Tensor, " n"] | None]:
+        if self.text.stored is not None:
+            stored = batch.get(view.replace("text", self.text.stored, 1))
+            if stored is not None:
+                return parts.Captions(parts.split((stored,), chunks), None, 0), None
         text, length = batch[view], batch[f"{view}_length"]
         # Reducers only shorten captions, so that lengths known before are long enough.
         known = cast("np.ndarray | None", batch.get(f"{view}_length.host"))

@@ -2,8 +2,9 @@
 
 In: a run file with the teacher, as for training with it. Out: a sidecar with, for each sample, some
 augmentations (their parameters, so that training makes the same images again), the numbers that
-chose captions, and what the teacher makes of both. One shard is one file: start the command again
-to go on, or several times, on any machine that sees the folder, to share the work.
+chose captions, and what the teacher makes of both; of a language model, captions alone. One shard
+is one file: start the command again to go on, or several times, on any machine that sees the
+folder, to share the work.
 Vasu et al., "MobileCLIP" (2024), section 4: dataset reinforcement.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,9 +26,10 @@ from ...data.files import check_own, write_json
 from ...data.module import PairsDataModule
 from ...data.render import uniform
 from ...data.shards.manifest import Manifest
-from ...data.sidecar import KEY, check_file_names, write_sidecar
+from ...data.sidecar import KEY, EvenDraws, check_file_names, write_sidecar
 from ...data.urls import base_name
 from ...models.teachers.frozen import DTYPES, Frozen, FrozenTowers
+from ...models.teachers.language import LanguageTeacher
 from ...train.strategies.teacher_placement import place_teacher
 from .. import arguments
 from ..config import parser as run_config
@@ -39,6 +42,8 @@ from ..run.start.teachers import load_teacher
 ABOUT = "store.json"
 # The teacher that a run of one's own is.
 OWN = "run"
+# The teacher that the language model of a run's text tower is.
+LANGUAGE_MODEL = "language_model"
 
 
 def main(argv: list[str]) -> int:
@@ -62,6 +67,9 @@ def main(argv: list[str]) -> int:
         )
     parser = run_config.make_parser()
     config = run_config.parse(parser, rest)
+    if chosen.language_model:
+        chosen.teacher, chosen.views = LANGUAGE_MODEL, chosen.views or ["text"]
+        config = run_config.parse(parser, [*rest, *words_of_captions(parser, config)])
     if chosen.run is not None:
         # A store that is continued is one checkpoint's.
         checkpoint = checkpoint_of(chosen.run, chosen.checkpoint)
@@ -82,7 +90,9 @@ def main(argv: list[str]) -> int:
         parts.data.sources = {name: replace(source, share=None) for name, source in sources}
     if chosen.transform == "eval":
         look_as_in_evaluation(parts.data)
-    store = EmbeddingStore(chosen, towers, views, parts.data)
+    has_captions = chosen.language_model and chosen.variants > 1
+    kind = CaptionStore if has_captions else EmbeddingStore
+    store = kind(chosen, towers, views, parts.data)
     named = configured(run_config.without_defaults(parser, config), chosen.teacher)
     wanted = about(run_config.plain(parser, config), chosen, store)
     # A store without the key is one of augmented images.
@@ -90,6 +100,27 @@ def main(argv: list[str]) -> int:
     store.open(wanted, frozenset(named) | added)
     store.write_all()
     return store.report()
+
+
+def words_of_captions(parser: ArgumentParser, config: Namespace) -> list[str]:
+    """The arguments that make the text tower's language model a teacher, and leave its store out.
+
+    Raises:
+        ValueError: the run has no such tower, or the tower no language model.
+    """
+    text = run_config.plain(parser, config)["model"]["text"]
+    arguments = text.get("init_args") or {}
+    if not arguments.get("language_model"):
+        raise ValueError(
+            "--language_model: the run's text tower names no language model; give "
+            "model.text the class_path counterpoint.models.text.vector.VectorTower and the "
+            "init_args width and language_model (docs/howto/caption_vectors.md)"
+        )
+    kept = {key: arguments[key] for key in ("language_model", "context_length")}
+    path = f"{LanguageTeacher.__module__}.{LanguageTeacher.__qualname__}"
+    teachers = {LANGUAGE_MODEL: {"class_path": path, "init_args": kept}}
+    own = ("sidecars={}", "same_as=null", "caption_same_as=null")
+    return [f"--teachers={json.dumps(teachers)}", *(f"--data.{word}" for word in own)]
 
 
 def look_as_in_evaluation(data: PairsDataModule) -> None:
@@ -215,9 +246,12 @@ class EmbeddingStore:
             columns = self.columns_of(batch)
             parts.append({name: column[good] for name, column in columns.items()})
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        # What the loader draws for the main caption in this epoch.
-        draws = [uniform(self.data.seed, variant, "text", key) for key in joined[KEY].tolist()]
+        draws = [self.draw(variant, key) for key in joined[KEY].tolist()]
         return joined | {"text.draw": torch.tensor(draws, dtype=torch.float64)}
+
+    def draw(self, variant: int, key: int) -> float:
+        """What the loader draws for the main caption in this epoch."""
+        return uniform(self.data.seed, variant, "text", key)
 
     def batches(self, shard: int, variant: int) -> Iterator[Batch]:
         """The batches of a shard, made by as many processes as in training."""
@@ -257,6 +291,22 @@ class EmbeddingStore:
         others = " (the others cannot be read, or repeat a key)" * (num_rows < num_samples)
         print(f"{self.out}: complete, {num_rows:,} of {num_samples:,} samples have a row{others}")
         return 0
+
+
+class CaptionStore(EmbeddingStore):
+    """A store of several captions: those of even draws, so that each is stored as often."""
+
+    def __init__(self, chosen: Any, towers: FrozenTowers, views: list[str], data: PairsDataModule):
+        self.even = EvenDraws()
+        data.sidecars, data.caption_same_as = {"even": self.even}, "even.draw"
+        super().__init__(chosen, towers, views, data)
+
+    def embedded(self, shard: int, variant: int) -> dict[str, Tensor]:
+        self.even.value = self.draw(variant, 0)
+        return super().embedded(shard, variant)
+
+    def draw(self, variant: int, key: int) -> float:
+        return (variant + 0.5) / self.variants
 
 
 class ShardBatches(Dataset):

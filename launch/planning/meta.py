@@ -147,6 +147,9 @@ def batch_of(parts: Parts, rows: int, mean_tokens: float) -> dict[str, Any]:
         if view.partition(".")[0] == "image":
             side = parts.views.get(view, model.image_size)
             batch[view] = _empty(rows, 3, side, side, dtype=torch.uint8)
+        elif view.partition(".")[0] == "text" and model.text.stored is not None:
+            stored = view.replace("text", model.text.stored, 1)
+            batch[stored] = _empty(rows, model.text.width, dtype=torch.float16)
         elif view.partition(".")[0] == "text":
             length = parts.views.get(view, model.context_length)
             batch[view] = _empty(rows, length, dtype=torch.int64)

@@ -22,10 +22,14 @@ class TextTower(Tower):
         context_length: longest caption in tokens.
         ignores_padding: whether the result stays the same without the columns after the longest
             caption's end, so that they need not be computed.
+        stored: batch entry of floats [n, ...] that the tower reads in place of `text`, where
+            batches hold it: `llm.text`, and `llm.text.NAME` for `text.NAME`. `forward` gets it
+            alone then. None: it reads token ids.
     """
 
     context_length: int
     ignores_padding: bool = False
+    stored: str | None = None
 
     def takes_packed(self, device_type: str, dtype: torch.dtype) -> bool:
         """Whether `forward` and `states` also take `Packed` captions, where they are computed so.
