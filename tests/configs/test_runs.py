@@ -56,6 +56,25 @@ def parser():
     return run_config.make_parser()
 
 
+class AnyTokenizer:
+    """Stands for tokenizers that a run reads from a folder, or downloads, at its start."""
+
+    pad_token_id, vocabulary = 0, 256_000
+
+    def __len__(self):
+        return self.vocabulary
+
+    def convert_tokens_to_ids(self, tokens):
+        return [0 for _ in tokens]
+
+
+@pytest.fixture(autouse=True)
+def any_tokenizer(monkeypatch):
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained", lambda name, **choices: AnyTokenizer()
+    )
+
+
 def recipes(paths):
     """Parameters: those of distillation but for a sample belong to the long tests."""
     found = []
