@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from counterpoint.data.shards.manifest import SCHEMA, Manifest
-from counterpoint.data.sidecar import Sidecar, check_file_names, write_sidecar
+from counterpoint.data.sidecar import EvenDraws, Sidecar, check_file_names, write_sidecar
 
 
 @pytest.fixture
@@ -111,3 +111,14 @@ def test_shards_of_one_name_need_sources_of_their_own():
     check(("a", "one/0.tar"), ("b", "two/0.tar"), ("a", "one/1.tar"), ("a", "one/0.tar"))
     with pytest.raises(ValueError, match=r"/pairs/one/0 and .*/two/0\.tar\?t .*'a'.*FIRST=URLS"):
         check(("b", "two/0.tar"), ("a", "one/0"), ("a", "https://x/two/0.tar?t"))
+
+
+def test_even_draws_need_no_files():
+    """Of five captions of equal weight, five variants take each once."""
+    draws, taken = EvenDraws(), []
+    for variant in range(5):
+        draws.value = (variant + 0.5) / 5
+        row = pickle.loads(pickle.dumps(draws)).row("a", "00000", 3)
+        assert row["present"] and row["draw"].dtype == torch.float64
+        taken.append(int(row["draw"] * 5))
+    assert taken == [0, 1, 2, 3, 4]

@@ -94,6 +94,7 @@ def project(tmp_path, monkeypatch, parser):
     run = paths.find("emoji_clip")
     (tmp_path / "icons").mkdir()
     (tmp_path / "icons/classes.txt").write_text("arrow\nstar\n")
+    (tmp_path / "names.txt").write_text("arrow\nstar\n")
     for page in PAGES:  # run files that a page shows
         for block in blocks(page, "yaml"):
             if file := re.match(r"# (\w+\.yaml)\n", block.text):
