@@ -286,6 +286,21 @@ def test_stored_augmentations_are_replayed_with_their_rows(manifest, tmp_path):
     assert torch.equal(batch["image"][6], own["image"][0])
 
 
+def test_samples_without_a_row_are_replaced_where_it_is_needed(manifest, tmp_path):
+    places = [(0, 0, ordinal) for ordinal in range(7)]
+    key = loader(manifest, FULL).load(places)[0]["key"]
+    columns = {"key": key[:6], "vector": torch.arange(6.0)[:, None] + 1}
+    write_sidecar(tmp_path / "store", "default", "00000.tar", columns)
+    sidecar = Sidecar(str(tmp_path / "store"), {"text": "vector"}, missing="replaced")
+    batch, _ = loader(manifest, FULL, sidecars={"llm": sidecar}).load(places)
+    assert batch["llm.present"].all()
+    causes = [CAUSES[code] for code in batch["status"]]
+    assert causes == ["read"] * 6 + ["no_row"]
+    # The first sample of the shard follows the last.
+    assert batch["llm.text"][:, 0].tolist() == [1, 2, 3, 4, 5, 6, 1]
+    assert batch["key"][6] == key[0]
+
+
 def test_kept_samples_alone_are_read_with_their_weights(manifest, tmp_path):
     rows = {
         "shard": ["00000.tar"] * 3 + ["00002.tar"],
