@@ -53,7 +53,6 @@ from .resume import agreed_checkpoint, check_checkpoint, check_stage, read_check
 from .run_log import keep_screen
 from .start.carry_over import carry_model, carry_rest
 from .start.initial import load_initial_weights
-from .start.stored_texts import check_stored_texts
 from .start.teachers import load_teachers
 from .trainer import make_trainer, saves, trainer_arguments
 
@@ -256,7 +255,6 @@ class Run:
             arguments["callbacks"] = [*(arguments.get("callbacks") or []), *self.callbacks]
         parts.data.check(int(arguments.get("num_nodes", 1)))
         parts.objective.check_reads_weight(parts.data.weighted)
-        check_stored_texts(parts)
         if parts.data.caveat:
             log(parts.data.caveat)
         if self.resume is None:

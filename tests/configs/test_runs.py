@@ -56,6 +56,16 @@ def parser():
     return run_config.make_parser()
 
 
+def recipes(paths):
+    """Parameters: those of distillation but for a sample belong to the long tests."""
+    found = []
+    for path in paths:
+        is_long = path.stem.startswith("distill_") or path.stem in DISTILLING
+        marks = [pytest.mark.soak] if is_long and path.stem not in DISTILLED else []
+        found.append(pytest.param(path, marks=marks, id=path.stem))
+    return found
+
+
 class AnyTokenizer:
     """Stands for tokenizers that a run reads from a folder, or downloads, at its start."""
 
@@ -75,33 +85,8 @@ def any_tokenizer(monkeypatch):
     )
 
 
-def recipes(paths):
-    """Parameters: those of distillation but for a sample belong to the long tests."""
-    found = []
-    for path in paths:
-        is_long = path.stem.startswith("distill_") or path.stem in DISTILLING
-        marks = [pytest.mark.soak] if is_long and path.stem not in DISTILLED else []
-        found.append(pytest.param(path, marks=marks, id=path.stem))
-    return found
-
-
-class AnyTokenizer:
-    """Stands for tokenizers that a run downloads at its start."""
-
-    pad_token_id, vocabulary = 0, 256_000
-
-    def __len__(self):
-        return self.vocabulary
-
-    def convert_tokens_to_ids(self, tokens):
-        return [0 for _ in tokens]
-
-
 @pytest.mark.parametrize("path", recipes(RUNS))
-def test_run(parser, path, monkeypatch):
-    monkeypatch.setattr(
-        "transformers.AutoTokenizer.from_pretrained", lambda name, **choices: AnyTokenizer()
-    )
+def test_run(parser, path):
     for config in parse_stages(parser, read(["--config", str(path)])).values():
         assert config.name == path.stem
         with torch.device("meta"):

@@ -25,11 +25,13 @@ from ....train.checkpointing import checkpoint as checkpoints
 from ....train.features import check_needs, check_scores
 from ..load import CONFIG, load_run
 from .initial import read_source, start_from
+from .stored_texts import check_stored_texts
 from .tokenizers import PROBE, PROBE_TOKENS, read_alike, tokenizer_of
 
 
 def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
     """Loads the teachers, after checking that each need of a term or reducer is met."""
+    check_stored_texts(parts)
     teachers, data = parts.teachers or {}, parts.data
     for name in teachers:
         if "." in name or name in ("image", "text"):
