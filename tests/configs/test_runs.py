@@ -192,7 +192,6 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path, tmp_path, mo
     # That heads and prototypes are made for: the emoji model's unless the name says another.
     named = re.search(r"_(64|512)$", path.stem)
     width = int(named[1]) if named else 128
-    width = 128  # of the emoji model, which heads are made for
     monkeypatch.chdir(tmp_path)
     save_file({"classes": torch.randn(9, width)}, "classes.safetensors")
     batch = {
