@@ -3,7 +3,8 @@
 Features are `image` and `text` (normalised), `image.raw` and `text.raw` (after projection, before
 normalisation), `image.pooled` and `text.pooled` (the towers' output, before projection),
 `image.tokens` and `text.tokens` (the towers' last states, [n, tokens, width], those of captions
-padded to the context length), `logit_scale` (multiplicative) and `logit_bias`. Further views
+padded to the context length), `image.hidden` (bool [n, patches]: which of them a mask token stands
+for), `logit_scale` (multiplicative) and `logit_bias`. Further views
 (`image.strong_1`, `text.negative`) are batch entries of the same name, encoded by the tower of
 their first word; those of a further stream have its name before them (`sentences/text`).
 `tokens/computed` and `tokens/real` are positions a caption, with and without padding.
@@ -29,7 +30,7 @@ MAX_LOGIT_SCALE = 100.0
 # From a tower's width to the shared space: one layer, with a bias, two layers with GELU, nothing.
 Projection = Literal["linear", "affine", "mlp", "wide_mlp", "none"]
 # Of a view, what its tower makes on the way to the normalised embedding.
-FORMS = (".raw", ".pooled", ".tokens")
+FORMS = (".raw", ".pooled", ".tokens", ".hidden")
 Form = Literal["", ".raw", ".pooled", ".tokens"]
 
 
@@ -154,7 +155,9 @@ class TwoTower(nn.Module):
             has_tokens = f"{view}.tokens" in needs
             if tower == "image":
                 encode = self._image_states if has_tokens else self._image_vectors
-                made = self._encode_images(encode, view, batch, reduction, chunks)
+                made, hidden = self._encode_images(encode, view, batch, reduction, chunks)
+                if f"{view}.hidden" in needs:
+                    features[f"{view}.hidden"] = _known(hidden, view)
             elif tower == "text":
                 captions, length = self._captions(view, batch, reduction, chunks)
                 encode = self._text_states if has_tokens else self._text_vectors
@@ -180,7 +183,7 @@ class TwoTower(nn.Module):
         batch: Mapping[str, Tensor],
         reduction: Reduction | None,
         chunks: int,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], Bool[Tensor, "n k"] | None]:
         image, patches = batch[view], None
         # Drawn for the whole batch: what is kept does not depend on the parts.
         if reduction is not None and reduction.image is not None:
@@ -188,7 +191,7 @@ class TwoTower(nn.Module):
             grid = self.image.grid(image)  # type: ignore[operator] - see ImageTower
             patches = reduction.image.keep(grid, batch[_key_of(view)], view, reduction)
         pieces = parts.split((image, *(patches or ())), chunks)
-        return parts.encode(encode, pieces, chunks > 1)
+        return parts.encode(encode, pieces, chunks > 1), patches.hidden if patches else None
 
     def _captions(
         self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None, chunks: int
@@ -288,6 +291,17 @@ def _key_of(view: str) -> str:
     """Returns the entry with the samples' keys, of the view's stream."""
     stream, slash, _ = view.rpartition("/")
     return f"{stream}{slash}key"
+
+
+def _known(hidden: Bool[Tensor, "n k"] | None, view: str) -> Bool[Tensor, "n k"]:
+    if hidden is None:
+        raise ValueError(
+            f"a term reads which patches of '{view}' are hidden, and none are: give the phase an "
+            "image_reducer that hides some, such as "
+            f"counterpoint.models.reducers.on_views.OnViews with views [{view}] around MaskTokens "
+            "around RandomPatches"
+        )
+    return hidden
 
 
 def _per_caption(tokens: list[tuple[int, Int64[Tensor, " n"]]]) -> dict[str, Tensor]:

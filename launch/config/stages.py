@@ -13,7 +13,10 @@ SHARED = (
     *("trainer", "checkpoint", "watch"),
 )
 # Of the model, a stage may change what has no weights, and the number of positions.
-OF_MODEL = ("text.context_length", "text.kept_positions", "chunks", "text_parts")
+OF_MODEL = (
+    *("image.image_size", "text.context_length", "text.kept_positions"),
+    *("chunks", "text_parts"),
+)
 
 
 def split_stages(written: Written) -> dict[str, Written]:
