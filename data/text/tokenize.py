@@ -90,6 +90,7 @@ class ClipTokenizer(Tokenizer):
     end_id = 49407
     pad_id = 0
     vocab_size = 49408
+    num_merges = NUM_MERGES
 
     def __init__(self) -> None:
         self._cache: dict[str, tuple[int, ...]] = {}
@@ -128,7 +129,7 @@ class ClipTokenizer(Tokenizer):
             return (self.start_id if word == START else self.end_id,)
         characters = byte_characters()
         spelled = "".join(characters[byte] for byte in word.encode("utf-8"))
-        ids = tuple(token.id for token in byte_pair_model().tokenize(spelled))
+        ids = tuple(token.id for token in byte_pair_model(self.num_merges).tokenize(spelled))
         if len(word) <= MAX_CACHED_LENGTH:
             if len(self._cache) >= MAX_CACHED_WORDS:
                 self._cache.clear()
@@ -251,8 +252,8 @@ def byte_characters() -> list[str]:
 
 
 @functools.cache
-def byte_pair_model():
-    """Returns CLIP's byte-pair encoding of one word as a Rust model.
+def byte_pair_model(num_merges: int = NUM_MERGES):
+    """Returns CLIP's byte-pair encoding of one word, or its first merges, as a Rust model.
 
     Rust merges the pair of lowest rank one occurrence at a time, CLIP all its occurrences
     together. No two merges in CLIP's table give the same symbol, so that a new pair always ranks
@@ -264,12 +265,12 @@ def byte_pair_model():
     assert spec is not None and spec.origin is not None, "open_clip_torch is a dependency"
     path = Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    pairs = (line.split() for line in lines[1 : NUM_MERGES + 1])
+    pairs = (line.split() for line in lines[1 : num_merges + 1])
     merges = [(first, second) for first, second in pairs]
     # Ids: the bytes (printable ones first), the bytes ending a word, the merges by rank.
     characters = sorted(byte_characters())
     symbols = [*characters, *(character + "</w>" for character in characters)]
     symbols += [first + second for first, second in merges]
     vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
-    assert len(vocabulary) == ClipTokenizer.start_id
+    assert len(vocabulary) == 2 * 256 + num_merges
     return BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
