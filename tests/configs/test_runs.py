@@ -46,6 +46,8 @@ DISTILLING = {"clusters", "clusters_sharded"} | {
 }
 # Of a batch: of so many, each of four versions of a text is somewhere the worst (LEAF).
 ROWS = 24
+# Several large stages; what they are made of stands in the small run of the same name, too.
+LARGE = {"siglip2_b16"}
 SLOTS = ("trainer", "data", "model", "objective", "optim")
 STAGED = [path for path in RUNS if "stages" in yaml.safe_load(path.read_text())]
 CLIPS = sorted((CONFIGS / "grad_clip").glob("*.yaml"))
@@ -60,7 +62,7 @@ def recipes(paths):
     """Parameters: those of distillation but for a sample belong to the long tests."""
     found = []
     for path in paths:
-        is_long = path.stem.startswith("distill_") or path.stem in DISTILLING
+        is_long = path.stem.startswith("distill_") or path.stem in DISTILLING | LARGE
         marks = [pytest.mark.soak] if is_long and path.stem not in DISTILLED else []
         found.append(pytest.param(path, marks=marks, id=path.stem))
     return found
