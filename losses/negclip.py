@@ -31,17 +31,24 @@ class NegCLIP(PairwiseTerm):
     Args:
         negatives: features of the negative texts. A batch entry `NAME.present` marks the samples
             that have one; without such an entry all have.
+        views: the features of the images and the texts. With `[text, text.positive]` it is the loss
+            over text triplets of jina-clip's third stage (Koukounas et al. 2024, section 3.2).
         pairwise: of `PairwiseTerm`.
     """
 
     name = "negclip"
 
-    def __init__(self, negatives: Sequence[str] = ("text.negative",), **pairwise: Any):
+    def __init__(
+        self,
+        negatives: Sequence[str] = ("text.negative",),
+        views: tuple[str, str] = ("image", "text"),
+        **pairwise: Any,
+    ):
         super().__init__(**pairwise)
         if isinstance(negatives, str) or not negatives:
             raise ValueError(f"negatives={negatives!r} must be a list such as [text.negative]")
         self.negatives = tuple(negatives)
-        self.needs = ("image", "text", *self.negatives)
+        self.needs = (*views, *self.negatives)
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         image, text, *negatives = self.take(features, *self.needs)

@@ -38,8 +38,7 @@ class Retrieval(Task):
         by: str | None = None,
     ):
         super().__init__(data, where, by)
-        if not k or not all(isinstance(n, int) and n > 0 for n in k):
-            raise ValueError(f"k: {k!r} is not a list of positive whole numbers")
+        check_k(k)
         self.captions = captions
         self.separator = separator
         self.k = tuple(k)
@@ -79,3 +78,58 @@ class Retrieval(Task):
             for way, (found, keys) in ways.items()
             for k in self.k
         }
+
+
+class TextRetrieval(Task):
+    """Recall at k among texts: each sample's query finds its answer among all answers.
+
+    Measures `recall@k` over distinct queries. Equal answers are one text, which is right for all
+    their queries. No image is encoded: a field in another language or another wording will do.
+
+    Args:
+        data: the samples.
+        queries: the field with a sample's query.
+        answers: the field with its answer.
+        k: numbers of nearest answers that count.
+        where: see `Task`.
+        by: see `Task`; the answers are then those of the same group.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        queries: str,
+        answers: str,
+        k: Sequence[int] = (1, 5, 10),
+        where: dict[str, Any] | None = None,
+        by: str | None = None,
+    ):
+        super().__init__(data, where, by)
+        check_k(k)
+        self.queries, self.answers = queries, answers
+        self.k = tuple(k)
+
+    def image_sets(self) -> dict[ImageSet, np.ndarray]:
+        return {}
+
+    def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
+        queries, answers = (
+            [str(value) for value in self.data.values(field, chosen)]
+            for field in (self.queries, self.answers)
+        )
+        place = {answer: number for number, answer in enumerate(dict.fromkeys(answers))}
+        right: dict[str, set[int]] = {}
+        for query, answer in zip(queries, answers, strict=True):
+            right.setdefault(query, set()).add(place[answer])
+        of_query = [sorted(numbers) for numbers in right.values()]
+        found = ranks(encoder.texts(list(right)), encoder.texts(list(place)), of_query)
+        return {
+            f"recall@{k}": Outcomes(recall_at(found, k), found.numpy() < k, list(right))
+            for k in self.k
+        }
+
+
+def check_k(k: Sequence[int]) -> None:
+    """Refuses what are no numbers of candidates."""
+    if not k or not all(isinstance(n, int) and n > 0 for n in k):
+        raise ValueError(f"k: {k!r} is not a list of positive whole numbers")

@@ -51,7 +51,18 @@ def several(**choices):
     return NegCLIP(["text.negative", "text.other"], **choices)
 
 
+def triplets(**choices):
+    return NegCLIP(["text.other"], views=("text", "text.negative"), **choices)
+
+
+def by_views(features, batch, term):
+    u, v, negative = (features[name] for name in ("text", "text.negative", "text.other"))
+    kept = negative[batch["text.other.present"]]
+    return part(u, v, kept, features["logit_scale"]) / len(u)
+
+
 CASES = {
+    "negclip_triplets": Case(triplets, by_views, inputs),
     "negclip": Case(NegCLIP, negclip, inputs),
     "negclip_several": Case(several, negclip, inputs),
     "tripletclip": Case(TripletCLIP, tripletclip, inputs),

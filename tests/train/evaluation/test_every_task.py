@@ -32,6 +32,7 @@ from counterpoint.train.evaluation.evaluate import evaluate
 from counterpoint.train.evaluation.geometry.clip_score import ClipScore
 from counterpoint.train.evaluation.geometry.conditional import ConditionalDiversity
 from counterpoint.train.evaluation.geometry.modality import ModalityGeometry
+from counterpoint.train.evaluation.geometry.prefixes import Prefixes
 from counterpoint.train.evaluation.geometry.text_span import TextSpan
 from counterpoint.train.evaluation.languages import RetrievalByLanguage, ZeroShotByLanguage
 from counterpoint.train.evaluation.long_retrieval import LongRetrieval
@@ -40,7 +41,7 @@ from counterpoint.train.evaluation.probes.knn import NearestNeighbours
 from counterpoint.train.evaluation.probes.linear_probe import LinearProbe
 from counterpoint.train.evaluation.probes.logit_bias import LogitBias
 from counterpoint.train.evaluation.probes.tip_adapter import TipAdapter
-from counterpoint.train.evaluation.retrieval import Retrieval
+from counterpoint.train.evaluation.retrieval import Retrieval, TextRetrieval
 from counterpoint.train.evaluation.robustness.backdoor import BackdoorSuccess
 from counterpoint.train.evaluation.robustness.character_attacks import (
     AttackedNames,
@@ -83,6 +84,8 @@ def every_task(folder):
         "zero_shot": ZeroShot(by="cls", **prompts),
         "retrieval": Retrieval(test, "caption"),
         "long_retrieval": LongRetrieval(test, ["caption", "cls"], k=[1, 2]),
+        "texts": TextRetrieval(test, "caption", "cls"),
+        "prefixes": Prefixes(ZeroShot(by="cls", **prompts), [2, 5]),
         "retrieval_by_language": RetrievalByLanguage(
             test, ["caption", "cls"], "{language}", **apart
         ),
