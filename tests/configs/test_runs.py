@@ -191,9 +191,9 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path, tmp_path, mo
         str(path),
     ]
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
-    # That heads and prototypes are made for: the emoji model's unless the name says another.
+    # That heads, prototypes and prefixes are made for: the emoji model's unless the name says another.
     named = re.search(r"_(64|512)$", path.stem)
-    width = int(named[1]) if named else 128
+    width = int(named[1]) if named else 1024 if path.stem.startswith("jina_clip_v2") else 128
     monkeypatch.chdir(tmp_path)
     save_file({"classes": torch.randn(9, width)}, "classes.safetensors")
     batch = {
@@ -204,6 +204,7 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path, tmp_path, mo
         "text.translated.present": torch.ones(ROWS, dtype=torch.bool),
         "clusters.present": torch.ones(ROWS, dtype=torch.bool),
     }
+    batch |= {f"{stream}/key": torch.arange(ROWS) for stream in objective.streams.values()}
     scales = {name for name in objective.needs if name.split(".")[-1].startswith("logit_")}
     rows = {
         name
