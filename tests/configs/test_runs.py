@@ -191,7 +191,7 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path, tmp_path, mo
         str(path),
     ]
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
-    # That heads, prototypes and prefixes are made for: the emoji model's unless the name says another.
+    # That heads and prefixes are made for: the emoji model's unless the name says another.
     named = re.search(r"_(64|512)$", path.stem)
     width = int(named[1]) if named else 1024 if path.stem.startswith("jina_clip_v2") else 128
     monkeypatch.chdir(tmp_path)
