@@ -203,8 +203,11 @@ class StreamsDataset(Dataset):
             return refused or join([part for part in parts if not isinstance(part, Refusal)])
         step, part = index
         # The one worker that prefetches may never make a part of some stream.
-        for dataset in self.datasets.values():
-            dataset.prefetch(step)
+        try:
+            for dataset in self.datasets.values():
+                dataset.prefetch(step)
+        except ValueError as error:
+            return refusal(error)
         for stream, dataset in self.datasets.items():
             if part < (num_parts := dataset.num_parts(step)):
                 made = dataset[step, part]

@@ -59,8 +59,9 @@ class PairsDataModule(Pairs):
         allow_pipe: whether the commands of a manifest's `pipe:` addresses may run.
         streams: further streams; NAME becomes the batch entries `NAME/...`, which the terms that
             `objective.streams` names read.
-        turns: whose turn a step is: so many steps in a row by stream (`main` is this one), again
-            and again; streams that are not named, and without `turns` all, are in every step.
+        turns: whose turn a step is: so many steps in a row by stream, `main` (this one) first, then
+            the others by name, again and again; streams that are not named, and without `turns`
+            all, are in every step.
         choices: arguments of `Pairs`.
 
     Raises:
@@ -101,7 +102,9 @@ class PairsDataModule(Pairs):
         if cache is not None and allow_pipe:
             cache.transport.allow_pipe = True
         self.streams: Mapping[str, DataStream] = _checked(streams or {}, turns)
-        self.turns = turns
+        # Files that list them otherwise are of the same run.
+        first = [MAIN_NAME, *sorted(self.streams)]
+        self.turns = turns and {name: turns[name] for name in first if name in turns}
         for stream in self.streams.values():
             if not stream.has_tokenizer:
                 stream.tokenizer = self.tokenizer
@@ -143,7 +146,7 @@ class PairsDataModule(Pairs):
         parts = [self.manifest.fingerprint]
         if self.selection is not None:
             parts.append(self.selection.fingerprint)
-        parts += [f"{name}:{stream.fingerprint}" for name, stream in self.streams.items()]
+        parts += [f"{name}:{stream.fingerprint}" for name, stream in sorted(self.streams.items())]
         return "-".join(parts)
 
     @property

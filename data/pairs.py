@@ -341,7 +341,9 @@ class Pairs(LightningDataModule, ABC):
         num_skipped = 0
         for name, stream in self.every_stream.items():
             assert stream.steps is not None
-            of_stream = state if name == MAIN else state["streams"][name]
+            # A checkpoint of an earlier stage may know nothing of the stream.
+            streams = state.setdefault("streams", {})
+            of_stream = state if name == MAIN else streams.setdefault(name, {})
             of_stream["left_out"] = stream.steps.passing_over(step, end)
             num_skipped += of_stream["left_out"][-1][1]
         return num_skipped

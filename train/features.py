@@ -62,14 +62,14 @@ def score_patches(
         The reduction with scores of the image views that the student encodes, and the features
         computed for them, so that no frozen model encodes a view twice.
     """
-    reducer = reduction.image
-    if reducer is None:
+    reducer, scored = reduction.image, image_views(needs)
+    if reducer is None or not scored:  # a step of a stream without images
         return reduction, {}
     features = frozen_features(frozen, batch, reducer.needs)
     features |= stored_features(batch, reducer.needs, features)
     for name in set(reducer.needs) - features.keys():
         raise ValueError(f"{type(reducer).__name__} needs '{name}': {_fix(name.split('.'))}")
-    grids = {v: tower.grid(reducer.pixels(batch[v][:1])) for v in image_views(needs)}
+    grids = {v: tower.grid(reducer.pixels(batch[v][:1])) for v in scored}
     return replace(reduction, scores=reducer.scores(features, batch, grids)), features
 
 

@@ -5,9 +5,11 @@ rewind the run, the same on every rank. Decisions are tensors, so that no step w
 `check` reads the counters at log steps.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import count
 from typing import Literal
 
 import torch
@@ -258,17 +260,18 @@ def check_turns(turns: Mapping[str, int] | None, guard: SpikeGuard, log_every: i
         log_every: steps from one row of the log to the next.
 
     Raises:
-        ValueError: the guard looks for spikes, or one stream only would come into the log.
+        ValueError: the guard looks for spikes, or a stream would never come into the log.
     """
-    cycle = sum((turns or {}).values())
+    cycle = [name for name, steps in (turns or {}).items() for _ in range(steps)]
     if cycle and guard.spikes:
         raise ValueError(
             "guard.spikes compares the losses of steps, which with data.turns are those of "
             "different streams: leave guard.spikes or data.turns out"
         )
-    if cycle > 1 and log_every % cycle == 0:
+    logged = {cycle[(row * log_every - 1) % len(cycle)] for row in range(1, len(cycle) + 1)}
+    if unseen := [name for name in turns or () if name not in logged]:
+        fit = next(n for n in count(log_every + 1) if math.gcd(n, len(cycle)) == 1)
         raise ValueError(
-            f"trainer.log_every_n_steps={log_every} is a multiple of the {cycle} steps of "
-            "data.turns, so that the losses of one stream alone would be logged: set it to "
-            f"{log_every + 1}"
+            f"with trainer.log_every_n_steps={log_every} and the {len(cycle)} steps of data.turns "
+            f"no row of the log would have the losses of '{unseen[0]}': set it to {fit}"
         )

@@ -190,6 +190,9 @@ class Run:
             of = f"stages.{stage}." if stage else ""
             for name, phase in config.phases.items():
                 check_divides(phase.batch_size, num_processes, f"{of}phases.{name}.")
+            for name, stream in (config.data.streams or {}).items():
+                batch_size = stream.init_args.batch_size or 0  # that of the phase
+                check_divides(batch_size, num_processes, f"{of}data.streams.{name}.")
         first = next(iter(configs.values()))
         run_dir = Path(resume) if resume not in (None, AUTO) else run_dir_of(first)
         mirror = open_mirror(first.mirror, run_dir, resume is not None) if first.mirror else None

@@ -10,6 +10,7 @@ from counterpoint.data import render
 from counterpoint.data.dataset import StepSampler, join
 from counterpoint.data.module import DataStream, PairsDataModule
 from counterpoint.data.order.steps import Steps
+from counterpoint.data.refusals import Refusal
 from counterpoint.data.shards.index import index_shards
 
 PHASES = ((3, 6), (4, 4))
@@ -90,7 +91,7 @@ def test_ranks_share_every_streams_batch(folder, turns):
                 assert len(parts[0]) == len(parts[1])
                 assert set(torch.cat(parts).tolist()) == set(batch[name].tolist())
     if turns:
-        cycle = [name for name, count in turns.items() for _ in range(count)]
+        cycle = ["main"] * turns["main"] + ["sentences"]  # however they are listed
         for step, batch in enumerate(whole):
             there = cycle[step % len(cycle)]
             assert ("key" in batch, "sentences/key" in batch) == (there == "main", there != "main")
@@ -152,6 +153,39 @@ def test_resumed_with_what_was_skipped(folder):
     assert len(rest) == 5
     assert torch.equal(rest[0]["sentences/key"][:4], whole[5]["sentences/key"])
     assert torch.equal(rest[1]["key"], whole[6]["key"])
+
+
+def test_back_into_a_stage_without_the_stream(folder):
+    state = connected(folder, ("image", "text")).state_dict()
+    data = connected(folder, streams={"sentences": texts_of(folder)})
+    assert data.pass_over(state, 1, 3) == 4 * 6
+    data.go_on(1, state)
+    assert data.steps.left_out == data.streams["sentences"].steps.left_out == [(1, 12)]
+
+
+def test_a_full_disk_is_a_sentence_from_a_worker_as_well(folder, monkeypatch):
+    class Full:
+        def at(self, step):
+            raise ValueError(f"no space left at step {step}")
+
+    data = connected(folder, streams={"sentences": texts_of(folder)})
+    loader = data.train_dataloader()
+    loader.dataset.datasets["sentences"].prefetcher = Full()
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
+    part = loader.dataset[2, 0]
+    assert isinstance(part, Refusal) and part.message == "no space left at step 2"
+
+
+def test_the_order_in_which_streams_are_listed_is_of_no_account(folder):
+    def made(names):
+        streams = {name: texts_of(folder) for name in names}
+        turns = {name: 1 for name in (*names, "main")}
+        return connected(folder, ("image", "a/text", "b/text"), streams=streams, turns=turns)
+
+    one, other = made("ab"), made("ba")
+    for batch, same in zip(batches(one), batches(other), strict=True):
+        assert_same(batch, same)
+    other.load_state_dict(one.state_dict())
 
 
 def test_other_data_of_a_stream_are_noticed(folder):

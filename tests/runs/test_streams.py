@@ -71,7 +71,9 @@ def test_mistakes_are_sentences(tmp_path, folder, capsys):
         assert main(["fit", *arguments, *options]) == 2
         assert message in capsys.readouterr().err
 
-    refused("trainer.log_every_n_steps=2 is a multiple", "--trainer.log_every_n_steps=2")
+    refused("no row of the log would have the losses of 'main'", "--trainer.log_every_n_steps=2")
+    ranks = ["--trainer.devices=4", "--trainer.strategy=ddp"]
+    refused("data.streams.sentences.batch_size=6 (the global batch) does not divide", *ranks)
     refused("guard.spikes compares the losses", "--guard.spikes.z=6")
     refused("no term reads data.streams.sentences", "--objective.streams={}")
     refused("which are no terms", "--objective.streams.others=sentences")

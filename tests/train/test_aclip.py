@@ -245,7 +245,7 @@ def test_the_average_sees_the_crop_once_and_only_when_somebody_asks():
     made, (batch,) = module(Watched()), batches(1)
     calls = []
     made.ema.model.image.register_forward_hook(lambda *_: calls.append(1))
-    needs = made.objective.needs
+    whole, needs = batch, made.objective.needs
 
     def scored(reducer):
         phases = Phases({"a": Phase(8, 8, 1.0, image_reducer=reducer)})
@@ -258,6 +258,10 @@ def test_the_average_sees_the_crop_once_and_only_when_somebody_asks():
     assert torch.equal(features["ema.image.whole.raw"], want)
     reduction, features = scored(RandomPatches())
     assert (reduction.scores, features) == ({}, {}) and len(calls) == 2
+    # Its turn has a stream of texts.
+    batch, needs = {"nli/text": batch["text"]}, {"nli/text"}
+    assert scored(Watched())[1] == {} and len(calls) == 2
+    batch, needs = whole, made.objective.needs
     hidden = MaskTokens(AttentivePatches(cell=2))
     reduction, _ = scored(hidden)
     patches = hidden.keep((4, 4), batch["key"], "image.other", reduction)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from counterpoint.train.distributed import mean_over_ranks
-from counterpoint.train.spike_guard import Action, SpikeGuard, Spikes, update_rms
+from counterpoint.train.spike_guard import Action, SpikeGuard, Spikes, check_turns, update_rms
 from counterpoint.train.strategies.sharded_tensors import LocalTensors
 
 NAN, INF = math.nan, math.inf
@@ -230,3 +230,26 @@ def test_too_many_steps_that_are_not_finite_are_such_a_row():
 def test_values_out_of_range_are_refused(make):
     with pytest.raises(ValueError, match="guard"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("turns", "log_every", "unseen", "fit"),
+    [
+        ({"main": 1, "a": 1}, 50, "main", 51),
+        # The rows are of the second and the fourth step of each cycle.
+        ({"main": 1, "a": 3}, 50, "main", 51),
+        ({"main": 3, "a": 1}, 4, "main", 5),
+        ({"main": 4, "a": 1, "b": 1}, 2, "a", 5),
+        ({"main": 3, "a": 1}, 50, None, None),
+        ({"main": 1, "a": 3}, 1, None, None),
+        ({"main": 2, "a": 1}, 50, None, None),
+        (None, 50, None, None),
+    ],
+)
+def test_every_stream_comes_into_the_log(turns, log_every, unseen, fit):
+    if unseen is None:
+        check_turns(turns, SpikeGuard(), log_every)
+        return
+    with pytest.raises(ValueError, match=f"the losses of '{unseen}': set it to {fit}$"):
+        check_turns(turns, SpikeGuard(), log_every)
+    check_turns(turns, SpikeGuard(), fit)
