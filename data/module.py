@@ -18,7 +18,7 @@ from .order.mixed_plan import MixedPlan
 from .order.mixture import Mixture
 from .order.selection import Selection, WeightPolicy
 from .order.steps import Steps, Turn
-from .pairs import Pairs
+from .pairs import Pairs, check_no_slash
 from .recipe import Source, check_names, explicit_shares
 from .sample import SampleLoader
 from .shards.cache import ShardCache
@@ -96,6 +96,7 @@ class PairsDataModule(Pairs):
         self.same_as = same_as
         self.caption_same_as = caption_same_as
         self.sidecars = sidecars or {}
+        check_no_slash("data.sidecars", self.sidecars)
         self.keep_lists = tuple(keep_lists)
         self.keep_weights = keep_weights
         self.cache = cache

@@ -90,6 +90,8 @@ class Pairs(LightningDataModule, ABC):
             name: text if isinstance(text, Text) else Text(text)
             for name, text in (texts or {}).items()
         }
+        check_no_slash("data.views", self.views)
+        check_no_slash("data.texts", self.texts)
         self.sources: Mapping[str, Source] = {}
         self.sidecars: Mapping[str, Sidecar] = {}
         self.same_as: str | None = None
@@ -366,3 +368,16 @@ class Pairs(LightningDataModule, ABC):
         self.ledger.load_state_dict(state_dict["ledger"])
         for name, stream in self.streams.items():
             stream.ledger.load_state_dict(state_dict["streams"][name]["ledger"])
+
+
+def check_no_slash(key: str, names: Collection[str]) -> None:
+    """Refuses names that would be read as those of a stream's entries.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if found := next((name for name in names if "/" in name), None):
+        raise ValueError(
+            f"{key} has the name '{found}': what stands before a slash names a stream of "
+            "data.streams; leave the slash out"
+        )

@@ -81,9 +81,12 @@ def main(argv: list[str]) -> int:
     towers, views = load_teacher(parts, chosen.teacher, chosen.views)
     place_teacher(towers, torch.device(chosen.device))
     if not isinstance(parts.data, PairsDataModule):
-        raise ValueError("a store has a row for each listed sample: set data.manifest, no stream")
+        raise ValueError(
+            "a store has a row for each listed sample: set data.manifest, no webdataset"
+        )
     parts.data.check_keep_lists()
-    parts.data.reads_images = True  # what is stored is what the command names
+    # Shards of texts alone have none.
+    parts.data.reads_images = any(view.startswith("image") for view in views)
     if chosen.run is not None:
         # A pool may have other sources than the run, and each of its samples has one row.
         sources = parts.data.sources.items()

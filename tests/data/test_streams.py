@@ -8,10 +8,13 @@ from tiny import SENTENCES, write_shards, write_texts
 
 from counterpoint.data import render
 from counterpoint.data.dataset import StepSampler, join
+from counterpoint.data.images.transforms import TrainTransform
 from counterpoint.data.module import DataStream, PairsDataModule
 from counterpoint.data.order.steps import Steps
+from counterpoint.data.recipe import View
 from counterpoint.data.refusals import Refusal
 from counterpoint.data.shards.index import index_shards
+from counterpoint.data.sidecar import Sidecar
 
 PHASES = ((3, 6), (4, 4))
 NEEDS = ("image", "text", "sentences/text", "sentences/text.positive")
@@ -209,6 +212,11 @@ def test_mistakes(folder):
     refused("without dots and slashes", streams={"a.b": stream})
     refused("data.turns has words: 1; give", streams={"sentences": stream}, turns={"words": 1})
     refused("data.turns has main: 0", streams={"sentences": stream}, turns={"main": 0})
+    # Entries of such names would be those of a stream.
+    refused("data.texts has the name 'a/b'", texts={"a/b": ["txt"]})
+    refused("data.views has the name 'a/b'", views={"a/b": View(TrainTransform())})
+    sidecar = Sidecar(str(folder), {"text": "text"})
+    refused("data.sidecars has the name 'a/b'", sidecars={"a/b": sidecar})
     with pytest.raises(ValueError, match="batch_size=0"):
         texts_of(folder, batch_size=0)
     data = connected(folder, streams={"sentences": texts_of(folder, caption=["json:nothing"])})

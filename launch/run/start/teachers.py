@@ -34,8 +34,10 @@ def load_teachers(parts: Any) -> dict[str, FrozenTowers]:
     check_stored_texts(parts)
     teachers, data = parts.teachers or {}, parts.data
     for name in teachers:
-        if "." in name or name in ("image", "text"):
-            raise ValueError(f"the teacher '{name}' needs another name: no dots, no image or text")
+        if {".", "/"} & set(name) or name in ("image", "text"):
+            raise ValueError(
+                f"the teacher '{name}' needs another name: no dots, slashes, image or text"
+            )
     names = [f"teacher.{name}" for name in teachers] + ["ema"] * (parts.ema is not None)
     needs, sizes, stored = parts.objective.needs, sizes_of(parts), _stored(data)
     for stream, each in data.every_stream.items():

@@ -13,6 +13,7 @@ import yaml
 from counterpoint.data.curate.stores import Store
 from counterpoint.data.images.decode import EncodedImage
 from counterpoint.data.shards.fields import find_image, read_text, sample_key
+from counterpoint.data.shards.index import index_shards
 from counterpoint.data.shards.manifest import Manifest
 from counterpoint.data.shards.reader import ShardReader
 from counterpoint.launch import cli
@@ -131,3 +132,11 @@ def test_a_keep_list_of_another_pool_is_refused(world, tmp_path, capsys):
     assert embed(world, tmp_path / "store", *lists) == 2
     assert "keep.parquet' is of other samples: none of 3" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_shards_of_texts_alone_have_vectors_of_texts(world, tmp_path, capsys):
+    texts = [str(path) for path in tiny.write_texts(tmp_path / "texts", 1)]
+    index_shards(texts, tmp_path / "texts.parquet", caption=["json:anchor"], images=())
+    chosen = ["--data.manifest", str(tmp_path / "texts.parquet"), "--views", "text"]
+    assert embed(world, tmp_path / "out", *chosen, "--data.caption=[json:anchor]") == 0
+    assert "complete, 13 of 13 samples have a row" in capsys.readouterr().out
