@@ -6,7 +6,7 @@ a list of another pool with shards of the same names would choose other samples.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from .errors import SampleError
 from .order.keep_lists import KeepLists
-from .shards.fields import read_json, sample_key
+from .shards.fields import find_image, read_json, sample_key
 from .shards.manifest import Manifest, is_remote
 from .shards.reader import RawSample, ShardReader
 from .text.captions import CaptionPolicy
@@ -66,6 +66,32 @@ def check_captions(
             raise ValueError(
                 f"the source '{source}' has no caption in {', '.join(policy.fields)}: "
                 f"none of {len(empty)} samples looked at, which have {contents(empty[0])}; {fix}"
+            )
+
+
+def check_images(manifest: Manifest, reader: ShardReader, sources: Iterable[str]) -> None:
+    """Looks for an image in every source that is read for its images.
+
+    Raises:
+        ValueError: a source has samples, and none of those checked has an image.
+    """
+    for source in sources:
+        samples = some_samples(manifest, reader, manifest.sources.index(source))
+        without: list[RawSample] = []
+        for raw in samples:
+            try:
+                find_image(raw)
+            except SampleError as error:
+                if error.cause == "no_image":
+                    without.append(raw)
+                    continue
+            without.clear()
+            break
+        if without:
+            raise ValueError(
+                f"a term reads images, and the source '{source}' has none: none of {len(without)} "
+                f"samples looked at, which have {contents(without[0])}; let terms read texts "
+                "alone, or name shards with images"
             )
 
 

@@ -224,3 +224,11 @@ def test_mistakes(folder):
         data.check()
     with pytest.raises(ValueError, match="has no images"):
         index_shards([str(folder / "texts")], folder / "x.parquet", caption=["json:anchor"])
+
+
+def test_images_of_texts_alone_are_refused(folder):
+    stream = texts_of(folder)
+    data = connected(folder, ("text", "sentences/image"), streams={"sentences": stream})
+    with pytest.raises(ValueError, match=r"data\.streams\.sentences: a term reads images, and the"):
+        data.check()
+    connected(folder, streams={"sentences": texts_of(folder)}).check()

@@ -12,8 +12,10 @@ from counterpoint.losses.objective import Objective
 from counterpoint.losses.scalars import Fixed, Temperature
 from counterpoint.losses.siglip import SigLIP
 from counterpoint.losses.wrappers.matryoshka import Matryoshka
+from counterpoint.models.reducers.patches import RandomPatches
 from counterpoint.models.text.clip import ClipTextTower
 from counterpoint.models.two_tower import TwoTower
+from counterpoint.train.phases import Phase, Phases
 
 PAIRS, SENTENCES = 12, 6
 WEIGHT, SCALE = 0.5, 20.0
@@ -133,6 +135,36 @@ def test_nested_dimensions_of_a_stream():
     own = {name.removeprefix("nli/"): rows for name, rows in made.items()}
     want, _ = alone(step.model(own, alone.needs), own)
     assert torch.equal(loss, want) and len(report) == 2
+
+
+def test_a_term_that_is_left_out_has_the_gradient_zero():
+    own = InfoNCE(scale=Temperature(5.0))
+    objective = Objective({"pairs": own, "sentences": InfoNCE()}, streams={"sentences": "nli"})
+    g = torch.Generator().manual_seed(0)
+    features = {f"nli/{n}": torch.randn(4, 8, generator=g) for n in ("image", "text")}
+    features["logit_scale"] = torch.tensor([5.0], requires_grad=True)
+    objective(features, {"nli/key": torch.arange(4)})[0].backward()
+    assert [p.grad.tolist() for p in own.parameters()] == [[0.0]]
+
+
+def test_patches_are_kept_by_the_keys_of_their_stream():
+    step, g = Step().eval(), torch.Generator().manual_seed(0)
+    images = {
+        f"{stream}image": torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=g)
+        for stream in ("", "nli/")
+    }
+    phases = Phases({"a": Phase(8, 8, 1.0, image_reducer=RandomPatches(0.5))})
+
+    def encoded(first, first_of_stream):
+        keys = {"key": torch.arange(8) + first, "nli/key": torch.arange(8) + first_of_stream}
+        reduction = phases.reduction(0, 0)
+        with torch.no_grad():
+            features = step.model(images | keys, images, reduction)
+        return features["image"], features["nli/image"]
+
+    one, other = encoded(0, 50), encoded(100, 50)
+    assert not torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert not torch.equal(one[1], encoded(0, 90)[1])
 
 
 def test_a_stream_of_no_term_is_refused():

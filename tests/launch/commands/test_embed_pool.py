@@ -122,7 +122,10 @@ def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
     assert cli.main([*command, "--teacher", "a", "--checkpoint", "3"]) == 2
     assert "--checkpoint is for --run" in capsys.readouterr().err
     assert cli.main(command) == 2
-    assert "one of the arguments --teacher --run is required" in capsys.readouterr().err
+    assert (
+        "one of the arguments --teacher --run --language_model is required"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_keep_list_of_another_pool_is_refused(world, tmp_path, capsys):
