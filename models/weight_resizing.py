@@ -17,7 +17,12 @@ from .two_tower import TwoTower
 
 GRIDS = ("trunk.pos_embed", "trunk.head.pos_embed")
 POSITIONS = "embeddings.position_embedding.weight"
-VOCABULARIES = ("embeddings.token_embedding.weight", "embeddings.word_embeddings.weight")
+VOCABULARIES = (
+    "embeddings.token_embedding.weight",
+    "embeddings.word_embeddings.weight",
+    "embeddings.tok_embeddings.weight",  # ModernBERT
+    "embed_tokens.weight",  # NLLB
+)
 
 
 def resized(weights: Mapping[str, Tensor], model: TwoTower) -> dict[str, Tensor]:

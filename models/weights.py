@@ -43,8 +43,8 @@ FOREIGN = {
     "transformer.resblocks.": ("a text tower of open_clip or OpenAI", "alone it cannot be read"),
     "patch_embed.": ("an image tower of timm", TRUNK),
     "blocks.": ("an image tower of timm", TRUNK),
-    "bert.": ("a text tower of transformers", "alone it cannot be read"),
-    "encoder.layer.": ("a tower of transformers", "alone it cannot be read"),
+    "bert.": ("a text tower of transformers", WITH_CONFIG),
+    "encoder.layer.": ("a tower of transformers", WITH_CONFIG),
 }
 
 

@@ -26,6 +26,7 @@ READ |= {"proj_type", "act_kwargs", "norm_kwargs", "output_tokens", "block_type"
 # Of the pooled state; open_clip's `cls_pooler` takes the encoder's own pooler if it has one.
 POOLERS = {
     "mean_pooler": "mean",
+    "max_pooler": "max",
     "cls_pooler": "pooler",
     "cls_last_hidden_state_pooler": "first",
 }
@@ -292,6 +293,12 @@ def _settings(tower: ClipTextTower | SiglipTextTower) -> dict[str, Any]:
 
 def _to_hf(tower: HFTextTower, projection: str, state: dict[str, Tensor]) -> TheirText:
     name = getattr(tower.config, "_name_or_path", "")
+    poolers = {ours: theirs for theirs, ours in POOLERS.items()}
+    if tower.pooling not in poolers:
+        raise ValueError(
+            f"open_clip's text tower of this kind does not pool the {tower.pooling} state; it has "
+            f"{', '.join(poolers)}"
+        )
     kinds = {"linear": "linear", "mlp": "mlp", "none": None}
     if not name or projection not in kinds:
         raise ValueError(
@@ -304,7 +311,7 @@ def _to_hf(tower: HFTextTower, projection: str, state: dict[str, Tensor]) -> The
         "hf_model_name": name,
         "hf_model_pretrained": False,
         "hf_tokenizer_name": name,
-        "hf_pooler_type": {ours: theirs for theirs, ours in POOLERS.items()}[tower.pooling],
+        "hf_pooler_type": poolers[tower.pooling],
         "hf_proj_type": kinds[projection],
         "context_length": tower.context_length,
     }

@@ -7,7 +7,7 @@ words of open_clip (`ViT-B-32`) or timm (`timm/vit_base_patch16_224`), or `opena
 
 from pathlib import Path
 
-from . import dual_encoder, open_clip, timm, transformers
+from . import dual_encoder, open_clip, timm, transformers, transformers_encoder
 from .archive import is_torchscript, read_tensors
 from .base import ForeignModel
 from .openai import convert_openai, is_openai
@@ -60,6 +60,8 @@ def _read_folder(path: Path) -> ForeignModel:
         return timm.read_folder(path)
     if dual_encoder.is_folder(path):
         return dual_encoder.read_folder(path)
+    if transformers_encoder.is_folder(path):
+        return transformers_encoder.read_folder(path)
     if (path / transformers.CONFIG).is_file():
         return transformers.read_folder(path)
     raise ValueError(f"{path} holds no model that can be read; {FORMS}")

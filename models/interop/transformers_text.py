@@ -75,7 +75,7 @@ def part(config: Any) -> TextPart:
 def layer_rules(config: dict[str, Any]) -> list[Rule]:
     """Rules of an encoder's layers, which files and releases of transformers call by two names."""
     with torch.device("meta"):
-        names = HFTextTower(config | {"num_hidden_layers": 1}).trunk.state_dict()
+        names = HFTextTower(config | {"num_hidden_layers": 1}, 1).trunk.state_dict()
     start, word = next(m.groups() for n in names if (m := re.match(r"(.*encoder\.)(layers?)\.", n)))
     ours = f"text.trunk.{start}{word}.{{*}}"
     return [Rule(ours, f"text_model.{start}{theirs}.{{*}}") for theirs in ("layer", "layers")]

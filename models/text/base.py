@@ -25,11 +25,14 @@ class TextTower(Tower):
         stored: batch entry of floats [n, ...] that the tower reads in place of `text`, where
             batches hold it: `llm.text`, and `llm.text.NAME` for `text.NAME`. `forward` gets it
             alone then. None: it reads token ids.
+        inner: where a tower that wraps another one holds it (`tower.`): weights of that one alone,
+            which know nothing of the wrapper, go there.
     """
 
     context_length: int
     ignores_padding: bool = False
     stored: str | None = None
+    inner: str = ""
 
     def takes_packed(self, device_type: str, dtype: torch.dtype) -> bool:
         """Whether `forward` and `states` also take `Packed` captions, where they are computed so.

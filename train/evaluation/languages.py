@@ -89,6 +89,8 @@ class RetrievalByLanguage(ByLanguage):
         k: see `Retrieval`.
         where: see `Task`.
         apart: the language that one of the two means leaves out; None: there is one mean.
+        template: what is encoded of a name `{c}` in the language `{language}`, for towers that are
+            told the language; or a mapping from language to that language's.
     """
 
     def __init__(
@@ -99,11 +101,14 @@ class RetrievalByLanguage(ByLanguage):
         k: Sequence[int] = (1, 5, 10),
         where: dict[str, Any] | None = None,
         apart: str | None = "en",
+        template: str | dict[str, str] = "{c}",
     ):
         super().__init__(data, languages, captions, where, apart)
         self.k = tuple(k)
         self.parts = {
-            language: Retrieval(data, field, k=k, where=where)
+            language: Retrieval(
+                data, field, k=k, where=where, template=in_language(template, language)
+            )
             for language, field in self.fields.items()
         }
 
@@ -122,8 +127,8 @@ class ZeroShotByLanguage(ByLanguage):
         data: the images.
         languages: what stands for {language} in `label`.
         label: the field with an image's name, which is its class: equal names are one class.
-        templates: prompts with `{c}` for the name, or a mapping from language to that language's
-            prompts; None: the name alone.
+        templates: prompts with `{c}` for the name and, where the tower is told it, `{language}`; or
+            a mapping from language to that language's prompts; None: the name alone.
         where: see `Task`.
         apart: the language that one of the two means leaves out; None: there is one mean.
     """
@@ -140,7 +145,8 @@ class ZeroShotByLanguage(ByLanguage):
         super().__init__(data, languages, label, where, apart)
         prompts = templates
         if not isinstance(prompts, dict):
-            prompts = dict.fromkeys(languages, templates or ["{c}"])
+            given: list[str] = prompts or ["{c}"]
+            prompts = {name: [in_language(t, name) for t in given] for name in languages}
         if missing := [language for language in languages if not prompts.get(language)]:
             raise ValueError(f"`templates` has no prompts in the language '{missing[0]}'")
         self.parts = {
@@ -150,6 +156,19 @@ class ZeroShotByLanguage(ByLanguage):
 
     def measure_in(self, language: str, encoder: Encoder, chosen: np.ndarray) -> dict[str, Any]:
         return dict(self.parts[language].measure(encoder, chosen))
+
+
+def in_language(template: str | Mapping[str, str], language: str) -> str:
+    """Returns the template of a language, with its name in the place of `{language}`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(template, str):
+        if language not in template:
+            raise ValueError(f"`template` has none for the language '{language}'")
+        template = template[language]
+    return template.replace(PLACE, language)
 
 
 def means(by_language: Mapping[str, Mapping[str, Any]]) -> dict[str, float | Outcomes]:

@@ -24,6 +24,8 @@ class Retrieval(Task):
         captions: the field with an image's caption, or a JSON list of them.
         separator: text between the captions of one field ("\\n": one a line); None: not cut.
         k: numbers of nearest candidates that count.
+        template: what is encoded of a caption `{c}`, such as the language before it (`deu_Latn
+            {c}`, see `counterpoint.data.text.languages`).
         where: see `Task`.
         by: see `Task`; the candidates are then those of the same group.
     """
@@ -36,9 +38,13 @@ class Retrieval(Task):
         k: Sequence[int] = (1, 5, 10),
         where: dict[str, Any] | None = None,
         by: str | None = None,
+        template: str = "{c}",
     ):
         super().__init__(data, where, by)
         check_k(k)
+        if "{c}" not in template:
+            raise ValueError(f"template: '{template}' has no {{c}} for the caption")
+        self.template = template
         self.captions = captions
         self.separator = separator
         self.k = tuple(k)
@@ -68,7 +74,7 @@ class Retrieval(Task):
     def measure(self, encoder: Encoder, chosen: np.ndarray) -> Mapping[str, float | Outcomes]:
         texts, of_image, of_text = self.pairs(chosen)
         image = encoder.images(self.data, chosen)
-        text = encoder.texts(texts)
+        text = encoder.texts([self.template.replace("{c}", caption) for caption in texts])
         ways = {
             "image_to_text": (ranks(image, text, of_image), self.keys(chosen)),
             "text_to_image": (ranks(text, image, of_text), texts),

@@ -22,6 +22,7 @@ from ....models.interop.base import ForeignModel
 from ....models.interop.differences import differences
 from ....models.interop.openai import convert_openai, is_openai
 from ....models.interop.read import is_foreign, read_foreign
+from ....models.text.base import TextTower
 from ....models.two_tower import TwoTower
 from ....models.weight_inheritance import inherit
 from ....models.weight_resizing import resized, vocabularies
@@ -80,6 +81,9 @@ def load_initial_weights(
         read = tokenizer or ClipTokenizer(), eval_transform
         for line in start_from(model, config.init_from, *read):
             log(f"init_from {line}")
+        rest = isinstance(config.init_from, Mapping) and "image" not in config.init_from
+        if rest and (loaded := cast(ImageTower, model.image).load_pretrained()):
+            log(loaded)
     elif config.inherit_from:
         larger = load_run(config.inherit_from).model
         log(f"inherit_from {config.inherit_from}: {inherit(model, larger)}")
@@ -151,6 +155,7 @@ def _load(
     weights = {n: v for n, v in source.weights.items() if not n.startswith(others)}
     if towers != TOWERS:
         weights = {n: v for n, v in weights.items() if n.startswith(TOWERS)}
+    weights = _within(weights, cast(TextTower, model.text).inner)
     changed = resized(weights, model)
     notes = []
     if any(n.startswith("text.") for n in weights):
@@ -166,6 +171,16 @@ def _load(
         if pixels and eval_transform and (n := preprocessing_mismatch(pixels, eval_transform)):
             notes.append(f"differs: {n}")
     return "; ".join([f"{source.name}: {report}", *notes])
+
+
+def _within(weights: dict[str, Tensor], inner: str) -> dict[str, Tensor]:
+    """Weights of a text tower, under the names that they have within one that wraps it."""
+    start, within = "text.", f"text.{inner}"
+    if not inner or any(n.startswith(within) for n in weights):
+        return weights
+    return {
+        n.replace(start, within, 1) if n.startswith(start) else n: v for n, v in weights.items()
+    }
 
 
 def check_tokenizer(

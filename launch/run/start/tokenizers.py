@@ -27,4 +27,8 @@ def tokenizer_of(value: Mapping[str, Any]) -> Tokenizer:
     """Makes the tokenizer of a value of `data.tokenizer`; an empty one is CLIP's."""
     if not value:
         return ClipTokenizer()
-    return pkgutil.resolve_name(value["class_path"])(**value.get("init_args") or {})
+    arguments = {
+        name: tokenizer_of(v) if isinstance(v, Mapping) and "class_path" in v else v
+        for name, v in (value.get("init_args") or {}).items()
+    }
+    return pkgutil.resolve_name(value["class_path"])(**arguments)

@@ -2,6 +2,7 @@
 
 import json
 import types
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -17,7 +18,9 @@ from counterpoint.launch.run.start.initial import load_initial_weights
 from counterpoint.launch.run.start.teachers import load_model
 from counterpoint.models.image import TimmTower
 from counterpoint.models.text.clip import ClipTextTower
+from counterpoint.models.text.hf import HFTextTower
 from counterpoint.models.text.siglip import SiglipTextTower
+from counterpoint.models.text.windows import WindowTower
 from counterpoint.models.two_tower import TwoTower
 
 VISION = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
@@ -164,3 +167,62 @@ def test_what_cannot_be_a_start(source, tmp_path):
         start(TwoTower(wide, ClipTextTower(32, 2, 2, context_length=12), 8), folder)
     with pytest.raises(ValueError, match="there is no file"):
         start(model(), "ViT-B-32:nowhere.pt")
+
+
+SIZED = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 50}
+SIZED |= {"num_attention_heads": 2, "max_position_embeddings": 12, "pad_token_id": 1}
+
+
+def test_an_encoder_alone_goes_into_the_text_tower(source, tmp_path, capsys):
+    folder, theirs = source
+    torch.manual_seed(2)
+    bert = shaken(transformers.BertModel(transformers.BertConfig(**SIZED)))
+    bert.save_pretrained(tmp_path)
+    made = model()
+    made.text = HFTextTower({"model_type": "bert", **SIZED}, 12, "first")
+    before, state = start(made, {"text": str(tmp_path), "image": folder})
+    for name, value in bert.state_dict().items():
+        if not name.startswith("pooler."):
+            assert torch.equal(state[f"text.trunk.{name}"], value), name
+    assert torch.equal(state["image_projection.weight"], theirs.visual.proj.T)
+    for name in ("text_projection.weight", "logit_scale"):
+        assert torch.equal(state[name], before[name]), name
+    out = capsys.readouterr().out
+    assert f"init_from {tmp_path} (transformers BertModel): " in out
+    assert "text tower 98%" in out.partition("BertModel")[2]
+    # Alone it leaves the image tower as it is.
+    made = model()
+    made.text = HFTextTower({"model_type": "bert", **SIZED}, 12)
+    before, state = start(made, {"text": str(tmp_path)})
+    assert all(torch.equal(state[n], before[n]) for n in state if n.startswith("image"))
+    # One tower only: its name need not be said.
+    start(made, str(tmp_path))
+
+
+def test_weights_published_by_timm_come_with_a_text_tower_from_elsewhere(source, monkeypatch):
+    asked = []
+    monkeypatch.setattr(TimmTower, "load_pretrained", lambda tower: asked.append(1) or "loaded")
+    start(model(), {"text": source[0]})
+    assert asked == [1]
+    start(model(), {"image": source[0]})
+    start(model(), source[0])
+    assert asked == [1]
+
+
+def test_a_tower_of_windows_is_filled_as_the_tower_within(source):
+    folder, theirs = source
+    made = model()
+    made.text = WindowTower(ClipTextTower(16, 2, 2, 20, 49408), 40, 8)
+    _, state = start(made, folder)
+    positions = state["text.tower.trunk.embeddings.position_embedding.weight"]
+    assert len(positions) == 20
+    name = TOKENS.replace("text.", "text.tower.", 1)
+    assert torch.equal(state[name], theirs.token_embedding.weight)
+    assert torch.equal(state["text_projection.weight"], theirs.text_projection.T)
+    # Its own weights have their names already.
+    again = model()
+    again.text = WindowTower(ClipTextTower(16, 2, 2, 20, 49408), 40, 8)
+    path = Path(folder) / "ours.safetensors"
+    save_file({n: v.clone() for n, v in state.items()}, path)
+    _, state = start(again, str(path))
+    assert torch.equal(state[name], theirs.token_embedding.weight)

@@ -64,6 +64,31 @@ def test_retrieval_is_that_of_brute_force_in_every_language():
         assert found["except_en"][f"recall@{k}"] == pytest.approx((both["de"] + both["fr"]) / 2)
 
 
+def test_a_tower_may_be_told_the_language():
+    data = images()
+    plain = run_by_group(RetrievalByLanguage(data, ["en", "de"]))
+    named = run_by_group(RetrievalByLanguage(data, ["en", "de"], template="<{language}> {c}"))
+    each = {"en": "eng {c}", "de": "deu {c}"}
+    assert run_by_group(RetrievalByLanguage(data, ["en", "de"], template=each)) != plain
+    own = sorted(set(names(data, "de")), key=names(data, "de").index)
+    to_text = brute_force(
+        features(data),
+        texts([f"<de> {name}" for name in own]),
+        np.array([[name == text for text in own] for name in names(data, "de")]),
+        1,
+    )
+    assert named["de"]["image_to_text_recall@1"] == pytest.approx(to_text)
+    zero_shot = ZeroShotByLanguage(data, ["en", "de"], templates=["<{language}> {c}"])
+    other = ZeroShotByLanguage(
+        data, ["en", "de"], templates={"en": ["<en> {c}"], "de": ["<de> {c}"]}
+    )
+    assert run_by_group(zero_shot) == run_by_group(other)
+    with pytest.raises(ValueError, match="has none for the language 'fr'"):
+        RetrievalByLanguage(data, LANGUAGES, template=each)
+    with pytest.raises(ValueError, match=r"has no \{c\} for the caption"):
+        RetrievalByLanguage(data, LANGUAGES, template="{language}")
+
+
 def test_zero_shot_is_that_of_brute_force_in_every_language():
     data = images()
     templates = {"en": ["a {c}"], "de": ["{c}", "ein {c}"], "fr": ["{c}"]}
