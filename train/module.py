@@ -325,7 +325,7 @@ class ContrastiveModule(pl.LightningModule):
 
     @property
     def frozen_towers(self) -> dict[str, FrozenTowers]:
-        """The teachers and the average, by the prefix of their features."""
+        """Teachers and average, by the prefix of their features."""
         towers = {f"teacher.{name}": teacher for name, teacher in self.teachers.items()}
         return towers if self.ema is None else towers | {"ema": self.ema}
 
@@ -335,9 +335,8 @@ class ContrastiveModule(pl.LightningModule):
 
     def averaged(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Returns pairs of an average's parameter and the one that it follows."""
-        if self.ema is None:
-            return []
-        return list(parameters_of(self.ema.followed(self.model, self.objective)))
+        ema = self.ema
+        return list(parameters_of(ema.followed(self.model, self.objective))) if ema else []
 
     def update_rms(self) -> Tensor | None:
         """Returns `update_rms` of the image tower's first layer (collective)."""
@@ -398,5 +397,4 @@ class ContrastiveModule(pl.LightningModule):
         return table.index_add_(0, batch["source"], torch.stack([losses * weights, weights], 1))
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Returns the optimizer's parameter groups (DeepSpeed's wrapper passes them on)."""
-        return self.trainer.optimizers[0].param_groups
+        return self.trainer.optimizers[0].param_groups  # DeepSpeed's wrapper passes them on

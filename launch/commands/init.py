@@ -57,7 +57,8 @@ def files_of(runs: Iterable[str]) -> list[Path]:
     for run in runs:
         path = find_packaged(run)
         content = yaml.safe_load(path.read_text())
-        named = (value for value in content.values() if isinstance(value, str))
+        slots = [content, *content.get("stages", {}).values()]
+        named = (value for tree in slots for value in tree.values() if isinstance(value, str))
         parts = (path.parent / value for value in named if value.endswith(".yaml"))
         found.update(dict.fromkeys([path, *(part.resolve() for part in parts)]))
     return list(found)
@@ -96,16 +97,20 @@ def next_commands(folder: Path, runs: Sequence[str]) -> list[str]:
     first = find_packaged(runs[0])
     run_file = Path("configs", first.relative_to(CONFIGS)).as_posix()
     content = yaml.safe_load(first.read_text())
+    slots = [content, *content.get("stages", {}).values()]
+    data = next(
+        (Path(tree["data"]).name for tree in slots if isinstance(tree.get("data"), str)), ""
+    )
     commands = []
     if folder.resolve() != Path.cwd():
         commands.append(f"cd {shlex.quote(str(folder))}")
-    if Path(content["data"]).name.startswith("pairs"):
+    if not data.startswith(("emoji", "icons")):
         commands.append(
             "counterpoint data index '/data/pairs/*.tar' --out train.parquet "
             f"--holdout {HELD_OUT}  # your shards"
         )
     else:
-        corpus = "icons" if Path(content["data"]).name.startswith("icons") else "emoji"
+        corpus = "icons" if data.startswith("icons") else "emoji"
         commands.append(f"counterpoint data {corpus} {corpus}")
     if "init_from" in content:
         commands.append(f"edit {run_file}: init_from is the run that goes on")

@@ -190,9 +190,9 @@ class Run:
             of = f"stages.{stage}." if stage else ""
             for name, phase in config.phases.items():
                 check_divides(phase.batch_size, num_processes, f"{of}phases.{name}.")
-            for name, stream in (config.data.streams or {}).items():
-                batch_size = stream.init_args.batch_size or 0  # that of the phase
-                check_divides(batch_size, num_processes, f"{of}data.streams.{name}.")
+            for name, stream in (config.data.streams or {}).items():  # 0: that of the phase
+                size = stream.init_args.batch_size or 0
+                check_divides(size, num_processes, f"{of}data.streams.{name}.")
         first = next(iter(configs.values()))
         run_dir = Path(resume) if resume not in (None, AUTO) else run_dir_of(first)
         mirror = open_mirror(first.mirror, run_dir, resume is not None) if first.mirror else None
@@ -249,8 +249,8 @@ class Run:
             if checkpoints.step_of(newest) == stage.first_step:
                 saved = read_checkpoint(newest)
                 check_stage(saved, newest, self.stages[number - 1])
-        config = self.stage.config
-        wanted = self.stage.resolved["trainer"].get("logger")
+        stage = self.stage
+        config, wanted = stage.config, stage.resolved["trainer"].get("logger")
         loggers = Loggers(wanted, config.name, run_dir, self.resume is not None)
         parts = build_parts(self.parser, config, self.stage.earlier)
         arguments = trainer_arguments(parts.trainer)
@@ -261,14 +261,12 @@ class Run:
         if parts.data.caveat:
             log(parts.data.caveat)
         if self.resume is None:
-            read = parts.data.tokenizer, parts.data.eval_transform
-            load_initial_weights(parts.model, config, *read)
+            data = parts.data
+            load_initial_weights(parts.model, config, data.tokenizer, data.eval_transform)
         if saved is not None and newest is not None:
             carry_model(saved, newest, parts)
         data = parts.data
-        info = RunInfo(
-            self.stage.resolved, data.fingerprint, data.source_names, stage=self.stage.name
-        )
+        info = RunInfo(stage.resolved, data.fingerprint, data.source_names, stage=stage.name)
         module = build_module(parts, load_teachers(parts), info)
         if newest is None:
             prepare_folder(run_dir)

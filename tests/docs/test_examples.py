@@ -48,7 +48,14 @@ def test_objectives(parser, block, tmp_path):
         for name in ("image", "text")
         for form in ("", ".raw")
     }
-    value, report = objective(features | {"logit_scale": torch.tensor([5.0])}, {})
+    scalars = {"logit_scale": torch.tensor([5.0]), "logit_bias": torch.tensor([-2.0])}
+    features["image.tokens"] = torch.randn(6, 4, 768)
+    batch = {
+        "text": torch.randint(1, 99, (6, 8)),
+        "text_length": torch.full((6,), 8),
+        "key": torch.arange(6),
+    }
+    value, report = objective(features | scalars, batch)
     assert value.isfinite() and report.keys() == yaml.safe_load(block)["terms"].keys()
 
 

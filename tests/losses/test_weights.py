@@ -100,14 +100,25 @@ def value_of(name, weights, rows=slice(None)):
     case = CASES[name]
     torch.manual_seed(11)
     term = case.make().double()
-    features, batch = case.inputs(torch.Generator().manual_seed(5), ROWS)
+    features, batch = inputs_of(name)
     cut = [{k: t[rows] if len(t) == ROWS else t for k, t in x.items()} for x in (features, batch)]
     if weights is not None:
         cut[1]["weight"] = weights[rows]
-    leaves = {k: t.clone().requires_grad_() for k, t in cut[0].items()}
+    leaves = leaves_of(cut[0])
     value = sum(term(leaves, cut[1]).values())
-    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    learned = [t for t in leaves.values() if t.requires_grad]
+    found = torch.autograd.grad(value, learned, allow_unused=True)
     return value.detach(), [torch.zeros(()) if g is None else g for g in found]
+
+
+def inputs_of(name):
+    """A case's inputs, without weights of its own."""
+    features, batch = CASES[name].inputs(torch.Generator().manual_seed(5), ROWS)
+    return features, {entry: rows for entry, rows in batch.items() if entry != "weight"}
+
+
+def leaves_of(features):
+    return {k: t.clone().requires_grad_(t.is_floating_point()) for k, t in features.items()}
 
 
 def values_of_rank(rank, world_size, splits, weights):
@@ -134,13 +145,13 @@ def test_every_term_is_the_weighted_mean_of_its_samples(name):
     case = CASES[name]
     term = case.make()
     assert term.reads_weight
-    features, batch = case.inputs(torch.Generator().manual_seed(5), ROWS)
+    features, batch = inputs_of(name)
     single = torch.stack([value_of(name, row)[0] for row in torch.eye(ROWS, dtype=torch.float64)])
     present = counted(name)
     if name.startswith("inmodal/") and "text.augmented.present" in batch:
         return  # test_in_modal_pairs_weigh_those_present
     torch.manual_seed(11)
-    leaves = {k: t.clone().requires_grad_() for k, t in features.items()}
+    leaves = leaves_of(features)
     formula = case.formula(leaves, batch, case.make().double())
     total = present.sum().clamp_min(1)
     assert float((present * single).sum() / total) == pytest.approx(

@@ -30,7 +30,7 @@ def test_an_empty_file_gets_the_advice_of_a_curation(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("mine.yaml", "a packaged curation: there are basic, clip_score, .*, wfpp$"),
+        ("mine.yaml", "a packaged curation: there are basic, clip_cid, .*, wfpp$"),
         ("curations/icons.yaml", "a packaged curation: there are basic, .*, wfpp$"),
         ("basic.yml", r"did you mean basic\? there are \d+$"),
         ("metaclp", r"did you mean metaclip or .*\? there are \d+$"),
