@@ -22,7 +22,7 @@ CASES = [
 # Drawn clusters are as many on a rank as the draw says, which is made on the device.
 WAITING = {"clusters/sharded_part"}
 # How many samples or patches a mask names, or tokens a caption has, a device that computes nothing
-# cannot say; NVRTC, by which torch makes the kernel of `ndtri`, and cuSOLVER's decompositions do not
+# cannot say; NVRTC, by which torch makes the kernel of `ndtri`, and cuSOLVER do not
 # work without a driver.
 UNKNOWN = {
     *("present/stored_teacher", "refine/rafa"),
