@@ -122,7 +122,9 @@ class LanguageTokenizer(Tokenizer):
         self.pad_id, self.vocab_size = self.of.pad_id, self.of.vocab_size
         if self.is_known:
             self.ids = {name: known[name] for name in languages}
-            if int(self.of(["a"], 8)[0][0, 0]) not in known.values():
+            with torch.device("cpu"):  # also where a run is only planned
+                first = int(self.of(["a"], 8)[0][0, 0])
+            if first not in known.values():
                 raise ValueError(
                     "the tokenizer does not begin its rows with a language's token: load it with "
                     "legacy_behaviour=False, and save it to a folder"

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from torch.nn import functional as F
+from transformers import NllbTokenizer
 
 from counterpoint.data.order.steps import Steps
 from counterpoint.launch.config import parser as run_config
@@ -82,9 +83,10 @@ class AnyTokenizer:
 
 @pytest.fixture(autouse=True)
 def any_tokenizer(monkeypatch):
-    monkeypatch.setattr(
-        "transformers.AutoTokenizer.from_pretrained", lambda name, **choices: AnyTokenizer()
-    )
+    def found(name, **choices):
+        return NllbTokenizer() if "nllb" in name else AnyTokenizer()
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", found)
 
 
 @pytest.mark.parametrize("path", recipes(RUNS))

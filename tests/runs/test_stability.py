@@ -43,6 +43,7 @@ FROZEN = {
     "lit": "model.image.",
     "lit_text": OF_TEXT,
     "adabelief": SCALE,
+    "locked_image": OF_IMAGE,
     "leaf": (*OF_IMAGE, SCALE),
     "leaf_small": (*OF_IMAGE, SCALE),
     "prompt_kd": (*OF_TEXT, SCALE),
