@@ -3,8 +3,8 @@
 Features are `image` and `text` (normalised), `image.raw` and `text.raw` (after projection, before
 normalisation), `image.pooled` and `text.pooled` (the towers' output, before projection),
 `image.tokens` and `text.tokens` (the towers' last states, [n, tokens, width], those of captions
-padded to the context length), `image.hidden` (bool [n, patches]: which of them a mask token stands
-for), `logit_scale` (multiplicative) and `logit_bias`. Further views
+padded to the context length), `image.hidden` (int64 [n, k]: for which of them a mask token stands,
+counted from the last), `logit_scale` (multiplicative) and `logit_bias`. Further views
 (`image.strong_1`, `text.negative`) are batch entries of the same name, encoded by the tower of
 their first word; those of a further stream have its name before them (`sentences/text`).
 `tokens/computed` and `tokens/real` are positions a caption, with and without padding.
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from . import chunks as parts
 from .image import ImageTower
 from .packing import Packed
-from .reducers.base import Reduction
+from .reducers.base import Patches, Reduction
 from .text.base import Ids, Lengths, TextTower
 
 MAX_LOGIT_SCALE = 100.0
@@ -155,9 +155,9 @@ class TwoTower(nn.Module):
             has_tokens = f"{view}.tokens" in needs
             if tower == "image":
                 encode = self._image_states if has_tokens else self._image_vectors
-                made, hidden = self._encode_images(encode, view, batch, reduction, chunks)
+                made, patches = self._encode_images(encode, view, batch, reduction, chunks)
                 if f"{view}.hidden" in needs:
-                    features[f"{view}.hidden"] = _known(hidden, view)
+                    features[f"{view}.hidden"] = _hidden(patches, view)
             elif tower == "text":
                 captions, length = self._captions(view, batch, reduction, chunks)
                 encode = self._text_states if has_tokens else self._text_vectors
@@ -183,21 +183,23 @@ class TwoTower(nn.Module):
         batch: Mapping[str, Tensor],
         reduction: Reduction | None,
         chunks: int,
-    ) -> tuple[dict[str, Tensor], Bool[Tensor, "n k"] | None]:
+    ) -> tuple[dict[str, Tensor], Patches | None]:
         image, patches = batch[view], None
         # Drawn for the whole batch: what is kept does not depend on the parts.
         if reduction is not None and reduction.image is not None:
             image = reduction.image.pixels(image)
             grid = self.image.grid(image)  # type: ignore[operator] - see ImageTower
             patches = reduction.image.keep(grid, batch[_key_of(view)], view, reduction)
-        pieces = parts.split((image, *(patches or ())), chunks)
-        return parts.encode(encode, pieces, chunks > 1), patches.hidden if patches else None
+        given = () if patches is None else (patches.kept, patches.hidden)
+        return parts.encode(encode, parts.split((image, *given), chunks), chunks > 1), patches
 
     def _captions(
         self, view: str, batch: Mapping[str, Tensor], reduction: Reduction | None, chunks: int
     ) -> tuple[parts.Captions, Int64[Tensor, " n"] | None]:
         if self.text.stored is not None:
-            stored = batch.get(view.replace("text", self.text.stored, 1))
+            stream, slash, entry = view.rpartition("/")
+            own = self.text.stored + entry.removeprefix("text")
+            stored = batch.get(f"{stream}{slash}{own}")
             if stored is not None:
                 return parts.Captions(parts.split((stored,), chunks), None, 0), None
         text, length = batch[view], batch[f"{view}_length"]
@@ -293,15 +295,18 @@ def _key_of(view: str) -> str:
     return f"{stream}{slash}key"
 
 
-def _known(hidden: Bool[Tensor, "n k"] | None, view: str) -> Bool[Tensor, "n k"]:
-    if hidden is None:
+def _hidden(patches: Patches | None, view: str) -> Int64[Tensor, "n k"]:
+    if patches is None or patches.hidden is None:
         raise ValueError(
             f"a term reads which patches of '{view}' are hidden, and none are: give the phase an "
             "image_reducer that hides some, such as "
             f"counterpoint.models.reducers.on_views.OnViews with views [{view}] around MaskTokens "
             "around RandomPatches"
         )
-    return hidden
+    hidden = patches.hidden
+    # As many of each image, which only the reducer knows without looking at the device.
+    places = torch.nonzero_static(hidden, size=len(hidden) * patches.num_hidden)[:, 1]
+    return places.view(len(hidden), patches.num_hidden) - hidden.shape[1]
 
 
 def _per_caption(tokens: list[tuple[int, Int64[Tensor, " n"]]]) -> dict[str, Tensor]:

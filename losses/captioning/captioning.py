@@ -88,11 +88,19 @@ class Captioning(SampleTerm):
         places = torch.arange(text.shape[1], device=text.device)
         is_target = (places < length[:, None]) & (places >= self.skip)
         predicted = self.decoder(states, text, self._chosen(batch["key"]))
-        where = is_target.flatten().nonzero()[:, 0]
+        where = self._places(is_target, batch)
         losses = self._cross_entropies(predicted.flatten(0, 1)[where], text.flatten()[where])
         # Each to its own place: sums over rows of a caption have one order.
         dense = losses.new_zeros(text.numel()).index_copy(0, where, losses).view(text.shape)
         return dense.sum(1) / is_target.sum(1).clamp_min(1)
+
+    def _places(self, is_target: Bool[Tensor, "b t"], batch: Tensors) -> Int64[Tensor, "n"]:
+        """Returns the places of the tokens to predict among those of all captions."""
+        lengths = batch.get(f"{self.text}_length.host")
+        if lengths is None:  # where nothing has to be waited for, and with loaders of one's own
+            return is_target.flatten().nonzero()[:, 0]
+        size = int((lengths.clip(max=is_target.shape[1]) - self.skip).clip(min=0).sum())
+        return torch.nonzero_static(is_target.flatten(), size=size)[:, 0]
 
     def _cross_entropies(
         self, states: Float[Tensor, "n width"], tokens: Int64[Tensor, "n"]

@@ -8,7 +8,7 @@ the loss is that of local to global, with a head of its own.
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..components.features import Tensors, need
@@ -40,19 +40,21 @@ class MaskedPrediction(SelfDistillation):
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Mean over hidden patches of each sample.
 
-        Reads states [b, tokens, width], of which patches are the last, and `VIEW.hidden`
-        [b, patches].
+        Reads states [b, tokens, width] and `VIEW.hidden` [b, k].
         """
         states, hidden, targets = (need(features, name, self) for name in self.needs)
-        hidden = hidden.bool()
-        samples, patches = hidden.nonzero().unbind(1)
-        places = samples, patches + states.shape[1] - hidden.shape[1]
-        seen = self.seen(targets[places])
-        losses = self.matched(states[places], seen)
-        # Each to its own place: the sums of an image have one order.
-        flat = samples * hidden.shape[1] + patches
-        dense = losses.new_zeros(hidden.numel()).index_copy(0, flat, losses).view(hidden.shape)
+        seen = self.seen(at_places(targets, hidden))
+        losses = self.matched(at_places(states, hidden), seen).view(hidden.shape)
+        num_hidden = hidden.shape[1]
         if torch.is_grad_enabled():  # not where single samples are logged
             weights = self.row_weights(batch)
-            self.follow(seen, None if weights is None else weights[samples])
-        return dense.sum(1) / hidden.sum(1).clamp_min(1)
+            self.follow(seen, None if weights is None else weights.repeat_interleave(num_hidden))
+        return losses.sum(1) / max(1, num_hidden)
+
+
+def at_places(
+    states: Float[Tensor, "b tokens width"], places: Int64[Tensor, "b k"]
+) -> Float[Tensor, "bk width"]:
+    """Returns the states at places that are counted from the last one."""
+    index = (places + states.shape[1])[:, :, None].expand(-1, -1, states.shape[2])
+    return states.gather(1, index).flatten(0, 1)

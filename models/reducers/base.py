@@ -29,10 +29,12 @@ class Patches(NamedTuple):
     Attributes:
         kept: rising indices into the grid of patches, row by row.
         hidden: which of them are hidden behind the tower's mask token; None: none.
+        num_hidden: how many of each image's are.
     """
 
     kept: Int64[Tensor, "n k"]
     hidden: Bool[Tensor, "n k"] | None = None
+    num_hidden: int = 0
 
 
 class ImageView(NamedTuple):

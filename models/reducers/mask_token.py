@@ -35,4 +35,4 @@ class MaskTokens(WrappedReducer):
         kept = patches.kept
         indices = torch.arange(grid[0] * grid[1], device=kept.device).expand(len(kept), -1)
         hidden = torch.ones_like(indices, dtype=torch.bool).scatter(1, kept, False)
-        return Patches(indices, hidden)
+        return Patches(indices, hidden, indices.shape[1] - kept.shape[1])

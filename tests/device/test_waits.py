@@ -6,8 +6,10 @@ from null_gpu.device import Counts, imagine_ranks, prepare
 from null_gpu.jobs import fit
 from term_case import all_cases
 
+from counterpoint.losses.captioning.captioning import Captioning
 from counterpoint.losses.distributed.collectives import equal_rows
 from counterpoint.losses.kernels import products_triton
+from counterpoint.train.batch_transfer import lengths_on_host
 
 # 0-based, of a run that logs every eighth. DDP takes the time of its first ten and waits for it.
 STEPS = (12, 15)
@@ -21,13 +23,9 @@ CASES = [
 ]
 # Drawn clusters are as many on a rank as the draw says, which is made on the device.
 WAITING = {"clusters/sharded_part"}
-# How many samples or patches a mask names, or tokens a caption has, a device that computes nothing
-# cannot say; NVRTC, by which torch makes the kernel of `ndtri`, and cuSOLVER do not
-# work without a driver.
-UNKNOWN = {
-    *("present/stored_teacher", "refine/rafa"),
-    *("captioning", "primary_components", "self_distillation"),
-}
+# How many samples a mask names, a device that computes nothing cannot say; NVRTC, by which torch
+# makes the kernel of `ndtri`, and cuSOLVER do not work without a driver.
+UNKNOWN = {"present/stored_teacher", "refine/rafa", "primary_components"}
 ROWS, RANKS = 8, 2
 
 
@@ -68,10 +66,16 @@ def waits_of_terms(rank, world_size, messages):
             continue
         term = case.make().float().cuda()
         features, batch = case.inputs(torch.Generator().manual_seed(0), ROWS)
-        features = {k: t.float().cuda().requires_grad_() for k, t in features.items()}
+        features = {
+            k: t.float().cuda().requires_grad_() if t.is_floating_point() else t.cuda()
+            for k, t in features.items()
+        }
         if "progress" in features:  # a number of the host's
             features["progress"] = features["progress"].detach().cpu()
         batch = {k: (t.float() if t.is_floating_point() else t).cuda() for k, t in batch.items()}
+        batch |= lengths_on_host(case.inputs(torch.Generator().manual_seed(0), ROWS)[1])
+        if isinstance(term, Captioning):
+            term._is_checked = True  # once, of a value that this device has never written
         for _ in range(2):  # the first call may make what is kept
             with equal_rows(ROWS), counts.waits() as places:
                 sum(term(features, batch).values()).backward()

@@ -66,6 +66,9 @@ def leaves_of(case, features, dtype):
     """Features in a dtype, scalars in full precision; all but constants require gradients."""
     leaves = {}
     for name, tensor in features.items():
+        if not tensor.is_floating_point():  # indices
+            leaves[name] = tensor
+            continue
         kind = torch.float32 if dtype == torch.bfloat16 and len(tensor) == 1 else dtype
         leaves[name] = tensor.detach().to(kind)
         leaves[name].requires_grad_(name not in case.constants)
@@ -107,10 +110,13 @@ def dense(name, exchange, splits, rounded_to, dtype=torch.float64, jitter=0):
     term = make(case, "all_gather", 1, dtype)
     features, batch = inputs_of(case)
     # What half precision does to the features is not the term's error.
-    features = {k: t.to(rounded_to).double() if len(t) > 1 else t for k, t in features.items()}
+    indices = {k: t for k, t in features.items() if not t.is_floating_point()}
+    numbers = {k: t for k, t in features.items() if k not in indices}
+    numbers = {k: t.to(rounded_to).double() if len(t) > 1 else t for k, t in numbers.items()}
     if jitter:
         generator = torch.Generator().manual_seed(jitter)
-        features = {k: t * (1 + 2**-24 * normal(generator, *t.shape)) for k, t in features.items()}
+        numbers = {k: t * (1 + 2**-24 * normal(generator, *t.shape)) for k, t in numbers.items()}
+    features = numbers | indices
     leaves = leaves_of(case, features, dtype)
     batch = {k: t.to(dtype) if t.is_floating_point() else t for k, t in batch.items()}
     if exchange == "local":

@@ -154,6 +154,21 @@ def test_stored_vectors_are_read_in_place_of_tokens(chunks):
     assert all(p.grad is not None for name, p in made.named_parameters() if "logit" not in name)
 
 
+def test_stored_vectors_of_a_further_stream_are_its_own():
+    text = tower(stored="llm.text")
+    made = joined(text).double()
+    vectors = {
+        "llm.text": torch.randn(3, WIDTH).double(),
+        "texts/llm.text": torch.randn(4, WIDTH).double(),
+        "texts/llm.text.answer": torch.randn(4, WIDTH).double(),
+    }
+    found = made(vectors, ("text", "texts/text", "texts/text.answer"))
+    for name in ("text", "texts/text", "texts/text.answer"):
+        stream, slash, entry = name.rpartition("/")
+        alone = made({"llm.text": vectors[f"{stream}{slash}llm.{entry}"]}, ("text",))["text"]
+        torch.testing.assert_close(found[name], alone)
+
+
 def test_without_stored_vectors_the_language_model_reads_the_tokens(folder, ids):
     model = LanguageModel(folder, precision="float32")
     text = tower(stored="llm.text", language_model=model)

@@ -103,3 +103,15 @@ def test_bad_settings_are_refused():
         CaptionDecoder(6, 11, width=8, num_heads=3)
     with pytest.raises(ValueError, match="name `text`, or a text of"):
         Captioning(decoder(), text="text.long").per_sample({"image.tokens": inputs()[0]}, {})
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+def test_lengths_that_the_host_knows_change_nothing(skip):
+    """As on a GPU, where the number of tokens to predict must not be read from the device."""
+    states, text = inputs()
+    term = Captioning(decoder(), skip=skip)
+    batch = {"text": text, "text_length": torch.tensor([3, 1]), "key": torch.arange(2)}
+    known = term.per_sample({"image.tokens": states}, batch)
+    lengths = {"text_length.host": batch["text_length"].numpy()}
+    assert torch.equal(term.per_sample({"image.tokens": states}, batch | lengths), known)
+    assert known[0] > 0 and (known[1] > 0) == (skip == 0)

@@ -59,12 +59,9 @@ def crops(features, batch, term):
 def patches(features, batch, term):
     states, hidden, targets = (features[name] for name in term.needs)
     losses = []
-    for one, where, other in zip(states, hidden.bool(), targets, strict=True):
-        if where.any():
-            # The first two states are a class token and a register.
-            losses.append(cross_entropy(term, one[2:][where], other[2:][where]).mean())
-        else:
-            losses.append(one.sum() * 0)
+    for one, where, other in zip(states, hidden.tolist(), targets, strict=True):
+        rows = [len(one) + place for place in where]
+        losses.append(cross_entropy(term, one[rows], other[rows]).mean())
     return mean(losses, batch)
 
 
@@ -81,10 +78,10 @@ def patch_inputs(weighted):
     def inputs(generator, b):
         features = {
             "image.whole.tokens": normal(generator, b, 6, 5),
-            "image.whole.hidden": torch.rand(b, 4, generator=generator) < 0.5,
+            # Of four patches behind a class token and a register two are hidden.
+            "image.whole.hidden": torch.rand(b, 4, generator=generator).argsort(1)[:, :2] - 4,
             "ema.image.whole.tokens": normal(generator, b, 6, 5),
         }
-        features["image.whole.hidden"][2] = False
         return features, {"weight": WEIGHTS[:b]} if weighted else {}
 
     return inputs

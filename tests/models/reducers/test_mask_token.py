@@ -44,7 +44,8 @@ def gradients(model, value):
 
 
 def test_what_the_other_reducer_leaves_out_is_hidden_in_its_place():
-    every, hidden = MaskTokens(RandomPatches(0.75)).keep((4, 5), KEYS, "image", STEP)
+    every, hidden, num = MaskTokens(RandomPatches(0.75)).keep((4, 5), KEYS, "image", STEP)
+    assert num == 15
     kept = RandomPatches(0.75).keep((4, 5), KEYS, "image", STEP).kept
     assert torch.equal(every[~hidden].view(50, 5), kept)
     assert torch.equal(every, torch.arange(20).expand(50, -1))
@@ -55,7 +56,7 @@ def test_what_the_other_reducer_leaves_out_is_hidden_in_its_place():
 def test_the_token_stands_where_a_patch_stood(kind):
     model, image = tower(kind), pixels()
     patches = MaskTokens(RandomPatches(0.5)).keep((4, 4), KEYS[:5], "image", STEP)
-    got, trunk = model(image, *patches), model.trunk
+    got, trunk = model(image, patches.kept, patches.hidden), model.trunk
     x = trunk.patch_embed(model.stem(image))
     x = torch.where(patches.hidden[:, :, None], model.mask_token, x)
     want = trunk.forward_head(trunk.norm(trunk.blocks(trunk.norm_pre(trunk._pos_embed(x)))))

@@ -19,8 +19,8 @@ STEP = Reduction(seed=1, step=5)
 
 
 def kept(reducer, grid=(4, 4), keys=KEYS, view="image", reduction=STEP):
-    found, hidden = reducer.keep(grid, keys, view, reduction)
-    assert hidden is None
+    found, hidden, num_hidden = reducer.keep(grid, keys, view, reduction)
+    assert hidden is None and num_hidden == 0
     assert found.dtype == torch.int64
     assert (found.diff(dim=1) > 0).all() and found.min() >= 0 and found.max() < grid[0] * grid[1]
     return found
