@@ -18,7 +18,7 @@ STEPS = 6
 HEAD = "counterpoint.losses.components.heads.MLP"
 TERMS = {
     "byol": {
-        "class_path": "counterpoint.losses.byol.BYOL",
+        "class_path": "counterpoint.losses.self_supervision.byol.BYOL",
         "init_args": {
             "projector": {"class_path": HEAD, "init_args": {"widths": [8, 12, 6]}},
             "predictor": {"class_path": HEAD, "init_args": {"widths": [6, 12, 6]}},

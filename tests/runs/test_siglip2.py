@@ -33,7 +33,7 @@ def values(manifest):
         decoder=named(f"{LOSSES}.captioning.decoder.CaptionDecoder", num_heads=2, **decoder),
     )
     head = named(
-        f"{LOSSES}.self_distillation.head.PrototypeHead",
+        f"{LOSSES}.self_supervision.head.PrototypeHead",
         width=16,
         hidden=16,
         bottleneck=8,
@@ -41,13 +41,13 @@ def values(manifest):
     )
     dense = {
         "local_to_global": named(
-            f"{LOSSES}.self_distillation.local_to_global.LocalToGlobal",
+            f"{LOSSES}.self_supervision.local_to_global.LocalToGlobal",
             head=head,
             local=["image.local_1.pooled"],
             whole="ema.image.whole.pooled",
         ),
         "masked_prediction": named(
-            f"{LOSSES}.self_distillation.masked_prediction.MaskedPrediction", head=head
+            f"{LOSSES}.self_supervision.masked_prediction.MaskedPrediction", head=head
         ),
     }
     random = named(f"{REDUCERS}.patches.RandomPatches", drop=0.5)

@@ -27,7 +27,7 @@ STEPS = {"texts": 5, "views": 8, "long": 4}
 TOTAL = sum(STEPS.values())
 STRONG = {"transform": {"class_path": "counterpoint.data.images.transforms.TrainTransform"}}
 SIMCLR = {
-    "class_path": "counterpoint.losses.simclr.SimCLR",
+    "class_path": "counterpoint.losses.self_supervision.simclr.SimCLR",
     "init_args": {
         "head": {
             "class_path": "counterpoint.losses.components.heads.MLP",

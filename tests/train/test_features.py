@@ -8,10 +8,10 @@ import torch
 from scipy.stats import beta as beta_distribution
 from torch import nn
 
-from counterpoint.losses.byol import BYOL
 from counterpoint.losses.components.heads import MLP
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
+from counterpoint.losses.self_supervision.byol import BYOL
 from counterpoint.models.image import ImageTower
 from counterpoint.models.teachers.frozen import FrozenTowers
 from counterpoint.models.text.base import TextTower

@@ -4,8 +4,8 @@ import torch
 from term_case import Case, normal
 from torch.nn import functional as F
 
-from counterpoint.losses.byol import BYOL
 from counterpoint.losses.components.heads import MLP
+from counterpoint.losses.self_supervision.byol import BYOL
 
 PAIRS = [
     ("image.a.raw", "ema.image.b.raw"),

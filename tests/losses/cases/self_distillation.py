@@ -3,9 +3,9 @@
 import torch
 from term_case import Case, normal
 
-from counterpoint.losses.self_distillation.head import PrototypeHead
-from counterpoint.losses.self_distillation.local_to_global import LocalToGlobal
-from counterpoint.losses.self_distillation.masked_prediction import MaskedPrediction
+from counterpoint.losses.self_supervision.head import PrototypeHead
+from counterpoint.losses.self_supervision.local_to_global import LocalToGlobal
+from counterpoint.losses.self_supervision.masked_prediction import MaskedPrediction
 
 WEIGHTS = torch.tensor([0.5, 1, 2, 0, 1, 3, 0.25, 1, 1], dtype=torch.float64)
 STUDENT, TEACHER = 0.1, 0.04

@@ -5,7 +5,7 @@ from term_case import Case, normal
 from torch import nn
 from torch.nn import functional as F
 
-from counterpoint.losses.simclr import SimCLR
+from counterpoint.losses.self_supervision.simclr import SimCLR
 
 
 def formula(features, batch, term):

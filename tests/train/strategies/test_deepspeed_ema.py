@@ -4,10 +4,10 @@ import pytest
 import torch
 from small_run import Recorded, batches, module, train
 
-from counterpoint.losses.byol import BYOL
 from counterpoint.losses.components.heads import MLP
 from counterpoint.losses.infonce import InfoNCE
 from counterpoint.losses.objective import Objective
+from counterpoint.losses.self_supervision.byol import BYOL
 from counterpoint.train.ema import Ema, EmaConfig
 from counterpoint.train.strategies.choose import choose_strategy
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from counterpoint.losses.self_distillation.head import PrototypeHead
-from counterpoint.losses.self_distillation.local_to_global import LocalToGlobal
-from counterpoint.losses.self_distillation.masked_prediction import MaskedPrediction
+from counterpoint.losses.self_supervision.head import PrototypeHead
+from counterpoint.losses.self_supervision.local_to_global import LocalToGlobal
+from counterpoint.losses.self_supervision.masked_prediction import MaskedPrediction
 
 WHOLE = "ema.image.pooled"
 

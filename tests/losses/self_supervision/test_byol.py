@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from counterpoint.losses.byol import BYOL
 from counterpoint.losses.components.heads import MLP
+from counterpoint.losses.self_supervision.byol import BYOL
 
 PAIRS = [("image.a.raw", "ema.image.b.raw"), ("image.b.raw", "ema.image.a.raw")]
 

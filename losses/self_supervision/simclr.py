@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import PairwiseTerm
-from .components.features import Tensors, full_precision
-from .kernels.reductions import row_sums, softmax_sums
-from .scalars import Fixed, Scalar
+from ..base import PairwiseTerm
+from ..components.features import Tensors, full_precision
+from ..kernels.reductions import row_sums, softmax_sums
+from ..scalars import Fixed, Scalar
 
 
 class SimCLR(PairwiseTerm):

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import SampleTerm
-from .components.features import Tensors, full_precision, need
+from ..base import SampleTerm
+from ..components.features import Tensors, full_precision, need
 
 
 class BYOL(SampleTerm):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.losses.simclr import SimCLR
+from counterpoint.losses.self_supervision.simclr import SimCLR
 
 
 def views(first, second):
