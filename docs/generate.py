@@ -27,7 +27,7 @@ PACKAGES = {
     "losses": "Objectives: one loss a file, the contract of a term, the weighted sum.",
     "losses.distillation": "Losses that learn from a teacher.",
     "losses.captioning": "A decoder that writes captions, as a loss.",
-    "losses.self_supervision": "Losses among views of one modality, and of an average of the student.",
+    "losses.self_supervision": "Losses among views of one modality, and of its average.",
     "losses.wrappers": "Terms around other terms.",
     "losses.components": "Parts that terms hold: heads, similarities, caption embeddings.",
     "losses.kernels": "All pairs of the global batch, a tile at a time, exact.",

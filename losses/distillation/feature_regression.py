@@ -16,25 +16,29 @@ from ..distributed.collectives import share
 from ..wrappers.masked import needed
 
 
-def cosine(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
-    """1 - cos of each row's angle."""
-    return 1 - F.cosine_similarity(guess, target, dim=1)
+def cosine(guess: Float[Tensor, "b *t d"], target: Float[Tensor, "b *t d"]) -> Float[Tensor, "b"]:
+    """1 - cos of each row's angle; of several rows a sample, their mean."""
+    return 1 - F.cosine_similarity(guess, target, dim=-1)[..., None].flatten(1).mean(1)
 
 
-def squared(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+def squared(guess: Float[Tensor, "b *t d"], target: Float[Tensor, "b *t d"]) -> Float[Tensor, "b"]:
     """Mean over the dimensions of the squared difference."""
-    return (guess - target).square().mean(1)
+    return (guess - target).square().flatten(1).mean(1)
 
 
-def smooth_l1(guess: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+def smooth_l1(
+    guess: Float[Tensor, "b *t d"], target: Float[Tensor, "b *t d"]
+) -> Float[Tensor, "b"]:
     """Mean over the dimensions of the absolute difference, squared and halved below 1."""
-    return F.smooth_l1_loss(guess, target, reduction="none").mean(1)
+    return F.smooth_l1_loss(guess, target, reduction="none").flatten(1).mean(1)
 
 
 class FeatureRegression(Term):
     """Mean distance between a feature and a target that gets no gradient.
 
     Feature distillation from a teacher, online or stored, and consistency with the moving average.
+    Of states (`image.tokens`) it is the mean over patches, as many on both sides: a feature map,
+    with a linear head in the place of a 1x1 convolution (DC-CLIP).
 
     Args:
         feature: what learns, such as `image` or `image.raw`.
@@ -85,13 +89,20 @@ class FeatureRegression(Term):
         entry = need({**batch, **features}, self.target, self, fix)
         feature, target = full_precision(need(features, self.feature, self), entry.detach())
         (guess,) = full_precision(self.head(feature))
-        if guess.shape != target.shape:
+        if guess.shape[1:-1] != target.shape[1:-1]:
             raise ValueError(
-                f"'{self.feature}' has {guess.shape[1]} numbers a sample and '{self.target}' "
-                f"{target.shape[1]}: give the term a head that maps the one to the other, such as "
+                f"'{self.feature}' is {list(guess.shape[1:])} a sample and '{self.target}' "
+                f"{list(target.shape[1:])}: both need the same grid of patches and the same tokens "
+                "before it"
+            )
+        if guess.shape[-1] != target.shape[-1]:
+            raise ValueError(
+                f"'{self.feature}' has {guess.shape[-1]} numbers a sample and '{self.target}' "
+                f"{target.shape[-1]}: give the term a head that maps the one to the other, such as "
                 "counterpoint.losses.components.heads.MLP with two widths"
             )
         if self.valid is not None:
             # Whatever stands in for a missing target, its gradient must be finite.
-            target = target.masked_fill(~batch[self.valid].bool()[:, None], 1.0)
+            missing = ~batch[self.valid].bool().view(-1, *[1] * (target.ndim - 1))
+            target = target.masked_fill(missing, 1.0)
         return self.distance(guess, target)

@@ -134,7 +134,7 @@ def counted(name) -> torch.Tensor:
         return (batch["clusters.id"].view(-1) >= 0).double()
     if file == "present":
         return batch["teacher.present"].double()
-    if file == "regression" and variant in ("squared", "none_valid"):
+    if file == "regression" and variant in ("squared", "none_valid", "map", "map_cosine"):
         return batch["present"].double()
     return torch.ones(ROWS, dtype=torch.float64)
 

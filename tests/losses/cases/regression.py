@@ -8,6 +8,7 @@ from term_case import Case, normal
 from counterpoint.losses.components.heads import MLP, UnitMLP
 from counterpoint.losses.distillation.feature_regression import (
     FeatureRegression,
+    cosine,
     smooth_l1,
     squared,
 )
@@ -59,7 +60,37 @@ def wider(generator, b):
     return inputs(generator, b, width=3)
 
 
+STATES, THEIRS = "image.tokens", "teacher.big.image.tokens"
+
+
+def map_inputs(generator, b):
+    """States of four patches, of some samples' teachers."""
+    features = {STATES: 2 * normal(generator, b, 4, 3), THEIRS: 2 * normal(generator, b, 4, 5)}
+    return features, {"present": HAS_TARGET[:b]}
+
+
+def by_patch(features, batch, term):
+    """The mean over the patches of what the term is for one."""
+    total = features[STATES].sum() * 0
+    kept = batch["present"].nonzero()[:, 0].tolist()
+    for patch in range(4):
+        x = features[STATES][:, patch] @ term.head[0].weight.T + term.head[0].bias
+        losses = distances(term, x, features[THEIRS][:, patch])
+        total = total + sum(losses[i] for i in kept) / 4
+    return total / max(1, len(kept))
+
+
+def map_case(distance):
+    def make():
+        return FeatureRegression(STATES, THEIRS, distance, MLP([3, 5]), valid="present")
+
+    constants = frozenset([THEIRS])
+    return Case(make, by_patch, map_inputs, takes_exchange=False, constants=constants)
+
+
 CASES = {
+    "map": map_case(smooth_l1),
+    "map_cosine": map_case(cosine),
     "cosine": case(inputs),
     "squared": case(some_valid, distance=squared, valid="present"),
     "smooth_l1": case(inputs, distance=smooth_l1),
