@@ -231,7 +231,9 @@ def test_optimizers_begin_anew_and_rates_are_the_stages_own(whole):
         assert {int(each["step"]) for each in states} == {steps}
 
 
-@pytest.mark.parametrize("step", [4, 5, 13])
+@pytest.mark.parametrize(
+    "step", [pytest.param(4, marks=pytest.mark.soak), 5, pytest.param(13, marks=pytest.mark.soak)]
+)
 def test_killed_in_a_stage_and_at_its_start(tmp_path, manifests, whole, step):
     killed = tmp_path / "killed"
     kill(["fit", *run_file(killed, manifests)], killed, step, 1)
@@ -239,6 +241,7 @@ def test_killed_in_a_stage_and_at_its_start(tmp_path, manifests, whole, step):
     assert_equal(killed, whole, 1)
 
 
+@pytest.mark.soak
 def test_stages_whose_checkpoints_are_written_behind_them(tmp_path, manifests, whole):
     killed = tmp_path / "killed"
     kill(["fit", *run_file(killed, manifests), "--checkpoint.format=distributed"], killed, 6, 1)
