@@ -66,6 +66,7 @@ STATES, THEIRS = "image.tokens", "teacher.big.image.tokens"
 def map_inputs(generator, b):
     """States of four patches, of some samples' teachers."""
     features = {STATES: 2 * normal(generator, b, 4, 3), THEIRS: 2 * normal(generator, b, 4, 5)}
+    features[THEIRS][~HAS_TARGET[:b]] = torch.nan  # whatever stands there
     return features, {"present": HAS_TARGET[:b]}
 
 
@@ -74,9 +75,8 @@ def by_patch(features, batch, term):
     total = features[STATES].sum() * 0
     kept = batch["present"].nonzero()[:, 0].tolist()
     for patch in range(4):
-        x = features[STATES][:, patch] @ term.head[0].weight.T + term.head[0].bias
-        losses = distances(term, x, features[THEIRS][:, patch])
-        total = total + sum(losses[i] for i in kept) / 4
+        x = features[STATES][kept, patch] @ term.head[0].weight.T + term.head[0].bias
+        total = total + distances(term, x, features[THEIRS][kept, patch]).sum() / 4
     return total / max(1, len(kept))
 
 
