@@ -14,8 +14,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...data.files import whole_file, write_json, write_whole
 from ...train.evaluation.outcomes import FILE, read_outcomes
 from ..arguments import Arguments
@@ -23,12 +21,13 @@ from ..config.packaged import find, packaged_files
 from ..experiments.ablation.plan import Plan, read_name, read_plan
 from ..experiments.ablation.table import Results, make_table
 from ..experiments.job_script import check_least, check_time, fill, groups, submit, write_script
+from ..experiments.kept import history
 from ..experiments.pairs import Runner, fit_command, stoppable
 from ..experiments.results import Pair
 from ..job_arguments import add_job_options
 from ..reporting.ablation_page import render_page
 from ..reporting.ablation_sections import render_markdown
-from ..reporting.runs import is_evaluation, read_run
+from ..reporting.runs import read_run
 
 
 def arguments() -> Arguments:
@@ -109,14 +108,8 @@ def keep_outcomes(run_dir: Path, file: Path) -> dict[str, Any]:
     if (run_dir / FILE).is_file():
         with whole_file(kept) as part:
             shutil.copyfile(run_dir / FILE, part)
-    run = read_run(run_dir)
-    metrics = [metric for metric in run.metrics if is_evaluation(metric)]
-    rows = [row for row in run.rows if all(metric in row for metric in metrics)] if metrics else []
-    samples = run.samples_at(np.array([row["step"] for row in rows], dtype=float))
-    if samples is None or not rows:
-        return {}
-    history = {metric: [row[metric] for row in rows] for metric in metrics}
-    return {"history": {"samples": [round(n) for n in samples]} | history}
+    evaluations = history(read_run(run_dir))
+    return {"history": evaluations} if evaluations else {}
 
 
 def chosen(plan: Plan, only: str | None, only_task: int | None) -> list[Pair]:

@@ -15,6 +15,7 @@ from ..arguments import Arguments
 from ..config.identity import Identity
 from ..config.packaged import find
 from ..experiments.catalogue import render_file
+from ..experiments.kept import keep_traces
 from ..experiments.pairs import Runner, stoppable
 from ..experiments.results import Pair, identity
 from ..experiments.yaml_files import check_keys, check_seeds, read_yaml
@@ -40,7 +41,8 @@ def main(argv: list[str]) -> int:
     if options.file:
         with stoppable(signal.SIGTERM):
             pairs = read_sweep(find(options.file, "sweep"), options.only)
-            status = Runner(options.results, options.runs, limit=options.limit).run(pairs)
+            runner = Runner(options.results, options.runs, options.limit, keep=keep_traces)
+            status = runner.run(pairs)
     if options.render:
         print(f"catalogue: {render_file(options.catalogue, options.results)}")
     return status
