@@ -20,6 +20,7 @@ from counterpoint.train import evaluation
 from counterpoint.train.evaluation.choices.associations import Associations
 from counterpoint.train.evaluation.choices.caption_choice import CaptionChoice
 from counterpoint.train.evaluation.choices.linear_map import MappedCaptionChoice
+from counterpoint.train.evaluation.choices.replaced_attributes import ReplacedAttributes
 from counterpoint.train.evaluation.choices.winoground import Winoground
 from counterpoint.train.evaluation.choices.word_order import WordOrder
 from counterpoint.train.evaluation.clip_benchmark import ClipBenchmark
@@ -113,6 +114,7 @@ def every_task(folder):
         "winoground": Winoground(paired(folder), "examples.jsonl"),
         "associations": Associations(paired(folder), "table.csv"),
         "multi_label": MultiLabel(several(), "several", NAMES, "a {c}"),
+        "replaced": ReplacedAttributes(test, "a {cls} of {key}", ["cls"]),
         "word_order": WordOrder(["within_trigrams"], data=test, captions="caption"),
         "backdoor": BackdoorSuccess("Ant", "patch", **prompts),
         "misspelling": MisspelledNames(candidates=3, **prompts),
