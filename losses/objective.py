@@ -32,6 +32,7 @@ class Objective(nn.Module):
         scalars: learned numbers by name (`scalars.Temperature`), which terms may share.
         streams: stream of the data by term name; the main one where not named. A term is left out
             of steps that take no batch of its stream.
+        logit_scale_bounds: lowest and highest value of the model's scale, kept after each step.
 
     Attributes:
         progress: fraction of the run done, 0 to 1, set before each step. Terms read it as the
@@ -51,6 +52,7 @@ class Objective(nn.Module):
         logit_bias_init: float | None = None,
         scalars: dict[str, Scalar] | None = None,
         streams: dict[str, str] | None = None,
+        logit_scale_bounds: tuple[float, float] = (1.0, 100.0),
     ):
         super().__init__()
         if not terms:
@@ -67,6 +69,13 @@ class Objective(nn.Module):
                     f"objective.terms.{name} is a {type(term).__name__}, which is no loss term: "
                     "derive it from counterpoint.losses.base.Term"
                 )
+        lowest, highest = logit_scale_bounds
+        if not 0 < lowest <= logit_scale_init <= highest:
+            raise ValueError(
+                f"objective.logit_scale_init is {logit_scale_init:g}, outside of "
+                f"objective.logit_scale_bounds [{lowest:g}, {highest:g}]: change one of them (all "
+                "are multiplicative and above 0)"
+            )
         self.terms = nn.ModuleDict(terms)  # type: ignore[arg-type] - a dict is invariant
         self.scalars = nn.ModuleDict(scalars or {})
         self.weights: dict[str, float | Weight] = dict.fromkeys(terms, 1.0) | (weights or {})
@@ -75,6 +84,7 @@ class Objective(nn.Module):
         self.batch_rows: Mapping[str, int] = {}
         self.logit_scale_init = logit_scale_init
         self.logit_bias_init = logit_bias_init
+        self.logit_scale_bounds = logit_scale_bounds
 
     @property
     def needs(self) -> frozenset[str]:

@@ -26,7 +26,6 @@ from .packing import Packed
 from .reducers.base import Patches, Reduction
 from .text.base import Ids, Lengths, TextTower
 
-MAX_LOGIT_SCALE = 100.0
 # From a tower's width to the shared space: one layer, with a bias, two layers with GELU, nothing.
 Projection = Literal["linear", "affine", "mlp", "wide_mlp", "none"]
 # Of a view, what its tower makes on the way to the normalised embedding.
@@ -46,6 +45,7 @@ class TwoTower(nn.Module):
         embed_dim: length of the shared embedding.
         logit_scale_init: multiplicative scale at the start (comes from the objective).
         logit_bias_init: bias at the start; None: no bias (comes from the objective).
+        logit_scale_bounds: the scale's lowest and highest value (come from the objective).
         chunks: parts that each view of the local batch is encoded in, and recomputed in the
             backward pass: memory of one part for a third more time. 1: nothing is recomputed.
         text_parts: parts that captions, sorted by length, are encoded in, each without the columns
@@ -74,6 +74,7 @@ class TwoTower(nn.Module):
         embed_dim: int = 512,
         logit_scale_init: float = 1 / 0.07,
         logit_bias_init: float | None = None,
+        logit_scale_bounds: tuple[float, float] = (1.0, 100.0),
         chunks: int = 1,
         text_parts: int = 4,
         image_projection: Projection = "linear",
@@ -92,6 +93,7 @@ class TwoTower(nn.Module):
         self.text = text
         self.image_projection = _projection(image, embed_dim, image_projection)
         self.text_projection = _projection(text, embed_dim, text_projection)
+        self.logit_scale_bounds = logit_scale_bounds
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(logit_scale_init)))
         self.logit_bias = (
             None if logit_bias_init is None else nn.Parameter(torch.full((1,), logit_bias_init))
@@ -273,8 +275,9 @@ class TwoTower(nn.Module):
         return self({"text": text, "text_length": text_length}, (name,))[name]
 
     def bounds(self) -> list[tuple[nn.Parameter, float, float]]:
-        """The stored scale's lowest and highest value: the multiplicative one is in [1, 100]."""
-        return [(self.logit_scale, 0.0, math.log(MAX_LOGIT_SCALE))]
+        """Returns the stored scale's bounds, which are those of its exponential, in logarithms."""
+        lowest, highest = self.logit_scale_bounds
+        return [(self.logit_scale, math.log(lowest), math.log(highest))]
 
 
 def view_of(feature: str) -> str:

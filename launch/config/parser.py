@@ -170,7 +170,7 @@ def add_model(parser: ArgumentParser) -> None:
     """Adds the slots of the model and the objective, which sets the model's scale and bias."""
     parser.add_class_arguments(TwoTower, "model")
     parser.add_class_arguments(Objective, "objective")
-    for name in ("logit_scale_init", "logit_bias_init"):
+    for name in ("logit_scale_init", "logit_bias_init", "logit_scale_bounds"):
         parser.link_arguments(f"objective.{name}", f"model.{name}")
 
 

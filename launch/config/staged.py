@@ -117,6 +117,7 @@ def identity_of(stages: list[Stage]) -> Identity:
 def _shared(resolved: Mapping[str, Any]) -> dict[str, Any]:
     shared = {key: resolved[key] for key in SHARED if key in resolved}
     # The start of the scale is the first stage's; later ones have it in their weights.
-    free = {f"model.{key}" for key in (*OF_MODEL, "logit_scale_init", "logit_bias_init")}
+    of_objective = ("logit_scale_init", "logit_bias_init", "logit_scale_bounds")
+    free = {f"model.{key}" for key in (*OF_MODEL, *of_objective)}
     found = leaves({**shared, "model": resolved["model"]})
     return {key: v for key, v in found.items() if key.replace(".init_args", "") not in free}

@@ -98,6 +98,7 @@ def test_run(parser, path):
         phases = Phases(parts.phases)
         assert Steps(phases.lengths).total_steps == phases.total_steps
         assert (parts.model.logit_bias is None) == (parts.objective.logit_bias_init is None)
+        assert parts.model.logit_scale_bounds == parts.objective.logit_scale_bounds
         # Every packaged loss works with weights of samples.
         streams = parts.objective.streams
         parts.objective.check_reads_weight(["", *streams.values()])

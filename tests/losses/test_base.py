@@ -229,6 +229,9 @@ def test_objective_refuses_what_cannot_work():
         Objective({})
     with pytest.raises(ValueError, match="no loss term"):
         Objective({"a": torch.nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match=r"logit_scale_init is 0.5, outside of .* \[1, 100\]"):
+        Objective({"a": InfoNCE()}, logit_scale_init=0.5)
+    Objective({"a": InfoNCE()}, logit_scale_init=0.5, logit_scale_bounds=(0.1, 1.0))
     with pytest.raises(ValueError, match="logit_bias_init"):
         u, v, s, _ = inputs()
         SigLIP()({"image": u, "text": v, "logit_scale": s}, {})

@@ -92,6 +92,9 @@ def test_the_scale_is_bounded_on_both_sides():
     ((scale, low, high),) = model.bounds()
     assert scale is model.logit_scale
     assert (math.exp(low), math.exp(high)) == pytest.approx((1, 100))
+    lower = TwoTower(model.image, model.text, embed_dim=8, logit_scale_bounds=(0.05, 50.0))
+    ((_, low, high),) = lower.bounds()
+    assert (math.exp(low), math.exp(high)) == pytest.approx((0.05, 50))
 
 
 def test_weights_go_in_and_the_report_names_the_rest(tmp_path):
