@@ -65,7 +65,10 @@ def score_patches(
     reducer, scored = reduction.image, image_views(needs)
     if reducer is None or not scored:  # a step of a stream without images
         return reduction, {}
-    features = frozen_features(frozen, batch, reducer.needs)
+    # What terms read of the same views comes from the same pass.
+    scoring = {view_of(name) for name in reducer.needs}
+    asked = {*reducer.needs, *(name for name in needs if view_of(name) in scoring)}
+    features = frozen_features(frozen, batch, asked)
     features |= stored_features(batch, reducer.needs, features)
     for name in set(reducer.needs) - features.keys():
         raise ValueError(f"{type(reducer).__name__} needs '{name}': {_fix(name.split('.'))}")

@@ -53,7 +53,8 @@ class FrozenTowers(nn.Module):
         needs, features = set(needs), {}
         for name in sorted(need for need in needs if need.endswith(ATTENTION)):
             view = view_of(name)
-            run = partial(self.model, batch, (view,), chunks=self.model.chunks)
+            also = (need for need in needs if view_of(need) == view and need != name)
+            run = partial(self.model, batch, (view, *also), chunks=self.model.chunks)
             tower = cast(ImageTower, self.model.image)
             view_features, features[name] = run_with_attention(tower, batch[view], run)
             features |= view_features

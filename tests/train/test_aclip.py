@@ -67,10 +67,10 @@ def built(value):
 def module(reducer, dtype=torch.float64, chunks=1, decay=0.7):
     """A small run with a moving average that is not the student any more."""
     torch.manual_seed(3)
-    sizes = {"patch_size": PATCH, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    sizes = {"patch_size": PATCH, "embed_dim": 128, "depth": 2, "num_heads": 2}
     image = TimmTower("vit_tiny_patch16_224", SIDE, model_args=sizes)
     text = ClipTextTower(16, 1, 2, CONTEXT, vocab_size=50)
-    model = TwoTower(image, text, 128, logit_scale_init=7.0, chunks=chunks)
+    model = TwoTower(image, text, 24, logit_scale_init=7.0, chunks=chunks)
     phase = Phase(STEPS * B, B, 1e-3, schedule="constant", image_reducer=reducer)
     phases = Phases({"train": phase})
     prepare_reducers(phases, model)
@@ -163,23 +163,24 @@ def wanted(made, batch):
 def dense(made, batch, kept):
     """The loss with dropped tokens removed by hand and the objective in matrices."""
     model, terms = made.model, made.objective.terms
-    trunk, raw = model.image.trunk, {}
+    trunk, pooled = model.image.trunk, {}
     for view, rows in kept.items():
         x = trunk._pos_embed(trunk.patch_embed(model.image.stem(batch[view])))
         x = torch.stack([torch.cat([t[:1], t[1:][row]]) for t, row in zip(x, rows, strict=True)])
-        raw[view] = model.image_projection(trunk.forward_head(trunk.norm(trunk.blocks(x))))
+        pooled[view] = trunk.forward_head(trunk.norm(trunk.blocks(x)))
     text = F.normalize(model.project_text(batch["text"], batch["text_length"]), dim=1)
     labels, loss = torch.arange(B), 0.0
-    for features in raw.values():
-        logits = model.logit_scale.exp() * F.normalize(features, dim=1) @ text.T
+    for features in pooled.values():
+        image = F.normalize(model.image_projection(features), dim=1)
+        logits = model.logit_scale.exp() * image @ text.T
         loss = loss + 0.25 * F.cross_entropy(logits, labels)
         loss = loss + 0.25 * F.cross_entropy(logits.T, labels)
-    z = torch.cat([F.normalize(terms["simclr"].head(x), dim=1) for x in raw.values()])
+    z = torch.cat([F.normalize(terms["simclr"].head(x), dim=1) for x in pooled.values()])
     logits = (z @ z.T / 0.1).masked_fill(torch.eye(2 * B, dtype=torch.bool), -torch.inf)
     loss = loss + F.cross_entropy(logits, (torch.arange(2 * B) + B) % (2 * B))
     with torch.no_grad():
-        target = terms["byol"].target(made.ema.model.encode_image(batch["image.whole"], ".raw"))
-    for features in raw.values():
+        target = terms["byol"].target(made.ema.model.image(batch["image.whole"]))
+    for features in pooled.values():
         guess = terms["byol"].predictor(terms["byol"].projector(features))
         loss = loss + 2 * (2 - 2 * F.cosine_similarity(guess, target)).mean() / 2
     return loss
@@ -254,8 +255,8 @@ def test_the_average_sees_the_crop_once_and_only_when_somebody_asks():
 
     reduction, features = scored(Watched())
     assert len(calls) == 1 and set(reduction.scores) == {"image", "image.other"}
-    want = made.ema(batch, {"image.whole.raw"})["image.whole.raw"]
-    assert torch.equal(features["ema.image.whole.raw"], want)
+    want = made.ema(batch, {"image.whole.pooled"})["image.whole.pooled"]
+    assert torch.equal(features["ema.image.whole.pooled"], want)
     reduction, features = scored(RandomPatches())
     assert (reduction.scores, features) == ({}, {}) and len(calls) == 2
     # Its turn has a stream of texts.
