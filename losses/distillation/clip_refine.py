@@ -8,12 +8,13 @@ and the teacher's softmax, alpha 1[i = j] + (1 - alpha) softmax_j(x'_i.y'_j); th
 model as it was.
 
 Both read x and y before normalisation, and HyCD's products have no scale, as in the authors' code;
-over the global batch. Yamaguchi et al., "Post-pre-training for Modality Alignment in
+over the global batch. Their models' products are about 30; where own pairs have far larger ones the
+softmax is one-hot and holds nothing: `form` and `scale` of HyCD are for such models. Yamaguchi et al., "Post-pre-training for Modality Alignment in
 Vision-Language Foundation Models" (2025), sections 4.1 and 4.2.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -68,11 +69,20 @@ class HyCD(SoftContrastive):
     Args:
         teachers: prefixes of the teachers' features.
         alpha: part of the target that is on the own pair.
+        form: suffix of the features, none for normalised ones.
+        scale: of the products, the student's and the teachers'; of normalised features about 100.
         pairwise: of `SoftContrastive`.
     """
 
     name = "hycd"
 
-    def __init__(self, teachers: Sequence[str], alpha: float = 0.5, **pairwise: Any):
-        ones = [1.0] * len(teachers)
-        super().__init__(teachers, ones, alpha, form=".raw", scale=Fixed(1.0), **pairwise)
+    def __init__(
+        self,
+        teachers: Sequence[str],
+        alpha: float = 0.5,
+        form: Literal["", ".raw"] = ".raw",
+        scale: float = 1.0,
+        **pairwise: Any,
+    ):
+        scales = [scale] * len(teachers)
+        super().__init__(teachers, scales, alpha, form=form, scale=Fixed(scale), **pairwise)

@@ -9,6 +9,7 @@ Efficient and Robust Training of Face Recognition CNNs by Partial FC" (2022).
 """
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
@@ -74,6 +75,9 @@ class ClusterDiscrimination(Term):
 
     Args:
         num_clusters, width: of the prototypes; as wide as the feature.
+        centres: file of the teacher's centres that the prototypes start from, as `counterpoint
+            cluster` writes it (`centres.safetensors`); None: they are drawn. Where these are wider
+            than the student's embeddings, put `Projected` around the term.
         feature: what is put into a cluster, normalised.
         cluster: batch entry, the number of each sample's cluster, such as a sidecar's column; below
             0: none, and the sample does not count. A sidecar has 0 for what it does not hold: put
@@ -85,7 +89,7 @@ class ClusterDiscrimination(Term):
         tile_bytes: memory of one block of logits; None: 32 MiB, on a GPU 256 MiB.
 
     Raises:
-        ValueError: no clusters, or a rate outside 0 to 1.
+        ValueError: no clusters, a rate outside 0 to 1, or centres of other numbers.
     """
 
     steps: Tensor
@@ -101,6 +105,7 @@ class ClusterDiscrimination(Term):
         scale: Scalar | None = None,
         seed: int = 0,
         tile_bytes: int | None = None,
+        centres: str | None = None,
     ):
         super().__init__()
         if num_clusters < 1 or not 0 < rate <= 1:
@@ -112,13 +117,17 @@ class ClusterDiscrimination(Term):
         self._is_checked = False
         self.margin = margin or CosMargin(0.0)
         self.scale = scale or Fixed(64.0)
-        self.seed, self.tile_bytes = seed, tile_bytes
-        self.prototypes = self._drawn(width)
+        self.seed, self.tile_bytes, self.centres = seed, tile_bytes, centres
+        # A run that goes on has its prototypes in the checkpoint, and the file may be gone.
+        stored = read_centres(centres, num_clusters, width) if centres else None
+        self._lacks_centres = centres is not None and stored is None
+        self.prototypes = self._parameter(width, stored)
         self.needs = (feature, cluster)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         """Returns `{"clusters": value}`, this rank's share; 0 where no sample has a cluster."""
+        self._check_start()
         self.steps += 1
         fix = "store the samples' clusters in a sidecar (data.sidecars)"
         cluster = need(batch, self.cluster, self, fix).long().view(-1)
@@ -132,8 +141,19 @@ class ClusterDiscrimination(Term):
     def reads_weight(self) -> bool:
         return True
 
-    def _drawn(self, width: int) -> nn.Parameter:
-        return nn.Parameter(torch.randn(self.num_clusters, width) * width**-0.5)
+    def _parameter(self, width: int, stored: Float[Tensor, "c d"] | None) -> nn.Parameter:
+        drawn = torch.randn(self.num_clusters, width) * width**-0.5
+        return nn.Parameter(drawn if stored is None else stored.to(drawn))
+
+    def _check_start(self) -> None:
+        # Once: reading the number of steps waits for the device.
+        if self._lacks_centres and not int(self.steps):
+            raise ValueError(
+                f"the centres '{self.centres}' are not there, and the prototypes were to start "
+                "from them: name the centres.safetensors that counterpoint cluster wrote beside "
+                "the numbers of the clusters, or remove `centres`"
+            )
+        self._lacks_centres = False
 
     def _losses(self, features: Tensors, cluster: Int64[Tensor, "b"]) -> Float[Tensor, "b"]:
         rows, weights = full_precision(need(features, self.feature, self), self.prototypes)
@@ -172,3 +192,30 @@ class ClusterDiscrimination(Term):
             return numbers
         drawn = mix(mix(self.steps + self.seed) + numbers)
         return drawn.topk(self.num_compared).indices.sort().values
+
+
+def read_centres(path: str, num_clusters: int, width: int) -> Float[Tensor, "c d"] | None:
+    """Returns the centres of a file, rows of length one; None: there is no such file.
+
+    Raises:
+        ValueError: it holds other numbers of clusters or dimensions, or no centres.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        return None
+    try:
+        centres = load_file(path)["centres"].float()
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"'{path}' holds no centres of clusters ({error}): name the centres.safetensors that "
+            "counterpoint cluster wrote"
+        ) from error
+    if list(centres.shape) != [num_clusters, width]:
+        raise ValueError(
+            f"'{path}' has {len(centres)} centres of {centres[0].numel()} numbers, and the "
+            f"prototypes are {num_clusters} of width {width}: set num_clusters and width to the "
+            "file's"
+        )
+    return F.normalize(centres, dim=1)

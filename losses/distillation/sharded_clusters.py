@@ -26,15 +26,17 @@ from .cluster_discrimination import ClusterDiscrimination
 class ShardedClusters(ClusterDiscrimination):
     """`ClusterDiscrimination`, of whose prototypes each rank has its part.
 
-    They are drawn from `seed` alone and cut when the ranks are known. A checkpoint has them whole,
+    They are drawn from `seed` alone, or read, and cut when the ranks are known. A checkpoint has them whole,
     under the same name, so that a run goes on with another number of ranks. For one process, DDP
     and FSDP2.
     """
 
     prototypes: RowShard
 
-    def _drawn(self, width: int) -> RowShard:
+    def _parameter(self, width: int, stored: Float[Tensor, "c d"] | None) -> RowShard:
         """The same on every rank, whatever was drawn before."""
+        if stored is not None:
+            return cut(RowShard(stored))
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn(self.num_clusters, width, generator=generator, device="cpu")
         return cut(RowShard(drawn * width**-0.5))

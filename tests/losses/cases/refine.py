@@ -1,7 +1,9 @@
 """CLIP-Refine: random feature alignment and hybrid contrastive distillation."""
 
+from functools import partial
+
 import torch
-from term_case import Case, normal
+from term_case import Case, normal, unit
 
 from counterpoint.losses.distillation.clip_refine import HyCD, RaFA
 from counterpoint.losses.kernels import keyed_random as noise
@@ -23,11 +25,18 @@ def rafa(features, batch, term):
     return (((x - z) ** 2).mean() + ((y - z) ** 2).mean()).to(x.dtype)
 
 
-def hycd(features, batch, term):
-    x, y = (features[name] for name in STUDENT)
-    theirs = features[TEACHER[0]] @ features[TEACHER[1]].T
+def unit_inputs(generator, b):
+    names = (name.removesuffix(".raw") for name in STUDENT + TEACHER)
+    return {name: unit(generator, b, 7) for name in names}, {}
+
+
+def hycd(features, batch, term, form=".raw", scale=1.0):
+    x, y, their_x, their_y = (
+        features[name.removesuffix(".raw") + form] for name in STUDENT + TEACHER
+    )
+    ours, theirs = scale * x @ y.T, scale * their_x @ their_y.T
     total = 0.0
-    for logits, teacher in ((x @ y.T, theirs), (y @ x.T, theirs.T)):
+    for logits, teacher in ((ours, theirs), (ours.T, theirs.T)):
         for i in range(len(x)):
             target = term.diagonal * torch.eye(len(x), dtype=x.dtype)[i]
             target = target + (1 - term.diagonal) * teacher[i].softmax(0)
@@ -42,5 +51,11 @@ CASES = {
         hycd,
         inputs,
         constants=frozenset(TEACHER),
+    ),
+    "hycd_of_unit_rows": Case(
+        lambda **choices: HyCD(["teacher.start"], form="", scale=20.0, **choices),
+        partial(hycd, form="", scale=20.0),
+        unit_inputs,
+        constants=frozenset({"teacher.start.image", "teacher.start.text"}),
     ),
 }

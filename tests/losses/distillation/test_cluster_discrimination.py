@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from counterpoint.losses.distillation.cluster_discrimination import ArcMargin, ClusterDiscrimination
@@ -66,6 +67,32 @@ def test_one_cluster_and_rows_on_their_prototype_are_finite():
     assert value.isfinite() and slope_of(value, features["image"]).isfinite().all()
     alone = ClusterDiscrimination(1, 5)
     assert alone({"image": own}, {"clusters.id": torch.zeros(3)})["clusters"] == 0
+
+
+@pytest.mark.parametrize("kind", [ClusterDiscrimination, ShardedClusters])
+def test_prototypes_start_from_stored_centres_and_a_checkpoint_needs_none(tmp_path, kind):
+    features, batch = batch_of()
+    file = tmp_path / "centres.safetensors"
+    centres = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+    save_file({"centres": 3 * centres}, file)
+    term = kind(40, 5, centres=str(file), scale=Fixed(16.0))
+    want = centres / centres.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(term.prototypes.detach(), want)
+    assert term.prototypes.requires_grad and type(term.prototypes) is type(kind(40, 5).prototypes)
+    value = term(features, batch)["clusters"]
+    own = F.cross_entropy(16 * features["image"] @ want.T, batch["clusters.id"])
+    torch.testing.assert_close(value, own)
+    with pytest.raises(ValueError, match=r"has 40 centres of 5 numbers, .* 40 of width 6: set"):
+        kind(40, 6, centres=str(file))
+    file.unlink()
+    lost = kind(40, 5, centres=str(file), scale=Fixed(16.0))
+    with pytest.raises(ValueError, match=r"are not there.*counterpoint cluster.*remove `centres`"):
+        lost(features, batch)
+    lost.load_state_dict(term.state_dict())
+    torch.testing.assert_close(lost(features, batch)["clusters"], value)
+    file.write_text("no tensors")
+    with pytest.raises(ValueError, match="holds no centres of clusters"):
+        kind(40, 5, centres=str(file))
 
 
 def test_what_cannot_work_is_refused():
