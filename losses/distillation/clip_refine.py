@@ -8,9 +8,10 @@ and the teacher's softmax, alpha 1[i = j] + (1 - alpha) softmax_j(x'_i.y'_j); th
 model as it was.
 
 Both read x and y before normalisation, and HyCD's products have no scale, as in the authors' code;
-over the global batch. Their models' products are about 30; where own pairs have far larger ones the
-softmax is one-hot and holds nothing: `form` and `scale` of HyCD are for such models. Yamaguchi et al., "Post-pre-training for Modality Alignment in
-Vision-Language Foundation Models" (2025), sections 4.1 and 4.2.
+over the global batch. Yamaguchi et al., "Post-pre-training for Modality Alignment in
+Vision-Language Foundation Models" (2025), sections 4.1 and 4.2. Their models' products are about
+30; where those of own pairs are far larger the softmax is one-hot and holds nothing: `form` and
+`scale` of HyCD are for such models.
 """
 
 from collections.abc import Sequence

@@ -26,9 +26,9 @@ from .cluster_discrimination import ClusterDiscrimination
 class ShardedClusters(ClusterDiscrimination):
     """`ClusterDiscrimination`, of whose prototypes each rank has its part.
 
-    They are drawn from `seed` alone, or read, and cut when the ranks are known. A checkpoint has them whole,
-    under the same name, so that a run goes on with another number of ranks. For one process, DDP
-    and FSDP2.
+    They are drawn from `seed` alone, or read, and cut when the ranks are known. A checkpoint has
+    them whole, under the same name, so that a run goes on with another number of ranks. For one
+    process, DDP and FSDP2.
     """
 
     prototypes: RowShard

@@ -24,7 +24,7 @@ from counterpoint.train.phases import Phases
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted((CONFIGS / "run").rglob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
-EXAMPLES = ("mixture", "remote", "views", "webdataset")
+EXAMPLES = ("mixture", "pairs_aclip", "pairs_slip", "remote", "views", "webdataset")
 SPARE_OPTIMISERS = ("adafactor", "lamb", "lion", "muon", "sophia_g", "stable_adamw")
 OPTIMISERS = (*SPARE_OPTIMISERS, "lit")
 # Of each kind of part one: reading a whole configuration again takes seconds.
