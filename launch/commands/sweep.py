@@ -14,7 +14,7 @@ from typing import Any
 from ..arguments import Arguments
 from ..config.identity import Identity
 from ..config.packaged import find
-from ..experiments.catalogue import render_file
+from ..experiments.catalogue.page import render_file
 from ..experiments.kept import keep_traces
 from ..experiments.pairs import Runner, stoppable
 from ..experiments.results import Pair, identity

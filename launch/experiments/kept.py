@@ -63,11 +63,14 @@ def training(run: Run) -> dict[str, list[float | None]]:
 
 
 def pack(outcomes: Mapping[str, Stored]) -> dict[str, dict[str, Any]]:
-    """Returns the measures whose items are right or wrong, as text; equal ones once, by name."""
+    """Returns the measures whose items are right or wrong, as text; equal ones once, by name.
+
+    Groups of fewer than half of a task's items (one of many languages) are left out.
+    """
     packed: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
     for name, each in outcomes.items():
-        if not np.isin(each.values, (0, 1)).all():
+        if not np.isin(each.values, (0, 1)).all() or _is_small_group(name, outcomes):
             continue
         entry = {"items": each.items, "num": len(each.values)}
         entry["right"] = _encode(np.packbits(each.values.astype(bool)))
@@ -90,6 +93,14 @@ def unpack(record: Mapping[str, Any]) -> dict[str, Stored]:
         )
         found[name] = Stored(bits.astype(np.float64), weights, entry["items"])
     return found
+
+
+def _is_small_group(name: str, outcomes: Mapping[str, Stored]) -> bool:
+    suite, task, measure = name.split("/", 2) if name.count("/") > 1 else ("", name, "")
+    parts = task.split("_")
+    wholes = (f"{suite}/{'_'.join(parts[:i])}/{measure}" for i in range(1, len(parts)))
+    size = len(outcomes[name].values)
+    return any(2 * size < len(outcomes[whole].values) for whole in wholes if whole in outcomes)
 
 
 def _flops_at(run: Run, steps: np.ndarray) -> np.ndarray | None:

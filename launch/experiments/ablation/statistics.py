@@ -173,6 +173,23 @@ def paired_difference(
     return Difference(value, num_seeds, num_items, t, p, dof, own_t, own_p, **resampled)
 
 
+def paired_t(ours: np.ndarray, theirs: np.ndarray, weights: np.ndarray) -> Difference:
+    """Compares two groups item by item, with their own spread of seeds and without resampling.
+
+    Args:
+        ours: outcomes [seeds, items].
+        theirs: likewise, of the same seeds and items.
+        weights: how much each item counts, [items].
+    """
+    by_item = ours - theirs
+    value = float((by_item @ weights / weights.sum()).mean())
+    if len(ours) == 1:
+        return Difference(value, *by_item.shape)
+    variance, dof = crossed_variance(by_item, weights)
+    own_t, own_p = _t_test(value, variance, dof)
+    return Difference(value, *by_item.shape, dof=dof, own_t=own_t, own_p=own_p)
+
+
 def difference_of_means(
     ours: np.ndarray, theirs: np.ndarray, pooled: Spread | None = None
 ) -> Difference:

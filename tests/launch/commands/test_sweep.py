@@ -14,7 +14,7 @@ from counterpoint.launch.commands.sweep import main, read_sweep
 from counterpoint.launch.config.identity import Identity
 from counterpoint.launch.config.packaged import find
 from counterpoint.launch.experiments import claims, results
-from counterpoint.launch.experiments.catalogue import read_catalogue
+from counterpoint.launch.experiments.catalogue.texts import read_catalogue
 from counterpoint.launch.experiments.pairs import Runner, fit_command
 from counterpoint.launch.experiments.results import read_results
 from counterpoint.launch.run import provenance
@@ -277,8 +277,8 @@ def test_the_command_line_of_a_pair(bench):
 
 
 def test_the_shipped_sweeps_are_what_the_catalogue_expects():
-    _, methods = read_catalogue(provenance.ROOT / "docs" / "methods")
-    named = {run: config for method in methods for run, config in method["runs"].items()}
+    methods = read_catalogue(provenance.ROOT / "docs" / "methods").methods
+    named = {run: config for method in methods for run, config in method.runs.items()}
     shipped = {}
     for file in sorted((provenance.ROOT / "configs" / "sweep").glob("*.yaml")):
         pairs = read_sweep(

@@ -70,6 +70,18 @@ def test_outcomes_come_back_as_they_were_written(tmp_path):
         assert each.items == stored[name].items
 
 
+def test_one_of_many_groups_is_left_out_and_a_half_is_not(tmp_path):
+    sizes = {"all": 30, "all_de": 10, "all_except_de": 20, "other_de": 10}
+    outcomes = {
+        f"emoji/{task}/top1": Outcomes(1.0, np.ones(size), [f"{task}{i}" for i in range(size)])
+        for task, size in sizes.items()
+    }
+    write_run(tmp_path / "run", [])
+    write_outcomes(tmp_path / "run" / "outcomes.npz", outcomes)
+    found = unpack(keep_traces(tmp_path / "run", tmp_path / "x.json"))
+    assert set(found) == set(outcomes) - {"emoji/all_de/top1"}
+
+
 def test_a_run_without_a_log_keeps_nothing(tmp_path):
     assert keep_traces(tmp_path, tmp_path / "x.json") == {}
     assert unpack({"final": {}}) == {}
