@@ -186,7 +186,8 @@ def _claim(
 
 
 def _sweep(name: str, text: dict[str, Any]) -> Sweep:
-    return Sweep(name, **(text | {"measures": _measures(text.get("measures") or [])}))
+    words = {key: (text.get(key) or "").strip() for key in ("text", "reference")}
+    return Sweep(name, text["title"], measures=_measures(text.get("measures") or []), **words)
 
 
 def _measures(texts: list[dict[str, Any]]) -> tuple[Measure, ...]:
