@@ -7,6 +7,7 @@ A pair that was interrupted starts anew, since its time and its commit are part 
 """
 
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from ..arguments import Arguments
 from ..config.identity import Identity
 from ..config.packaged import find
-from ..experiments.catalogue.page import render_file
+from ..experiments.catalogue.page import outdated, render_file
 from ..experiments.kept import keep_traces
 from ..experiments.pairs import Runner, stoppable
 from ..experiments.results import Pair, identity
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> int:
             status = runner.run(pairs)
     if options.render:
         print(f"catalogue: {render_file(options.catalogue, options.results)}")
+        for sentence in outdated(options.catalogue, options.results):
+            print(f"{options.catalogue}/{sentence}; see docs/howto/compare.md", file=sys.stderr)
     return status
 
 

@@ -9,20 +9,22 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from .records import current, read_groups
+from .figures_quoted import unsupported
+from .records import read_groups
 from .tables import (
     OVER_SEEDS_ONLY,
     Results,
     Row,
     by_seed,
     provenance,
+    read_all,
     short,
     show_verdict_difference,
     slug,
     spread,
     table,
 )
-from .texts import Measure, Method, read_catalogue
+from .texts import Measure, Method
 from .verdicts import UNSEEN, WORDS, Verdict
 
 HEAD = """# Method catalogue
@@ -64,11 +66,20 @@ def render_file(catalogue: Path, results: Path) -> Path:
     return out
 
 
+def outdated(folder: Path, results: Path) -> list[str]:
+    """Returns a sentence for each figure in a text that no result supports."""
+    found = read_all(folder, results)
+    return [
+        sentence
+        for method in found.catalogue.methods
+        for sentence in unsupported(found, method, folder.parent)
+    ]
+
+
 def render(folder: Path, results: Path) -> str:
     """Returns the page."""
-    catalogue = read_catalogue(folder)
-    groups = read_groups(results)
-    found = Results(catalogue, {run: current(records) for run, records in groups.items()})
+    found = read_all(folder, results)
+    catalogue, groups = found.catalogue, read_groups(results)
     lines = [HEAD.format(catalogue=f"{folder.name}/", results=f"{results.name}/"), ""]
     lines += [*_reliable(found), "", *_tables(found)]
     for run in sorted(groups):

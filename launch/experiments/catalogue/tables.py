@@ -5,14 +5,15 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ....train.evaluation.measures import show_difference
 from ...config.identity import PRECISION
 from ...reporting.runs import is_evaluation, show
 from ...reporting.tables import duration
-from .records import Record, busy_seconds, value, values
-from .texts import Catalogue, Measure, Method
+from .records import Record, busy_seconds, current, read_groups, value, values
+from .texts import Catalogue, Measure, Method, read_catalogue
 from .verdicts import Verdict, judge
 
 OVER_SEEDS_ONLY = "°"  # marks intervals that hold for these test items
@@ -113,6 +114,12 @@ class Results:
         result = spread(measure, records) if measure else "-"
         cost = self.cost(row.run)
         return [link, compared, result, baseline, difference, text, cost, str(len(records))]
+
+
+def read_all(folder: Path, results: Path) -> Results:
+    """Reads a catalogue and the results of the newest configuration of each run."""
+    groups = read_groups(results)
+    return Results(read_catalogue(folder), {run: current(each) for run, each in groups.items()})
 
 
 def show_verdict_difference(verdict: Verdict) -> str:
