@@ -24,7 +24,7 @@ from counterpoint.train.phases import Phases
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted((CONFIGS / "run").rglob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
-EXAMPLES = ("mixture", "pairs_aclip", "pairs_slip", "remote", "views", "webdataset")
+EXAMPLES = ("mixture", "remote", "views", "webdataset")
 SPARE_OPTIMISERS = ("adafactor", "lamb", "lion", "muon", "sophia_g", "stable_adamw")
 OPTIMISERS = (*SPARE_OPTIMISERS, "lit")
 # Of each kind of part one: reading a whole configuration again takes seconds.
@@ -199,7 +199,7 @@ def test_objective_gives_a_finite_value_and_gradients(parser, path, tmp_path, mo
         if isinstance(term, ClusterDiscrimination):
             term.steps += 1  # a run that goes on, and has its prototypes in the checkpoint
     # That heads and prefixes are made for: the emoji model's unless the name says another.
-    named = re.search(r"_(64|512)$", path.stem)
+    named = re.search(r"_(64|512|768)$", path.stem)
     width = int(named[1]) if named else 1024 if path.stem.startswith("jina_clip_v2") else 128
     monkeypatch.chdir(tmp_path)
     save_file({"classes": torch.randn(9, width)}, "classes.safetensors")
