@@ -47,7 +47,7 @@ class OverViews(Term):
                 "view, such as [[image, text], [image.other, text]]"
             )
         self.term = term
-        self.views = [dict(zip(MAIN, pair, strict=True)) for pair in views]
+        self.views: list[dict[str, str]] = [dict(zip(MAIN, pair, strict=True)) for pair in views]
         self.needs = tuple(
             dict.fromkeys(_shown(name, views) for views in self.views for name in term.needs)
         )

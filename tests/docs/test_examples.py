@@ -45,7 +45,7 @@ def test_objectives(parser, block, tmp_path):
     objective = parser.instantiate(run_config.parse(parser, argv)).objective
     features = {
         name + form: F.normalize(torch.randn(6, 5), dim=1)
-        for name in ("image", "text")
+        for name in ("image", "image.other", "text")
         for form in ("", ".raw")
     }
     scalars = {"logit_scale": torch.tensor([5.0]), "logit_bias": torch.tensor([-2.0])}
