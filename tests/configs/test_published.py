@@ -9,6 +9,10 @@ import shipped_values
 import yaml
 from shipped_values import CONFIGS
 
+from counterpoint.launch.config import parser as run_config
+from counterpoint.launch.config.run_files import read
+from counterpoint.launch.config.staged import parse_stages
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "methods" / "published"
 UNKNOWN = "unknown"
@@ -124,3 +128,27 @@ def test_every_number_of_a_recipe_is_accounted_for(file):
     wanted |= {f"{next(iter(stages), '')}{key}" for key in OF_RUNS}
     named = {place.partition(" ")[2] for place in ACCOUNTED if place.startswith(f"{file} ")}
     assert {key for key in wanted if not any(f"{n}.".startswith(f"{key}.") for n in named)} == set()
+
+
+OF_PARSER = sorted(file for file in {p.partition(" ")[0] for p in ACCOUNTED} if "run/" in file)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("file", OF_PARSER)
+def test_the_parser_agrees(file):
+    """What is read from the files is what the run's parser makes of them."""
+    parser = run_config.make_parser()
+    argv = ["--config", str(CONFIGS / f"{file}.yaml")]
+    parsed = {
+        stage: run_config.plain(parser, config)
+        for stage, config in parse_stages(parser, read(argv)).items()
+    }
+    for place in filter(lambda place: place.startswith(f"{file} "), ACCOUNTED):
+        stage, *keys = ("." + place.partition(" ")[2]).replace(".stages.", "", 1).split(".")
+        node = parsed[stage]
+        for key in keys:
+            node = node or {}  # an empty slot
+            arguments = node if key == "class_path" else node.get("init_args") or node
+            node = arguments.get(key)
+        # What is empty, a term makes itself, and a weight that is not named is 1.
+        assert node is None or shipped_values.same(node, shipped_values.value(place)), place

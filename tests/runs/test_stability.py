@@ -25,7 +25,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CLIPS = sorted((CONFIGS / "grad_clip").glob("*.yaml"))
 OPTIMS = sorted((CONFIGS / "optim").glob("*.yaml"))
 # AdamW with other numbers only.
-ALIKE = {f"adamw_{name}" for name in ("dynamics", "flip", "open_clip", "siglip", "slip", "small")}
+ALIKE = {
+    f"adamw_{name}"
+    for name in ("clipa", "dynamics", "flip", "open_clip", "siglip", "slip", "small")
+}
 LIMITS = {
     "norm": {"grad_clip/limit", "grad_clip/clipped"},
     "autoclip": {"grad_clip/limit", "grad_clip/clipped"},
