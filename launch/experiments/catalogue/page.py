@@ -6,10 +6,11 @@ on these files alone, so a test can compare it with what is checked in.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .figures_quoted import unsupported
+from .plots import draw_all
 from .records import read_groups
 from .tables import (
     OVER_SEEDS_ONLY,
@@ -41,7 +42,7 @@ its items, over seeds alone ({mark}), which holds for these very items.
 - **agrees**, **disagrees**: the interval leaves zero out, on the side that the paper claims or on
   the other. Of the {count} comparisons below, one in twenty would do so without any effect.
 - **no difference seen**: zero is inside. That is no proof of equality: {reach}
-- **cannot be seen here**: whatever came out, the run cannot answer; the row says why.
+- **cannot be seen here**: whatever came out, the run cannot answer, for the reason given.
 - **collapsed**: seeds ended with a gradient norm below 0.001 and (nearly) equal embeddings.
 - **no verdict**: fewer than three seeds.
 
@@ -55,15 +56,28 @@ COST = (
     " Cost is the time for a pair relative to `{reference}`, evaluations included: processor time"
     " of the training process, or, with an accelerator, time on the clock."
 )
+IMAGES = "images/of_{}"
+AGAINST = {"pairs": "accuracy against pairs seen", "compute": "accuracy against compute"}
+CAPTION = """A point is the mean of a run's seeds, the line through it spans them; a run whose
+results keep its evaluations on the way has a curve for each seed. Shape and colour say what came of
+the first claim about it, as below. Runs that begin with trained weights are left out."""
 PROVENANCE = ("Run", "Config", "Pairs seen", "Time", "Measured on")
 
 
 def render_file(catalogue: Path, results: Path) -> Path:
-    """Writes the page beside the folder (`methods/` -> `methods.md`); returns its path."""
-    page = render(catalogue, results)
-    out = catalogue.with_suffix(".md")
-    out.write_text(page, encoding="utf-8")
-    return out
+    """Writes the page beside the folder (`methods/` -> `methods.md`), and its drawings.
+
+    Drawings of before that are no longer on the page are removed. Returns the page's path.
+    """
+    start = catalogue.parent
+    files = render(catalogue, results)
+    for old in (start / IMAGES.format(catalogue.name)).glob("*.svg"):
+        if old.relative_to(start).as_posix() not in files:
+            old.unlink()
+    for name, content in files.items():
+        (start / name).parent.mkdir(parents=True, exist_ok=True)
+        (start / name).write_text(content, encoding="utf-8")
+    return catalogue.with_suffix(".md")
 
 
 def outdated(folder: Path, results: Path) -> list[str]:
@@ -76,17 +90,32 @@ def outdated(folder: Path, results: Path) -> list[str]:
     ]
 
 
-def render(folder: Path, results: Path) -> str:
-    """Returns the page."""
+def render(folder: Path, results: Path) -> dict[str, str]:
+    """Returns the page and its drawings, by their paths from the folder's parent on."""
     found = read_all(folder, results)
+    images = IMAGES.format(folder.name)
+    drawings = {f"{images}/{name}": drawing for name, drawing in draw_all(found).items()}
+    page = _page(found, folder, results, drawings)
+    return {f"{folder.name}.md": page, **drawings}
+
+
+def _page(found: Results, folder: Path, results: Path, drawings: Mapping[str, str]) -> str:
     catalogue, groups = found.catalogue, read_groups(results)
+    images = IMAGES.format(folder.name)
     lines = [HEAD.format(catalogue=f"{folder.name}/", results=f"{results.name}/"), ""]
+    for plot in catalogue.plots:
+        for kind, words in AGAINST.items():
+            name = f"{images}/{plot.name}_{kind}.svg"
+            lines += [f"![{plot.title}: {words}]({name})", ""] if name in drawings else []
+    lines += [CAPTION, ""] if any(plot.sweeps for plot in catalogue.plots) and drawings else []
     lines += [*_reliable(found), "", *_tables(found)]
     for run in sorted(groups):
         if count := len(groups[run]) - len(found.records[run]):
             lines += ["", f"{run}: {count} result(s) of an older configuration are left out."]
     for method in catalogue.methods:
         lines += ["", *_section(found, method)]
+        if (name := f"{images}/{method.stem}.svg") in drawings:
+            lines += ["", f"![Curves of {method.title}]({name})"]
     further = folder / "further.md"
     if further.is_file():
         lines += ["", further.read_text(encoding="utf-8").strip()]
@@ -108,9 +137,16 @@ def _reliable(found: Results) -> list[str]:
     lines = [RELY.format(mark=OVER_SEEDS_ONLY, reach=reach, count=len(judged)), ""]
     rows = []
     for word in WORDS:
-        named = [_named(row) for row in found.rows if row.verdict and row.verdict.word == word]
+        chosen = [row for row in found.rows if row.verdict and row.verdict.word == word]
+        # Rows that share a reason are named before it.
+        reasons: dict[str, list[str]] = {}
+        for row in chosen:
+            assert row.verdict is not None
+            reason = row.verdict.claim.unseen if word == UNSEEN else ""
+            reasons.setdefault(reason, []).append(_named(row))
+        named = ["; ".join(names) + (f": {why}" if why else "") for why, names in reasons.items()]
         if named:
-            rows.append([f"**{word}**", str(len(named)), "; ".join(named)])
+            rows.append([f"**{word}**", str(len(chosen)), ". ".join(named)])
     if rows:
         lines += table(("Verdict", "Rows", "Methods"), rows)
     if found.missing:

@@ -14,7 +14,7 @@ from ...reporting.runs import is_evaluation, show
 from ...reporting.tables import duration
 from .records import Record, busy_seconds, current, read_groups, value, values
 from .texts import Catalogue, Measure, Method, read_catalogue
-from .verdicts import Verdict, judge
+from .verdicts import UNSEEN, Verdict, judge
 
 OVER_SEEDS_ONLY = "°"  # marks intervals that hold for these test items
 
@@ -107,7 +107,7 @@ class Results:
             if verdict.difference and measure:
                 baseline = spread(measure, self.records[verdict.claim.against])
                 difference = show_verdict_difference(verdict)
-            text = verdict.text
+            text = verdict.word if verdict.word == UNSEEN else verdict.text
         first = self.first(row.run)
         shown = measure if measure != first else None
         compared += f": {shown.title}" if shown else ""

@@ -63,6 +63,15 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Plot:
+    """A pair of plots at the page's head: name of its files, title, sweeps with one measure."""
+
+    name: str
+    title: str
+    sweeps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Method:
     """One file. `stem` is its name; `beside` are runs that its text quotes, `elsewhere` figures."""
 
@@ -88,6 +97,7 @@ class Catalogue:
     columns: tuple[Measure, ...]
     sweeps: tuple[Sweep, ...]
     methods: tuple[Method, ...]
+    plots: tuple[Plot, ...] = ()
 
     def sweep(self, name: str) -> Sweep:
         """Returns the sweep of a name; one without a text is called by it."""
@@ -121,7 +131,11 @@ def read_catalogue(folder: Path) -> Catalogue:
                     "add it to the runs of the file that it belongs to"
                 )
     ordered = sorted(methods, key=lambda method: (method.place, method.title.lower()))
-    return Catalogue(columns, tuple(sweeps), tuple(ordered))
+    plots = [
+        Plot(name, text["title"], tuple(text["sweeps"]))
+        for name, text in (head.get("plots") or {}).items()
+    ]
+    return Catalogue(columns, tuple(sweeps), tuple(ordered), tuple(plots))
 
 
 def _method(

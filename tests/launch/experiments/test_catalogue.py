@@ -1,63 +1,25 @@
 """The method catalogue: rows and verdicts, and that the page in docs/ is up to date."""
 
-import json
 import statistics
 
 import numpy as np
 import pytest
 import scipy.stats
-import yaml
+from catalogue_case import (
+    CLAIM,
+    CLIP,
+    CLIP_SCORES,
+    COLUMNS,
+    OTHER,
+    TOP1,
+    catalogue_in,
+    write_result,
+)
 
 from counterpoint.launch.experiments.catalogue.page import render, render_file
 from counterpoint.launch.experiments.kept import pack
 from counterpoint.launch.run.provenance import ROOT
 from counterpoint.train.evaluation.outcomes import Stored
-
-TOP1 = "emoji/heldout/top1"
-COLUMNS = {
-    "columns": [
-        {"title": "Held out", "metrics": [TOP1]},
-        {"title": "R@1", "metrics": ["emoji/retrieval/text_to_image_recall@1"]},
-    ],
-    "sweeps": {"short": {"title": "Short runs", "text": "Few pairs.", "reference": "short/clip"}},
-}
-CLIP = {
-    "title": "CLIP",
-    "objective": "softmax",
-    "what": "Both | directions.",
-    "paper": "Radford et al. 2021",
-    "expectation": "A reference.",
-    "runs": {"short/clip": "emoji_clip_short", "standard/clip": "emoji_clip"},
-    "place": 0,
-}
-CLAIM = {"run": "short/other", "against": "short/clip", "claim": "better", "says": "More accurate."}
-OTHER = {
-    "title": "Another",
-    "objective": "other",
-    "what": "Better.",
-    "runs": {"short/other": "emoji_other"},
-    "claims": [CLAIM],
-}
-
-
-def write_result(folder, seed, top1=0.35, run="clip", **changes):
-    record = {
-        "sweep": "short",
-        "run": run,
-        "config": "emoji_clip_short",
-        "seed": seed,
-        "overrides": {},
-        "identity": {"values": {"optim.lr": 1, "trainer.precision": "bf16-mixed"}, "chosen": []},
-        "commit": {"revision": "0123456789abcdef", "dirty": False},
-        "machine": {"cpu": "Abacus", "cores": 2, "accelerators": [], "python": "3", "torch": "2"},
-        "date": f"2026-01-0{seed + 1}T10:00:00+00:00",
-        "seconds": 100.0 + seed,
-        "samples": 40000,
-        "final": {TOP1: top1, "emoji/retrieval/text_to_image_recall@1": 0.5},
-    } | changes
-    path = folder / "results" / record["sweep"] / f"{run}-seed{seed}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record))
 
 
 def write_seeds(folder, scores, **changes):
@@ -65,16 +27,8 @@ def write_seeds(folder, scores, **changes):
         write_result(folder, seed, top1, **changes)
 
 
-def catalogue_in(folder, **methods):
-    catalogue = folder / "methods"
-    catalogue.mkdir(exist_ok=True)
-    for name, texts in ({"columns": COLUMNS, "clip": CLIP} | methods).items():
-        (catalogue / f"{name}.yaml").write_text(yaml.safe_dump(texts))
-    return catalogue
-
-
 def render_in(folder, **methods) -> str:
-    return render(catalogue_in(folder, **methods), folder / "results")
+    return render(catalogue_in(folder, **methods), folder / "results")["methods.md"]
 
 
 def cells_of(page: str, start: str) -> list[str]:
@@ -179,9 +133,6 @@ def test_a_wrong_key_is_refused(tmp_path, change, said):
         render_in(tmp_path, other=OTHER | change)
 
 
-CLIP_SCORES = (0.38, 0.40, 0.42)
-
-
 @pytest.mark.parametrize(
     ("scores", "claim", "word"),
     [
@@ -236,8 +187,10 @@ def test_what_cannot_be_seen_says_why_whatever_came_out(tmp_path):
     write_seeds(tmp_path, (0.1, 0.1, 0.1), run="other")
     claim = CLAIM | {"unseen": "it needs a billion pairs"}
     page = render_in(tmp_path, other=OTHER | {"claims": [claim]})
-    assert verdict_of(page)[1] == "cannot be seen here: it needs a billion pairs"
-    assert "| **cannot be seen here** | 1 | [Another](#another) |" in page
+    assert verdict_of(page)[1] == "cannot be seen here"
+    reason = "[Another](#another): it needs a billion pairs"
+    assert f"| **cannot be seen here** | 1 | {reason} |" in page
+    assert "*Cannot be seen here: it needs a billion pairs.*" in page
 
 
 def test_collapsed_seeds_are_no_comparison(tmp_path):
@@ -342,7 +295,7 @@ def test_a_further_text_ends_the_page(tmp_path):
 
 def test_the_page_in_docs_is_up_to_date():
     docs = ROOT / "docs"
-    expected = render(docs / "methods", docs / "results")
-    assert (docs / "methods.md").read_text(encoding="utf-8") == expected, (
-        "run `counterpoint sweep --render`"
-    )
+    for name, content in render(docs / "methods", docs / "results").items():
+        assert (docs / name).read_text(encoding="utf-8") == content, (
+            f"{name} is not: run `counterpoint sweep --render`"
+        )
