@@ -26,7 +26,7 @@ from .shards.manifest import Manifest
 from .shards.prefetch import Prefetcher
 from .shards.reader import ShardReader
 from .sidecar import Sidecar, check_file_names
-from .start_checks import check_captions, check_images, check_keys
+from .start_checks import check_captions, check_images, check_keys, check_regions
 from .text.syntax import WordReducer
 from .text.tokenize import Tokenizer
 from .urls import shown
@@ -191,6 +191,7 @@ class PairsDataModule(Pairs):
         captions = {name: text for name, text in recipe.texts["text"].items() if plan.reads(name)}
         reader = ShardReader(self.manifest.urls)
         check_captions(self.manifest, reader, captions)
+        check_regions(self.manifest, reader, [*captions], recipe.regions)
         if self.reads_images:
             check_images(self.manifest, reader, captions)
         self.check_keep_lists()

@@ -12,6 +12,7 @@ from torch import Tensor
 from .images.transforms import TrainTransform, Transform
 from .sidecar import Sidecar
 from .text.captions import CaptionPolicy
+from .text.regions import RegionText
 from .text.tokenize import Tokenizer
 
 TEXT_BYTES = 4096  # of a sample without views
@@ -87,7 +88,7 @@ class Recipe:
 
     Raises:
         ValueError: a view or the caption takes its parameters from an unknown entry, or from a view
-            after it.
+            after it, or boxes are of a view that cuts or turns the image.
     """
 
     seed: int
@@ -149,6 +150,38 @@ class Recipe:
                         "transforms are of different kinds; give both the same class"
                     )
             before.append(name)
+        self._check_regions()
+
+    @property
+    def regions(self) -> dict[str, RegionText]:
+        """The texts that are of regions, by batch entry."""
+        policies = [(entry, p) for entry, each in self.texts.items() for p in each.values()]
+        return {entry: policy for entry, policy in policies if isinstance(policy, RegionText)}
+
+    def _check_regions(self) -> None:
+        """Refuses boxes that views move, and policies that would draw another region."""
+        regions = self.regions
+        fields = {field for policy in regions.values() for field in policy.fields}
+        for entry in self.texts.keys() - regions.keys():
+            for policy in self.texts[entry].values():
+                if both := sorted(fields.intersection(policy.fields)):
+                    raise ValueError(
+                        f"the text '{entry}' reads {both[0]} through {type(policy).__name__}, "
+                        "which would draw another region than other texts; name RegionPhrase or "
+                        "RegionBox itself"
+                    )
+        for entry, policy in regions.items() if self.views else ():
+            view = self.views.get(policy.view)
+            if view is None or not view.transform.keeps_fractions:
+                made = (
+                    "is no view" if view is None else f"is made by {type(view.transform).__name__}"
+                )
+                raise ValueError(
+                    f"the text '{entry}' has boxes of '{policy.view}', which {made}: boxes stay "
+                    "where they are only in the whole image; set data.train_transform (of a view, "
+                    "its transform) to an EvalTransform with resize: squash, or name such a view "
+                    f"as the `view` of {type(policy).__name__}"
+                )
 
     @property
     def bytes_per_sample(self) -> int:

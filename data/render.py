@@ -195,7 +195,7 @@ class Renderer:
         self, raw: RawSample, name: str, source: str, rows: Rows, epoch: int, key: int
     ) -> str:
         policy = self.recipe.texts[name][source]
-        draw = uniform(self.recipe.seed, epoch, name, key)
+        draw = uniform(self.recipe.seed, epoch, policy.draws_as or name, key)
         stored = self.recipe.caption_same_as if name == "text" else None
         if stored is not None and rows[f"{stored.partition('.')[0]}.present"]:
             draw = float(rows[stored])

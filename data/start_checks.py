@@ -19,6 +19,7 @@ from .shards.fields import find_image, read_json, sample_key
 from .shards.manifest import Manifest, is_remote
 from .shards.reader import RawSample, ShardReader
 from .text.captions import CaptionPolicy
+from .text.regions import RegionText
 from .urls import base_name
 
 # Per source, evenly spread; the first one with a caption is enough.
@@ -66,6 +67,44 @@ def check_captions(
             raise ValueError(
                 f"the source '{source}' has no caption in {', '.join(policy.fields)}: "
                 f"none of {len(empty)} samples looked at, which have {contents(empty[0])}; {fix}"
+            )
+
+
+def check_regions(
+    manifest: Manifest,
+    reader: ShardReader,
+    sources: Sequence[str],
+    texts: Mapping[str, RegionText],
+) -> None:
+    """Looks for a region for every text that is of one; one source is enough.
+
+    Args:
+        manifest: the shards.
+        reader: reads the shards.
+        sources: those in use.
+        texts: the policies by batch entry.
+
+    Raises:
+        ValueError: none of the samples looked at has a region, or one has a box that is none.
+    """
+    for entry, policy in texts.items():
+        empty: list[RawSample] = []
+        numbers = map(manifest.sources.index, sources)
+        for raw in (raw for number in numbers for raw in some_samples(manifest, reader, number)):
+            try:
+                policy(raw, 0.0)
+            except SampleError as error:
+                if error.cause == "no_caption":
+                    empty.append(raw)
+                    continue
+                raise ValueError(f"the text '{entry}': {error.args[1]}") from error
+            empty.clear()
+            break
+        if empty:
+            raise ValueError(
+                f"the text '{entry}' is of regions in {policy.fields[0]}, and none of {len(empty)} "
+                f"samples looked at has any; they have {contents(empty[0])}; set its field to "
+                "where regions are, or leave out the text and the tasks that read or write it"
             )
 
 

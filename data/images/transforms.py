@@ -40,6 +40,11 @@ class Transform(ABC):
     columns: tuple[str, ...] = ()
     around: tuple[str, ...] = ()
 
+    @property
+    def keeps_fractions(self) -> bool:
+        """Whether boxes in fractions of the image hold in the view: it is all of it, unturned."""
+        return False
+
     def __call__(self, image: EncodedImage | Tensor, size: int, rng: Rng = None) -> Tensor:
         """Transforms one image: `draw`, then `apply`.
 
@@ -305,6 +310,10 @@ class EvalTransform(Transform):
             raise ValueError(f"centre={centre!r} must be 'even' or 'up'")
         self.interpolation: Interpolation = interpolation
         self.centre = centre
+
+    @property
+    def keeps_fractions(self) -> bool:
+        return self.resize == "squash" and self.crop == 1
 
     def draw(
         self, height: int, width: int, rng: Rng = None, others: Sequence[np.ndarray] = ()

@@ -57,7 +57,7 @@ def field_texts(sample: RawSample, field: str) -> list[str]:
     if name:
         value = value_at(read_json(sample, extension), name)
         values = value if isinstance(value, list) else [value]
-        texts = [_as_text(sample, extension, name, value) for value in values]
+        texts = [as_text(sample, extension, name, value) for value in values]
     else:
         texts = [read_text(sample, extension)]
     return [text[:MAX_CAPTION] for text in texts if text and not text.isspace()]
@@ -137,7 +137,7 @@ def read_value(sample: RawSample, extension: str, name: str) -> str | None:
     Raises:
         SampleError: as in `read_json`; half of a surrogate pair (`"\\ud83d"`) is `bad_text`.
     """
-    return _as_text(sample, extension, name, read_json(sample, extension).get(name))
+    return as_text(sample, extension, name, read_json(sample, extension).get(name))
 
 
 def value_at(fields: dict[str, object], name: str) -> object:
@@ -149,7 +149,12 @@ def value_at(fields: dict[str, object], name: str) -> object:
     return value_at(inner, rest) if rest and isinstance(inner, dict) else None
 
 
-def _as_text(sample: RawSample, extension: str, name: str, value: object) -> str | None:
+def as_text(sample: RawSample, extension: str, name: str, value: object) -> str | None:
+    """Returns a text or a whole number of a JSON member as text, None when it is anything else.
+
+    Raises:
+        SampleError: half of a surrogate pair (`bad_text`).
+    """
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     text = str(value)

@@ -23,9 +23,12 @@ class CaptionPolicy(ABC):
 
     Attributes:
         fields: every field that the policy may read.
+        draws_as: texts of a sample whose policies have this name in common are given the same draw;
+            "": one of their own.
     """
 
     fields: tuple[str, ...]
+    draws_as: str = ""
 
     @abstractmethod
     def __call__(self, sample: RawSample, draw: float) -> str:

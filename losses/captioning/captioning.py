@@ -4,9 +4,11 @@ L = -1/B sum_i 1/n_i sum_t log p(token t of caption i | tokens before t, image i
 the captions is predicted in parallel: p(token t | image i). Tschannen et al., "Image Captioners Are
 Scalable Vision Learners Too" (2023), sections 3 and 4; in SigLIP 2 (Tschannen et al. 2025), section
 2.2, beside the sigmoid loss with equal weight, half of the captions in parallel, and beside two
-tasks over boxes (LocCa, Wan et al. 2024) that are not made here. A mean over tokens for each
-caption, then over captions, is what the published code of CapPa computes.
+tasks over boxes (`locca`). A mean over tokens for each caption, then over captions, is what the
+published code of CapPa computes.
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -68,7 +70,7 @@ class Captioning(SampleTerm):
         # Captions are in every batch; as a need, a tower would encode them.
         self.needs = (f"{image}.tokens",)
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
-        self._is_checked = False
+        self._checked: set[str] = set()
 
     def forward(self, features: Tensors, batch: Tensors) -> dict[str, Tensor]:
         # First, so that what is logged of single samples has the choices of the step.
@@ -81,26 +83,45 @@ class Captioning(SampleTerm):
 
     def per_sample(self, features: Tensors, batch: Tensors) -> Float[Tensor, "b"]:
         """Mean over each caption's tokens; reads `IMAGE.tokens` [b, n, d], ids and lengths."""
-        states = need(features, f"{self.image}.tokens", self)
-        fix = "name `text`, or a text of data.texts as text.NAME"
-        text, length = (need(batch, self.text + suffix, self, fix) for suffix in ("", "_length"))
-        self._check(states, text)
+        states = self._states(features)
+        text, length = self._entry(self.text, batch)
+        self._check_length(f"'{self.text}' has", text.shape[1])
         places = torch.arange(text.shape[1], device=text.device)
         is_target = (places < length[:, None]) & (places >= self.skip)
         predicted = self.decoder(states, text, self._chosen(batch["key"]))
-        where = self._places(is_target, batch)
+        return self._means(predicted, text, is_target, self._num_targets([self.text], batch))
+
+    def _means(
+        self,
+        predicted: Float[Tensor, "b t width"],
+        text: Int64[Tensor, "b t"],
+        is_target: Bool[Tensor, "b t"],
+        num_targets: int | None,
+    ) -> Float[Tensor, "b"]:
+        """Returns each row's mean cross-entropy over the tokens to predict; 0 without any."""
+        flat = is_target.flatten()
+        if num_targets is None:
+            where = flat.nonzero()[:, 0]
+        else:
+            where = torch.nonzero_static(flat, size=num_targets)[:, 0]
         losses = self._cross_entropies(predicted.flatten(0, 1)[where], text.flatten()[where])
         # Each to its own place: sums over rows of a caption have one order.
         dense = losses.new_zeros(text.numel()).index_copy(0, where, losses).view(text.shape)
         return dense.sum(1) / is_target.sum(1).clamp_min(1)
 
-    def _places(self, is_target: Bool[Tensor, "b t"], batch: Tensors) -> Int64[Tensor, "n"]:
-        """Returns the places of the tokens to predict among those of all captions."""
-        lengths = batch.get(f"{self.text}_length.host")
-        if lengths is None:  # where nothing has to be waited for, and with loaders of one's own
-            return is_target.flatten().nonzero()[:, 0]
-        size = int((lengths.clip(max=is_target.shape[1]) - self.skip).clip(min=0).sum())
-        return torch.nonzero_static(is_target.flatten(), size=size)[:, 0]
+    def _num_targets(self, entries: Sequence[str], batch: Tensors) -> int | None:
+        """Returns how many tokens of entries are predicted, where the host knows their lengths.
+
+        None where nothing has to be waited for, and with loaders of one's own.
+        """
+        count = 0
+        for entry in entries:
+            lengths = batch.get(f"{entry}_length.host")
+            if lengths is None:
+                return None
+            longest = batch[entry].shape[1]
+            count += int((lengths.clip(max=longest) - self.skip).clip(min=0).sum())
+        return count
 
     def _cross_entropies(
         self, states: Float[Tensor, "n width"], tokens: Int64[Tensor, "n"]
@@ -116,23 +137,32 @@ class Captioning(SampleTerm):
         bits = mix(mix(self.steps + self.seed) + keys)
         return shifted(bits, 11).double() * 2.0**-53 < self.parallel
 
-    def _check(self, states: Tensor, text: Tensor) -> None:
-        decoder = self.decoder
-        if states.shape[2] != decoder.image_width:
+    def _states(self, features: Tensors) -> Float[Tensor, "b n d"]:
+        states = need(features, f"{self.image}.tokens", self)
+        if states.shape[2] != self.decoder.image_width:
             raise ValueError(
                 f"'{self.image}.tokens' are {states.shape[2]} wide, and the caption decoder is "
-                f"made for {decoder.image_width}: set its image_width to {states.shape[2]}"
+                f"made for {self.decoder.image_width}: set its image_width to {states.shape[2]}"
             )
-        if text.shape[1] > decoder.context_length:
-            raise ValueError(
-                f"'{self.text}' has {text.shape[1]} tokens a caption, and the caption decoder "
-                f"takes {decoder.context_length}: set its context_length to {text.shape[1]}"
-            )
+        return states
+
+    def _entry(self, name: str, batch: Tensors) -> tuple[Int64[Tensor, "b t"], Int64[Tensor, "b"]]:
+        """Returns the ids and lengths of a text."""
+        fix = "name `text`, or a text of data.texts as text.NAME"
+        text, length = (need(batch, name + suffix, self, fix) for suffix in ("", "_length"))
         # Once: reading the value waits for the device.
-        if not self._is_checked and text.numel() and not text.is_meta:
-            self._is_checked, highest = True, int(text.max())
-            if highest >= decoder.vocab_size:
+        if name not in self._checked and text.numel() and not text.is_meta:
+            self._checked.add(name)
+            if (highest := int(text.max())) >= self.decoder.vocab_size:
                 raise ValueError(
-                    f"'{self.text}' has the token {highest}, and the caption decoder a vocabulary "
-                    f"of {decoder.vocab_size}: set its vocab_size to the tokenizer's"
+                    f"'{name}' has the token {highest}, and the caption decoder a vocabulary of "
+                    f"{self.decoder.vocab_size}: set its vocab_size to the tokenizer's"
                 )
+        return text, length
+
+    def _check_length(self, what: str, length: int) -> None:
+        if length > self.decoder.context_length:
+            raise ValueError(
+                f"{what} {length} tokens a caption, and the caption decoder takes "
+                f"{self.decoder.context_length}: set its context_length to {length}"
+            )

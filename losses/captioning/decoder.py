@@ -79,9 +79,9 @@ class DecoderLayer(nn.Module):
 class CaptionDecoder(nn.Module):
     """Reads a caption up to each of its tokens, or none of it, and the image.
 
-    The first input is a prompt, a learned vector that says what is to be written (in LocCa, Wan et
-    al. 2024, a word); each further input is the token before. A caption that is predicted in
-    parallel has a learned mask in the place of every input, and its positions see one another.
+    The first input is a prompt, a learned vector that says what is to be written; each further
+    input is the token before. A caption that is predicted in parallel has a learned mask in the
+    place of every input, and its positions see one another.
 
     Args:
         image_width: of the image tower's states.
@@ -137,6 +137,7 @@ class CaptionDecoder(nn.Module):
         image: Float[Tensor, "b states image_width"],
         text: Int64[Tensor, "b t"],
         parallel: Bool[Tensor, "b"],
+        prompt: Float[Tensor, "width"] | None = None,
     ) -> Float[Tensor, "b t width"]:
         """Returns the states that predict `text`, token by token.
 
@@ -144,11 +145,12 @@ class CaptionDecoder(nn.Module):
             image: states of the images.
             text: ids; what follows a caption's end changes nothing before it.
             parallel: which captions are predicted without reading any of their tokens.
+            prompt: another one; None: that of captions.
         """
         length, dtype = text.shape[1], self.positions.dtype
         before = self.tokens(text[:, :-1])
-        prompt = self.prompt.expand(len(text), 1, -1)
-        inputs = torch.where(parallel[:, None, None], self.mask, torch.cat([prompt, before], 1))
+        first = (self.prompt if prompt is None else prompt).expand(len(text), 1, -1)
+        inputs = torch.where(parallel[:, None, None], self.mask, torch.cat([first, before], 1))
         later = torch.ones(length, length, dtype=torch.bool, device=text.device).triu(1)
         seen = ~(later & ~parallel[:, None, None])
         states = inputs + self.positions[:length]

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,16 @@ tasks:
 """
 
 
-def write_shards(folder: Path, num_shards: int = 3, per_shard: int = 17) -> list[Path]:
-    """Writes shards as img2dataset does: KEY.png, KEY.txt, KEY.json."""
+def write_shards(
+    folder: Path,
+    num_shards: int = 3,
+    per_shard: int = 17,
+    regions: Callable[[int], list] | None = None,
+) -> list[Path]:
+    """Writes shards as img2dataset does: KEY.png, KEY.txt, KEY.json.
+
+    `regions` gives those of the sample of a number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     paths = []
@@ -68,6 +77,8 @@ def write_shards(folder: Path, num_shards: int = 3, per_shard: int = 17) -> list
                 Image.fromarray(pixels).save(image, "PNG")
                 caption = " ".join(rng.choice(WORDS, 3))
                 meta = {"key": key, "caption": caption}
+                if regions is not None:
+                    meta["regions"] = regions(shard * per_shard + i)
                 add(tar, f"{key}.png", image.getvalue())
                 add(tar, f"{key}.txt", caption.encode())
                 add(tar, f"{key}.json", json.dumps(meta).encode())

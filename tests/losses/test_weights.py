@@ -150,6 +150,8 @@ def test_every_term_is_the_weighted_mean_of_its_samples(name):
     present = counted(name)
     if name.startswith("inmodal/") and "text.augmented.present" in batch:
         return  # test_in_modal_pairs_weigh_those_present
+    if name.startswith("captioning/locca"):
+        return  # a mean for each task: its cases have weights
     torch.manual_seed(11)
     leaves = leaves_of(features)
     formula = case.formula(leaves, batch, case.make().double())

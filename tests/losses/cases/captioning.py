@@ -1,4 +1,7 @@
-"""Captioning: half of the captions in parallel, all token by token, with weights."""
+"""Captioning: half of the captions in parallel, all token by token, with weights.
+
+LocCa beside it: boxes for phrases and phrases for boxes, where not every sample has a region.
+"""
 
 import torch
 from term_case import Case, normal
@@ -6,16 +9,17 @@ from torch.nn import functional as F
 
 from counterpoint.losses.captioning.captioning import Captioning
 from counterpoint.losses.captioning.decoder import CaptionDecoder
+from counterpoint.losses.captioning.locca import LocCa, Task
 
 LENGTHS = torch.tensor([4, 7, 1, 2, 7, 3, 5, 6, 2])
 HEADS = 2
 
 
-def make(image_width=6, **choices):
+def make(image_width=6, kind=Captioning, **choices):
     decoder = CaptionDecoder(image_width, 11, 7, width=8, depth=2, num_heads=HEADS)
     # Outputs start from zero, where nothing but them has a gradient.
     torch.nn.init.normal_(decoder.outputs)
-    return Captioning(decoder, tile_bytes=96, **choices)
+    return kind(decoder, tile_bytes=96, **choices)
 
 
 def inputs(generator, b, width=6, weighted=False):
@@ -49,9 +53,10 @@ def norm(module, x):
     return unit * module.weight + module.bias
 
 
-def states(decoder, image, ids, parallel):
-    before = [decoder.prompt, *decoder.tokens.weight[ids[:-1]]]
-    x = torch.stack([decoder.mask] * len(ids) if parallel else before) + decoder.positions
+def states(decoder, image, ids, parallel, prompt=None):
+    before = [decoder.prompt if prompt is None else prompt, *decoder.tokens.weight[ids[:-1]]]
+    inputs = torch.stack([decoder.mask] * len(ids) if parallel else before)
+    x = inputs + decoder.positions[: len(ids)]
     later = torch.ones(len(ids), len(ids)).triu(1).bool() & (not parallel)
     for layer in decoder.layers:
         y = norm(layer.norm_self, x)
@@ -77,6 +82,52 @@ def formula(features, batch, term):
     return (torch.stack(sums) * weights).sum() / weights.sum()
 
 
+PHRASES, BOXES = torch.tensor([3, 1, 2, 3, 1, 2, 3, 2, 1]), torch.full((9,), 4)
+# One phrase without its box; of two splits, a rank has no region at all.
+HAS_PHRASE = torch.tensor([0, 0, 0, 1, 1, 0, 1, 0, 1], dtype=torch.bool)
+HAS_BOX = torch.tensor([0, 0, 0, 1, 1, 0, 1, 0, 0], dtype=torch.bool)
+# LocCa's own grounded captioning writes both; in SigLIP 2's words the box is read.
+TASKS = {
+    "aref": Task(read=("text.phrase",), write=("text.box",)),
+    "gcap": Task(read=("text.box",), write=("text.phrase",)),
+    "both": Task(write=("text.box", "text.phrase")),
+}
+
+
+def regions(generator, b, weighted):
+    features, batch = inputs(generator, b, 6, weighted)
+    for name, width, lengths, present in (
+        ("phrase", 3, PHRASES, HAS_PHRASE),
+        ("box", 4, BOXES, HAS_BOX),
+    ):
+        batch[f"text.{name}"] = torch.randint(0, 11, (b, width), generator=generator)
+        batch |= {f"text.{name}_length": lengths[:b], f"text.{name}.present": present[:b]}
+    return features, batch
+
+
+def located(features, batch, term):
+    """Of each sample that has a region by itself: what it reads, then what it writes."""
+    total, decoder = formula(features, batch, term), term.decoder
+    weights = batch.get("weight", torch.ones(9, dtype=torch.float64))
+    for name, task in term.tasks.items():
+        losses, kept = [], [i for i in range(9) if HAS_PHRASE[i] and HAS_BOX[i]]
+        for i in kept:
+            texts = {
+                "text.phrase": batch["text.phrase"][i, : PHRASES[i]],
+                "text.box": batch["text.box"][i],
+            }
+            ids = torch.cat([texts[entry] for entry in (*task.read, *task.write)])
+            made = states(decoder, features["image.tokens"][i], ids, False, term.prompts[name])
+            own = -(made @ decoder.outputs.T).log_softmax(1)[torch.arange(len(ids)), ids]
+            wanted, start = [], sum(len(texts[entry]) for entry in task.read)
+            for entry in task.write:
+                wanted += [*range(start + term.skip, start + len(texts[entry]))]
+                start += len(texts[entry])
+            losses.append(own[wanted].sum() / max(1, len(wanted)))
+        total = total + (torch.stack(losses) * weights[kept]).sum() / weights[kept].sum()
+    return total
+
+
 def case(width=6, weighted=False, **choices):
     return Case(
         lambda: make(width, **choices),
@@ -87,8 +138,20 @@ def case(width=6, weighted=False, **choices):
     )
 
 
+def locca(weighted=False, **choices):
+    return Case(
+        lambda: make(kind=LocCa, tasks=TASKS, **choices),
+        located,
+        lambda generator, b: regions(generator, b, weighted),
+        takes_exchange=False,
+        is_mean=False,
+    )
+
+
 CASES = {
     "half_parallel": case(),
     "in_order": case(8, parallel=0.0, skip=1),
     "weighted": case(weighted=True),
+    "locca": locca(),
+    "locca_weighted": locca(weighted=True, skip=1),
 }
