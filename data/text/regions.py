@@ -6,7 +6,7 @@ one each epoch. What a caption decoder reads and writes in LocCa (Wan et al. 202
 a detector has found the boxes.
 """
 
-from collections.abc import Sequence
+from typing import TypeGuard
 
 from ..errors import SampleError
 from ..shards.fields import MAX_CAPTION, as_text, read_json, value_at
@@ -62,7 +62,8 @@ class RegionText(CaptionPolicy):
         region = None
         if isinstance(regions, list):
             region = regions[min(int(draw * len(regions)), len(regions) - 1)]
-        if isinstance(region, dict) and is_box(box := region.get("box")):
+        box = region.get("box") if isinstance(region, dict) else None
+        if isinstance(region, dict) and is_box(box):
             text = as_text(sample, extension, name, region.get("text"))
             if text and not text.isspace():
                 return box, text[:MAX_CAPTION]
@@ -110,9 +111,9 @@ class RegionBox(RegionText):
         return " ".join(f"{int(edge * self.steps + 0.5):0{digits}d}" for edge in edges)
 
 
-def is_box(value: object) -> bool:
+def is_box(value: object) -> TypeGuard[list[float]]:
     """Whether a JSON value is left, top, right and bottom of a box with an area in the image."""
-    if not isinstance(value, Sequence) or len(value) != 4:
+    if not isinstance(value, list) or len(value) != 4:
         return False
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in value):
         return False
