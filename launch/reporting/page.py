@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..run.collapse import collapse
 from . import about, figures, overview, panels, tables
 from .grid import Grid
 from .plot_data import embed
@@ -67,6 +68,7 @@ def render(runs: list[Run], grids: list[GridEntry]) -> str:
     return template("report.html").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
         subtitle=_subtitle(runs),
+        collapsed=[f"{run.name} {text}" for run in runs if (text := collapse(run.rows))],
         runs=runs,
         is_many=is_many,
         tiles=_tiles(numbers) if len(runs) == 1 else [],

@@ -23,13 +23,18 @@ TRAINING = {
     "logit_scale": ("Logit scale", "multiplies the similarities", "linear", "exact"),
     "lr": ("Learning rate", "of the phase; groups take multiples of it", "linear", "exact"),
     "grad_norm": ("Gradient norm", "before clipping", "spiky", "noisy"),
+    "mean_cosine/image": ("Alike images", "mean cosine of different samples", "linear", "noisy"),
+    "mean_cosine/text": ("Alike texts", "mean cosine of different samples", "linear", "noisy"),
     "pairs_per_s": ("Throughput", "pairs per second, all ranks", "linear", "noisy"),
     "flops_per_pair": ("Compute", "FLOPs a pair, forward and backward", "linear", "noisy"),
     "mfu": ("Utilisation", "the towers' FLOPs, of the device's peak", "share", "noisy"),
     "data_wait": ("Waiting for data", "share of the step's time", "share", "noisy"),
     "peak_memory_gib": ("Peak memory", "GiB, of the rank that needs most", "linear", "exact"),
 }
-UNDRAWN = ("samples", "steps", "seconds", "epoch", "data_wait_max_rank", "forward_seconds_max_rank")
+UNDRAWN = (
+    *("samples", "steps", "seconds", "epoch", "collapsed"),
+    *("data_wait_max_rank", "forward_seconds_max_rank"),
+)
 RECALL = re.compile(r"(?P<direction>\w+?)_?recall@(?P<rank>\d+)")
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 

@@ -21,10 +21,12 @@ from ...data.files import write_whole
 from ...train.callbacks.metrics import read_rows
 from ...train.checkpointing import checkpoint as checkpoints
 from ...train.phases import Phases
+from ...train.screen import log_line
 from ..config.identity import Identity
 from ..config.parser import save
 from ..config.run_files import STAGES
 from ..config.stages import FILE
+from .collapse import collapse
 from .env import is_first_process, under_torchrun
 from .means import means
 from .provenance import RECORDED, changes, commit, packages, versions
@@ -155,6 +157,10 @@ def write_summary(
     final: dict[str, Any] = {}
     for row in rows:
         final |= {k: v for k, v in row.items() if k not in ("step", "wall")}
+    sentence = collapse(rows)
+    final["collapsed"] = int(bool(sentence))
+    if sentence:
+        log_line(f"{resolved['name']} {sentence} (docs/howto/troubleshooting.md)", sys.stderr)
     summary = {
         "name": resolved["name"],
         "final": final,

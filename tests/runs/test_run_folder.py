@@ -11,6 +11,7 @@ from tiny import config, write_config, write_shards
 
 from counterpoint.data.shards.index import index_shards
 from counterpoint.launch.cli import main
+from counterpoint.launch.run.collapse import collapse
 from counterpoint.launch.run.provenance import commit
 
 BATCH = 12
@@ -69,7 +70,10 @@ def test_the_summary_has_the_mean_and_what_produced_it(run_dir):
     assert mean["pairs_per_s"] == pytest.approx(7 * BATCH / sum(seconds))
     mfu = sum(row["mfu"] * s for row, s in zip(rows, seconds, strict=True)) / sum(seconds)
     assert mean["mfu"] == pytest.approx(mfu)
-    assert summary["final"]["pairs_per_s"] == rows[-1]["pairs_per_s"]
+    final = summary["final"]
+    assert final["pairs_per_s"] == rows[-1]["pairs_per_s"]
+    assert final["mean_cosine/text"] == rows[-1]["mean_cosine/text"]
+    assert final["collapsed"] == bool(collapse(rows))
     assert summary["steps"] == 7 and summary["samples"] == 7 * BATCH
     assert summary["epochs"] == rows[-1]["epoch"]
     assert summary["code"]["revision"] == commit()["revision"]

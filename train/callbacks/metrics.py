@@ -26,6 +26,7 @@ from ..module import ContrastiveModule, Reporter
 from ..screen import log_beside_bar, log_line
 from .flops import FlopMeter, measure_peak
 from .skew import FORWARD, WAIT, ForwardClock, Stragglers
+from .spread import Spread
 
 SHOWN = ("loss", "lr", "pairs_per_s")  # on Lightning's progress bar
 
@@ -154,6 +155,7 @@ class Metrics(Reporter):
         frozen = [towers.model for towers in pl_module.frozen_towers.values()]
         self._meter = FlopMeter([pl_module.model, *frozen])
         self._forward = ForwardClock(pl_module.objective)
+        self._spread = Spread(pl_module.objective)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts counting samples, and measures the device's peak unless it is given."""
@@ -178,6 +180,7 @@ class Metrics(Reporter):
         assert isinstance(pl_module, ContrastiveModule)
         self._wait += time.monotonic() - pl_module.step_ended
         self._meter.listening = True
+        self._spread.listening = is_logged(trainer, trainer.global_step + 1)
         self._forward.start(pl_module.device)
 
     def on_train_batch_end(
@@ -187,7 +190,7 @@ class Metrics(Reporter):
         assert isinstance(pl_module, ContrastiveModule)
         self._meter.listening = False
         step = trainer.global_step
-        logs = step % trainer.log_every_n_steps == 0 or step == trainer.max_steps  # type: ignore
+        logs = is_logged(trainer, step)
         if logs and pl_module.device.type == "cuda":
             # The host is ahead of the device, whose time for these steps is measured.
             torch.cuda.synchronize(pl_module.device)
@@ -239,6 +242,7 @@ class Metrics(Reporter):
             values["epoch"] = round(samples(step) / self._epoch_size, 4)
         phase, _, _ = module.phases.at(step - 1)
         values |= {name: int(total) for name, total in module.guard.report().items()}
+        values |= self._spread.take()
         if (warning := module.update_rms()) is not None:
             values["update_rms"] = float(warning)
         return values | {
@@ -283,6 +287,12 @@ class Metrics(Reporter):
         if hardware > model:
             rates["hardware_flops_per_pair"] = hardware / pairs
         return rates
+
+
+def is_logged(trainer: pl.Trainer, step: int) -> bool:
+    """Whether the row of this step is written."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return step % every == 0 or step == trainer.max_steps
 
 
 def memory(device: torch.device) -> dict[str, float]:

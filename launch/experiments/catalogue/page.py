@@ -43,7 +43,7 @@ its items, over seeds alone ({mark}), which holds for these very items.
   the other. Of the {count} comparisons below, one in twenty would do so without any effect.
 - **no difference seen**: zero is inside. That is no proof of equality: {reach}
 - **cannot be seen here**: whatever came out, the run cannot answer, for the reason given.
-- **collapsed**: seeds ended with a gradient norm below 0.001 and (nearly) equal embeddings.
+- **collapsed**: seeds ended with (nearly) equal embeddings or no gradient (norm below 0.001).
 - **no verdict**: fewer than three seeds.
 
 What a method does at the scale of its paper no run here answers."""

@@ -42,8 +42,10 @@ def values(measure: Measure, records: Sequence[Record]) -> list[float] | None:
 
 
 def has_collapsed(record: Record) -> bool:
-    """Whether training ended without a gradient: such a run is no comparison."""
-    return record["final"].get("grad_norm", 1.0) < COLLAPSED_NORM
+    """Whether training ended with equal embeddings or no gradient: such a run is no comparison."""
+    final = record["final"]
+    # Older results do not say it themselves.
+    return bool(final.get("collapsed", final.get("grad_norm", 1.0) < COLLAPSED_NORM))
 
 
 def busy_seconds(record: Record) -> float:

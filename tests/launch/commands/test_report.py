@@ -225,6 +225,21 @@ def test_an_empty_run_and_values_that_are_not_finite(tmp_path):
     assert page.cells["loss"][1] == "not finite"
 
 
+def test_a_collapse_is_a_sentence_at_the_top(tmp_path):
+    fake_run(tmp_path / "dead", name="dead", evaluation=False)
+    fake_run(tmp_path / "alive", name="alive")
+    file = tmp_path / "dead" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    equal = {"mean_cosine/image": 0.99999, "mean_cosine/text": 0.4}
+    file.write_text("".join(json.dumps(row | equal) + "\n" for row in rows))
+    folders = [str(tmp_path / "alive"), str(tmp_path / "dead")]
+    said = Page(write_report(folders, suite="none").read_text()).said
+    sentence = (
+        "collapsed: the embeddings of different images are nearly equal (mean cosine 0.999990)"
+    )
+    assert f"dead {sentence}" in said and said.count("collapsed:") == 1
+
+
 def test_bad_folders_get_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is no run folder"):
         write_report([str(tmp_path)])
