@@ -19,7 +19,7 @@ from ..reporting.runs import Run, is_evaluation, read_run
 
 NUM_POINTS = 30  # of a training curve
 NUM_DIGITS = 5
-TRAINING = ("loss", "grad_norm", "logit_scale", "embeddings")  # and what stands below them
+TRAINING = ("loss", "grad_norm", "logit_scale", "mean_cosine", "spread")  # and what is below them
 
 
 def keep_traces(run_dir: Path, file: Path) -> dict[str, Any]:

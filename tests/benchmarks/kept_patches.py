@@ -5,7 +5,7 @@ benchmarks.kept_patches RUN_DIR ... [--data FOLDER]`, of runs with a class token
 Markdown, a row a checkpoint: of each drawing style, the share of patches with foreground (a pixel
 that is not white) among all, among the half that the class token of the run's moving average (of
 the run itself, if it has none) looks at, and accuracy on the 400 held-out names with all patches,
-with that half, with a random half.
+with that half, with a random half, with that half and all white patches, with the foreground alone.
 """
 
 import argparse
@@ -59,12 +59,17 @@ def measured(run_dir: Path, step: int | None, data: Path) -> str:
         best = looked_at.topk(count // 2).indices.sort().values
         g = torch.Generator().manual_seed(0)
         drawn = torch.rand(looked_at.shape, generator=g).topk(count // 2).indices.sort().values
-        inked = foreground(images, loaded.model.image_size // attention.shape[1]).float()
-        cells += [f"{inked.mean():.0%}", f"{inked.gather(1, best).mean():.0%}"]
+        inked = foreground(images, loaded.model.image_size // attention.shape[1])
+        cells += [f"{each.float().mean():.0%}" for each in (inked, inked.gather(1, best))]
+        looked = torch.zeros_like(inked).scatter(1, best, True)
         ids, lengths = loaded.tokenizer(names, loaded.model.context_length)
         texts = loaded.model.encode_text(ids, lengths)
-        for kept in (None, best, drawn):
-            found = loaded.model.project_image(images, kept)
+        encode = loaded.model.project_image
+        ways = [encode(images, kept) for kept in (None, best, drawn)]
+        for mask in (looked | ~inked, inked):  # as many of each image as it has: one by one
+            rows = (row.nonzero().T for row in mask)
+            ways.append(torch.cat([encode(x[None], r) for x, r in zip(images, rows, strict=True)]))
+        for found in ways:
             hits = (found @ texts.T).argmax(1) == torch.arange(len(names))
             cells.append(f"{hits.float().mean():.1%}")
     return " | ".join(cells)
@@ -79,6 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     prepare()
     columns = ["foreground", "of the looked at", "all", "looked at", "random"]
+    columns += ["looked at and white", "foreground alone"]
     titles = ["Run", "Step", *(f"{style}: {c}" for style in STYLES for c in columns)]
     print(f"| {' | '.join(titles)} |")
     print("|" + " --- |" * len(titles))

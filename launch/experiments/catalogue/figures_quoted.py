@@ -29,7 +29,7 @@ NUMBER = re.compile(
 UNIT = re.compile(r"(%|\s+points?\b|\s+times\b|\s+s\b)")
 # What stands between numbers that share the unit behind the last of them.
 JOINED = re.compile(r"(%?,? (to|and|or|against|of) |, )")
-LOGGED = ("loss", "grad_norm", "logit_scale", "embeddings")
+LOGGED = ("loss", "grad_norm", "logit_scale", "mean_cosine", "spread")
 
 
 @dataclass(frozen=True)
