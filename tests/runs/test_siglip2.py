@@ -27,10 +27,14 @@ def named(class_path, **arguments):
 def values(manifest):
     run = config(manifest, "siglip")
     contrast = run.pop("objective") | {"logit_bias_init": -3.0}
-    decoder = {"image_width": 16, "vocab_size": 514, "context_length": 8, "width": 8, "depth": 1}
+    decoder = {"image_width": 16, "vocab_size": 514, "context_length": 20, "width": 8, "depth": 1}
     contrast["terms"]["captioning"] = named(
-        f"{LOSSES}.captioning.captioning.Captioning",
+        f"{LOSSES}.captioning.locca.LocCa",
         decoder=named(f"{LOSSES}.captioning.decoder.CaptionDecoder", num_heads=2, **decoder),
+        tasks={
+            "aref": {"read": ["text.phrase"], "write": ["text.box"]},
+            "gcap": {"read": ["text.box"], "write": ["text.phrase"]},
+        },
     )
     head = named(
         f"{LOSSES}.self_supervision.head.PrototypeHead",
@@ -71,6 +75,14 @@ def values(manifest):
     del run["phases"]
     few = "counterpoint.data.text.few_merges.FewMerges"
     run["data"]["tokenizer"] = named(few, num_merges=0)
+    run["data"]["train_transform"] = named(
+        "counterpoint.data.images.transforms.EvalTransform", resize="squash"
+    )
+    regions = "counterpoint.data.text.regions"
+    run["data"]["texts"] = {
+        "phrase": {"caption": named(f"{regions}.RegionPhrase"), "context_length": 6},
+        "box": {"caption": named(f"{regions}.RegionBox"), "context_length": 14},
+    }
     text = run["model"]["text"]["init_args"]
     run["model"]["text"]["init_args"] = text | {"context_length": 8, "vocab_size": 514}
     run |= {"objective": contrast, "checkpoint": {"every_n_steps": 3, "keep": 0}}
@@ -92,10 +104,17 @@ def run_file(folder, manifest):
     return ["--config", str(write_config(folder, run)), "--run_dir", str(folder / "run")]
 
 
+def regions(number):
+    """None, one or two of them."""
+    box = [0.1, 0.2, 0.6 + number / 200, 1.0]
+    return [{"box": box, "text": word} for word in ("sun", "moon")[: number % 3]]
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
-    index_shards([str(p) for p in write_shards(folder)], str(folder / "train.parquet"))
+    shards = write_shards(folder, regions=regions)
+    index_shards([str(p) for p in shards], str(folder / "train.parquet"))
     return folder / "train.parquet"
 
 
@@ -109,7 +128,8 @@ def test_each_stage_adds_its_losses_and_the_last_resamples_positions(tmp_path, m
     fit(run_file(whole, manifest), 1, whole / "log")
     rows = [json.loads(x) for x in (whole / "run/metrics.jsonl").read_text().splitlines()]
     named_losses = [sorted(k for k in row if k.startswith("loss/")) for row in rows]
-    first = ["loss/captioning", "loss/siglip"]
+    decoder = [f"loss/captioning/{task}" for task in ("aref", "cap", "gcap")]
+    first = [*decoder, "loss/siglip"]
     assert (
         named_losses
         == [first] * 4 + [sorted([*first, "loss/local_to_global", "loss/masked_prediction"])] * 7
