@@ -16,7 +16,7 @@ class Images(WrappedReducer):
 
     def keep(self, grid, keys, view, reduction):
         patches = super().keep(grid, keys, view, reduction)
-        kept, hidden = patches
+        kept, hidden = patches[:2]
         if len(keys) > 1:  # else it is tried on an image before the run
             signed = kept if hidden is None else torch.where(hidden, ~kept, kept)
             write(self.path, reduction.step, view, keys, signed)

@@ -38,7 +38,7 @@ STEPS = EACH * len(REDUCERS)
 def settings(folder: Path, manifest: Path) -> dict:
     """A run file; dropout would be another one on another number of processes."""
     values = config(manifest) | {
-        "objective": yaml.safe_load(OBJECTIVE.read_text()),
+        "objective": yaml.safe_load(_with_narrow_heads(OBJECTIVE.read_text())),
         "ema": {"decay": 0.8, "final_decay": 1.0},
         "optim": {
             "class_path": "counterpoint.train.optim.adamw.AdamW",
@@ -76,6 +76,13 @@ def settings(folder: Path, manifest: Path) -> dict:
             phase["text_reducer"] = {"class_path": "masks.Texts", "init_args": init_args}
         values["phases"][name] = phase
     return values
+
+
+def _with_narrow_heads(objective: str) -> str:
+    """The heads of pooled features take 16, the width of this image tower."""
+    for widths in ("128, 512, 512, 128", "128, 512, 128"):
+        objective = objective.replace(f"[{widths}]", f"[16, {widths[5:]}]", 1)
+    return objective
 
 
 @pytest.fixture(scope="module")

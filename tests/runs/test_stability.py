@@ -43,6 +43,7 @@ OF_TEXT = ("model.text.", "model.text_projection.")
 OF_IMAGE = ("model.image.", "model.image_projection.")
 SCALE = "model.logit_scale"
 FROZEN = {
+    "adamw_aclip": "model.image.trunk.patch_embed.",
     "lit": "model.image.",
     "lit_text": OF_TEXT,
     "adabelief": SCALE,

@@ -143,7 +143,7 @@ def test_defaults_that_a_term_inherits_are_not_chosen(parser, tmp_path):
     }
     config = run_config.parse(parser, ["--config", str(tiny.write_config(tmp_path, values))])
     resolved = run_config.plain(parser, config)["objective"]["terms"]["b"]["init_args"]
-    assert resolved.keys() == {"teachers", "alpha", "exchange", "tile_bytes"}
+    assert resolved.keys() == {"teachers", "alpha", "form", "scale", "exchange", "tile_bytes"}
     chosen = run_config.without_defaults(parser, config)["objective"]["terms"]
     assert chosen["a"]["init_args"] == given["a"]
     assert chosen["b"]["init_args"] == {"teachers": ["teacher.x"]}
