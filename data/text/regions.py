@@ -6,7 +6,7 @@ one each epoch. What a caption decoder reads and writes in LocCa (Wan et al. 202
 a detector has found the boxes.
 """
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from ..errors import SampleError
 from ..shards.fields import MAX_CAPTION, as_text, read_json, value_at
@@ -93,14 +93,8 @@ class RegionBox(RegionText):
         ValueError: steps is below 1.
     """
 
-    def __init__(
-        self,
-        field: str = "json:regions",
-        draws_as: str = "region",
-        view: str = "image",
-        steps: int = 500,
-    ):
-        super().__init__(field, draws_as, view)
+    def __init__(self, steps: int = 500, **choices: Any):
+        super().__init__(**choices)
         if steps < 1:
             raise ValueError(f"RegionBox has steps={steps}: give 1 or more")
         self.steps = steps

@@ -11,6 +11,7 @@ section 2.2), token by token but for the captions. A box is a text of four numbe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -47,12 +48,7 @@ class LocCa(Captioning):
     Args:
         decoder: with the vocabulary of all texts' tokenizer, for the longest of the tasks.
         tasks: by name, such as {aref: {read: [text.phrase], write: [text.box]}}.
-        image: view whose states the decoder looks at, in which the boxes are fractions.
-        text: see `Captioning`, likewise the others.
-        parallel: part of the captions that are predicted in parallel.
-        skip: tokens at the start of every text that are not predicted.
-        seed: of the choice of these captions.
-        tile_bytes: memory of one block of logits.
+        captioning: of `Captioning`; `skip` holds for every text.
 
     Raises:
         ValueError: a task has nothing to write, or the name `cap`.
@@ -62,14 +58,9 @@ class LocCa(Captioning):
         self,
         decoder: CaptionDecoder,
         tasks: dict[str, Task],
-        image: str = "image",
-        text: str = "text",
-        parallel: float = 0.5,
-        skip: int = 0,
-        seed: int = 0,
-        tile_bytes: int | None = None,
+        **captioning: Any,
     ):
-        super().__init__(decoder, image, text, parallel, skip, seed, tile_bytes)
+        super().__init__(decoder, **captioning)
         for name, task in tasks.items():
             if not task.write or name == CAPTIONS:
                 raise ValueError(

@@ -49,6 +49,7 @@ RANKED = {
 LONG = {
     *("clip_cid_512", "clip_kd_512", "clusters_sharded", "stored_contrastive_512"),
     *("jina_clip_v2", "jina_clip_v2_triplets", "jina_nested_triplets", "jina_clip"),
+    *("aclip_768", "slip_768"),
     *("clip_fixed_scale", "emoji_longclip", "emoji_stored_contrastive", "feature_mimicry"),
     *("siglip_small", "stored_contrastive", "two_crops"),
     *(name for name in OBJECTIVES if name.startswith(("euclip_hyperbolic", "euclip_inner"))),

@@ -31,7 +31,9 @@ def test_phrase_and_box_of_a_region():
     assert RegionPhrase()(record(one), 0.9) == "a bird"
     assert RegionBox()(record(one), 0.9) == "125 000 250 500"
     assert RegionBox(steps=99)(record(one), 0.9) == "25 00 50 99"
-    boxes = RegionBox("json:regions")(record({"box": [1 / 3, 2 / 3, 1, 0.999], "text": "x"}), 0)
+    boxes = RegionBox(field="json:regions")(
+        record({"box": [1 / 3, 2 / 3, 1, 0.999], "text": "x"}), 0
+    )
     assert boxes == "167 333 500 500"
 
 
@@ -78,7 +80,7 @@ def test_a_region_without_phrase_is_a_bad_sample(bad):
 
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="a JSON value such as json:regions"):
-        RegionBox("regions")
+        RegionBox(field="regions")
     with pytest.raises(ValueError, match="steps=0: give 1 or more"):
         RegionBox(steps=0)
 
