@@ -21,9 +21,9 @@ from ..config.packaged import find, packaged_files
 from ..experiments.ablation.plan import Plan, read_name, read_plan
 from ..experiments.ablation.table import Results, make_table
 from ..experiments.job_script import check_least, check_time, fill, groups, submit, write_script
-from ..experiments.kept import history
 from ..experiments.pairs import Runner, fit_command, stoppable
 from ..experiments.results import Pair
+from ..experiments.run_traces import history
 from ..job_arguments import add_job_options
 from ..reporting.ablation_page import render_page
 from ..reporting.ablation_sections import render_markdown

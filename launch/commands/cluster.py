@@ -25,7 +25,7 @@ from ...data.files import check_own, whole_file, write_json
 from ...data.hashing import mix, seeded
 from ...data.sidecar import KEY, write_sidecar
 from .. import arguments
-from ..experiments.claims import claimed
+from ..experiments.work_claims import claimed
 
 ABOUT, CENTRES = "clusters.json", "centres.safetensors"
 

@@ -34,7 +34,7 @@ from ...train.strategies.teacher_placement import place_teacher
 from .. import arguments
 from ..config import parser as run_config
 from ..config.identity import OF_A_STORE, differences, leaves_of
-from ..experiments.claims import claimed
+from ..experiments.work_claims import claimed
 from ..run.build import build_parts
 from ..run.load import checkpoint_of
 from ..run.start.teachers import load_teacher

@@ -16,9 +16,9 @@ from ..arguments import Arguments
 from ..config.identity import Identity
 from ..config.packaged import find
 from ..experiments.catalogue.page import outdated, render_file
-from ..experiments.kept import keep_traces
 from ..experiments.pairs import Runner, stoppable
 from ..experiments.results import Pair, identity
+from ..experiments.run_traces import keep_traces
 from ..experiments.yaml_files import check_keys, check_seeds, read_yaml
 
 

@@ -25,8 +25,8 @@ from ...data.files import write_json
 from ..config.identity import Identity
 from ..reporting.tables import duration
 from ..run.provenance import commit
-from .claims import claimed
 from .results import Pair, read_result, result, settings
+from .work_claims import claimed
 
 NUM_TAIL = 12  # lines of a failed run's output that are shown
 STOP_SECONDS = 150.0  # for a run that is stopped, to save

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...arguments import Arguments
-from ...experiments.claims import claimed
+from ...experiments.work_claims import claimed
 from ..progress import counter
 from .pass_options import add_pass_options, key_fields_of
 

@@ -20,7 +20,7 @@ from ....data.curate.stores import Store
 from ....data.files import write_json
 from ...config.curations import load_curation
 from ...config.packaged import find
-from ..claims import claimed
+from ..work_claims import claimed
 
 NUM_TAIL = 12  # lines of a failed curation's output that are shown
 WAIT_SECONDS = 2.0

@@ -15,7 +15,7 @@ import numpy as np
 from ....train.evaluation import measures
 from ....train.evaluation.outcomes import Stored
 from ..ablation.statistics import Difference, Interval, difference_of_means, paired_t
-from ..kept import unpack
+from ..run_traces import unpack
 from .records import Record, has_collapsed, values
 from .texts import Claim, Measure
 

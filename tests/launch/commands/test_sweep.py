@@ -13,7 +13,7 @@ from waiting import PATIENCE, until
 from counterpoint.launch.commands.sweep import main, read_sweep
 from counterpoint.launch.config.identity import Identity
 from counterpoint.launch.config.packaged import find
-from counterpoint.launch.experiments import claims, results
+from counterpoint.launch.experiments import results, work_claims
 from counterpoint.launch.experiments.catalogue.texts import read_catalogue
 from counterpoint.launch.experiments.pairs import Runner, fit_command
 from counterpoint.launch.experiments.results import read_results
@@ -209,7 +209,7 @@ def test_limit_and_only(bench):
 def test_a_pair_that_another_process_works_on_is_left_alone(bench, capsys):
     bench.write(clip={"config": "a", "seeds": [0, 1]})
     claim = bench.results / "tiny" / "clip-seed0.claim"
-    with claims.claimed(claim) as ours:
+    with work_claims.claimed(claim) as ours:
         assert ours
         assert bench.run() == 0
     assert bench.calls() == ["clip-seed1"]
@@ -226,7 +226,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(bench, monkeypatch):
     claim.touch()
     bench.run()
     assert bench.calls() == []
-    monkeypatch.setattr(claims, "STALE_SECONDS", -1.0)
+    monkeypatch.setattr(work_claims, "STALE_SECONDS", -1.0)
     bench.run()
     assert bench.calls() == ["clip-seed0"]
 
@@ -234,9 +234,9 @@ def test_the_claim_of_a_dead_process_is_taken_over(bench, monkeypatch):
 def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
     import os
 
-    monkeypatch.setattr(claims, "TOUCH_SECONDS", 0.01)
+    monkeypatch.setattr(work_claims, "TOUCH_SECONDS", 0.01)
     path = tmp_path / "pair.claim"
-    with claims.claimed(path):
+    with work_claims.claimed(path):
         os.utime(path, (0, 0))
         until(lambda: path.stat().st_mtime > 0)
 

@@ -17,7 +17,7 @@ from catalogue_case import (
 )
 
 from counterpoint.launch.experiments.catalogue.page import render, render_file
-from counterpoint.launch.experiments.kept import pack
+from counterpoint.launch.experiments.run_traces import pack
 from counterpoint.launch.run.provenance import ROOT
 from counterpoint.train.evaluation.outcomes import Stored
 

@@ -10,7 +10,7 @@ import pytest
 from waiting import PATIENCE, until
 
 from counterpoint.launch.config.identity import Identity
-from counterpoint.launch.experiments import claims, pairs
+from counterpoint.launch.experiments import pairs, work_claims
 from counterpoint.launch.experiments.pairs import Runner, shares_of_machine
 from counterpoint.launch.experiments.results import Pair, settings
 
@@ -18,7 +18,7 @@ DRIVER = """
 import signal, sys
 from pathlib import Path
 from counterpoint.launch.config.identity import Identity
-from counterpoint.launch.experiments import claims, pairs
+from counterpoint.launch.experiments import pairs, work_claims
 from counterpoint.launch.experiments.results import Pair
 
 folder, patient = Path(sys.argv[1]), sys.argv[2]
@@ -92,14 +92,14 @@ def test_the_claim_of_a_process_that_was_killed_is_taken_over_at_once(tmp_path):
     claim = tmp_path / "a.claim"
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from counterpoint.launch.experiments.claims import claimed\n"
+        "from counterpoint.launch.experiments.work_claims import claimed\n"
         "with claimed(Path(sys.argv[1])) as ours:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, claim])
     assert done.returncode == -9 and claim.exists()
-    with claims.claimed(claim) as ours:
+    with work_claims.claimed(claim) as ours:
         assert ours
-        with claims.claimed(claim) as again:  # this process lives
+        with work_claims.claimed(claim) as again:  # this process lives
             assert not again
     assert not claim.exists()
 
@@ -108,16 +108,16 @@ def test_a_requeued_job_has_its_claims_back(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     # A file system may note times a little earlier.
     monkeypatch.setattr(
-        claims, "STARTED", time.time() - 1
+        work_claims, "STARTED", time.time() - 1
     )  # these tests may run for a while already
     claim = tmp_path / "a.claim"
     claim.write_text("slurm 77")
-    with claims.claimed(claim) as ours:
+    with work_claims.claimed(claim) as ours:
         assert not ours  # written since this process began: by another thread of it
-    os.utime(claim, (claims.STARTED - 5, claims.STARTED - 5))
-    with claims.claimed(claim) as ours:
+    os.utime(claim, (work_claims.STARTED - 5, work_claims.STARTED - 5))
+    with work_claims.claimed(claim) as ours:
         assert ours
     claim.write_text("slurm 78")
-    os.utime(claim, (claims.STARTED - 5, claims.STARTED - 5))
-    with claims.claimed(claim) as ours:
+    os.utime(claim, (work_claims.STARTED - 5, work_claims.STARTED - 5))
+    with work_claims.claimed(claim) as ours:
         assert not ours

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from counterpoint.launch.experiments.kept import keep_traces, unpack
+from counterpoint.launch.experiments.run_traces import keep_traces, unpack
 from counterpoint.train.evaluation.outcomes import Outcomes, read_outcomes, write_outcomes
 
 SUITE = "emoji/heldout/top1"
