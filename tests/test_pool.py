@@ -140,6 +140,7 @@ def test_a_result_that_cannot_be_pickled_is_an_error(gloo):
         gloo(1, unpicklable)
 
 
+@pytest.mark.soak
 def test_a_hang_names_the_rank_and_the_place_and_the_pool_recovers(gloo, monkeypatch):
     """Time is up once both ranks stand where they will stand for ever."""
     gloo(2, handlers_restored)

@@ -43,6 +43,7 @@ FILTERS = Path(__file__).parents[2] / "configs" / "filter"
 SETTINGS = {
     "cluster_weights": {"cluster": "clusters.id"},
     "where": {"column": "source", "values": ["web"]},
+    "language": {"languages": None},  # made-up words are of none
     "image_based": {"hits": "stores/clusters"},
     "text_rules": {"max_digits": 0.5},
     "moment_matching": {"mean": 0.3},  # a fifth are women: half of 0.5 they cannot be

@@ -2,6 +2,7 @@
 
 from itertools import groupby
 
+import pytest
 import torch
 from null_gpu.device import Counts, imagine_ranks, prepare
 from tiny_tower import tiny_vit
@@ -74,6 +75,7 @@ def test_images_travel_while_the_text_tower_runs(null_gpu):
         assert sum(name.startswith(("kernel:", "gemm:")) for name in meanwhile) > 20
 
 
+@pytest.mark.soak
 def test_an_exchange_that_waits_is_told_apart(null_gpu):
     (names,) = null_gpu(1, calls_of_a_step, False)
     gather, scatter = names.index("nccl:all_gather"), names.index("nccl:reduce_scatter")

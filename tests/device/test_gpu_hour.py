@@ -38,7 +38,7 @@ def test_pieces_fit_into_25_minutes():
 @pytest.mark.parametrize(
     ("piece", "num_rows", "keys"),
     [
-        ("losses", 6, {"ours_ms", "open_clip_ms", "ours_gib"}),
+        pytest.param("losses", 6, {"ours_ms", "open_clip_ms", "ours_gib"}, marks=pytest.mark.soak),
         pytest.param("loader", 2, {"pairs_per_s", "data_wait"}, marks=pytest.mark.soak),
         pytest.param("step-b32", 3, {"ms", "gflop", "mfu", "gib"}, marks=pytest.mark.soak),
         pytest.param("siglip", 1, {"ms", "gflop", "mfu", "gib"}, marks=pytest.mark.soak),

@@ -16,8 +16,8 @@ STEPS = (12, 15)
 # Strategy, processes, options; launches, gathers and mebibytes that a step may take.
 CASES = [
     ("auto", 1, {}, 450, 0, 55),
-    ("ddp", 2, {}, 550, 2, 55),
-    ("fsdp2", 2, {}, 550, 6, 50),
+    pytest.param("ddp", 2, {}, 550, 2, 55, marks=pytest.mark.soak),
+    pytest.param("fsdp2", 2, {}, 550, 6, 50, marks=pytest.mark.soak),
     ("ddp", 2, {"ema.decay": 0.9}, 600, 2, 60),
     ("fsdp2", 2, {"ema.decay": 0.9}, 600, 6, 55),
 ]

@@ -138,17 +138,13 @@ print(counterpoint.load_model.__module__, counterpoint.__file__)
 
 
 def test_the_installed_wheel_brings_its_configs(installed, tmp_path):
-    done = counterpoint(installed, "init", "mine", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "mine" / "configs" / "run" / "clip_cpu.yaml").is_file()
-
-
-def test_folders_of_the_users_project_are_not_taken_for_ours(installed, tmp_path):
+    """And takes no folder of the user's project for its own."""
     for part in PARTS:
         (tmp_path / part).mkdir()
         (tmp_path / part / "__init__.py").write_text("raise RuntimeError('the wrong module')\n")
     done = counterpoint(installed, "init", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / "configs" / "run" / "clip_cpu.yaml").is_file()
 
 
 def test_constraints_are_names_and_exact_versions():

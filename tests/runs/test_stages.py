@@ -316,6 +316,7 @@ def test_every_stage_is_printed(tmp_path, manifests, capsys):
     assert [list(each["phases"]) for each in shown] == [[name] for name in STEPS]
 
 
+@pytest.mark.soak
 def test_a_change_in_any_stage_makes_another_result(tmp_path, manifests):
     path = str(write_config(tmp_path, values(manifests)))
     one = identity(path, {})

@@ -130,7 +130,15 @@ def test_paths_start_from_the_root(tmp_path, monkeypatch):
     assert load_suite("emoji").tasks["heldout"].data.root.resolve() == tmp_path / "emoji"
 
 
-@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # Class names by the thousand.
+        pytest.param(path, marks=pytest.mark.soak if path.stem.startswith("imagenet_") else ())
+        for path in SUITES
+    ],
+    ids=lambda path: path.stem,
+)
 def test_every_packaged_suite_loads(path):
     loaded = load_suite(path.stem)
     # This one is called as the folder of its data.

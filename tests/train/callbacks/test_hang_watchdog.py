@@ -81,16 +81,17 @@ def test_what_hangs_is_written_down_before_the_end(tmp_path, monkeypatch):
     left = []
 
     def leave(status):
-        until(lambda: (folder / "nccl_rank_0").exists())
+        until(lambda: last.exists() and last.read_bytes())
         left.append(status)
         watch._end.set()
 
     monkeypatch.setattr(hang_watchdog, "nccl_trace", lambda: b"collectives")
     monkeypatch.setattr(hang_watchdog.os, "_exit", leave)
     folder = tmp_path / "hang"
+    last = folder / "nccl_rank_0"
     watch = HangWatchdog(0.01, folder)
     watch._watch()
     assert left == [75]
     stacks = (folder / "stacks_rank_0.txt").read_text()
     assert "test_what_hangs_is_written_down" in stacks and "_keep_evidence" in stacks
-    assert (folder / "nccl_rank_0").read_bytes() == b"collectives"
+    assert last.read_bytes() == b"collectives"
