@@ -165,3 +165,39 @@ def test_killed_in_the_late_stages_it_goes_on_bit_equal(tmp_path, manifest, worl
         a, b = dict(flat(one[part])), dict(flat(other[part]))
         assert a.keys() == b.keys() and a
         assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+@pytest.mark.soak
+def test_regions_may_be_a_stream_of_their_own(tmp_path, manifest):
+    """Pairs without any beside them, on one process and on two."""
+    pairs = tmp_path / "pairs.parquet"
+    index_shards([str(p) for p in write_shards(tmp_path)], str(pairs))
+
+    def trained(world_size):
+        run = values(manifest)
+        first = run.pop("stages")["main"]
+        data = run["data"]
+        shared = {name: data[name] for name in ("tokenizer", "train_transform")}
+        stream = {
+            "manifest": data["manifest"],
+            "batch_size": 8,
+            "texts": data.pop("texts"),
+            **shared,
+        }
+        data |= {"manifest": str(pairs), "streams": {"regions": stream}}
+        run["objective"]["streams"] = {"captioning": "regions"}
+        del run["model"]["text"]["init_args"]["dropout"]  # ranks draw their own
+        for name in ("proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+            del run["model"]["image"]["init_args"]["model_args"][name]
+        folder = tmp_path / f"of_{world_size}"
+        folder.mkdir()
+        path = write_config(folder, run | first)
+        fit(["--config", str(path), "--run_dir", str(folder / "run")], world_size, folder / "log")
+        lines = (folder / "run/metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(x).items() if k.startswith("loss")} for x in lines]
+
+    one, two = trained(1), trained(2)
+    tasks = {f"loss/captioning/{task}" for task in ("aref", "cap", "gcap")}
+    assert [row.keys() for row in one] == [{"loss", "loss/siglip"} | tasks] * 4
+    for row, other in zip(one, two, strict=True):
+        assert other == pytest.approx(row, rel=2e-3)
