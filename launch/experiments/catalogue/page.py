@@ -9,9 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ...reporting.tables import duration
 from .figures_quoted import unsupported
 from .plots import draw_all
-from .records import read_groups
+from .records import busy_seconds, read_groups
 from .tables import (
     OVER_SEEDS_ONLY,
     Results,
@@ -55,6 +56,11 @@ LEGEND = (
 COST = (
     " Cost is the time for a pair relative to `{reference}`, evaluations included: processor time"
     " of the training process, or, with an accelerator, time on the clock."
+)
+REPEAT = (
+    "`counterpoint sweep {name}` repeats these {count} runs: {whole} of the training processes "
+    "(processor time; time on the clock where a result has no other). The longest row, `{longest}`, "
+    "took {most}, all seeds."
 )
 IMAGES = "images/of_{}"
 AGAINST = {"pairs": "accuracy against pairs seen", "compute": "accuracy against compute"}
@@ -185,10 +191,21 @@ def _tables(found: Results) -> list[str]:
         cost = COST.format(reference=sweep.reference) if sweep.reference in found.records else ""
         legend = LEGEND.format(first=first, cost=cost)
         lines += [f"## {sweep.title}", "", f"{sweep.text} {legend}".strip(), ""]
+        lines += [_repeated(found, name), ""]
         lines += [*table(COLUMNS, rows), ""]
         if sweep.measures:
             lines += [*_numbers(found, name, sweep.measures), ""]
     return lines[:-1]
+
+
+def _repeated(found: Results, sweep: str) -> str:
+    """Returns how a sweep is run again, and what its runs have taken."""
+    runs = {run: found.records[run] for run in found.records if run.startswith(f"{sweep}/")}
+    seconds = {run: sum(map(busy_seconds, records)) for run, records in runs.items()}
+    longest = max(seconds, key=lambda run: seconds[run])
+    whole, most = duration(sum(seconds.values())), duration(seconds[longest])
+    count = sum(map(len, runs.values()))
+    return REPEAT.format(name=sweep, count=count, whole=whole, most=most, longest=short(longest))
 
 
 def _numbers(found: Results, sweep: str, measures: Sequence[Measure]) -> list[str]:

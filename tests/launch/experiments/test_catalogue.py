@@ -276,6 +276,15 @@ def test_the_cost_is_processor_time_without_an_accelerator_and_the_clock_with_on
         assert cells_of(page, "[Another](#another)")[6] == cost
 
 
+def test_what_a_sweep_takes_is_said(tmp_path):
+    for seed, clock in enumerate((100.0, 200.0)):
+        write_result(tmp_path, seed, seconds=clock)
+        write_result(tmp_path, seed, run="other", seconds=9e9, cpu_seconds=40.0 + seed)
+    page = render_in(tmp_path, other=OTHER)
+    assert "`counterpoint sweep short` repeats these 4 runs: 6 min 21 s of the training" in page
+    assert "The longest row, `clip`, took 5 min 00 s, all seeds." in page
+
+
 def test_a_file_that_is_no_result_is_refused(tmp_path):
     write_result(tmp_path, 0)
     (tmp_path / "results" / "short" / "x.json").write_text("{")
