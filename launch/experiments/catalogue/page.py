@@ -59,8 +59,8 @@ COST = (
 )
 REPEAT = (
     "`counterpoint sweep {name}` repeats these {count} runs: {whole} of the training processes "
-    "(processor time; time on the clock where a result has no other). The longest row, `{longest}`, "
-    "took {most}, all seeds."
+    "(processor time; time on the clock where a result has no other). The longest row, "
+    "`{longest}`, took {most}, all seeds."
 )
 IMAGES = "images/of_{}"
 AGAINST = {"pairs": "accuracy against pairs seen", "compute": "accuracy against compute"}
