@@ -63,6 +63,7 @@ class StepCount:
         seconds: on the device, by kind of operation.
         backward_seconds: of them, in the backward pass.
         launches: of kernels.
+        operations: that the dispatcher is asked for, views among them.
         kept: bytes between forward and backward pass.
         activations: most bytes at once, parameters' gradients left out.
         peak: most bytes at once, parameters' gradients as they come to be.
@@ -72,9 +73,10 @@ class StepCount:
 
     model_flops: float = 0
     flops: float = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     backward_seconds: float = 0
     launches: int = 0
+    operations: int = 0
     kept: int = 0
     activations: int = 0
     peak: int = 0
@@ -106,7 +108,8 @@ def count_step(
         ValueError: a tower's work depends on its data.
     """
     given = [*model.parameters(), *model.buffers(), *filter(_is_meta, batch.values())]
-    count, counter = StepCount(), _Counter(device, given)
+    count = StepCount()
+    counter = _Counter(device, given, count)
     imitation = _Imitation(AUTOCAST.get(precision), device.kind, counter)
     width = next(model.parameters()).dtype
     model.computes_on = device.kind, AUTOCAST.get(precision, width)
@@ -128,10 +131,6 @@ def count_step(
                 f"data ({' '.join(str(error).split())[:200]}); measure a short run instead"
             ) from error
     count.features = {name: x.detach() for name, x in features.items()}
-    count.model_flops, count.flops = counter.model_flops, counter.flops
-    count.seconds, count.launches = counter.seconds, counter.launches
-    count.backward_seconds = counter.backward_seconds
-    count.activations, count.peak = counter.activations, counter.peak
     model.computes_on = None
     for parameter in model.parameters():
         parameter.grad = None
@@ -172,12 +171,10 @@ def _watched(
 class _Counter(TorchDispatchMode):
     """Counts operations on `meta`, and follows the memory that they make beside what is given."""
 
-    def __init__(self, device: Device, given: Iterable[Tensor]):
+    def __init__(self, device: Device, given: Iterable[Tensor], count: StepCount):
         super().__init__()
-        self.device = device
-        self.flops = self.model_flops = self.backward_seconds = 0.0
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.launches = self.live = self.gradients = self.activations = self.peak = 0
+        self.device, self.count = device, count
+        self.live = self.gradients = 0
         self.is_recomputing = False
         self._given = [tensor.untyped_storage() for tensor in given]
         self._sizes = {storage._cdata: 0 for storage in self._given}
@@ -186,6 +183,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.count.operations += 1
         result = self._shapes.run(func, args, kwargs)
         made = [x for x in tree_leaves(result) if _is_meta(x)]
         for tensor in made:
@@ -223,11 +221,11 @@ class _Counter(TorchDispatchMode):
         rate = {"bf16 products": "bf16", "attention": "attention"}.get(kind, "fp32")
         share = device.attained["attention"] if kind == "fp32 attention" else 1.0
         seconds = max(flops / (device.flops(rate) * share), size / device.memory_rate, least)
-        self.flops += flops
-        self.model_flops += 0 if self.is_recomputing else flops
-        self.seconds[kind] += seconds
-        self.backward_seconds += seconds if is_in_backward() else 0.0
-        self.launches += 1
+        self.count.flops += flops
+        self.count.model_flops += 0 if self.is_recomputing else flops
+        self.count.seconds[kind] += seconds
+        self.count.backward_seconds += seconds if is_in_backward() else 0.0
+        self.count.launches += 1
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -237,8 +235,8 @@ class _Counter(TorchDispatchMode):
         self._sizes[key] = storage.nbytes()
         self.live += self._sizes[key]
         weakref.finalize(storage, self._forget, key)
-        self.peak = max(self.peak, self.live)
-        self.activations = max(self.activations, self.live - self.gradients)
+        self.count.peak = max(self.count.peak, self.live)
+        self.count.activations = max(self.count.activations, self.live - self.gradients)
 
     def _forget(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)

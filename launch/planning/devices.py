@@ -7,13 +7,17 @@ and FLOPs a second, peaks times the share of them that real kernels attain.
 import os
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
+from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...train.callbacks.flops import measure_peak
 from ..config.packaged import find
@@ -38,7 +42,8 @@ class Device:
         host: from the host's memory, GB/s.
         attained: share that kernels reach: of products in `bf16` and `fp32`, of `attention`, of
             `bandwidth`, and of the links `node` and `network`.
-        microseconds: the shortest `kernel`, the host's time a `launch`, a `collective` call.
+        microseconds: the shortest `kernel`, the host's time a `launch`, which a GPU's kernels hide
+            and a processor's do not, a `collective` call.
         reserved: memory that is gone before anything is allocated, GiB.
         storage: GB/s at which a checkpoint is written.
         images: that one core decodes and crops a second.
@@ -114,11 +119,13 @@ def measure(seconds: float = SECONDS) -> Device:
         values |= {"memory": round(pages / GIB, 1), "reserved": 0.5}
         values["node"] = {"gpus": 1, "bandwidth": 1.0}
         values |= {"network": 1.0, "host": values["bandwidth"]}
-        values["microseconds"] = {"kernel": 5, "launch": 0, "collective": 100}
-        values["attained"]["attention"] = 0.5
+        launch = round(_host_seconds(seconds) / MICRO, 1)
+        values["microseconds"] = {"kernel": 0, "launch": launch, "collective": 100}
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             share = _layer_rate(dtype, seconds) / rates[name]
             values["attained"][name] = round(min(1.0, share), 3)
+        share = _attention_rate(seconds) / (rates["fp32"] * values["attained"]["fp32"])
+        values["attained"]["attention"] = round(share, 3)
     return Device(**values)
 
 
@@ -151,18 +158,67 @@ def _copy_rate(seconds: float) -> float:
     return 2 * source.numel() / best
 
 
+# Layers one behind the other, as in a tower: what the backward pass reads has left the caches.
+DEPTH = 4
+
+
+def _host_seconds(seconds: float) -> float:
+    """Returns what an operation takes beside its work: Python, dispatcher, autograd, allocator.
+
+    Measured on blocks of a tower with next to no numbers; views count as operations, too.
+    """
+    block = partial(nn.TransformerEncoderLayer, 8, 1, 8, 0.0, "gelu", batch_first=True)
+    blocks = nn.Sequential(*(block(norm_first=True) for _ in range(DEPTH)))
+    value = torch.randn(1, 2, 8)
+    inputs, outward = [*blocks.parameters()], torch.ones_like(value)
+
+    def once() -> None:
+        torch.autograd.grad(blocks(value), inputs, outward)
+
+    with _Operations() as operations:
+        once()
+    return _median_time(once, seconds) / operations.count
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what the dispatcher is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _attention_rate(seconds: float) -> float:
+    """Returns FLOP/s of fused attention of a small tower, forward and backward, in fp32."""
+    shape = batch, heads, tokens, width = 64, 4, 32, 32
+    inputs = [[torch.randn(shape, requires_grad=True) for _ in range(3)] for _ in range(DEPTH)]
+    outward = [torch.ones(shape)] * DEPTH
+
+    def once() -> None:
+        results = [F.scaled_dot_product_attention(*each) for each in inputs]
+        torch.autograd.grad(results, [x for each in inputs for x in each], outward)
+
+    flops = 3 * 4 * batch * heads * tokens * tokens * width * DEPTH
+    return flops / _median_time(once, seconds)
+
+
 def _layer_rate(dtype: torch.dtype, seconds: float) -> float:
-    """Returns FLOP/s of a linear layer of a small tower, forward and backward, on the processor."""
-    rows, width, hidden = 4096, 192, 768
-    value, weight = (torch.randn(n, width).to(dtype) for n in (rows, hidden))
-    inputs = value.requires_grad_(), weight.requires_grad_()
-    outward = torch.ones(rows, hidden, dtype=dtype)
-    end, taken = time.perf_counter() + seconds, []
-    while time.perf_counter() < end or len(taken) < 3:
-        start = time.thread_time()
-        torch.autograd.grad(F.linear(*inputs), inputs, outward)
-        taken.append(time.thread_time() - start)
-    return 3 * 2 * rows * width * hidden / statistics.median(taken)
+    """Returns FLOP/s of a small tower's linear layers, forward and backward, on the processor."""
+    rows, width, hidden = 2048, 160, 640
+    value = torch.randn(rows, width).to(dtype)
+    up, down = (torch.randn(size).to(dtype) for size in ((hidden, width), (width, hidden)))
+    weights = [w.clone().requires_grad_() for _ in range(DEPTH) for w in (up, down)]
+    value.requires_grad_()
+
+    def once() -> None:
+        result = value
+        for weight in weights:
+            result = F.linear(result, weight)
+        torch.autograd.grad(result, [value, *weights], torch.ones_like(result))
+
+    return 3 * 2 * rows * width * hidden * 2 * DEPTH / _median_time(once, seconds)
 
 
 def _elementwise_rate(seconds: float) -> float:
@@ -173,12 +229,26 @@ def _elementwise_rate(seconds: float) -> float:
     """
     value, weight = torch.randn(4096, 512, requires_grad=True), torch.ones(512)
     outward = torch.ones_like(value)
+
+    def once() -> None:
+        result = value
+        for _ in range(DEPTH):
+            result = result + F.gelu(F.layer_norm(result, (512,), weight))
+        torch.autograd.grad(result, value, outward)
+
+    # Forward a norm and a GELU (2 tensors each), a sum (3); backward each of them 3.
+    moved = (2 + 2 + 3 + 3 * 3) * value.numel() * value.element_size() * DEPTH
+    return moved / _median_time(once, seconds)
+
+
+def _median_time(once: Callable[[], None], seconds: float) -> float:
+    """Returns the seconds of a call by its thread's own time.
+
+    A median, since caches are shared with whatever else computes, as they are in a step.
+    """
     end, taken = time.perf_counter() + seconds, []
     while time.perf_counter() < end or len(taken) < 3:
         start = time.thread_time()
-        result = value + F.gelu(F.layer_norm(value, (512,), weight))
-        torch.autograd.grad(result, value, outward)
+        once()
         taken.append(time.thread_time() - start)
-    # Of a median, since caches are shared with whatever else computes, as they are in a step.
-    # Forward a norm and a GELU (2 tensors each), a sum (3); backward each of them 3.
-    return (2 + 2 + 3 + 3 * 3) * value.numel() * value.element_size() / statistics.median(taken)
+    return statistics.median(taken)

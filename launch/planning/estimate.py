@@ -319,8 +319,11 @@ class _Setting:
         }
         exposed = {p: max(0.0, t - behind.get(p, 0.0)) for p, t in times.items()}
         seconds |= exposed
-        launching = count.launches * device.microseconds["launch"] * MICRO
-        seconds["host"] = max(0.0, launching - sum(seconds.values()))
+        if device.kind == "cuda":  # its kernels run beside
+            launching = count.launches * device.microseconds["launch"] * MICRO
+            seconds["host"] = max(0.0, launching - sum(seconds.values()))
+        else:
+            seconds["host"] = count.operations * device.microseconds["launch"] * MICRO
         shown = {part: t for part, t in seconds.items() if t}
         return shown, sum(times.values()) - sum(exposed.values())
 

@@ -197,6 +197,21 @@ def test_files_of_devices(tmp_path):
         load_device(str(path))
 
 
+def test_a_processor_computes_after_the_host_and_a_gpu_beside_it(config):
+    """A view is an operation of the host, and launches nothing."""
+
+    def step(kind, launch):
+        device = load_device("cpu")
+        device = replace(device, kind=kind, microseconds={**device.microseconds, "launch": launch})
+        return estimate(config, Cluster(device, 1, 1)).phases[0]
+
+    free, slow = step("cpu", 0), step("cpu", 1000)
+    assert free.count.operations > 1.5 * free.count.launches > 0
+    assert slow.step - free.step == pytest.approx(1e-3 * free.count.operations)
+    work, launches = step("cuda", 0).step, step("cuda", 1000).count.launches
+    assert step("cuda", 1000).step == pytest.approx(max(work, 1e-3 * launches))
+
+
 def test_the_machine_is_measured_into_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(devices, "SECONDS", 0.02)
     path = tmp_path / "here" / "mine.yaml"
@@ -204,3 +219,4 @@ def test_the_machine_is_measured_into_a_file(tmp_path, monkeypatch, capsys):
     device = load_device(str(path))
     assert device.kind in ("cpu", "cuda")
     assert device.memory > 0.5 and device.bandwidth > 0.1 and device.tflops["fp32"] > 1e-4
+    assert device.microseconds["launch"] > 0.01 and device.attained["attention"] > 1e-4
