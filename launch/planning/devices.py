@@ -197,7 +197,7 @@ def _attention_rate(seconds: float) -> float:
     outward = [torch.ones(shape)] * DEPTH
 
     def once() -> None:
-        results = [F.scaled_dot_product_attention(*each) for each in inputs]
+        results = [F.scaled_dot_product_attention(q, k, v) for q, k, v in inputs]
         torch.autograd.grad(results, [x for each in inputs for x in each], outward)
 
     flops = 3 * 4 * batch * heads * tokens * tokens * width * DEPTH
