@@ -157,7 +157,8 @@ class Curation:
                 f"'{last['name']}', left out {last['left_out']:,}, and {last['lack']:,} lack what "
                 f"it reads ({', '.join(last['reads'])})"
             )
-        return {"samples": self.table.num_samples, "kept": kept, "filters": told}
+        samples, pool = self.table.num_samples, self.table.pool
+        return {"samples": samples, "pool": pool, "kept": kept, "filters": told}
 
     def _write_tables(self, steps: "Sequence[Step]") -> None:
         folder = self.out / TABLES

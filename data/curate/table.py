@@ -79,6 +79,11 @@ class Table:
         return [(str(source), str(shard), int(n)) for source, shard, n in self.about["shards"]]
 
     @property
+    def pool(self) -> str | None:
+        """Fingerprint of the manifest that it was made from; None of a table made otherwise."""
+        return self.about.get("manifest")
+
+    @property
     def files(self) -> list[Path]:
         """The file of each of `shards`."""
         return [self.folder / file_of(source, shard) for source, shard, _ in self.shards]

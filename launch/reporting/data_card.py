@@ -233,6 +233,11 @@ def _summary(curation: Path, table: Table) -> dict[str, Any]:
             f"'{curation}' is of a pool of {summary['samples']:,} samples, and '{table.folder}' "
             f"has {table.num_samples:,}; give the table that it was made from"
         )
+    if summary.get("pool", table.pool) != table.pool:
+        raise ValueError(
+            f"'{curation}' is of another pool than '{table.folder}', as large; give the table that "
+            "it was made from"
+        )
     return summary
 
 

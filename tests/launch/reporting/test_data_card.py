@@ -137,6 +137,14 @@ def test_wrong_folders_are_told(tmp_path, capsys):
     Curation(other, {"basic": Basic()}, {}, tmp_path / "out").run()
     with pytest.raises(ValueError, match="is of a pool of 5 samples"):
         page(table, tmp_path / "out", None)
+    about = table.folder / "table.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "manifest": "one"}))
+    one = Table(table.folder)
+    Curation(one, {"basic": Basic()}, {}, tmp_path / "one").run()
+    assert page(one, tmp_path / "one", None)
+    about.write_text(json.dumps({**json.loads(about.read_text()), "manifest": "other"}))
+    with pytest.raises(ValueError, match="is of another pool than .*, as large; give the table"):
+        page(Table(table.folder), tmp_path / "one", None)
     assert main(["card", str(tmp_path), "--out", str(tmp_path / "card.html")]) == 2
     assert "is no score table" in capsys.readouterr().err
     Curation(table, {"basic": Basic()}, {}, tmp_path / "mine").run()

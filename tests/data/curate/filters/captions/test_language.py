@@ -46,6 +46,14 @@ def test_no_bit_depends_on_how_rows_are_cut(monkeypatch):
     assert all(whole["keep"])
 
 
+def test_a_probability_that_is_just_reached_is_kept():
+    rows = batch_of({"caption": CAPTIONS})
+    found = run_filter(Language(), rows)["language_probability"]
+    least = sorted(set(found))[len(set(found)) // 2]
+    kept = run_filter(Language(min_probability=float(least)), rows)["keep"]
+    assert kept == [p >= least for p in found] and not all(kept)
+
+
 def test_languages_that_are_not_known_are_refused():
     with pytest.raises(ValueError, match="languages: py3langid does not know the language 'xx'"):
         Language(["en", "xx"])

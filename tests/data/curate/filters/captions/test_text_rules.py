@@ -22,6 +22,7 @@ CAPTIONS = [
     "!!!",
     "",
     "The the THE the cat",
+    "ab 12",
 ]
 ROWS = batch_of({"caption": CAPTIONS})
 

@@ -65,6 +65,14 @@ def test_the_pipeline_is_the_papers(tmp_path, monkeypatch, variants):
     assert max(expected) > 1 > min(expected)
 
 
+@pytest.mark.parametrize("block", [1, 8])
+def test_centres_whose_cosine_is_the_threshold_are_one_cluster(monkeypatch, block):
+    monkeypatch.setattr(refine_clusters, "BLOCK", block)
+    centres = np.array([[2, 0, 0, 0], [1, 1, 1, 1], [0, 0, 3, 0]], dtype=np.float32)  # 1/2, 0, 1/2
+    assert refine_clusters.distinct(centres, 0.5).tolist() == [0, 2]
+    assert refine_clusters.distinct(centres, 0.5625).tolist() == [0, 1, 2]
+
+
 def test_alpha_and_the_limit(tmp_path):
     cluster = np.repeat([5, 3, 8], [80, 15, 5])
     columns = {"cluster": cluster.tolist()}

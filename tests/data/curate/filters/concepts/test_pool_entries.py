@@ -63,6 +63,12 @@ def test_entries_are_those_counted(limits, pieces):
         assert 3 < len(wanted) < 15
 
 
+def test_what_just_reaches_every_limit_is_an_entry():
+    """Two words that come four times, together: pmi = log2(4 * 8 / 4^2) = 1."""
+    each, rows = PoolEntries(4, 4, 1.0), batch_of({"caption": ["one two"] * 4})
+    assert each.table(state_of(each, rows))["entry"].to_pylist() == ["one", "one two", "two"]
+
+
 def test_its_table_is_a_list_of_entries(tmp_path):
     table = make_table(tmp_path / "table", {"caption": CAPTIONS}, [400, 500])
     filters = {"entries": PoolEntries(1, 20, 1.0)}
