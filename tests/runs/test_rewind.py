@@ -119,6 +119,20 @@ def test_goes_back_and_on_behind_the_window(tmp_path, manifest, capfd):
     same_end(run_dir, again)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2"])
+def test_goes_back_to_a_checkpoint_that_every_rank_has_written(tmp_path, manifest, strategy):
+    saved = {"checkpoint": {"every_n_steps": 4, "keep": 9, "format": "distributed"}}
+    argv = arguments(tmp_path / "whole", manifest, **saved)
+    said = fit([*argv, f"--trainer.strategy={strategy}"], 2, tmp_path / "log")
+    assert said.count(f"going back to step {BACK_TO}, and on behind the {PASSED} samples") == 1
+    check_keys(tmp_path / "whole/keys.txt", keys_by_position(argv, STEPS + PASSED // BATCH))
+    end = load(newest(tmp_path / "whole/run"))
+    assert end["PairsDataModule"]["left_out"] == [(BACK_TO, PASSED)]
+    assert end["counterpoint"]["samples"] == STEPS * BATCH
+    assert all(path.is_dir() for path in checkpoints_in(tmp_path / "whole/run"))
+
+
 @pytest.mark.parametrize("step", [pytest.param(10, marks=pytest.mark.soak), 14])
 def test_a_stop_anywhere_changes_nothing(tmp_path, manifest, monkeypatch, step):
     """Where a checkpoint then lies nearer to the row, and between the row and the look at it."""
