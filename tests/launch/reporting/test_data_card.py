@@ -143,7 +143,7 @@ def test_wrong_folders_are_told(tmp_path, capsys):
     Curation(one, {"basic": Basic()}, {}, tmp_path / "one").run()
     assert page(one, tmp_path / "one", None)
     about.write_text(json.dumps({**json.loads(about.read_text()), "manifest": "other"}))
-    with pytest.raises(ValueError, match="is of another pool than .*, as large; give the table"):
+    with pytest.raises(ValueError, match=r"is of another pool than .*, as large; give the table"):
         page(Table(table.folder), tmp_path / "one", None)
     assert main(["card", str(tmp_path), "--out", str(tmp_path / "card.html")]) == 2
     assert "is no score table" in capsys.readouterr().err

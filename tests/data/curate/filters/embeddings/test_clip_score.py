@@ -40,6 +40,14 @@ def test_a_limit_keeps_those_above():
     np.testing.assert_array_equal(columns["keep"][clear], (score >= 0.7)[clear])
 
 
+def test_a_score_that_is_the_limit_is_kept():
+    image, text = np.zeros((2, 3, 48), dtype=np.float16)
+    image[:, 0], text[:, 0], text[2, 1] = 2, [1, 1, 0], 1  # cosines 1, 1, 0
+    rows = {"clip.image": vector_column(image), "clip.text": vector_column(text)}
+    kept = ClipScore(min=1.0).apply(pa.RecordBatch.from_pydict(rows), {})["keep"]
+    assert kept.tolist() == [True, True, False]
+
+
 def test_variants_give_the_mean_of_their_cosines():
     """Two variants a sample, each of length one, as one long vector."""
     unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (IMAGE, TEXT, TEXT, IMAGE)]
