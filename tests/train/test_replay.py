@@ -88,7 +88,10 @@ def test_one_process(tmp_path):
         torch.testing.assert_close(made.seen[name], value, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.soak)])
+SHARDED = [pytest.param(name, marks=pytest.mark.soak) for name in ("fsdp2", "zero2", "zero3")]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", *SHARDED])
 def test_two_processes(gloo, tmp_path, strategy):
     _, second = gloo(2, captured, tmp_path, strategy)
     capsule, made = check(tmp_path, 2)
