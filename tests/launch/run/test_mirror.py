@@ -54,6 +54,9 @@ def test_whole_files_go_there_and_old_checkpoints_with_the_local_ones(tmp_path, 
     mirror.push()
     names = {"metrics.jsonl", "checkpoints/step-00000001.ckpt", "checkpoints/step-00000002.ckpt"}
     assert there(store) == names
+    before = dict(store)
+    mirror.push()  # nothing has changed, so that nothing is sent
+    assert all(store[name] is file for name, file in before.items())
     put(tmp_path, 3)
     (tmp_path / "checkpoints" / "step-00000001.ckpt").unlink()
     (tmp_path / "metrics.jsonl").write_text("{}\n{}\n")
