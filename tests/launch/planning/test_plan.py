@@ -197,6 +197,15 @@ def test_files_of_devices(tmp_path):
         load_device(str(path))
 
 
+def test_gradients_travel_behind_the_backward_pass_but_for_the_last_twentieth(config):
+    values = {**config, "trainer": {**config["trainer"], "strategy": "ddp"}}
+    slow = replace(load_device("h100"), network=1e-3)  # so slow that something is left to wait for
+    (phase, *_) = estimate(values, Cluster(slow, 4, 2)).phases
+    sent = sum(c.seconds(4, slow, False) for c in phase.collectives if c.purpose == "gradients")
+    behind = 0.95 * phase.count.backward_seconds
+    assert phase.seconds["gradients"] == pytest.approx(sent - behind) and sent > 2 * behind > 0
+
+
 def test_a_processor_computes_after_the_host_and_a_gpu_beside_it(config):
     """A view is an operation of the host, and launches nothing."""
 
