@@ -36,15 +36,21 @@ def lines(plan: Mapping[str, Any]) -> Iterator[str]:
         "each"
     )
     cost = "" if plan["cost"] is None else f", {plan['cost']:,.0f} at {plan['price']:g} a GPU hour"
-    yield f"run         {plan['hours']:,.1f} hours, {plan['gpu_hours']:,.0f} GPU hours{cost}"
+    yield f"run         {_length(plan['hours'], plan['gpu_hours'])}{cost}"
     if plan["fed_hours"] > FELT * plan["hours"]:
         gpu_hours = plan["fed_hours"] * plan["devices"]
         yield (
-            f"            {plan['fed_hours']:,.1f} hours, {gpu_hours:,.0f} GPU hours with "
+            f"            {_length(plan['fed_hours'], gpu_hours)} with "
             f"data.num_workers {plan['num_workers']}, if each has a core"
         )
     yield from (f"warning     {sentence}" for sentence in plan["warnings"])
     yield from (f"assumed     {sentence}" for sentence in plan["assumed"])
+
+
+def _length(hours: float, gpu_hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.1f} minutes"
+    return f"{hours:,.1f} hours, {gpu_hours:,.0f} GPU hours"
 
 
 def _phase_lines(phase: Mapping[str, Any]) -> Iterator[str]:

@@ -184,6 +184,18 @@ def test_refusals_are_one_sentence(run_file, words, sentence, capsys):
     assert sentence in error and error.count("\n") == 1
 
 
+def test_less_than_an_hour_is_said_in_minutes(config):
+    estimated, changed, cluster = planned(config)
+    named = {"device": "h100", "precision": "32-true"}
+    for hours, said in (
+        (0.5, "run         30.0 minutes"),
+        (1.25, "run         1.2 hours, 5 GPU hours"),
+    ):
+        plan = values(changed, estimated, cluster, [], named, None)
+        plan |= {"hours": hours, "gpu_hours": 4 * hours, "fed_hours": hours}
+        assert said in lines(plan)
+
+
 def test_files_of_devices(tmp_path):
     for name in ("a100", "h100", "h200", "b200", "cpu"):
         device = load_device(name)
