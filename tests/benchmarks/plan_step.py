@@ -32,6 +32,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "`emoji_clip_short`, `chunks: 4`": ("emoji_clip_short", {"model.chunks": 4}),
     "`emoji_flip_short`": ("emoji_flip_short", {}),
     "`emoji_siglip_short`": ("emoji_siglip_short", {}),
+    "`emoji_clip_short`, `model: emoji_student`": ("emoji_clip_short", {"model": "emoji_student"}),
     "`emoji_clip_short`, bf16": ("emoji_clip_short", {"trainer.precision": "bf16-mixed"}),
 }
 
