@@ -6,6 +6,7 @@ In: resolved configurations. Out: where they differ, as far as that counts: for 
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -26,7 +27,8 @@ class Role(Enum):
 
 
 # A key that is not listed TRAINS, so that a new option cannot change unnoticed when a run is
-# resumed. An entry holds for every key below it as well; `*` stands for one name.
+# resumed. An entry holds for every key below it as well; `*` stands for one name, `**` for any
+# number of them.
 _KEYS = {
     Role.SEEDS: "seed",
     Role.OPTIMIZES: "optim",
@@ -34,7 +36,7 @@ _KEYS = {
     # Always 1: accumulate_grad_batches.
     Role.HOW: "trainer.strategy trainer.plugins trainer.compile trainer.deterministic "
     "trainer.benchmark trainer.detect_anomaly trainer.inference_mode "
-    "trainer.accumulate_grad_batches model.chunks model.text_parts",
+    "trainer.accumulate_grad_batches model.chunks model.text_parts objective.**.tile_bytes",
     # A resumed run has init_from and inherit_from in its weights. Keep-lists may move; the
     # fingerprint covers the samples they keep. Samples of a stream cannot be repeated in any case.
     # Resume compares the samples of phases that are over (`check_resume`).
@@ -148,14 +150,16 @@ def names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 @cache
 def _listed(name: str) -> Role:
-    parts = name.split(".")
     for pattern, listed in ROLES.items():
-        above = pattern.split(".")
-        if len(above) <= len(parts) and all(
-            one in ("*", part) for one, part in zip(above, parts, strict=False)
-        ):
+        if _below(pattern).match(f"{name}."):
             return listed
     return Role.TRAINS
+
+
+@cache
+def _below(pattern: str) -> re.Pattern[str]:
+    names = {"*": r"[^.]+\.", "**": r"([^.]+\.)*"}
+    return re.compile("".join(names.get(n, re.escape(f"{n}.")) for n in pattern.split(".")))
 
 
 def _value(value: Any) -> Any:
