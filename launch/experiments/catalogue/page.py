@@ -192,6 +192,9 @@ def _tables(found: Results) -> list[str]:
         legend = LEGEND.format(first=first, cost=cost)
         lines += [f"## {sweep.title}", "", f"{sweep.text} {legend}".strip(), ""]
         lines += [_repeated(found, name), ""]
+        changed = found.catalogue.older.items()
+        older = [f"`{short(r)}` ({how})" for r, how in changed if r.startswith(f"{name}/")]
+        lines += [f"Of an older configuration: {'; '.join(older)}.", ""] if older else []
         lines += [*table(COLUMNS, rows), ""]
         if sweep.measures:
             lines += [*_numbers(found, name, sweep.measures), ""]

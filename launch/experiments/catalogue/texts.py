@@ -92,12 +92,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All texts."""
+    """All texts. `older`: runs whose configuration has changed since they were run, and how."""
 
     columns: tuple[Measure, ...]
     sweeps: tuple[Sweep, ...]
     methods: tuple[Method, ...]
     plots: tuple[Plot, ...] = ()
+    older: Mapping[str, str] = field(default_factory=dict)
 
     def sweep(self, name: str) -> Sweep:
         """Returns the sweep of a name; one without a text is called by it."""
@@ -135,7 +136,10 @@ def read_catalogue(folder: Path) -> Catalogue:
         Plot(name, text["title"], tuple(text["sweeps"]))
         for name, text in (head.get("plots") or {}).items()
     ]
-    return Catalogue(columns, tuple(sweeps), tuple(ordered), tuple(plots))
+    older = head.get("older") or {}
+    for run in set(older) - known:
+        raise ValueError(f"{folder}/columns.yaml: older names {run}, which is no run of any method")
+    return Catalogue(columns, tuple(sweeps), tuple(ordered), tuple(plots), older)
 
 
 def _method(

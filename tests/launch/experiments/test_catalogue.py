@@ -285,6 +285,18 @@ def test_what_a_sweep_takes_is_said(tmp_path):
     assert "The longest row, `clip`, took 5 min 00 s, all seeds." in page
 
 
+def test_results_of_an_older_configuration_are_told(tmp_path):
+    write_result(tmp_path, 0)
+    columns = catalogue_in(tmp_path) / "columns.yaml"
+    text = columns.read_text()
+    columns.write_text(f"{text}\nolder: {{short/clip: half the batch}}\n")
+    page = render(columns.parent, tmp_path / "results")["methods.md"]
+    assert "\n\nOf an older configuration: `clip` (half the batch).\n\n" in page
+    columns.write_text(f"{text}\nolder: {{short/x: half the batch}}\n")
+    with pytest.raises(ValueError, match="older names short/x, which is no run of any method"):
+        render(columns.parent, tmp_path / "results")
+
+
 def test_a_file_that_is_no_result_is_refused(tmp_path):
     write_result(tmp_path, 0)
     (tmp_path / "results" / "short" / "x.json").write_text("{")
