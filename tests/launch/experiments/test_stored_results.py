@@ -1,4 +1,4 @@
-"""The results in docs/ are those of the configurations that ship, or the page says which are not."""
+"""Results in docs/ are those of the configurations that ship, or the page says which are not."""
 
 import pytest
 
