@@ -82,5 +82,8 @@ def test_mistakes():
         groups(Prefixes(Retrieval(data, "query"), [7]))
     with pytest.raises(ValueError, match=r"k: \[0\] is not a list"):
         TextRetrieval(data, "query", "answer", k=[0])
-    with pytest.raises(ValueError, match="compares by the cosine"):
-        groups(Prefixes(Retrieval(data, "query"), [2]), metric=Metric(SquaredDistance()))
+
+
+def test_only_cosines_have_prefixes():
+    task = Prefixes(Retrieval(images(), "query"), [2])
+    assert groups(task) and not groups(task, metric=Metric(SquaredDistance()))

@@ -47,8 +47,8 @@ class PrefixMetric(Metric):
 class Prefixes(Task):
     """Measures a task with the first dimensions of embeddings: `NAME_64`, `NAME_64_GROUP`.
 
-    Every image is encoded once. Objectives whose similarity is not the cosine are refused: what a
-    prefix of theirs would be is not defined.
+    Every image is encoded once. Nothing is measured of an objective whose similarity is not the
+    cosine: a prefix of its embeddings is not defined, and objectives share suites.
 
     Args:
         task: what is measured; ranks by embeddings of images and texts.
@@ -77,7 +77,7 @@ class Prefixes(Task):
 
     def run(self, encoder: Encoder) -> Iterator[tuple[str, str, float | Outcomes | Detail]]:
         if encoder.metric.form:
-            raise ValueError("Prefixes compares by the cosine, and the objective does not")
+            return
         for width in self.widths:
             cut = replace(encoder, metric=PrefixMetric(width=width))
             cut._encoded = encoder._encoded
