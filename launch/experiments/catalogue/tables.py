@@ -10,7 +10,7 @@ from typing import Any
 
 from ....train.evaluation.measures import show_difference
 from ...config.identity import PRECISION
-from ...reporting.runs import is_evaluation, show
+from ...reporting.runs import show
 from ...reporting.tables import duration
 from .records import Record, busy_seconds, current, read_groups, value, values
 from .texts import Catalogue, Measure, Method, read_catalogue
@@ -141,7 +141,9 @@ def spread(measure: Measure, records: Sequence[Record]) -> str:
     mean = show(measure.metrics[0], statistics.fmean(found))
     if len(found) == 1:
         return mean
-    return f"{mean} ± {show(measure.metrics[0], statistics.stdev(found))}"
+    number, space, unit = mean.partition(" ")
+    deviation = show(measure.metrics[0], statistics.stdev(found)).partition(" ")[0]
+    return f"{number} ± {deviation}{space}{unit}"
 
 
 def by_seed(measure: Measure, records: Sequence[Record]) -> str:
@@ -154,8 +156,8 @@ def by_seed(measure: Measure, records: Sequence[Record]) -> str:
     mean = show(name, statistics.fmean(known))
     if len(known) == 1:
         return mean
-    unit = "%" if is_evaluation(name) else ""
-    return f"{mean} ({', '.join(show(name, each).removesuffix(unit) for each in known)})"
+    numbers = [show(name, each).partition(" ")[0].removesuffix("%") for each in known]
+    return f"{mean} ({', '.join(numbers)})"
 
 
 def provenance(run: str, config: str, records: Sequence[Record]) -> list[str]:
