@@ -10,8 +10,9 @@ over a column, InfoNCE's two halves -sum_i log P_ii and -sum_j log Q_jj have the
 Yang et al., "CLIP-KD: An Empirical Study of CLIP Model Distillation" (2024), section 3.2, has the
 gradients of means over the batch, 1/B of these, so that its weight grows with B^2; and its code
 divides by s instead of multiplying, which makes P and Q nearly uniform and takes a weight of 1e8.
-That is as strong as 1e8 / (s^4 B^2) here, 0.0023 at s = 1/0.07 and its B of 1,024. A weight of 1
-keeps a student where all embeddings are equal, and its gradients as small as a good teacher's.
+With its B of 1,024 and 512 dimensions that is as strong as 1e8 D / (512 s^4 B^2) here, 0.00057 at
+s = 1/0.07 and D = 128. A weight of 1 keeps a student where all embeddings are equal, and its
+gradients as small as a good teacher's.
 """
 
 from typing import Any

@@ -14,6 +14,7 @@ from .figures_quoted import unsupported
 from .plots import draw_all
 from .records import busy_seconds, read_groups
 from .tables import (
+    MIXED,
     OVER_SEEDS_ONLY,
     Results,
     Row,
@@ -38,7 +39,8 @@ RELY = """## What you may rely on
 
 A difference is the mean over pairs of runs with the same seed, in points; the bracket is its 95%
 interval: Student's t over seeds and test items, or, where a result does not keep the outcomes of
-its items, over seeds alone ({mark}), which holds for these very items.
+its items, over seeds alone ({mark}), which holds for these very items. {mixed} marks a difference
+of runs of which some were trained in bf16 and some in fp32.
 
 - **agrees**, **disagrees**: the interval leaves zero out, on the side that the paper claims or on
   the other. Of the {count} comparisons below, one in twenty would do so without any effect.
@@ -140,7 +142,7 @@ def _reliable(found: Results) -> list[str]:
     if reaches:
         half = 100 * statistics.median(reaches)
         reach = f"three seeds show differences from about {half:.1f} points on (the median row)."
-    lines = [RELY.format(mark=OVER_SEEDS_ONLY, reach=reach, count=len(judged)), ""]
+    lines = [RELY.format(mark=OVER_SEEDS_ONLY, mixed=MIXED, reach=reach, count=len(judged)), ""]
     rows = []
     for word in WORDS:
         chosen = [row for row in found.rows if row.verdict and row.verdict.word == word]

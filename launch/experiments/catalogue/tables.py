@@ -4,7 +4,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .texts import Catalogue, Measure, Method, read_catalogue
 from .verdicts import UNSEEN, Verdict, judge
 
 OVER_SEEDS_ONLY = "°"  # marks intervals that hold for these test items
+MIXED = "≠"  # marks differences of runs in different precision
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Results:
 
     def _judge(self, method: Method, claim: Any) -> Verdict:
         ours, theirs = self.records.get(claim.run, []), self.records.get(claim.against, [])
-        return judge(claim, ours, theirs, self.choices(method, claim.run))
+        verdict = judge(claim, ours, theirs, self.choices(method, claim.run))
+        pairs = [(a, b) for a in ours for b in theirs if a["seed"] == b["seed"]]
+        return replace(verdict, mixed=any(_precision(a) != _precision(b) for a, b in pairs))
 
     def choices(self, method: Method, run: str) -> tuple[Measure, ...]:
         """What may be read of a run, in the order in which it is compared."""
@@ -123,14 +126,15 @@ def read_all(folder: Path, results: Path) -> Results:
 
 
 def show_verdict_difference(verdict: Verdict) -> str:
-    """Returns a difference with its interval, marked if that is over seeds only."""
+    """Returns a difference with its interval, with marks."""
     assert verdict.difference and verdict.measure
     name, found = verdict.measure.metrics[0], verdict.difference
     text = show_difference(name, found.value)
+    mark = MIXED if verdict.mixed else ""
     if found.own_t is None:
-        return text
+        return text + mark
     low, high = (show_difference(name, bound) for bound in found.own_t)
-    return f"{text} [{low}, {high}]{'' if found.num_items else OVER_SEEDS_ONLY}"
+    return f"{text} [{low}, {high}]{'' if found.num_items else OVER_SEEDS_ONLY}{mark}"
 
 
 def spread(measure: Measure, records: Sequence[Record]) -> str:
@@ -168,9 +172,13 @@ def provenance(run: str, config: str, records: Sequence[Record]) -> list[str]:
     dates = sorted({record["date"][:10] for record in records})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     codes = {_code(record["commit"]) for record in records}
-    precisions = {record["identity"]["values"].get(PRECISION) or "32-true" for record in records}
+    precisions = set(map(_precision, records))
     where = ["; ".join(sorted(machines)), ", ".join(sorted(precisions)), when]
     return [f"`{run}`", f"`{config}`", samples, seconds, "; ".join([*where, *sorted(codes)])]
+
+
+def _precision(record: Record) -> str:
+    return record["identity"]["values"].get(PRECISION) or "32-true"
 
 
 def line(cells: Sequence[str]) -> str:

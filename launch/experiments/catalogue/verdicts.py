@@ -39,6 +39,7 @@ class Verdict:
         measure: that was compared; None: nothing was.
         difference: of the runs with the same seeds; None: nothing was compared.
         text: the word with its reason or its counts.
+        mixed: whether runs with the same seed were trained in different precision.
     """
 
     claim: Claim
@@ -46,6 +47,7 @@ class Verdict:
     measure: Measure | None = None
     difference: Difference | None = None
     text: str = ""
+    mixed: bool = False
 
     @property
     def interval(self) -> Interval | None:

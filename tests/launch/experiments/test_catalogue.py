@@ -285,6 +285,16 @@ def test_what_a_sweep_takes_is_said(tmp_path):
     assert "The longest row, `clip`, took 5 min 00 s, all seeds." in page
 
 
+def test_a_difference_between_precisions_is_marked(tmp_path):
+    write_seeds(tmp_path, (0.4, 0.5, 0.6))
+    write_seeds(tmp_path, (0.5, 0.6, 0.7), run="other")
+    assert "≠" not in verdict_of(render_in(tmp_path, other=OTHER))[0]
+    plain = {"values": {"optim.lr": 1, "trainer.precision": "32-true"}, "chosen": []}
+    write_result(tmp_path, 1, 0.6, run="other", identity=plain)
+    difference = verdict_of(render_in(tmp_path, other=OTHER))[0]
+    assert difference.endswith("≠")
+
+
 def test_results_of_an_older_configuration_are_told(tmp_path):
     write_result(tmp_path, 0)
     columns = catalogue_in(tmp_path) / "columns.yaml"
