@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...reporting.runs import is_evaluation
+from ...reporting.runs import is_evaluation, show
 from .records import Record, busy_seconds, value
 from .tables import Results
 from .texts import Method
@@ -168,7 +168,7 @@ def _add_shares(
         if not scores:
             continue
         all_of_it = [*scores, statistics.fmean(scores)]
-        if is_evaluation(measure.metrics[0]):
+        if show(measure.metrics[0], scores[0]).endswith("%"):
             known.shares += [100 * each for each in all_of_it]
         else:
             known.plain += all_of_it
