@@ -31,6 +31,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("file", nargs="?", metavar="FILE", help="a YAML file, or a packaged sweep")
     parser.add_argument("--limit", type=int, metavar="N", help="run at most N pairs now")
     parser.add_argument("--only", metavar="NAME", help="only this run of the sweep")
+    parser.add_argument(
+        "--precision", metavar="P", help="of every run, so that a table has one on all machines"
+    )
     parser.add_argument("--results", type=Path, default=Path("docs/results"), metavar="DIR")
     parser.add_argument("--runs", type=Path, default=Path("runs/sweep"), metavar="DIR")
     parser.add_argument("--render", action="store_true", help="write the method catalogue")
@@ -42,7 +45,10 @@ def main(argv: list[str]) -> int:
     if options.file:
         with stoppable(signal.SIGTERM):
             pairs = read_sweep(find(options.file, "sweep"), options.only)
-            runner = Runner(options.results, options.runs, options.limit, keep=keep_traces)
+            further = [f"--trainer.precision={options.precision}"] if options.precision else []
+            runner = Runner(
+                options.results, options.runs, options.limit, further=further, keep=keep_traces
+            )
             status = runner.run(pairs)
     if options.render:
         print(f"catalogue: {render_file(options.catalogue, options.results)}")

@@ -76,6 +76,7 @@ class Runner:
         limit: how many to run now, at most; None: all.
         jobs: how many at a time, each with its share of the cores and GPUs.
         command: the command line that trains a pair in a folder.
+        further: arguments of every command line that are no part of the pairs.
         leftover: what to do about the folder before.
         keep: copies what is to survive of a run's folder beside the result, and returns further
             entries of it.
@@ -86,6 +87,7 @@ class Runner:
     limit: int | None = None
     jobs: int = 1
     command: Command = fit_command
+    further: Sequence[str] = ()
     leftover: Callable[[Path], None] = start_anew
     keep: Callable[[Path, Path], dict[str, Any]] = keep_nothing
     _num_run: int = field(default=0, init=False)
@@ -161,7 +163,7 @@ class Runner:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         print(f"{head}: runs, output in {log}", flush=True)
         code, start = commit(), time.monotonic()
-        status = self._call(self.command(pair, run_dir), log, share)
+        status = self._call([*self.command(pair, run_dir), *self.further], log, share)
         if self._stopping:
             return True
         summary = run_dir / "summary.json"

@@ -276,6 +276,24 @@ def test_the_command_line_of_a_pair(bench):
     ]
 
 
+def test_a_precision_for_all_machines(bench, monkeypatch):
+    """`auto` may differ from one machine to the next, and a table is to have one."""
+    bench.write(clip={"config": "emoji_clip_short", "seeds": [0]})
+    called = []
+
+    def call(_, command, log, share):
+        called.append(command)
+        log.touch()
+        return 1
+
+    monkeypatch.setattr(Runner, "_call", call)
+    folders = ["--results", str(bench.results), "--runs", str(bench.folder / "runs")]
+    assert main([str(bench.file), *folders, "--precision", "bf16-mixed"]) == 1
+    assert main([str(bench.file), *folders]) == 1
+    named, left = called
+    assert named == [*left, "--trainer.precision=bf16-mixed"]
+
+
 def test_the_shipped_sweeps_are_what_the_catalogue_expects():
     methods = read_catalogue(provenance.ROOT / "docs" / "methods").methods
     named = {run: config for method in methods for run, config in method.runs.items()}
