@@ -64,6 +64,7 @@ REPEAT = (
     "(processor time; time on the clock where a result has no other). The longest row, "
     "`{longest}`, took {most}, all seeds."
 )
+BREAK = "<br>"  # within a cell
 IMAGES = "images/of_{}"
 AGAINST = {"pairs": "accuracy against pairs seen", "compute": "accuracy against compute"}
 CAPTION = """A point is the mean of a run's seeds, the line through it spans them; a run whose
@@ -152,9 +153,9 @@ def _reliable(found: Results) -> list[str]:
             assert row.verdict is not None
             reason = row.verdict.claim.unseen if word == UNSEEN else ""
             reasons.setdefault(reason, []).append(_named(row))
-        named = ["; ".join(names) + (f": {why}" if why else "") for why, names in reasons.items()]
+        named = [BREAK.join(names) + (f": {why}" if why else "") for why, names in reasons.items()]
         if named:
-            rows.append([f"**{word}**", str(len(chosen)), ". ".join(named)])
+            rows.append([f"**{word}**", str(len(chosen)), BREAK.join(named)])
     if rows:
         lines += table(("Verdict", "Rows", "Methods"), rows)
     if found.missing:

@@ -72,7 +72,7 @@ def judge(
     offered = choices if claim.measure is None else [claim.measure]
     measure = next((m for m in offered if values(m, mine) and values(m, other)), None)
     if measure is None:
-        return Verdict(claim, MISSING, text=MISSING)
+        return Verdict(claim, MISSING, claim.measure, text=MISSING)
     difference = difference_of(measure, mine, other)
     for records, prefix in ((ours, ""), (theirs, "baseline ")):
         if dead := sum(map(has_collapsed, records)):

@@ -248,6 +248,16 @@ def test_a_measure_of_its_own(tmp_path):
     assert "| Run | Attacks that succeed |" in section
 
 
+def test_what_a_claim_reads_is_named_before_it_was_measured(tmp_path):
+    write_seeds(tmp_path, CLIP_SCORES, run="other")
+    measures = [{"title": title, "metrics": [f"emoji/{title}/top1"]} for title in ("tone", "group")]
+    claims = [CLAIM | {"measure": title} for title in ("tone", "group")]
+    page = render_in(tmp_path, other=OTHER | {"measures": measures, "claims": claims})
+    rows = [line.split("|")[2:7] for line in page.splitlines() if line.startswith("| [Another]")]
+    compared = [" `other` against `clip`: tone ", " `other` against `clip`: group "]
+    assert rows == [[each, " - ", "  ", "  ", " not measured "] for each in compared]
+
+
 def test_a_sweeps_own_measures_come_first_and_have_a_table(tmp_path):
     measure = {"title": "R@1", "metrics": ["emoji/retrieval/text_to_image_recall@1"]}
     columns = COLUMNS | {"sweeps": {"short": {"title": "Short runs", "measures": [measure]}}}
