@@ -6,8 +6,8 @@ thousands separator, or one that counts points, times or seconds; `12, 13 and 14
 right if, rounded as it is written, it is a measure of one seed or the mean or deviation over seeds;
 if it is signed or counts points, the difference of a claim's two runs, of one seed or the mean; if
 it counts times, the ratio of their costs; else a logged loss, norm or scale, a number of pairs, a
-time, or a setting. What comes from elsewhere stands under `elsewhere`, with its source: a file of
-the documentation must have it, too.
+time, or a setting. What comes from elsewhere stands under `elsewhere`, with its source: a page of
+the documentation, or the section of one that is named, must have it, too.
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import Any
 
 from ...reporting.runs import is_evaluation, show
 from .records import Record, busy_seconds, value
-from .tables import Results
+from .tables import Results, slug
 from .texts import Method
 
 NUMBER = re.compile(
@@ -90,8 +90,7 @@ def unsupported(found: Results, method: Method, docs: Path) -> list[str]:
     texts = {figure.text for figure in quoted}
     told = []
     for source, listed in method.elsewhere.items():
-        file = docs / source.partition(" ")[0].removeprefix("docs/")
-        content = file.read_text(encoding="utf-8") if file.is_file() else None
+        content = _page(docs, source)
         for text in listed:
             if text not in texts:
                 told.append(f"{text} is listed under elsewhere and not in the text")
@@ -106,6 +105,17 @@ def unsupported(found: Results, method: Method, docs: Path) -> list[str]:
         if figure.text not in elsewhere and not known.has(figure)
     ]
     return [f"{method.stem}.yaml: {each}" for each in dict.fromkeys(told)]
+
+
+def _page(docs: Path, source: str) -> str | None:
+    """Returns a source of figures, `PAGE` or `PAGE#SECTION`; None: it is no page."""
+    name, _, anchor = source.partition(" ")[0].removeprefix("docs/").partition("#")
+    if not (docs / name).is_file():
+        return None
+    content = (docs / name).read_text(encoding="utf-8")
+    sections = re.split(r"^#+ (?=.)", content, flags=re.M)
+    named = [part for part in sections if slug(part.partition("\n")[0]) == anchor]
+    return "".join(named) if anchor else content
 
 
 def figures(text: str) -> list[Figure]:

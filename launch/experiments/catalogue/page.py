@@ -1,8 +1,8 @@
 """Renders results and the catalogue's texts as `docs/methods.md`.
 
 First what a reader may rely on, then a table a sweep, then each method: its text, its numbers by
-seed, and where they were measured; `further.md`, if there is one, ends the page. The output depends
-on these files alone, so a test can compare it with what is checked in.
+seed, and where they were measured. The output depends on these files alone, so a test can compare
+it with what is checked in.
 """
 
 import statistics
@@ -125,9 +125,6 @@ def _page(found: Results, folder: Path, results: Path, drawings: Mapping[str, st
         lines += ["", *_section(found, method)]
         if (name := f"{images}/{method.stem}.svg") in drawings:
             lines += ["", f"![Curves of {method.title}]({name})"]
-    further = folder / "further.md"
-    if further.is_file():
-        lines += ["", further.read_text(encoding="utf-8").strip()]
     return "\n".join(lines) + "\n"
 
 

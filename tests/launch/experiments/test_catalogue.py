@@ -329,11 +329,6 @@ def test_the_page_is_written_beside_the_catalogue(tmp_path):
     assert render_file(tmp_path / "methods", tmp_path / "results").read_text() == page
 
 
-def test_a_further_text_ends_the_page(tmp_path):
-    (catalogue_in(tmp_path) / "further.md").write_text("## More\n\nA picture.\n\n")
-    assert render_in(tmp_path).endswith("\n\n## More\n\nA picture.\n")
-
-
 def test_the_page_in_docs_is_up_to_date():
     docs = ROOT / "docs"
     for name, content in render(docs / "methods", docs / "results").items():

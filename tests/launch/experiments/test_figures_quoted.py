@@ -117,6 +117,17 @@ def test_figures_from_elsewhere_have_a_source_that_has_them(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("anchor", "has_it"),
+    [("", True), ("#how-it-starts", True), ("#the-end", False), ("#no", False)],
+)
+def test_a_source_may_be_a_section(tmp_path, anchor, has_it):
+    (tmp_path / "page.md").write_text("# Page\n\n## How it starts\n\n41.8%\n\n## The end\n\n7%\n")
+    source = f"docs/page.md{anchor}"
+    sentences = told(tmp_path, "41.8% at the start", elsewhere={source: ["41.8%"]})
+    assert sentences == ([] if has_it else [f"other.yaml: 41.8% is not in {source}"])
+
+
 DOCS = ROOT / "docs"
 CATALOGUE = read_catalogue(DOCS / "methods")
 
